@@ -1,0 +1,100 @@
+"""The command line: `sga VERB …`, also `python -m sga VERB …`. Heavy imports happen inside the verbs."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from sga import __version__
+
+USAGE = """\
+usage: sga VERB [options]        (sga VERB --help lists a verb's options)
+
+Make a causal language model forget chosen data and keep everything else,
+by Smoothed Gradient Ascent and its controls.
+
+train and evaluate (LightningCLI: --config FILE, and any setting as a flag)
+  fit        train: unlearn, or make a target or retain model
+  validate   evaluate a Hugging Face folder or a checkpoint, without training
+  test       evaluate every row once after training
+  predict    write greedy answers as JSON Lines
+
+look
+  data show  print what the model sees: tokens, answer tokens, groups
+  report     draw runs as one self-contained HTML page
+
+try it
+  demo       do all of it on built-in data, with nothing to download
+
+  sga demo
+  sga fit --config configs/tofu/phi-1.5-sga.yaml --data.root PATH/TO/TOFU
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one verb and returns the exit code: 0, 2 for what the user can mend, 1 for a run that failed."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(USAGE, end="")
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        print(f"sga {__version__}")
+        return 0
+    verb, rest = arguments[0], arguments[1:]
+    run = _verbs().get(verb)
+    if run is None:
+        print(f"sga: error: there is no verb {verb!r}; choose from {', '.join(_verbs())}", file=sys.stderr)
+        return 2
+    from sga.errors import DivergenceError, UserError
+
+    try:
+        return run(rest)
+    except UserError as error:
+        if os.environ.get("SGA_TRACEBACK"):
+            raise
+        print(f"sga: error: {error}", file=sys.stderr)
+        return 2
+    except DivergenceError as error:
+        print(f"sga: stopped: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("sga: interrupted", file=sys.stderr)
+        return 130
+
+
+def _verbs() -> dict[str, Callable[[Sequence[str]], int]]:
+    lightning = {verb: _lightning(verb) for verb in ("fit", "validate", "test", "predict")}
+    return {**lightning, "data": _data, "report": _report, "demo": _demo}
+
+
+def _lightning(verb: str) -> Callable[[Sequence[str]], int]:
+    def run(arguments: Sequence[str]) -> int:
+        from sga.cli import run_verb
+
+        run_verb([verb, *arguments])
+        return 0
+
+    return run
+
+
+def _data(arguments: Sequence[str]) -> int:
+    from sga.show import main as show
+
+    return show(arguments)
+
+
+def _report(arguments: Sequence[str]) -> int:
+    from sga.report.command import main as report
+
+    return report(arguments)
+
+
+def _demo(arguments: Sequence[str]) -> int:
+    from sga.demo import main as demo
+
+    return demo(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

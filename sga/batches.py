@@ -1,0 +1,166 @@
+"""Batches of token ids, and the loader that cuts an epoch into them.
+
+An optimiser step sees `batch_size` groups, whatever the number of processes and the size of a forward pass: the loader
+cuts each step's groups into micro-batches, and `Batch.scale` carries what makes the sum of their losses the mean over
+the step's groups. So loss and gradient depend on none of micro-batch size, accumulation, padding and world size, also
+in the last, smaller step of an epoch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sga.encoding import Encoded
+from sga.errors import UserError
+
+
+@dataclass  # not frozen: Lightning moves and converts dataclasses field by field
+class Batch:
+    """B groups of K sequences, flattened; row b·K is the forget sample of group b.
+
+    Attributes:
+        input_ids: [B*K, T], padded on the right.
+        attention_mask: [B*K, T], 1 on real tokens; from lengths, because pad and end-of-sequence may be the same id.
+        answer_mask: [B*K, T], True on answer tokens, the end-of-sequence token included. Column 0 is always False.
+        group_size: K.
+        scale: Factor on the mean loss over these B groups (see the module's first paragraph); 1 for a whole step.
+        tokens: Number of real tokens.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    answer_mask: Tensor
+    group_size: int
+    scale: float
+    tokens: int
+
+    def forget_only(self) -> Batch:
+        """The same groups without their normal samples (K = 1), for losses that do not read them."""
+        if self.group_size == 1:
+            return self
+        attention = self.attention_mask[:: self.group_size]
+        width = int(attention.sum(dim=1).max())
+        return replace(
+            self,
+            input_ids=self.input_ids[:: self.group_size, :width],
+            attention_mask=attention[:, :width],
+            answer_mask=self.answer_mask[:: self.group_size, :width],
+            group_size=1,
+            tokens=int(attention.sum()),
+        )
+
+
+def collate(groups: Sequence[Sequence[Encoded]], scale: float = 1.0, pad_id: int = 0) -> Batch:
+    """Pads B groups of K sequences on the right into one batch."""
+    group_size = len(groups[0])
+    rows = [sequence for group in groups for sequence in group]
+    assert len(rows) == group_size * len(groups), "groups of one size"
+    lengths = torch.tensor([len(row.ids) for row in rows])
+    prompts = torch.tensor([row.prompt_length for row in rows])
+    width = int(lengths.max())
+    input_ids = torch.full((len(rows), width), pad_id, dtype=torch.long)
+    for index, row in enumerate(rows):
+        input_ids[index, : len(row.ids)] = torch.tensor(row.ids)
+    position = torch.arange(width)
+    attention = position < lengths[:, None]  # [B*K, T]
+    return Batch(
+        input_ids=input_ids,
+        attention_mask=attention.long(),
+        answer_mask=attention & (position >= prompts[:, None]),
+        group_size=group_size,
+        scale=scale,
+        tokens=int(lengths.sum()),
+    )
+
+
+class GroupLoader:
+    """Iterates over the micro-batches of one epoch, in an order drawn from (seed, epoch), and can stop and go on.
+
+    Lightning keeps `state_dict` in its checkpoints, so a run resumes at the micro-batch where it stopped.
+
+    Args:
+        groups: The encoded groups.
+        batch_size: Groups per optimiser step over all processes.
+        micro_batch_size: Groups per forward pass and process; None takes the step's groups in one pass.
+        seed: Seed of the order.
+        rank: This process.
+        world_size: Number of processes.
+        pad_id: Id that fills up short rows; never attended to.
+    """
+
+    def __init__(
+        self,
+        groups: Sequence[Sequence[Encoded]],
+        batch_size: int,
+        micro_batch_size: int | None,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        pad_id: int = 0,
+    ) -> None:
+        if not groups:
+            raise UserError("there is nothing to train on: the training splits hold no record")
+        for name, value in (("batch_size", batch_size), ("micro_batch_size", micro_batch_size)):
+            if value is not None and value < 1:
+                raise UserError(f"{name} must be at least 1, got {value}")
+        self.groups = groups
+        self.batch_size = batch_size
+        self.micro_batch_size = micro_batch_size or math.ceil(batch_size / world_size)
+        self.seed, self.rank, self.world_size, self.pad_id = seed, rank, world_size, pad_id
+        self.epoch = 0
+        self.position = 0  # micro-batches of this epoch that were handed out
+
+    @property
+    def accumulation(self) -> int:
+        """Micro-batches of each process in a full optimiser step."""
+        return math.ceil(self.batch_size / (self.micro_batch_size * self.world_size))
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimiser steps of an epoch."""
+        return math.ceil(len(self.groups) / self.batch_size)
+
+    def __len__(self) -> int:
+        full, rest = divmod(len(self.groups), self.batch_size)
+        return full * self.accumulation + math.ceil(rest / (self.micro_batch_size * self.world_size))
+
+    def __iter__(self) -> Iterator[Batch]:
+        if self.position >= len(self):
+            self.epoch, self.position = self.epoch + 1, 0
+        for number, (indices, scale) in enumerate(self._plan(self.epoch)):
+            if number < self.position:
+                continue
+            self.position = number + 1
+            yield collate([self.groups[index] for index in indices], scale, self.pad_id)
+
+    def _plan(self, epoch: int) -> Iterator[tuple[list[int], float]]:
+        """Group indices and scale of each of this process's micro-batches."""
+        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.groups)).tolist()
+        for start in range(0, len(order), self.batch_size):
+            step = order[start : start + self.batch_size]
+            mine = step[self.rank :: self.world_size]
+            passes = math.ceil(len(step) / (self.micro_batch_size * self.world_size))
+            for number in range(passes):
+                part = mine[number * self.micro_batch_size : (number + 1) * self.micro_batch_size]
+                # Lightning divides by the accumulation and averages over processes; the scale undoes both. A process
+                # that has run out of groups takes part with weight 0, because gradients are exchanged by all.
+                scale = len(part) * self.accumulation * self.world_size / len(step)
+                yield (part or step[:1]), scale
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"epoch": self.epoch, "position": self.position, "seed": self.seed, "groups": len(self.groups)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if (state["seed"], state["groups"]) != (self.seed, len(self.groups)):
+            raise UserError(
+                f"the checkpoint was made with seed {state['seed']} on {state['groups']} groups, this run has seed "
+                f"{self.seed} and {len(self.groups)} groups; resume with the configuration of the run folder"
+            )
+        self.epoch, self.position = state["epoch"], state["position"]

@@ -1,0 +1,37 @@
+"""The unlearned model in Hugging Face format."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+
+
+class HuggingFaceExport(pl.Callback):
+    """Writes ``model/`` into the run folder when training ends: weights as safetensors, configuration, tokenizer."""
+
+    def __init__(self, enabled: bool = True) -> None:
+        """Notes the switch.
+
+        Args:
+            enabled: False leaves the Lightning checkpoint as the only copy of the weights.
+        """
+        self.enabled = enabled
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.enabled and trainer.is_global_zero:
+            export(pl_module, Path(trainer.default_root_dir) / "model")
+        trainer.strategy.barrier("export")
+
+
+def export(module: Any, folder: Path) -> None:
+    """Writes a module's model and tokenizer in Hugging Face format; the folder is complete or not there."""
+    unfinished = folder.with_name(f".{folder.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    module.model.save_pretrained(unfinished)
+    module.data.tokenizer.save_pretrained(unfinished)
+    if folder.exists():
+        shutil.rmtree(folder)
+    unfinished.rename(folder)

@@ -1,0 +1,211 @@
+"""The run folder: what a run leaves for people, reports and later runs."""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import torch
+import transformers
+from lightning.pytorch.loggers import TensorBoardLogger
+
+import sga
+from sga.callbacks.evaluation import Evaluation
+from sga.datamodule import PAIRS_FILE
+from sga.errors import UserError
+from sga.evaluation.metrics import frontier_area, frontier_area_ks
+from sga.files import write_json, write_text
+from sga.groups import record_hash, write_groups
+
+
+class RunFiles(pl.Callback):
+    """Writes run.json, pairs.jsonl, metrics.jsonl, metrics.json, rows.jsonl and predictions.jsonl, whole or not at all.
+
+    Evaluations are keyed by step: one that is made again after a resume replaces the old one.
+    """
+
+    def __init__(
+        self,
+        folder: str = "runs/unnamed",
+        role: Literal["unlearn", "target", "retain"] = "unlearn",
+        texts: bool = True,
+        sample_texts: int = 4,
+    ) -> None:
+        """Notes the settings.
+
+        Args:
+            folder: Where everything of this run goes.
+            role: What the run makes: an unlearned model, the target (trained on everything) or the retain model
+                (trained without the forget data, the reference of forget quality).
+            texts: False keeps questions, answers and generations out of the folder: hashes and numbers only.
+            sample_texts: How many greedy answers of the forget set go to TensorBoard as text.
+        """
+        self.folder = Path(folder)
+        self.role = role
+        self.texts = texts
+        self.sample_texts = sample_texts
+        self._started = time.monotonic()
+
+    # ---- the start of a run ------------------------------------------------------------------------------------
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self._started = time.monotonic()
+        if stage == "predict" or not trainer.is_global_zero:
+            return
+        module: Any = pl_module
+        data = module.data
+        folder = self.folder_of(stage)
+        folder.mkdir(parents=True, exist_ok=True)
+        if stage == "fit" and any(group.normals for group in data.groups) and not (folder / PAIRS_FILE).exists():
+            write_groups(folder / PAIRS_FILE, data.groups, self.texts)
+        parameters = {
+            name: value
+            for name, value in (vars(module.loss) if module.loss is not None else {}).items()
+            if not name.startswith("_") and name not in ("training", "uses_normals")
+        }
+        write_json(
+            folder / "run.json",
+            {
+                "name": self.folder.name,
+                "verb": stage,
+                "role": self.role,
+                "method": type(module.loss).__name__ if module.loss is not None else None,
+                "parameters": parameters,
+                "seed": data.seed,
+                "group_size": data.group_size,
+                "benchmark": data.benchmark.name,
+                "model": getattr(module.language_model, "name_or_path", type(module.language_model).__name__),
+                "reference": next((c.reference_path for c in trainer.callbacks if hasattr(c, "reference_path")), None),
+                "texts": self.texts,
+                "forget_records": len(data.benchmark.training["forget"]),
+                "retain_records": len(data.benchmark.training["retain"]),
+                "evaluation": data.evaluation_data(every_row=stage == "test").settings,
+                "versions": {
+                    "sga": sga.__version__,
+                    "torch": torch.__version__,
+                    "lightning": pl.__version__,
+                    "transformers": transformers.__version__,
+                    "python": platform.python_version(),
+                },
+                "device": _device(trainer),
+                "processes": trainer.world_size,
+            },
+        )
+
+    def folder_of(self, stage: str) -> Path:
+        """``sga test`` writes to a folder of its own inside the run's, everything else to the run's."""
+        return self.folder / "test" if stage == "test" else self.folder
+
+    # ---- evaluations -------------------------------------------------------------------------------------------
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._write(trainer, pl_module, self.folder)
+
+    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._write(trainer, pl_module, self.folder_of("test"))
+
+    def _write(self, trainer: pl.Trainer, pl_module: Any, folder: Path) -> None:
+        if not trainer.is_global_zero:
+            return
+        evaluation: Evaluation = pl_module.evaluation
+        step = trainer.global_step
+        # At the end of an epoch the current one is complete, but Lightning has not counted it yet.
+        steps_per_epoch = pl_module.data.steps_per_epoch if trainer.state.fn == "fit" else 0
+        epoch = round(step / steps_per_epoch, 6) if steps_per_epoch else 0.0
+        point = {
+            "step": step,
+            "epoch": epoch,
+            "seconds": round(time.monotonic() - self._started, 3),
+            **evaluation.metrics,
+        }
+        points = [old for old in _lines(folder / "metrics.jsonl") if old["step"] < step] + [point]
+        rows = [old for old in _lines(folder / "rows.jsonl") if old["step"] < step]
+        for (name, record_id), values in evaluation.rows.items():
+            record = evaluation.texts[name, record_id]
+            if self.texts:
+                texts = {"question": record.question, "answer": record.answer}
+            else:
+                texts = {"sha256": record_hash(record)}
+                values = {key: value for key, value in values.items() if key != "generation"}
+            rows.append({"step": step, "set": name, "id": record_id, **texts, **values})
+        write_text(folder / "rows.jsonl", _jsonl(rows))
+        write_text(folder / "metrics.jsonl", _jsonl(points))
+        write_json(folder / "metrics.json", _summary(points, evaluation))
+        self._log(trainer, evaluation, step)
+
+    def _log(self, trainer: pl.Trainer, evaluation: Evaluation, step: int) -> None:
+        for logger in trainer.loggers:
+            logger.log_metrics(evaluation.metrics, step=step)
+            if isinstance(logger, TensorBoardLogger) and self.texts:
+                shown = [(key, row) for key, row in evaluation.rows.items() if key[0] == "forget" and "generation" in row]
+                for key, row in shown[: self.sample_texts]:
+                    record = evaluation.texts[key]
+                    logger.experiment.add_text(
+                        f"generations/{key[1]}",
+                        f"**{record.question}**\n\nanswer: {record.answer}\n\nmodel: {row['generation']}",
+                        step,
+                    )
+
+    # ---- predictions -------------------------------------------------------------------------------------------
+
+    def on_predict_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        plan = pl_module.data.plan("predict")
+        mine = [pair for batch in trainer.predict_loop.predictions for pair in batch]
+        parts: list[Any] = [mine]
+        if trainer.world_size > 1:
+            parts = [None] * trainer.world_size
+            torch.distributed.all_gather_object(parts, mine)
+        if not trainer.is_global_zero:
+            return
+        generated = {plan.requests[index].question: text for part in parts for index, text in part}
+        sets = pl_module.data.evaluation_data(every_row=True).sets
+        lines = [
+            {"set": name, "id": record.id, "question": record.question, "answer": record.answer,
+             "generation": generated[record.question]}
+            for name in pl_module.data.predict_sets
+            for record in sets[name]
+            if record.question in generated
+        ]  # fmt: skip
+        path = self.folder / "predictions.jsonl"
+        write_text(path, _jsonl(lines))
+        print(f"{len(lines)} answers written to {path}")
+
+
+def _summary(points: list[dict[str, Any]], evaluation: Evaluation) -> dict[str, Any]:
+    """metrics.json: the last evaluation, the frontier area over all of them, and what is absent and why."""
+    summary: dict[str, Any] = {"chosen": "the last evaluation", **points[-1]}
+    prefix = next((key.split("/")[0] for key in points[-1] if key.endswith("/model_utility")), None)
+    trade_off = [
+        (point[f"{prefix}/forget_quality_log10"], 1 - point[f"{prefix}/ks_statistic"], point[f"{prefix}/model_utility"])
+        for point in points
+        if f"{prefix}/forget_quality_log10" in point and f"{prefix}/model_utility" in point
+    ]
+    if trade_off:
+        summary["frontier_area"] = frontier_area([(quality, utility) for quality, _, utility in trade_off])
+        summary["frontier_area_ks"] = frontier_area_ks([(near, utility) for _, near, utility in trade_off])
+    summary["absent"] = evaluation.absent
+    return summary
+
+
+def _device(trainer: pl.Trainer) -> str:
+    device = trainer.strategy.root_device
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: not JSON Lines ({error}); move it away to go on") from None
+
+
+def _jsonl(rows: list[dict[str, Any]]) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+
+

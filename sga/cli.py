@@ -1,0 +1,183 @@
+"""LightningCLI for fit, validate, test and predict: what is always there, what is linked, where a run goes."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+import yaml
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from sga.callbacks import (
+    Evaluator,
+    ForgetQuality,
+    HuggingFaceExport,
+    MembershipInference,
+    ModelUtility,
+    Perplexity,
+    RunFiles,
+)
+from sga.datamodule import UnlearningData
+from sga.errors import UserError
+from sga.files import write_text
+from sga.module import UnlearningModule
+
+CONFIG_FILE = "config.yaml"
+CHECKPOINTS = "checkpoints"
+
+
+class UnlearningCLI(LightningCLI):
+    """The four Lightning verbs, with the run folder, checkpoints and metric callbacks always present."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_lightning_class_args(RunFiles, "run")
+        parser.add_lightning_class_args(ForgetQuality, "forget_quality")
+        parser.add_lightning_class_args(ModelUtility, "model_utility")
+        parser.add_lightning_class_args(MembershipInference, "membership_inference")
+        parser.add_lightning_class_args(Perplexity, "perplexity")
+        parser.add_lightning_class_args(HuggingFaceExport, "export")
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.set_defaults(
+            {
+                # Only the last checkpoint by default: one of a 7 B model with its optimiser takes 84 GB.
+                "checkpoint.save_last": True,
+                "checkpoint.save_top_k": 0,
+                "checkpoint.filename": "{step}",
+                "checkpoint.auto_insert_metric_name": True,
+                "checkpoint.enable_version_counter": False,
+            }
+        )
+        parser.link_arguments("run.folder", "checkpoint.dirpath", compute_fn=_checkpoint_folder)
+        parser.link_arguments("run.folder", "trainer.default_root_dir", compute_fn=str)
+        parser.link_arguments("model.language_model", "data.language_model")
+        parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
+
+    def before_instantiate_classes(self) -> None:
+        config = self.config[self.subcommand]
+        if config.trainer.precision is None:
+            gpu = torch.cuda.is_available() and config.trainer.accelerator in ("auto", "gpu", "cuda")
+            config.trainer.precision = "bf16-mixed" if gpu else "32-true"
+        if self.subcommand == "fit":
+            _check_folder(Path(config.run.folder), config.ckpt_path, _plain(self._parser("fit"), config))
+        elif config.ckpt_path not in (None, "last") and not Path(config.ckpt_path).is_file():
+            raise UserError(f"--ckpt_path {config.ckpt_path}: no such file")
+
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+        config = self._get(self.config_init, "trainer")
+        if config["logger"] in (None, True):
+            folder = self._get(self.config_init, "run").folder
+            kwargs["logger"] = (
+                TensorBoardLogger(folder, name="tensorboard", version="") if self.subcommand == "fit" else False
+            )
+        trainer: pl.Trainer = super().instantiate_trainer(**kwargs)
+        return trainer
+
+
+class _SaveConfig(SaveConfigCallback):
+    """Writes the resolved configuration into the run folder."""
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if trainer.is_global_zero and stage != "predict":
+            run_files = next(callback for callback in trainer.callbacks if isinstance(callback, RunFiles))  # type: ignore[attr-defined]
+            text = self.parser.dump(self.config, skip_none=False)
+            write_text(run_files.folder_of(stage) / CONFIG_FILE, text)
+
+
+def _checkpoint_folder(folder: str) -> str:
+    return str(Path(folder) / CHECKPOINTS)
+
+
+def _plain(parser: LightningArgumentParser, config: Any) -> dict[str, Any]:
+    values = yaml.safe_load(parser.dump(config, skip_none=False, skip_validation=True))
+    assert isinstance(values, dict)
+    return values
+
+
+def _check_folder(folder: Path, checkpoint: str | None, config: dict[str, Any]) -> None:
+    """Refuses to write over a run, and to resume one under another model, method, data or seed."""
+    stored = folder / CONFIG_FILE
+    if checkpoint is None:
+        if stored.exists() or (folder / CHECKPOINTS).exists():
+            raise UserError(
+                f"{folder} already holds a run: go on with it (--ckpt_path last), choose another folder (--run.folder), "
+                "or delete it"
+            )
+        return
+    if checkpoint != "last" and not Path(checkpoint).is_file():
+        raise UserError(f"--ckpt_path {checkpoint}: no such file (`last` takes the run folder's own)")
+    if not stored.exists():
+        return
+    before = yaml.safe_load(stored.read_text(encoding="utf-8"))
+    differences = [
+        f"{name}: {old!r} before, {new!r} now"
+        for part in ("seed_everything", "model", "data")
+        for name, old, new in _differences(part, before.get(part), config.get(part))
+    ]
+    if differences:
+        raise UserError(
+            f"{folder} was started with another configuration and cannot go on with this one "
+            f"({'; '.join(differences[:5])}); resume with --config {stored}, or choose another --run.folder"
+        )
+
+
+def _differences(name: str, old: Any, new: Any) -> list[tuple[str, Any, Any]]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        return [
+            found
+            for key in sorted({*old, *new})
+            for found in _differences(f"{name}.{key}", old.get(key), new.get(key))
+        ]
+    return [] if old == new else [(name, old, new)]
+
+
+def run_verb(arguments: Sequence[str]) -> UnlearningCLI:
+    """Parses and runs ``[verb, *options]``; the finished CLI object holds trainer, model and data."""
+    return _cli(arguments, run=True)
+
+
+def configured(arguments: Sequence[str]) -> UnlearningCLI:
+    """Parses options of `fit` and makes its objects without running anything."""
+    return _cli(arguments, run=False)
+
+
+def _cli(arguments: Sequence[str], run: bool) -> UnlearningCLI:
+    _quiet()
+    verbs = ("fit", "validate", "test", "predict")
+    options: dict[str, Any] = {"prog": "sga"} if not run else {verb: {"prog": f"sga {verb}"} for verb in verbs}
+    return UnlearningCLI(
+        UnlearningModule,
+        UnlearningData,
+        save_config_callback=_SaveConfig,
+        seed_everything_default=0,
+        auto_configure_optimizers=False,
+        load_from_checkpoint_support=False,
+        parser_kwargs=options,
+        trainer_defaults={
+            "callbacks": [Evaluator()],
+            "max_epochs": 5,  # TOFU's
+            "num_sanity_val_steps": -1,  # the evaluation before the first step
+            "log_every_n_steps": 1,
+            "enable_model_summary": False,
+            "use_distributed_sampler": False,  # the loaders deal rows to processes themselves
+        },
+        args=list(arguments),
+        run=run,
+    )
+
+
+def _quiet() -> None:
+    """Silences notices that a user of this program can do nothing about."""
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
+        lambda record: "LitLogger" not in record.getMessage() and "litlogger" not in record.getMessage()
+    )
+    warnings.filterwarnings("ignore", message=".*LightningCLI's args parameter.*")
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*treespec.*", category=DeprecationWarning)
+    warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")

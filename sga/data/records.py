@@ -1,0 +1,177 @@
+"""The one record type that every benchmark is read into, and the JSONL form of it."""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sga.errors import UserError
+
+EVALUATION_SETS = ("forget", "retain", "real_authors", "world_facts", "holdout")
+"""Names of the sets that metrics refer to. A benchmark has those of them that its data allows."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One question with its answer, or one passage of plain text.
+
+    Attributes:
+        id: Unique within its benchmark and stable between runs, such as ``"forget10/17"``.
+        question: The question; empty for a passage of plain text.
+        answer: The answer, or the passage. Never empty.
+        paraphrased_answer: The same answer in other words (TOFU's truth ratio); None where there is none.
+        perturbed_answers: Wrong answers of the same form as the paraphrase (TOFU's truth ratio).
+    """
+
+    id: str
+    question: str
+    answer: str
+    paraphrased_answer: str | None = None
+    perturbed_answers: tuple[str, ...] = ()
+
+    @property
+    def is_text(self) -> bool:
+        """True for a passage of plain text, whose every token but the first is scored."""
+        return not self.question
+
+    @property
+    def content(self) -> tuple[str, str]:
+        """What makes two records the same for training: question and answer, white space and case apart."""
+        return " ".join(self.question.split()).casefold(), " ".join(self.answer.split()).casefold()
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Records by purpose.
+
+    Attributes:
+        name: Prefix of the metric names: ``"tofu"``, ``"authors"``, ``"own"``.
+        training: Records by split that a model may be trained on. Always has ``"forget"`` and ``"retain"``; the latter
+            is the pool that normal samples are drawn from. May have ``"real_authors"`` and ``"world_facts"``.
+        evaluation: Records by evaluation set, a subset of ``EVALUATION_SETS``.
+        absent: For each evaluation set that is not there, why not.
+    """
+
+    name: str
+    training: Mapping[str, tuple[Record, ...]]
+    evaluation: Mapping[str, tuple[Record, ...]]
+    absent: Mapping[str, str] = field(default_factory=dict)
+
+
+class Source(ABC):
+    """Where a benchmark comes from. Implementations are frozen dataclasses, chosen by class path in a config."""
+
+    @abstractmethod
+    def load(self, root: str | None) -> Benchmark:
+        """Reads the benchmark; `root` is the folder that the user points to, None where none was given."""
+
+
+def read_jsonl(path: str | Path) -> list[tuple[int, dict[str, Any]]]:
+    """Reads one JSON object a line and keeps the line numbers (from 1); blank lines are allowed.
+
+    Raises:
+        UserError: the file is missing, not UTF-8, or a line is not a JSON object; names file and line.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    rows: list[tuple[int, dict[str, Any]]] = []
+    with path.open("rb") as file:
+        for number, raw in enumerate(file, start=1):
+            try:
+                line = raw.decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise UserError(f"{path}:{number}: not UTF-8 ({error.reason}); save the file as UTF-8") from None
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise UserError(
+                    f"{path}:{number}: not JSON ({error.msg}, column {error.colno}); "
+                    "the file needs one complete JSON object a line"
+                ) from None
+            if not isinstance(row, dict):
+                raise UserError(f"{path}:{number}: expected a JSON object, found {type(row).__name__}")
+            rows.append((number, row))
+    return rows
+
+
+def record_from_row(row: Mapping[str, Any], record_id: str, where: str) -> Record:
+    """Makes a record of one row in TOFU's columns, or of ``{"text": …}``.
+
+    Columns: ``question`` and ``answer``, or ``text``; optionally ``paraphrased_answer`` (string) and
+    ``perturbed_answer`` (list of strings). Other columns are left alone.
+
+    Args:
+        row: The row.
+        record_id: Id of the record to make.
+        where: File and line, for the error message.
+
+    Raises:
+        UserError: a column is missing, empty or of the wrong type.
+    """
+    if "text" in row and ("question" in row or "answer" in row):
+        raise UserError(f"{where}: has both 'text' and 'question'/'answer'; keep one of the two forms")
+    if "text" in row:
+        return Record(record_id, "", _string(row, "text", where))
+    missing = [name for name in ("question", "answer") if name not in row]
+    if missing:
+        raise UserError(
+            f"{where}: missing {' and '.join(repr(name) for name in missing)}; "
+            "a record needs 'question' and 'answer', or 'text'"
+        )
+    paraphrase = None if row.get("paraphrased_answer") is None else _string(row, "paraphrased_answer", where)
+    perturbed = row.get("perturbed_answer")
+    if perturbed is None:
+        perturbed = []
+    if not isinstance(perturbed, list) or not all(isinstance(item, str) and item.strip() for item in perturbed):
+        raise UserError(f"{where}: 'perturbed_answer' must be a list of non-empty strings, got {perturbed!r:.80}")
+    return Record(
+        record_id, _string(row, "question", where), _string(row, "answer", where), paraphrase, tuple(perturbed)
+    )
+
+
+def _string(row: Mapping[str, Any], name: str, where: str) -> str:
+    value = row[name]
+    if not isinstance(value, str):
+        raise UserError(f"{where}: {name!r} must be a string, got {type(value).__name__}")
+    if not value.strip():
+        raise UserError(f"{where}: {name!r} is empty; give it text or delete the line")
+    return value
+
+
+def read_records(path: str | Path, prefix: str) -> tuple[Record, ...]:
+    """Reads a JSONL file of records; ids are ``prefix/0``, ``prefix/1``, … in file order.
+
+    Raises:
+        UserError: as `read_jsonl` and `record_from_row`; also where the file holds no record.
+    """
+    rows = read_jsonl(path)
+    if not rows:
+        raise UserError(f"{path}: holds no record")
+    return tuple(
+        record_from_row(row, f"{prefix}/{index}", f"{path}:{number}") for index, (number, row) in enumerate(rows)
+    )
+
+
+def record_to_row(record: Record) -> dict[str, Any]:
+    """The inverse of `record_from_row`: the record in TOFU's columns, absent parts left out."""
+    if record.is_text:
+        return {"text": record.answer}
+    row: dict[str, Any] = {"question": record.question, "answer": record.answer}
+    if record.paraphrased_answer is not None:
+        row["paraphrased_answer"] = record.paraphrased_answer
+    if record.perturbed_answers:
+        row["perturbed_answer"] = list(record.perturbed_answers)
+    return row
+
+
+def write_records(path: str | Path, records: Iterable[Record]) -> None:
+    """Writes records as JSONL in TOFU's columns."""
+    lines = (json.dumps(record_to_row(record), ensure_ascii=False) for record in records)
+    Path(path).write_text("".join(line + "\n" for line in lines), encoding="utf-8")

@@ -1,0 +1,104 @@
+"""TOFU: 200 fictitious authors, 20 questions each (Maini et al., arXiv 2401.06121; dataset locuslab/TOFU, MIT)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import datasets
+
+from sga.data.records import Benchmark, Record, Source, read_jsonl, record_from_row
+from sga.errors import UserError
+
+HUB_NAME = "locuslab/TOFU"
+_PAIRS = {"forget01": ("retain99", "holdout01"), "forget05": ("retain95", "holdout05"), "forget10": ("retain90", "holdout10")}
+
+
+@dataclass(frozen=True)
+class TOFU(Source):
+    """TOFU with one of its three forget splits, from a local folder or from the Hub.
+
+    The folder is the data module's `root`, or ``$SGA_DATA/tofu``, or without both the Hub's ``locuslab/TOFU``.
+
+    Args:
+        forget_split: 1 %, 5 % or 10 % of the authors; retain and holdout splits follow.
+        forget_rows: Only rows [start, end) of the forget split; null for all. For models that know a part of TOFU.
+        retain_rows: Likewise for the retain split and for the retain evaluation set, which is in the same order.
+    """
+
+    forget_split: Literal["forget01", "forget05", "forget10"] = "forget10"
+    forget_rows: tuple[int, int] | None = None
+    retain_rows: tuple[int, int] | None = None
+
+    def load(self, root: str | None) -> Benchmark:
+        """Reads the splits.
+
+        Raises:
+            UserError: a file is missing, a line malformed, a row range empty, or the Hub cannot be reached.
+        """
+        folder = _folder(root)
+        retain, holdout = _PAIRS[self.forget_split]
+
+        def rows(split: str, prefix: str, between: tuple[int, int] | None = None) -> tuple[Record, ...]:
+            records = _read(folder, split, prefix)
+            if between is None:
+                return records
+            kept = records[slice(*between)]
+            if not kept:
+                raise UserError(f"rows {between[0]} to {between[1]} of {split} are none: it has {len(records)} rows")
+            return kept
+
+        evaluation = {
+            "forget": rows(f"{self.forget_split}_perturbed", self.forget_split, self.forget_rows),
+            "retain": rows("retain_perturbed", "retain_perturbed", self.retain_rows),
+            "real_authors": rows("real_authors_perturbed", "real_authors"),
+            "world_facts": rows("world_facts_perturbed", "world_facts"),
+            "holdout": rows(holdout, holdout),
+        }
+        training = {
+            "forget": rows(self.forget_split, self.forget_split, self.forget_rows),
+            "retain": rows(retain, retain, self.retain_rows),
+            "real_authors": evaluation["real_authors"],
+            "world_facts": evaluation["world_facts"],
+        }
+        return Benchmark("tofu", training, evaluation)
+
+
+def _folder(root: str | None) -> Path | None:
+    """The folder with the splits, None for the Hub."""
+    if root is None:
+        shared = os.environ.get("SGA_DATA")
+        return Path(shared) / "tofu" if shared and (Path(shared) / "tofu").is_dir() else None
+    for folder in (Path(root), Path(root) / "tofu"):
+        if (folder / "forget10.json").is_file() or (folder / "forget10.jsonl").is_file():
+            return folder
+    raise UserError(f"--data.root {root}: no TOFU files there (expected forget10.json and the other splits)")
+
+
+def _read(folder: Path | None, split: str, prefix: str) -> tuple[Record, ...]:
+    rows: list[Mapping[str, Any]]
+    if folder is None:
+        try:
+            rows = list(datasets.load_dataset(HUB_NAME, split, split="train"))
+        except Exception as error:  # datasets and the Hub client raise a dozen types for "not reachable"
+            raise UserError(
+                f"TOFU's split {split} could not be taken from the Hub ({HUB_NAME}): {error}. Without a network, give "
+                "a folder with its files: --data.root FOLDER, or SGA_DATA"
+            ) from error
+        where = f"{HUB_NAME}/{split}"
+    else:
+        path = next((p for p in (folder / f"{split}.json", folder / f"{split}.jsonl") if p.is_file()), None)
+        if path is None:
+            raise UserError(f"{folder}: the TOFU split {split} is missing (no {split}.json)")
+        try:
+            rows = list(datasets.Dataset.from_json(str(path)))
+        except Exception:
+            # One of many reader errors without a line number: our own reader names file, line and fault.
+            rows = [row for _, row in read_jsonl(path)]
+        where = str(path)
+    return tuple(
+        record_from_row(row, f"{prefix}/{index}", f"{where}:{index + 1}") for index, row in enumerate(rows)
+    )

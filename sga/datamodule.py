@@ -1,0 +1,265 @@
+"""The LightningDataModule: records, groups, token ids, and what evaluation asks."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import lightning.pytorch as pl
+from transformers import PreTrainedTokenizerBase
+
+from sga.batches import GroupLoader
+from sga.data.authors import Authors
+from sga.data.records import Benchmark, Record, Source
+from sga.encoding import Encoded, Encoder, PlainTemplate, Template
+from sga.errors import UserError
+from sga.evaluation.requests import EvaluationPlan, Generate, Request
+from sga.groups import Group, NearestNormals, Pairing, make_groups, read_groups
+from sga.language_models import LanguageModel
+
+PAIRS_FILE = "pairs.jsonl"
+SCHEMA_VERSION = "1"
+"""Raised when a change to the code changes numbers; results of different versions are never compared."""
+
+
+@dataclass(frozen=True)
+class EvaluationData:
+    """What metrics may ask about.
+
+    Attributes:
+        name: The benchmark's name, prefix of its metrics.
+        sets: Records by evaluation set.
+        absent: For each evaluation set that is not there, why not.
+        normals: The distinct normal samples of the training groups; empty without groups.
+        settings: What the numbers depend on besides the weights, by name; kept with results and compared with those of
+            a reference.
+    """
+
+    name: str
+    sets: dict[str, tuple[Record, ...]]
+    absent: dict[str, str]
+    normals: tuple[Record, ...]
+    settings: dict[str, str | None]
+
+
+class UnlearningData(pl.LightningDataModule):
+    """Groups each forget sample with its K−1 normals, and hands evaluation requests to the validation loop."""
+
+    def __init__(
+        self,
+        language_model: LanguageModel,
+        source: Source = Authors(),  # noqa: B008  (frozen)
+        root: str | None = None,
+        train_on: Sequence[str] = ("forget",),
+        group_size: int = 4,
+        pairing: Pairing = NearestNormals(),  # noqa: B008  (frozen)
+        pairs: str | None = None,
+        batch_size: int = 32,
+        micro_batch_size: int | None = None,
+        template: Template = PlainTemplate(),  # noqa: B008  (frozen)
+        max_length: int = 512,
+        evaluation_rows: int | None = None,
+        predict_sets: Sequence[str] = ("forget", "retain"),
+        seed: int = 0,
+    ) -> None:
+        """Notes the settings; nothing is read yet.
+
+        Args:
+            language_model: Whose tokenizer is used (linked to the model's).
+            source: Which benchmark.
+            root: Folder of the benchmark's files, where it has any.
+            train_on: Training splits. ``[forget]`` unlearns; several splits (forget, retain, real_authors,
+                world_facts) train a target or a retain model by plain fine-tuning, without normals.
+            group_size: K: one forget sample and K−1 normal samples.
+            pairing: How normal samples are chosen from the retain split.
+            pairs: A pairing made before (``pairs.jsonl``); null pairs afresh, or re-reads the run folder's on resume.
+            batch_size: Groups per optimiser step, over all processes and accumulation.
+            micro_batch_size: Groups per forward pass and process; null takes a step's groups in one pass. Changes
+                memory and speed, never the result.
+            template: How a question and an answer become one text.
+            max_length: Most tokens of a sequence (at most the model's context); a longer one is an error.
+            evaluation_rows: At most this many rows of each evaluation set while training (evenly spaced); null takes
+                every row. ``sga test`` always takes every row.
+            predict_sets: Evaluation sets that ``sga predict`` answers.
+            seed: Seed of the order of groups and of random pairings (linked to ``seed_everything``).
+        """
+        super().__init__()
+        if evaluation_rows is not None and evaluation_rows < 2:
+            raise UserError(f"evaluation_rows must be at least 2, got {evaluation_rows}")
+        if not train_on:
+            raise UserError("train_on must name at least one split, such as [forget]")
+        if list(train_on) != ["forget"] and group_size != 1:
+            raise UserError(
+                f"train_on {list(train_on)} is plain fine-tuning, which has no normal samples: "
+                f"set --data.group_size 1 (got {group_size})"
+            )
+        self.language_model = language_model
+        self.source, self.root = source, root
+        self.train_on, self.group_size = tuple(train_on), group_size
+        self.pairing, self.pairs = pairing, pairs
+        self.batch_size, self.micro_batch_size = batch_size, micro_batch_size
+        self.template, self.max_length = template, max_length
+        self.evaluation_rows, self.predict_sets = evaluation_rows, tuple(predict_sets)
+        self.seed = seed
+        self.benchmark: Benchmark | None = None
+        self.groups: list[Group] = []
+        self._plans: dict[str, EvaluationPlan] = {}
+
+    # ---- records, groups, tokens -------------------------------------------------------------------------------
+
+    def read(self, run_folder: Path | None = None) -> None:
+        """Reads the benchmark, pairs the groups (or re-reads them from `run_folder`), and makes the tokenizer.
+
+        Does nothing the second time.
+
+        Raises:
+            UserError: anything about records, groups or tokenizer that the user has to mend.
+        """
+        if self.benchmark is not None:
+            return
+        benchmark = self.source.load(self.root)
+        missing = [split for split in self.train_on if split not in benchmark.training]
+        if missing:
+            raise UserError(
+                f"train_on names {', '.join(missing)}, which {benchmark.name} does not have; "
+                f"its training splits are {', '.join(benchmark.training)}"
+            )
+        forget, pool = benchmark.training["forget"], benchmark.training["retain"]
+        kept = run_folder / PAIRS_FILE if run_folder is not None else None
+        if self.train_on != ("forget",):
+            self.groups = [Group(record) for split in self.train_on for record in benchmark.training[split]]
+        elif self.pairs is not None:
+            self.groups = read_groups(Path(self.pairs), forget, pool, self.group_size)
+        elif kept is not None and kept.is_file():
+            self.groups = read_groups(kept, forget, pool, self.group_size)
+        else:
+            self.groups = make_groups(forget, pool, self.group_size, self.pairing, self.seed)
+        self.tokenizer: PreTrainedTokenizerBase = self.language_model.tokenizer(_texts(benchmark))
+        context = self.language_model.context()
+        length = min(self.max_length, context) if context else self.max_length
+        self.encoder = Encoder(self.tokenizer, self.template, length)
+        self.benchmark = benchmark
+
+    def encode(self, groups: Sequence[Group]) -> list[list[Encoded]]:
+        """Token ids of groups; a record that stands in many groups is tokenised once."""
+        seen: dict[str, Encoded] = {}
+
+        def encoded(record: Record) -> Encoded:
+            if record.id not in seen:
+                seen[record.id] = self.encoder.encode(record.question, record.answer)
+            return seen[record.id]
+
+        return [[encoded(record) for record in (group.forget, *group.normals)] for group in groups]
+
+    def evaluation_data(self, every_row: bool = False) -> EvaluationData:
+        """The records that metrics ask about, cut to `evaluation_rows` unless every row is wanted."""
+        assert self.benchmark is not None, "read() first"
+        limit = None if every_row else self.evaluation_rows
+        normals = dict.fromkeys(normal for group in self.groups for normal in group.normals)
+        return EvaluationData(
+            name=self.benchmark.name,
+            sets={name: _evenly(records, limit) for name, records in self.benchmark.evaluation.items()},
+            absent=dict(self.benchmark.absent),
+            normals=_evenly(tuple(normals), limit),
+            settings={
+                "schema_version": SCHEMA_VERSION,
+                "benchmark": self.benchmark.name,
+                "forget_set": _content_hash(self.benchmark.evaluation.get("forget", ())),
+                "template": repr(self.template),
+                "precision": str(self.trainer.precision) if self.trainer is not None else None,
+            },
+        )
+
+    # ---- Lightning ---------------------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        trainer = self.trainer
+        assert trainer is not None
+        self.read(Path(trainer.default_root_dir) if stage == "fit" else None)
+        if stage == "fit":
+            self._loader = GroupLoader(
+                self.encode(self.groups),
+                self.batch_size,
+                self.micro_batch_size,
+                self.seed,
+                trainer.global_rank,
+                trainer.world_size,
+                self.tokenizer.pad_token_id or 0,
+            )
+            if trainer.accumulate_grad_batches not in (1, self._loader.accumulation):
+                raise UserError(
+                    f"trainer.accumulate_grad_batches = {trainer.accumulate_grad_batches} contradicts batch_size "
+                    f"{self.batch_size} and micro_batch_size {self._loader.micro_batch_size} on {trainer.world_size} "
+                    f"processes, which make {self._loader.accumulation}; leave it out"
+                )
+            trainer.accumulate_grad_batches = self._loader.accumulation
+
+    def train_dataloader(self) -> GroupLoader:
+        return self._loader
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimiser steps of an epoch."""
+        return self._loader.steps_per_epoch
+
+    def val_dataloader(self) -> EvaluationPlan:
+        return self.plan("validate")
+
+    def test_dataloader(self) -> EvaluationPlan:
+        return self.plan("test")
+
+    def predict_dataloader(self) -> EvaluationPlan:
+        return self.plan("predict")
+
+    def plan(self, stage: str) -> EvaluationPlan:
+        """What the trainer's callbacks ask in this stage (for predict: a greedy answer to every question)."""
+        if stage not in self._plans:
+            trainer = self.trainer
+            assert trainer is not None
+            requests = _predictions(self) if stage == "predict" else _questions(trainer, self, stage == "test")
+            self._plans[stage] = EvaluationPlan(
+                requests, self.encoder, rank=trainer.global_rank, world_size=trainer.world_size
+            )
+        return self._plans[stage]
+
+
+def _questions(trainer: pl.Trainer, data: UnlearningData, every_row: bool) -> Iterator[Request]:
+    evaluation_data = data.evaluation_data(every_row)
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if hasattr(callback, "requests"):
+            yield from callback.requests(evaluation_data)
+
+
+def _predictions(data: UnlearningData) -> Iterator[Request]:
+    sets = data.evaluation_data(every_row=True).sets
+    missing = [name for name in data.predict_sets if name not in sets]
+    if missing:
+        raise UserError(f"predict_sets names {', '.join(missing)}, but the evaluation sets are {', '.join(sets)}")
+    for name in data.predict_sets:
+        yield from (Generate(record.question, 200) for record in sets[name] if not record.is_text)
+
+
+def _evenly(records: Sequence[Record], limit: int | None) -> tuple[Record, ...]:
+    """At most `limit` records, evenly spaced, the first one included."""
+    if limit is None or len(records) <= limit:
+        return tuple(records)
+    return tuple(records[index * len(records) // limit] for index in range(limit))
+
+
+def _content_hash(records: Sequence[Record]) -> str:
+    """First 16 hex digits of the SHA-256 of everything that a set is evaluated on."""
+    return hashlib.sha256(repr([(r.content, r.paraphrased_answer, r.perturbed_answers) for r in records]).encode()).hexdigest()[:16]
+
+
+def _texts(benchmark: Benchmark) -> Iterator[str]:
+    """Every text of a benchmark that a tokenizer of its own is trained on: training splits and evaluation answers."""
+    for records in (*benchmark.training.values(), *benchmark.evaluation.values()):
+        for record in records:
+            yield record.question
+            yield record.answer
+            yield from filter(None, (record.paraphrased_answer,))
+            yield from record.perturbed_answers
+
+

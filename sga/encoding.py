@@ -1,0 +1,213 @@
+"""From question and answer to token ids: templates, the prompt/answer boundary, the end-of-sequence token.
+
+The rules are those under which evaluators disagree, so they are kept in one place: the prompt's tokens are a prefix of
+the tokens of prompt + answer; the end-of-sequence token stands exactly once at the end and counts as an answer token;
+a chat template sees a pinned date; masks come from lengths.
+"""
+
+from __future__ import annotations
+
+import datetime
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from sga.errors import UserError
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One tokenised sequence.
+
+    Attributes:
+        ids: Token ids of prompt and answer, the end-of-sequence token last.
+        prompt_length: How many of them belong to the prompt; the rest are answer tokens. At least 1, because the first
+            token of a sequence cannot be predicted.
+    """
+
+    ids: tuple[int, ...]
+    prompt_length: int
+
+    @property
+    def answer_length(self) -> int:
+        return len(self.ids) - self.prompt_length
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A template's rendering: the text up to the answer, the answer as it stands in the text, and whether the text
+    already contains the special tokens (chat templates do)."""
+
+    prefix: str
+    continuation: str
+    has_special_tokens: bool
+
+
+class Template(ABC):
+    """How a question and an answer become one text. Implementations are frozen dataclasses."""
+
+    @abstractmethod
+    def render(self, tokenizer: PreTrainedTokenizerBase, question: str, answer: str) -> Prompt:
+        """The text of one question with its answer."""
+
+
+@dataclass(frozen=True)
+class PlainTemplate(Template):
+    """A fixed text with ``{question}`` and, last, ``{answer}``.
+
+    Spaces that stand before ``{answer}`` are counted to the answer's first token: a prompt that ends in a space is not
+    a token prefix under byte-level BPE. The text as a whole is the same.
+
+    Args:
+        text: The template. TOFU's for base models (Phi-1.5) is the default; for Llama-2-chat it is
+            ``[INST] {question} [/INST]{answer}``.
+    """
+
+    text: str = "Question: {question}\nAnswer: {answer}"
+
+    def __post_init__(self) -> None:
+        if self.text.count("{question}") != 1 or not self.text.endswith("{answer}") or self.text.count("{answer}") != 1:
+            raise UserError(
+                "template text must contain {question} once and end with {answer}, "
+                f"got {self.text!r}; the default is {PlainTemplate.text!r}"
+            )
+
+    def render(self, tokenizer: PreTrainedTokenizerBase, question: str, answer: str) -> Prompt:
+        before, after = self.text.removesuffix("{answer}").split("{question}")
+        spaces = len(after) - len(after.rstrip(" "))
+        after, space = after[: len(after) - spaces], after[len(after) - spaces :]
+        return Prompt(before + question + after, space + answer, has_special_tokens=False)
+
+
+@dataclass(frozen=True)
+class ChatTemplate(Template):
+    """The tokenizer's own chat template, with the date pinned so that results do not change overnight.
+
+    Args:
+        system: System message; none by default.
+        date: The day that templates with a date print, ISO format.
+    """
+
+    system: str | None = None
+    date: str = "2024-07-26"
+
+    def __post_init__(self) -> None:
+        try:
+            datetime.date.fromisoformat(self.date)
+        except ValueError:
+            raise UserError(f"template date must be an ISO date such as 2024-07-26, got {self.date!r}") from None
+
+    def render(self, tokenizer: PreTrainedTokenizerBase, question: str, answer: str) -> Prompt:
+        if not tokenizer.chat_template:
+            raise UserError(
+                f"the tokenizer {tokenizer.name_or_path!r} has no chat template; use --data.template=PlainTemplate"
+            )
+        messages = [{"role": "system", "content": self.system}] if self.system else []
+        messages.append({"role": "user", "content": question})
+        prefix = self._apply(tokenizer, messages, add_generation_prompt=True)
+        full = self._apply(tokenizer, [*messages, {"role": "assistant", "content": answer}])
+        if full.startswith(prefix) and full[len(prefix) :].startswith(answer):
+            return Prompt(prefix, full[len(prefix) :].rstrip("\n"), has_special_tokens=True)
+        # Templates that treat a generation prompt and a finished turn differently (hidden reasoning blocks, say).
+        return Prompt(prefix, answer, has_special_tokens=True)
+
+    def _apply(self, tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]], **kwargs: Any) -> str:
+        day = datetime.date.fromisoformat(self.date)
+        text = tokenizer.apply_chat_template(
+            messages, tokenize=False, date_string=day.strftime("%d %b %Y"), strftime_now=day.strftime, **kwargs
+        )
+        assert isinstance(text, str)
+        return text
+
+
+class Encoder:
+    """Turns (question, answer) pairs into `Encoded` sequences under one tokenizer, template and length limit.
+
+    Where a prompt's tokens are not a prefix of the whole's, the two are tokenised apart and joined; that is said once.
+
+    Args:
+        tokenizer: Any Hugging Face tokenizer with an end-of-sequence token.
+        template: How a question and an answer become one text.
+        max_length: The most tokens of a sequence; a longer one is an error, never cut silently.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, template: Template, max_length: int) -> None:
+        if tokenizer.eos_token_id is None:
+            raise UserError(
+                f"the tokenizer {tokenizer.name_or_path!r} has no end-of-sequence token; "
+                "set eos_token in its tokenizer_config.json"
+            )
+        self.tokenizer = tokenizer
+        self.template = template
+        self.max_length = max_length
+        self._said_apart = False
+
+    def encode(self, question: str, answer: str) -> Encoded:
+        """Tokenises one pair; an empty question makes `answer` plain text, scored from its second token on.
+
+        Raises:
+            UserError: the sequence is longer than `max_length`, or has no token to score.
+        """
+        eos = int(self.tokenizer.eos_token_id)
+        if question:
+            prompt = self.template.render(self.tokenizer, question, answer)
+            special = not prompt.has_special_tokens
+            prefix = self._ids(prompt.prefix, special)
+            ids = self._ids(prompt.prefix + prompt.continuation, special)
+            if ids[: len(prefix)] != prefix or len(prefix) == 0:
+                self._say_apart()
+                ids = prefix + self._ids(prompt.continuation, special_tokens=False)
+        else:
+            ids = self._ids(answer, special_tokens=True)
+            prefix = ids[:1]
+        if ids[-1] != eos:
+            ids = [*ids, eos]
+        if len(ids) <= max(len(prefix), 1):
+            raise UserError(f"no answer token is left to score in the answer {answer[:60]!r}")
+        if len(ids) > self.max_length:
+            raise UserError(
+                f"a sequence has {len(ids)} tokens, more than max_length = {self.max_length}: "
+                f"question {question[:60]!r}, answer {answer[:60]!r}; raise --data.max_length (up to the model's "
+                "context) or shorten the record"
+            )
+        return Encoded(tuple(ids), max(len(prefix), 1))
+
+    def encode_prompt(self, question: str) -> tuple[int, ...]:
+        """Token ids that a greedy answer is generated from: the same prefix that `encode` scores after."""
+        prompt = self.template.render(self.tokenizer, question, "")
+        ids = self._ids(prompt.prefix, special_tokens=not prompt.has_special_tokens)
+        if len(ids) >= self.max_length:
+            raise UserError(
+                f"the prompt of {question[:60]!r} has {len(ids)} tokens and leaves no room for an answer in "
+                f"max_length = {self.max_length}; raise --data.max_length"
+            )
+        return tuple(ids)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of generated answer tokens, special tokens and outer white space removed."""
+        text = self.tokenizer.decode(list(ids), skip_special_tokens=True)
+        assert isinstance(text, str)
+        return text.strip()
+
+    def _ids(self, text: str, special_tokens: bool) -> list[int]:
+        ids = self.tokenizer(text, add_special_tokens=special_tokens)["input_ids"]
+        assert isinstance(ids, list)
+        eos = int(self.tokenizer.eos_token_id)
+        # Tokenizers that append the end-of-sequence token themselves (T5-style post-processors) would put it after the
+        # prompt too; the one at the end of the whole is added in `encode`.
+        if special_tokens and len(ids) > 1 and ids[-1] == eos and not text.endswith(str(self.tokenizer.eos_token)):
+            ids = ids[:-1]
+        return [int(token) for token in ids]
+
+    def _say_apart(self) -> None:
+        if not self._said_apart:
+            self._said_apart = True
+            warnings.warn(
+                "with this tokenizer and template a prompt is not a token prefix of prompt + answer; the two are "
+                "tokenised apart and joined (a template that ends in a newline before {answer} avoids this)",
+                stacklevel=3,
+            )

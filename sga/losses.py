@@ -1,0 +1,161 @@
+"""Losses on per-sequence negative log-likelihoods, by the equations of Smoothed Gradient Ascent and its controls.
+
+A loss sees numbers, never a model: `nll` [B, K] holds for each of B groups the mean negative log-likelihood (nats per
+answer token) of the forget sample (column 0) and of its K−1 normal samples (columns 1..K−1). It returns the mean over
+groups. docs/smoothing-rate.md derives the equations in one sign convention.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+import torch
+from torch import Tensor, nn
+
+from sga.errors import UserError
+
+
+def smoothing_vector(group_size: int, smoothing_rate: float) -> Tensor:
+    """Generalised label smoothing of a one-hot target whose true class is the forget sample.
+
+    y_0 = 1 − r(K−1)/K and y_k = r/K for k = 1..K−1; the entries sum to 1.
+    Source: Wei et al., arXiv 2106.04149; as used by Pang et al., arXiv 2510.22376.
+
+    Args:
+        group_size: K, at least 1.
+        smoothing_rate: r in (−∞, 1].
+
+    Returns:
+        y [K], float64.
+
+    Raises:
+        UserError: r > 1 or not finite, or K < 1.
+
+    >>> smoothing_vector(4, -0.8)
+    tensor([ 1.6000, -0.2000, -0.2000, -0.2000], dtype=torch.float64)
+    """
+    if group_size < 1:
+        raise UserError(f"group_size must be at least 1, got {group_size} (1 is gradient ascent without normal data)")
+    check_smoothing_rate(smoothing_rate)
+    vector = torch.full((group_size,), smoothing_rate / group_size, dtype=torch.float64)
+    vector[0] = 1 - smoothing_rate * (group_size - 1) / group_size
+    return vector
+
+
+def check_smoothing_rate(smoothing_rate: float) -> None:
+    """Raises a UserError unless r is a finite number of at most 1."""
+    if not math.isfinite(smoothing_rate):
+        raise UserError(f"smoothing_rate must be a finite number, got {smoothing_rate}")
+    if smoothing_rate > 1:
+        raise UserError(
+            f"smoothing_rate must be at most 1, got {smoothing_rate:g} (r = 1 ascends all samples equally; "
+            "r = 0 is gradient ascent; r < 0 is the useful range)"
+        )
+
+
+def equivalent_normal_weight(group_size: int, smoothing_rate: float) -> float:
+    """The λ for which L_SGA(r) is a positive multiple of gradient difference −ℓ_f + λ·ℓ̄_n.
+
+    λ = −ρ/(1 − ρ) with ρ = r(K−1)/K: in [0, 1) for r ≤ 0, and negative (ascent on normal data) for r > 0.
+
+    >>> round(equivalent_normal_weight(4, -0.8), 6)
+    0.375
+    """
+    rho = smoothing_rate * (group_size - 1) / group_size
+    return -rho / (1 - rho)
+
+
+class Loss(nn.Module):
+    """What a method is: a scalar from nll [B, K].
+
+    Subclasses set `uses_normals` to False where the columns after the first do not matter; the module then leaves
+    those sequences out of the forward pass.
+    """
+
+    uses_normals: bool = True
+
+    def check_group_size(self, group_size: int) -> None:
+        """Raises a UserError where this loss cannot work with groups of K = `group_size`."""
+
+
+class SmoothedGradientAscent(Loss):
+    """Ascends the forget sample and, for r < 0, descends on its normal samples, with weights from label smoothing.
+
+    L = mean over groups of −Σ_k y_k·nll_k, y = `smoothing_vector(K, r)`:
+    the forget weight is −(1 − r(K−1)/K), each normal weight −r/K. r = 0 and K = 1 are gradient ascent to the last bit.
+    For r ≤ 0 the gradient is parallel to that of gradient difference with λ = `equivalent_normal_weight(K, r)` < 1.
+
+    Source: Pang et al., arXiv 2510.22376. Differs from the paper's Algorithm in sign only where the paper contradicts
+    its own label vector; see docs/smoothing-rate.md.
+    """
+
+    def __init__(self, smoothing_rate: float = -0.8) -> None:
+        """Checks the rate; r > 0 is allowed and warned about once.
+
+        Args:
+            smoothing_rate: r in (−∞, 1]. The paper's best fixed values are between −0.8 and −8.
+        """
+        super().__init__()
+        check_smoothing_rate(smoothing_rate)
+        if smoothing_rate > 0:
+            warnings.warn(
+                f"smoothing_rate = {smoothing_rate:g} is positive: the normal samples are ascended too, which destroys "
+                "utility. The useful range is r < 0.",
+                stacklevel=2,
+            )
+        self.smoothing_rate = float(smoothing_rate)
+        self.uses_normals = smoothing_rate != 0
+
+    def forward(self, nll: Tensor) -> Tensor:  # [B, K] -> []
+        weights = -smoothing_vector(nll.shape[1], self.smoothing_rate).to(nll)
+        return (nll * weights).sum(dim=1).mean()
+
+
+class GradientAscent(Loss):
+    """Ascends the forget sample and ignores normal data: L = mean over groups of −nll_0. Diverges if not stopped.
+
+    Source: TOFU, Maini et al., arXiv 2401.06121.
+    """
+
+    uses_normals = False
+
+    def forward(self, nll: Tensor) -> Tensor:  # [B, K] -> []
+        return -nll[:, 0].mean()
+
+
+class GradientDifference(Loss):
+    """Ascends the forget sample and descends on the mean of its normal samples with a free weight.
+
+    L = mean over groups of −nll_0 + λ·mean_k nll_k, k = 1..K−1. λ = 1 is TOFU's gradient difference (on normal samples
+    of our choice instead of random retain samples) and the limit r → −∞ of Smoothed Gradient Ascent; λ > 1 is beyond
+    its reach. Source: TOFU, Maini et al., arXiv 2401.06121.
+    """
+
+    def __init__(self, normal_weight: float = 1.0) -> None:
+        """Checks the weight.
+
+        Args:
+            normal_weight: λ ≥ 0, the weight of the normal samples' mean nll.
+        """
+        super().__init__()
+        if not (math.isfinite(normal_weight) and normal_weight >= 0):
+            raise UserError(f"normal_weight must be a finite number of at least 0, got {normal_weight}")
+        self.normal_weight = float(normal_weight)
+
+    def check_group_size(self, group_size: int) -> None:
+        if group_size < 2:
+            raise UserError(
+                f"GradientDifference needs normal samples: group_size must be at least 2, got {group_size} "
+                "(set --data.group_size)"
+            )
+
+    def forward(self, nll: Tensor) -> Tensor:  # [B, K] -> []
+        return (-nll[:, 0] + self.normal_weight * nll[:, 1:].mean(dim=1)).mean()
+
+
+class FineTuning(Loss):
+    """Descends on every sequence alike: L = mean of nll. Trains target and retain models (group_size 1)."""
+
+    def forward(self, nll: Tensor) -> Tensor:  # [B, K] -> []
+        return nll.mean()

@@ -1,0 +1,153 @@
+"""The LightningModule: a language model, a loss on nll [B, K], an optimiser."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from sga.batches import Batch
+from sga.datamodule import UnlearningData
+from sga.errors import DivergenceError, UserError
+from sga.evaluation.inference import generate, score
+from sga.evaluation.requests import Answers, GenerateBatch, ScoreBatch
+from sga.language_models import LanguageModel
+from sga.likelihood import sequence_nll
+from sga.losses import Loss
+from sga.optimization import LinearSchedule, Schedule
+
+
+def adamw(parameters: Any) -> torch.optim.AdamW:
+    """TOFU's optimiser: AdamW, lr 1e-5, weight decay 0.01."""
+    return torch.optim.AdamW(parameters, lr=1e-5, weight_decay=0.01)
+
+
+class UnlearningModule(pl.LightningModule):
+    """Trains any causal language model with a loss on the nll of groups, and answers evaluation requests."""
+
+    def __init__(
+        self,
+        language_model: LanguageModel,
+        loss: Loss | None = None,
+        optimizer: OptimizerCallable = adamw,
+        schedule: Schedule = LinearSchedule(),  # noqa: B008  (frozen)
+        gradient_checkpointing: bool = False,
+    ) -> None:
+        """Notes the parts; weights are loaded when training or evaluation starts.
+
+        Args:
+            language_model: Which model.
+            loss: Which method; needed for training only.
+            optimizer: Optimiser; default AdamW with lr 1e-5 and weight decay 0.01.
+            schedule: Learning rate over the steps.
+            gradient_checkpointing: Recompute activations in the backward pass: less memory, more time.
+        """
+        super().__init__()
+        self.language_model = language_model
+        self.loss = loss
+        self.optimizer = optimizer
+        self.schedule = schedule
+        self.gradient_checkpointing = gradient_checkpointing
+        self.model: PreTrainedModel | None = None
+        self.answers = Answers()
+
+    # ---- weights -----------------------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        if stage == "fit":
+            if self.loss is None:
+                raise UserError("training needs a loss: set model.loss, such as --model.loss=sga.SmoothedGradientAscent")
+            self.loss.check_group_size(self.data.group_size)
+
+    def configure_model(self) -> None:
+        if self.model is None:
+            self.model = self.language_model.network(self.data.tokenizer)
+            if self.gradient_checkpointing:
+                self.model.gradient_checkpointing_enable()
+
+    @property
+    def data(self) -> UnlearningData:
+        """The data module of the trainer that this module is attached to."""
+        data: object = self.trainer.datamodule  # type: ignore[attr-defined]
+        if not isinstance(data, UnlearningData):
+            raise UserError(f"the trainer needs an UnlearningData as its datamodule, got {type(data).__name__}")
+        return data
+
+    def on_fit_start(self) -> None:
+        self._network.train()  # from_pretrained leaves a model in eval mode; Lightning keeps the mode it finds
+
+    # ---- training ----------------------------------------------------------------------------------------------
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        # Dropout draws from a stream of its own for each (seed, batch, process): a resumed run draws the same.
+        stream = np.random.SeedSequence([self.data.seed, self.trainer.current_epoch, batch_idx, self.global_rank])
+        torch.manual_seed(int(stream.generate_state(1, np.uint64)[0]))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        assert self.loss is not None, "setup() has checked"
+        # A loss that does not read normal samples gets [B, 1] and saves their part of the forward pass.
+        nll = sequence_nll(self._network, batch if self.loss.uses_normals else batch.forget_only())  # [B, K]
+        loss: Tensor = self.loss(nll)
+        if not torch.isfinite(loss):
+            raise DivergenceError(
+                f"the loss is {loss.item()} at step {self.global_step}: training diverged. The weights of the last "
+                "checkpoint are kept; lower the learning rate, or stop earlier (--trainer.max_epochs)"
+            )
+        self._log_step(loss.detach(), nll.detach(), batch)
+        return loss * batch.scale
+
+    def _log_step(self, loss: Tensor, nll: Tensor, batch: Batch) -> None:
+        logs = {"train/loss": loss, "train/forget_nll": nll[:, 0].mean()}
+        if nll.shape[1] > 1:
+            logs["train/normal_nll"] = nll[:, 1:].mean()
+        self.log_dict(logs, batch_size=nll.shape[0])
+        self.log("train/nll", nll[:, 0].mean(), prog_bar=True, logger=False, batch_size=nll.shape[0])
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        optimizer = self.optimizer(self.parameters())
+        total = int(self.trainer.estimated_stepping_batches)
+        scheduler = self.schedule.scheduler(optimizer, total, self.data.steps_per_epoch)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    # ---- evaluation --------------------------------------------------------------------------------------------
+
+    def on_validation_epoch_start(self) -> None:
+        self.answers = Answers(self.data.plan("validate"))
+
+    def on_test_epoch_start(self) -> None:
+        self.answers = Answers(self.data.plan("test"))
+
+    def validation_step(self, batch: ScoreBatch | GenerateBatch, batch_idx: int) -> None:
+        if isinstance(batch, ScoreBatch):
+            self.answers.add(batch.indices, score(self._network, batch.batch))
+        else:
+            self.answers.add(batch.indices, self._generate(batch))
+
+    def test_step(self, batch: ScoreBatch | GenerateBatch, batch_idx: int) -> None:
+        self.validation_step(batch, batch_idx)
+
+    def predict_step(self, batch: GenerateBatch, batch_idx: int) -> list[tuple[int, str]]:
+        return list(zip(batch.indices, self._generate(batch), strict=True))
+
+    def _generate(self, batch: GenerateBatch) -> list[str]:
+        return generate(self._network, batch, self._stop_ids(), self.data.encoder.decode)
+
+    def _stop_ids(self) -> list[int]:
+        """End-of-sequence tokens of tokenizer and model (chat models end a turn with a token of its own)."""
+        stops = {int(self.data.tokenizer.eos_token_id)}
+        generation_config = self._network.generation_config
+        configured = generation_config.eos_token_id if generation_config is not None else None
+        stops.update([configured] if isinstance(configured, int) else configured or [])
+        return sorted(stops)
+
+    @property
+    def _network(self) -> PreTrainedModel:
+        assert self.model is not None, "configure_model() has run"
+        return self.model
+
+

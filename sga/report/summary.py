@@ -1,0 +1,214 @@
+"""The comparison in numbers: which columns there are, how a number is written, which value of a column is best."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from sga.report.runs import Run, Setting, by_setting, plain, read_runs
+
+ABSENT = "–"
+"""Stands where a value is absent; the reason is given beside the table."""
+
+_WIDTH = 110
+
+
+def fixed(value: float, digits: int = 2) -> str:
+    """A number with so many decimals and a real minus sign; never −0.00.
+
+    >>> fixed(-1.234), fixed(-0.001)
+    ('−1.23', '0.00')
+    """
+    return f"{round(value, digits) + 0.0:.{digits}f}".replace("-", "−")
+
+
+def p_value(log10_p: float) -> str:
+    """A p-value given by its logarithm, also where it is too small for a float.
+
+    >>> p_value(-1.3), p_value(-239.0)
+    ('0.050', '1e−239')
+    """
+    if log10_p > -3:
+        return f"{10**log10_p:.2f}" if log10_p > -1 else f"{10**log10_p:.3f}"
+    exponent = math.floor(log10_p)
+    digit = round(10 ** (log10_p - exponent))
+    return f"{digit}e−{-exponent}" if digit < 10 else f"1e−{-exponent - 1}"
+
+
+def perplexity(log: float) -> str:
+    """A perplexity given by its natural logarithm, also where it is too large for a float.
+
+    >>> perplexity(math.log(12.34)), perplexity(math.log(2.1e18)), perplexity(2000.0)
+    ('12.3', '2.1e18', '3.9e868')
+    """
+    decades = log / math.log(10)
+    if decades < 4:
+        value = math.exp(log)
+        return f"{value:.2f}" if value < 9.995 else f"{value:.1f}" if value < 99.95 else f"{value:.0f}"
+    exponent = math.floor(decades)
+    mantissa = f"{10 ** (decades - exponent):.1f}"
+    return f"{mantissa}e{exponent}" if mantissa != "10.0" else f"1.0e{exponent + 1}"
+
+
+@dataclass(frozen=True)
+class Column:
+    """One metric of the table.
+
+    Attributes:
+        name: As `Run.value` takes it, or ``frontier_area``.
+        head: Heading on the page.
+        short: Heading in the terminal.
+        best: Whether the highest value is the best one, the lowest, or the one closest to the retain model's; None
+            where nothing is marked.
+        number: Writes a value.
+        meaning: What the number is, in a few words.
+    """
+
+    name: str
+    head: str
+    short: str
+    best: Literal["high", "low", "retain"] | None
+    number: Callable[[float], str]
+    meaning: str
+
+
+COLUMNS = (
+    Column(
+        "forget_quality_log10", "Forget quality, log₁₀ p", "lg p", "high", fixed, "KS test against the retain model"
+    ),
+    Column("ks_statistic", "KS D", "KS D", "low", fixed, "KS statistic of that test, 0 to 1"),
+    Column("model_utility", "Model utility", "util", "high", fixed, "harmonic mean of nine scores, 0 to 1"),
+    Column("forget/rouge_l_recall", "Forget ROUGE-L", "RL f", "retain", fixed, "recall of greedy answers, forget set"),
+    Column("retain/rouge_l_recall", "Retain ROUGE-L", "RL r", "high", fixed, "recall of greedy answers, retain set"),
+    Column("mia/loss", "MIA AUC", "AUC", "retain", fixed, "membership inference by loss; 1 = members recognised"),
+    Column("perplexity/forget/log", "PPL forget", "ppl f", None, perplexity, "perplexity on the forget set"),
+    Column("perplexity/retain/log", "PPL retain", "ppl r", "low", perplexity, "perplexity on the retain set"),
+    Column("perplexity/normal/log", "PPL normal", "ppl n", "low", perplexity, "perplexity on normal text"),
+    Column(
+        "frontier_area",
+        "Frontier area",
+        "area",
+        "high",
+        lambda value: fixed(value, 3),
+        "area under forget quality (log₁₀, floor −12) and utility over all evaluations, 0 to 1",
+    ),
+)
+
+
+def columns(settings: Sequence[Setting]) -> list[Column]:
+    """`COLUMNS`, with MIA by Min-K % where no run has the loss attack."""
+    chosen = list(COLUMNS)
+    has = {name: any(setting.values(name) for setting in settings) for name in ("mia/loss", "mia/min_k")}
+    if has["mia/min_k"] and not has["mia/loss"]:
+        place = next(i for i, column in enumerate(chosen) if column.name == "mia/loss")
+        meaning = "membership inference by Min-K %; 1 = members recognised"
+        chosen[place] = Column("mia/min_k", "MIA AUC", "AUC", "retain", fixed, meaning)
+    return chosen
+
+
+def best_settings(column: Column, settings: Sequence[Setting]) -> set[str]:
+    """Labels of the unlearning settings whose mean, as it is written, is the best of its column.
+
+    "Closest to the retain model" needs a retain run; membership inference takes 0.5 without one. Nothing is marked
+    where fewer than two settings have the value.
+    """
+    means = {s.label: mean for s in settings if s.first.role == "unlearn" and (mean := s.mean(column.name)) is not None}
+    if len(means) < 2 or column.best is None:
+        return set()
+    reference = retain_mean(column.name, settings)
+    if column.best == "retain":
+        if reference is None and column.name.startswith("mia/"):
+            reference = 0.5
+        if reference is None:
+            return set()
+        score = {label: -abs(mean - reference) for label, mean in means.items()}
+    else:
+        score = {label: mean if column.best == "high" else -mean for label, mean in means.items()}
+    top = max(score, key=lambda label: score[label])
+    return {label for label in score if column.number(means[label]) == column.number(means[top])}
+
+
+def retain_mean(name: str, settings: Iterable[Setting]) -> float | None:
+    """A metric of the retain model, mean over the seeds of the first such setting that has it."""
+    return next((m for s in settings if s.first.role == "retain" and (m := s.mean(name)) is not None), None)
+
+
+def span(values: Sequence[float], number: Callable[[float], str]) -> str:
+    """The smallest and the largest of several values: ``0.29–0.33``; empty where both are written alike."""
+    low, high = number(min(values)), number(max(values))
+    return "" if low == high else f"{low} to {high}" if "−" in low + high else f"{low}–{high}"
+
+
+def seeds(setting: Setting) -> str:
+    """The seeds of a setting: ``0, 1, 2``."""
+    return ", ".join(str(run.seed) for run in setting.runs)
+
+
+def epochs(setting: Setting) -> str:
+    """Epoch of the chosen evaluation, with its range over the seeds; absent where the run does not say."""
+    found = [float(epoch) for run in setting.runs if (epoch := run.chosen.get("epoch")) is not None]
+    if not found:
+        return ABSENT
+    return span(found, lambda value: plain(round(value, 2))) or plain(round(found[0], 2))
+
+
+def table(runs: Iterable[str | Path | Run]) -> str:
+    """The runs' chosen evaluations as a table for the terminal, at most 110 columns wide.
+
+    Several seeds of one setting are one line of means. A star marks the best unlearning run of a column.
+
+    Raises:
+        UserError: a run folder cannot be read, or the runs are of different benchmarks.
+    """
+    settings = by_setting(read_runs(runs))
+    chosen = columns(settings)
+    head = ["run", "λ", "seed", "epoch", *(column.short for column in chosen)]
+    body = []
+    for setting in settings:
+        weight = setting.first.normal_weight
+        seed_count = seeds(setting).replace(" ", "") if len(setting.runs) < 3 else f"{len(setting.runs)}×"
+        body.append([setting.label, ABSENT if weight is None else plain(round(weight, 3)), seed_count, epochs(setting)])
+    for column in chosen:
+        best = best_settings(column, settings)
+        for line, setting in zip(body, settings, strict=True):
+            mean = setting.mean(column.name)
+            line.append(ABSENT if mean is None else column.number(mean) + ("*" if setting.label in best else " "))
+    widths = [max(len(line[i].rstrip()) for line in [head, *body]) for i in range(len(head))]
+    starred = [i for i in range(4, len(head)) if any(line[i].endswith("*") for line in body)]
+    for i in starred:
+        widths[i] = max(len(head[i]) + 1, *(len(line[i]) for line in body))
+    widths[0] = max(8, min(widths[0], _WIDTH - sum(widths[1:]) - (len(head) - 1)))
+    gap = "  " if sum(widths) + 2 * (len(head) - 1) <= _WIDTH else " "
+    lines = []
+    for line in [head, *body]:
+        label = line[0] if len(line[0]) <= widths[0] else line[0][: widths[0] - 1] + "…"
+        cells = [label.ljust(widths[0])]
+        for i, cell in enumerate(line[1:], start=1):
+            value = cell.rstrip()
+            if i in starred:
+                value = value if value.endswith("*") else value + " "
+            cells.append(value.rjust(widths[i]))
+        lines.append(gap.join(cells).rstrip())
+    lines.insert(1, "-" * max(len(line) for line in lines))
+    return "\n".join([*lines, "", *_legend(chosen, settings)]) + "\n"
+
+
+def _legend(chosen: Sequence[Column], settings: Sequence[Setting]) -> list[str]:
+    """What the headings mean and why values are absent, wrapped to the table's width."""
+    meanings = "; ".join(f"{column.short}: {column.meaning}" for column in chosen)
+    notes = [f"{meanings}. * best of the unlearning runs (RL f and AUC: closest to the retain model)."]
+    reasons: dict[str, list[str]] = {}
+    for setting in settings:
+        for column in chosen:
+            if setting.mean(column.name) is None and (
+                setting.first.role == "unlearn" or column.name != "frontier_area"
+            ):
+                reasons.setdefault(setting.first.why_absent(column.name), []).append(
+                    f"{column.short} of {setting.label}"
+                )
+    notes += [f"{ABSENT} {', '.join(cells)}: {reason}" for reason, cells in reasons.items()]
+    return [line for note in notes for line in textwrap.wrap(note, _WIDTH, subsequent_indent="  ")]
