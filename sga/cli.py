@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import datasets
 import lightning.pytorch as pl
 import torch
 import yaml
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 
@@ -22,15 +22,16 @@ from sga.callbacks import (
     MembershipInference,
     ModelUtility,
     Perplexity,
+    RunCheckpoints,
     RunFiles,
 )
+from sga.callbacks.checkpoints import FOLDER, LAST
 from sga.datamodule import UnlearningData
 from sga.errors import UserError
 from sga.files import write_text
 from sga.module import UnlearningModule
 
 CONFIG_FILE = "config.yaml"
-CHECKPOINTS = "checkpoints"
 
 
 class UnlearningCLI(LightningCLI):
@@ -43,18 +44,7 @@ class UnlearningCLI(LightningCLI):
         parser.add_lightning_class_args(MembershipInference, "membership_inference")
         parser.add_lightning_class_args(Perplexity, "perplexity")
         parser.add_lightning_class_args(HuggingFaceExport, "export")
-        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
-        parser.set_defaults(
-            {
-                # Only the last checkpoint by default: one of a 7 B model with its optimiser takes 84 GB.
-                "checkpoint.save_last": True,
-                "checkpoint.save_top_k": 0,
-                "checkpoint.filename": "{step}",
-                "checkpoint.auto_insert_metric_name": True,
-                "checkpoint.enable_version_counter": False,
-            }
-        )
-        parser.link_arguments("run.folder", "checkpoint.dirpath", compute_fn=_checkpoint_folder)
+        parser.add_lightning_class_args(RunCheckpoints, "checkpoint")
         parser.link_arguments("run.folder", "trainer.default_root_dir", compute_fn=str)
         parser.link_arguments("model.language_model", "data.language_model")
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
@@ -64,10 +54,14 @@ class UnlearningCLI(LightningCLI):
         if config.trainer.precision is None:
             gpu = torch.cuda.is_available() and config.trainer.accelerator in ("auto", "gpu", "cuda")
             config.trainer.precision = "bf16-mixed" if gpu else "32-true"
+        if config.weights_only is None:
+            config.weights_only = True  # a checkpoint is data: code that came with it is never run
+        folder = Path(config.run.folder)
         if self.subcommand == "fit":
-            _check_folder(Path(config.run.folder), config.ckpt_path, _plain(self._parser("fit"), config))
-        elif config.ckpt_path not in (None, "last") and not Path(config.ckpt_path).is_file():
-            raise UserError(f"--ckpt_path {config.ckpt_path}: no such file")
+            _check_folder(folder, config.ckpt_path, _plain(self._parser("fit"), config))
+        config.ckpt_path = _checkpoint(folder, config.ckpt_path, required=self.subcommand != "fit")
+        if config.ckpt_path is not None:
+            config.trainer.num_sanity_val_steps = 0  # the evaluation before the first step has been made
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         config = self._get(self.config_init, "trainer")
@@ -90,8 +84,17 @@ class _SaveConfig(SaveConfigCallback):
             write_text(run_files.folder_of(stage) / CONFIG_FILE, text)
 
 
-def _checkpoint_folder(folder: str) -> str:
-    return str(Path(folder) / CHECKPOINTS)
+def _checkpoint(folder: Path, checkpoint: str | None, required: bool) -> str | None:
+    """The file that --ckpt_path means; ``last`` is the run folder's own, and none if the run was killed before one."""
+    if checkpoint is None:
+        return None
+    path = folder / FOLDER / LAST if checkpoint == "last" else Path(checkpoint)
+    if path.is_file():
+        return str(path)
+    if checkpoint == "last" and not required:
+        print(f"{folder} has no checkpoint yet: starting from the beginning")
+        return None
+    raise UserError(f"--ckpt_path {checkpoint}: no such file as {path}")
 
 
 def _plain(parser: LightningArgumentParser, config: Any) -> dict[str, Any]:
@@ -104,14 +107,12 @@ def _check_folder(folder: Path, checkpoint: str | None, config: dict[str, Any]) 
     """Refuses to write over a run, and to resume one under another model, method, data or seed."""
     stored = folder / CONFIG_FILE
     if checkpoint is None:
-        if stored.exists() or (folder / CHECKPOINTS).exists():
+        if stored.exists() or (folder / FOLDER).exists():
             raise UserError(
                 f"{folder} already holds a run: go on with it (--ckpt_path last), choose another folder (--run.folder), "
                 "or delete it"
             )
         return
-    if checkpoint != "last" and not Path(checkpoint).is_file():
-        raise UserError(f"--ckpt_path {checkpoint}: no such file (`last` takes the run folder's own)")
     if not stored.exists():
         return
     before = yaml.safe_load(stored.read_text(encoding="utf-8"))
@@ -174,9 +175,12 @@ def _cli(arguments: Sequence[str], run: bool) -> UnlearningCLI:
 
 def _quiet() -> None:
     """Silences notices that a user of this program can do nothing about."""
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
-        lambda record: "LitLogger" not in record.getMessage() and "litlogger" not in record.getMessage()
-    )
+    useless = ("litlogger", "`weights_only` was not set", "Loading `train_dataloader` to estimate")
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(name).addFilter(
+            lambda record: not any(part in record.getMessage().replace("LitLogger", "litlogger") for part in useless)
+        )
+    datasets.disable_progress_bars()
     warnings.filterwarnings("ignore", message=".*LightningCLI's args parameter.*")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*treespec.*", category=DeprecationWarning)

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
 from transformers import PreTrainedTokenizerBase
@@ -105,6 +106,7 @@ class UnlearningData(pl.LightningDataModule):
         self.seed = seed
         self.benchmark: Benchmark | None = None
         self.groups: list[Group] = []
+        self._loader: GroupLoader | None = None
         self._plans: dict[str, EvaluationPlan] = {}
 
     # ---- records, groups, tokens -------------------------------------------------------------------------------
@@ -196,13 +198,22 @@ class UnlearningData(pl.LightningDataModule):
                 )
             trainer.accumulate_grad_batches = self._loader.accumulation
 
+    def state_dict(self) -> dict[str, Any]:
+        """The loader's position. Lightning gives a loader its own state back within an epoch only, not at its end."""
+        return self._loader.state_dict() if self._loader is not None else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if self._loader is not None:
+            self._loader.load_state_dict(state_dict)
+
     def train_dataloader(self) -> GroupLoader:
+        assert self._loader is not None, "setup() has run"
         return self._loader
 
     @property
     def steps_per_epoch(self) -> int:
         """Optimiser steps of an epoch."""
-        return self._loader.steps_per_epoch
+        return self.train_dataloader().steps_per_epoch
 
     def val_dataloader(self) -> EvaluationPlan:
         return self.plan("validate")

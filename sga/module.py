@@ -110,9 +110,17 @@ class UnlearningModule(pl.LightningModule):
 
     def configure_optimizers(self) -> dict[str, Any]:
         optimizer = self.optimizer(self.parameters())
-        total = int(self.trainer.estimated_stepping_batches)
-        scheduler = self.schedule.scheduler(optimizer, total, self.data.steps_per_epoch)
+        scheduler = self.schedule.scheduler(optimizer, self._total_steps(), self.data.steps_per_epoch)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _total_steps(self) -> int:
+        # Not trainer.estimated_stepping_batches: it sets the loaders up before a checkpoint is read, after which
+        # Lightning does not give them their saved position back, and a resumed run starts its epoch again.
+        epochs, steps = self.trainer.max_epochs, self.trainer.max_steps
+        planned = self.data.steps_per_epoch * epochs if epochs is not None and epochs >= 0 else steps
+        if planned < 0:
+            raise UserError("a schedule needs the length of the run: set --trainer.max_epochs or --trainer.max_steps")
+        return min(planned, steps) if steps >= 0 else planned
 
     # ---- evaluation --------------------------------------------------------------------------------------------
 

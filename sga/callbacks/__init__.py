@@ -1,5 +1,6 @@
 """Metrics at validation time, and what a run leaves behind."""
 
+from sga.callbacks.checkpoints import RunCheckpoints
 from sga.callbacks.evaluation import Evaluation, EvaluationCallback, Evaluator
 from sga.callbacks.export import HuggingFaceExport
 from sga.callbacks.forget_quality import ForgetQuality
@@ -17,5 +18,6 @@ __all__ = [
     "MembershipInference",
     "ModelUtility",
     "Perplexity",
+    "RunCheckpoints",
     "RunFiles",
 ]

@@ -68,4 +68,4 @@ class Evaluator(pl.Callback):
         module.evaluation = evaluation
         # For ModelCheckpoint, EarlyStopping and the like. The run folder's own files are written by RunFiles, which
         # also sees the evaluation before the first step, when Lightning drops what is logged here.
-        module.log_dict(evaluation.metrics, logger=False, rank_zero_only=False, sync_dist=False)
+        module.log_dict(evaluation.metrics, logger=False, sync_dist=trainer.world_size > 1)

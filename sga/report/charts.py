@@ -69,10 +69,11 @@ def style_of(method: str, index: int) -> Style:
     if method == "GA":
         return Style("c0", _DASHES[index % 6], "cross")
     if method == "GD":
-        return Style(("c1", "c6")[index % 2], _DASHES[(index + 1) % 6], ("square", "plus")[index % 2])
+        return Style(("c1", "c6")[index % 2], _DASHES[(index + 1) % 6], _MARKERS[(index + 4) % 6])
     if method == "SGA":
-        return Style(f"c{2 + index % 4}", _DASHES[(index + 2) % 6 if index else 0], _MARKERS[index % 4])
-    return Style(f"c{(6, 4, 5, 3)[index % 4]}", _DASHES[(index + 3) % 6], _MARKERS[(index + 4) % 6])
+        # A colour comes back after four settings, with another marker and another dash.
+        return Style(f"c{2 + index % 4}", _DASHES[index % 6], _MARKERS[(index + index // 4) % 6])
+    return Style(f"c{(6, 4, 5, 3, 2, 1)[index % 6]}", _DASHES[(index + 1) % 6], "cross")
 
 
 def swatch(style: Style) -> str:
@@ -80,6 +81,15 @@ def swatch(style: Style) -> str:
     return (
         '<svg class="swatch" viewBox="0 0 36 14" width="36" height="14" aria-hidden="true">'
         f"{_path([(1.0, 7.0), (35.0, 7.0)], style)}{_marker(18, 7, 4.5, style)}</svg>"
+    )
+
+
+def ring_swatch(kind: str) -> str:
+    """The ring around a start (``start``) or around a chosen evaluation (``ring``), for a legend."""
+    radius = 6.2 if kind == "start" else 5
+    return (
+        '<svg class="swatch" viewBox="0 0 14 14" width="14" height="14" aria-hidden="true">'
+        f'<circle class="{kind}" cx="7" cy="7" r="{radius}"/></svg>'
     )
 
 
@@ -113,9 +123,6 @@ def frontier_chart(curves: Sequence[Curve], retain: Line | None, level: float, i
         parts.append(_curve(curve, places))
     starts = {(round(frame.x(max(x, FLOOR)), 1), round(frame.y(y), 1)) for x, y in (c.points[0] for c in curves)}
     parts += [f'<circle class="start" cx="{x}" cy="{y}" r="10"/>' for x, y in sorted(starts)]
-    if starts:
-        x, y = min(starts)
-        parts.append(f'<text class="note" x="{x + 13:.1f}" y="{y + 22:.1f}">start</text>')
     described = "; ".join(
         f"{c.label}: from ({_signed(c.points[0][0])}, {c.points[0][1]:.2f}) "
         f"to ({_signed(c.points[-1][0])}, {c.points[-1][1]:.2f}) in {len(c.points)} evaluations"
@@ -124,7 +131,9 @@ def frontier_chart(curves: Sequence[Curve], retain: Line | None, level: float, i
     return _svg(frame, identifier, "Model utility against forget quality", f"{described}.", parts)
 
 
-def distribution_chart(samples: Sequence[tuple[str, Style, Sequence[float]]], identifier: str) -> tuple[str, bool]:
+def distribution_chart(
+    samples: Sequence[tuple[str, Style, Sequence[float]]], identifier: str
+) -> tuple[str, dict[str, float]]:
     """Empirical distribution functions of log truth ratios.
 
     The axis covers what target and retain model span (all samples where neither is there) and half as much on each
@@ -135,7 +144,7 @@ def distribution_chart(samples: Sequence[tuple[str, Style, Sequence[float]]], id
         identifier: Prefix of the element ids, unique on the page.
 
     Returns:
-        The SVG, and whether values lie outside the axis.
+        The SVG, and for each label with values outside the axis the share of them.
     """
     framing = [v for _, style, values in samples if style.colour in ("target", "retain") for v in values]
     everything = sorted(v for _, _, values in samples for v in values)
@@ -168,7 +177,8 @@ def distribution_chart(samples: Sequence[tuple[str, Style, Sequence[float]]], id
         parts.append("</g>")
     medians = "; ".join(f"{label}: median {_signed(round(sorted(v)[len(v) // 2], 2))}" for label, _, v in samples)
     svg = _svg(frame, identifier, "Distribution of the log truth ratio on the forget set", f"{medians}.", parts)
-    return svg, everything[0] < low or everything[-1] > high
+    outside = {label: sum(not low <= v <= high for v in values) / len(values) for label, _, values in samples}
+    return svg, {label: share for label, share in outside.items() if share > 0}
 
 
 def panel(
@@ -198,7 +208,7 @@ def panel(
     else:
         marks = [(t, _signed(t)) for t in ticks(bottom, top, 5)]
     spread = max(xs) - min(xs) or 1.0
-    frame = _Frame(340, 240, (min(xs) - 0.03 * spread, max(xs) + 0.03 * spread), (bottom - pad, top + pad), small=True)
+    frame = _Frame(460, 250, (min(xs) - 0.03 * spread, max(xs) + 0.03 * spread), (bottom - pad, top + pad), small=True)
     parts = [frame.axes([(t, _signed(t)) for t in ticks(min(xs), max(xs), 5)], marks, x_label, title)]
     for level in levels:
         parts.append(frame.level(Line("", scale(level.value), level.style), 0.5))
@@ -229,8 +239,8 @@ class _Frame:
         self, width: int, height: int, xs: tuple[float, float], ys: tuple[float, float], small: bool = False
     ) -> None:
         self.width, self.height, self.small = width, height, small
-        self.left, self.right = (52.0, width - 10.0) if small else (58.0, width - 14.0)
-        self.top, self.bottom = (32.0, height - 44.0) if small else (38.0, height - 60.0)
+        self.left, self.right = (54.0, width - 12.0) if small else (58.0, width - 14.0)
+        self.top, self.bottom = (34.0, height - 46.0) if small else (38.0, height - 60.0)
         self._xs, self._ys = xs, ys
 
     def x(self, value: float) -> float:

@@ -102,7 +102,7 @@ def _best_rate(settings: Sequence[Setting]) -> str:
         return f"SGA's smoothing rates cannot be ranked: frontier areas are absent ({_reason(best, 'frontier_area')})."
     tried = sum(setting.first.method == "SGA" for setting in settings)
     which = f"the best of {tried} smoothing settings" if tried > 1 else "the only smoothing setting tried"
-    sentence = f"By frontier area (0 to 1, higher is better) {best.label} is {which} with {_area(best)}"
+    sentence = f"By frontier area (0 to 1, higher is better) {which}, {best.label}, has {_area(best)}"
     if ascent is None:
         return f"{sentence}; there is no GA run to set beside it."
     other = ascent.mean("frontier_area")
@@ -260,6 +260,8 @@ def _certainty(one: Setting, other: Setting) -> str:
     """What the seeds say about a difference in area; nothing where one of the two has a single seed."""
     a, b = one.values("frontier_area"), other.values("frontier_area")
     if len(a) < 2 or len(b) < 2:
+        return ""
+    if _compared(_mean(a), _mean(b)) == "level with":
         return ""
     apart = max(a) < min(b) or max(b) < min(a)
     return " (the ranges over the seeds do not overlap)" if apart else " (but the ranges over the seeds overlap)"

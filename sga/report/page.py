@@ -2,20 +2,39 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from sga.files import write_text
-from sga.report.charts import Curve, Line, Style, distribution_chart, frontier_chart, panel, style_of, swatch
+from sga.report.charts import (
+    FLOOR,
+    Curve,
+    Line,
+    Style,
+    distribution_chart,
+    frontier_chart,
+    panel,
+    ring_swatch,
+    style_of,
+    swatch,
+)
 from sga.report.conclusions import FORGET_QUALITY_LEVEL, cautions, compared_gradient_difference, conclusions
 from sga.report.runs import Run, Setting, by_setting, pick, plain, read_runs
 from sga.report.style import STYLE
 from sga.report.summary import ABSENT, best_settings, columns, epochs, fixed, p_value, retain_mean, seeds, span
 
-_LONGEST_TEXT = 500  # characters of an answer that are shown; a collapsed model fills 200 tokens with anything
+# Metric, title, whether it lies in [0, 1], and what is drawn of it.
+_PANELS: tuple[tuple[str, str, bool, Callable[[float], float]], ...] = (
+    ("model_utility", "model utility", True, float),
+    ("forget_quality_log10", "forget quality, log₁₀ p (−12 and below as −12)", False, lambda value: max(value, FLOOR)),
+    ("forget/avg_nll", "forget nll", False, float),
+    ("perplexity/normal/log", "perplexity on normal text, log₁₀", False, lambda value: value / math.log(10)),
+)
+_LONGEST_TEXT = 320  # characters of an answer that are shown; a collapsed model fills 200 tokens with anything
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 
 
@@ -94,7 +113,7 @@ def _head(settings: Sequence[Setting], title: str, holds_texts: bool) -> str:
         if holds_texts
         else ""
     )
-    sentences = "".join(f"<li>{_text(sentence)}</li>" for sentence in conclusions(settings))
+    sentences = "".join(f"<li>{_together(sentence)}</li>" for sentence in conclusions(settings))
     notes = cautions(settings)
     careful = f'<p class="small"><strong>Read with care.</strong> {_text(" ".join(notes))}</p>' if notes else ""
     return (
@@ -132,7 +151,11 @@ def _table(settings: Sequence[Setting], styles: Mapping[str, Style]) -> str:
             shown = f'<strong class="best">{shown}</strong>' if setting.label in best[column.name] else shown
             between = span(values, column.number) if several else ""
             missing = f" ({len(values)} of {len(setting.runs)})" if len(values) < len(setting.runs) else ""
-            shown += f'<br><span class="range">{_text(between + missing)}</span>' if between or missing else ""
+            shown += (
+                f'<br><span class="range">{_text(between + missing).replace(" to ", " to<br>")}</span>'
+                if between or missing
+                else ""
+            )
             cells.append(f"<td>{shown}</td>")
         lines.append(f'<tr class="{run.role}">{"".join(cells)}</tr>')
     heads = [("Run", "method"), ("r", "smoothing rate"), ("λ", "weight of the normal samples, forget sample = 1")]
@@ -142,7 +165,7 @@ def _table(settings: Sequence[Setting], styles: Mapping[str, Style]) -> str:
     rules = sorted(
         {str(rule) for s in settings for r in s.runs if r.role == "unlearn" and (rule := r.chosen.get("chosen"))}
     )
-    rule = f"Evaluation chosen by: {'; '.join(rules)}. " if rules else ""
+    rule = f"Chosen evaluation: {'; '.join(rules)}. " if rules else ""
     several_seeds = any(len(setting.runs) > 1 for setting in settings)
     mean_note = (
         "Several seeds: the mean (of perplexities the geometric one), the range below it. " if several_seeds else ""
@@ -190,9 +213,9 @@ def _frontier(settings: Sequence[Setting], styles: Mapping[str, Style]) -> str:
     line = None if utility is None else Line(f"retain model {fixed(utility)}", utility, style_of("retain", 0))
     chart = frontier_chart(curves, line, FORGET_QUALITY_LEVEL, "frontier-chart")
     return (
-        f"{heading}<figure>{_legend(shown, styles)}{chart}<figcaption>Each run from the starting model (large ring) "
-        "along its evaluations to its last (large marker); a thin ring is the chosen evaluation. Up and right is "
-        f"better. In the shaded region the KS test sees no difference from the retain model (p &gt; "
+        f"{heading}<figure>{_legend(shown, styles, rings=True)}{chart}<figcaption>Each run from the starting model "
+        "along its evaluations to its last (large marker); up and to the right is better. "
+        f"In the shaded region the KS test sees no difference from the retain model (p &gt; "
         f"{FORGET_QUALITY_LEVEL}); values below 10<sup>−12</sup> are drawn at the left edge.</figcaption></figure>"
         "</section>"
     )
@@ -213,11 +236,12 @@ def _distributions(settings: Sequence[Setting], styles: Mapping[str, Style]) -> 
     if not samples:
         return f'{heading}<p class="note">No run kept truth ratios of single forget samples.</p></section>'
     chart, outside = distribution_chart(samples, "ratio-chart")
-    clipped = " Values beyond the axis are not drawn; the curves start or end with their share." if outside else ""
+    shares = ", ".join(f"{_text(label)} {max(share, 0.01):.0%}" for label, share in outside.items())
+    clipped = f" Beyond the axis, which target and retain model set: {shares} of the samples." if outside else ""
     return (
         f"{heading}<figure>{_legend(shown, styles)}{chart}<figcaption>Share of forget samples whose log truth ratio, "
         "log R = avg_nll(right) − mean avg_nll(wrong), is at most so much; markers at the quartiles. Forget quality is "
-        "the KS test between a curve and the retain model’s: D is their largest vertical distance. Last evaluation of "
+        "the KS test between a curve and the retain model's: D is their largest vertical distance. Last evaluation of "
         f"each run, first seed.{clipped}</figcaption></figure></section>"
     )
 
@@ -228,17 +252,10 @@ def _over_time(settings: Sequence[Setting], styles: Mapping[str, Style]) -> str:
     by_epoch = all("epoch" in evaluation for _, run in runs for evaluation in run.evaluations)
     axis = "epoch" if by_epoch else "step"
     panels = []
-    for index, (name, title, unit) in enumerate(
-        (
-            ("model_utility", "model utility", True),
-            ("forget/avg_nll", "forget nll", False),
-            ("forget/rouge_l_recall", "forget ROUGE-L", True),
-            ("retain/rouge_l_recall", "retain ROUGE-L", True),
-        )
-    ):
+    for index, (name, title, unit, shown) in enumerate(_PANELS):
         curves = []
         for setting, run in runs:
-            kept = [(e, v) for e in run.evaluations if (v := run.value(name, e)) is not None]
+            kept = [(e, shown(v)) for e in run.evaluations if (v := run.value(name, e)) is not None]
             if kept:
                 label = _name(setting, run)
                 notes = [f"{label}, {_moment(e)}: {v:.4g}" for e, v in kept]
@@ -246,7 +263,7 @@ def _over_time(settings: Sequence[Setting], styles: Mapping[str, Style]) -> str:
                 at = next((i for i, (e, _) in enumerate(kept) if e["step"] == run.chosen_step), None)
                 curves.append(Curve(label, styles[setting.label], points, notes, at))
         level = retain_mean(name, settings)
-        levels = [] if level is None else [Line("retain", level, style_of("retain", 0))]
+        levels = [] if level is None else [Line("", shown(level), style_of("retain", 0))]
         if curves:
             panels.append(f"<div>{panel(title, curves, levels, axis, f'panel-{index}', unit)}</div>")
     heading = '<section aria-labelledby="time"><h2 id="time">Over training</h2>'
@@ -255,7 +272,7 @@ def _over_time(settings: Sequence[Setting], styles: Mapping[str, Style]) -> str:
     legend = [s for s in settings if s.first.role != "target"]
     return (
         f'{heading}<figure>{_legend(legend, styles)}<div class="panels">{"".join(panels)}</div>'
-        "<figcaption>The dashed level is the retain model’s, "
+        "<figcaption>The dashed level is the retain model's, "
         "where it has the metric: a forget nll above it is over-unlearning, "
         "below it under-unlearning. A thin ring is the chosen evaluation.</figcaption></figure></section>"
     )
@@ -270,7 +287,7 @@ def _answers(settings: Sequence[Setting]) -> tuple[str, bool]:
         columns.insert(0, ("start", unlearned, int(unlearned.evaluations[0]["step"])))
     silent = [label for label, run, _ in columns if not run.has_texts]
     parts = []
-    for evaluation_set, count in (("forget", 4), ("retain", 3)):
+    for evaluation_set, count in (("forget", 4), ("retain", 4)):
         answers = [
             (
                 label,
@@ -292,7 +309,7 @@ def _answers(settings: Sequence[Setting]) -> tuple[str, bool]:
         reason = without or "No run kept generated answers."
         return f'{heading}<p class="note">{_text(reason)}</p></section>', False
     note = (
-        "Greedy answers at the chosen evaluation of each setting’s first seed, with ROUGE-L recall. The questions are "
+        "Greedy answers at the chosen evaluation of each setting's first seed, with ROUGE-L recall. The questions are "
         f"evenly spaced over the set, not picked by hand. {without}"
     )
     return f'{heading}<p class="small">{_text(note)}</p>{"".join(parts)}</section>', True
@@ -307,7 +324,8 @@ def _card(asked: Mapping[str, Any], key: str, answers: Sequence[tuple[str, int, 
         score = row.get("rouge_l_recall")
         said = _long(row["generation"]) if row.get("generation") else '<em class="small">(nothing)</em>'
         lines.append(
-            f'<tr><th scope="row">{_text(label)} <span class="range">step {step}</span></th><td dir="auto">{said}</td>'
+            f'<tr><th scope="row">{_together(label)} <span class="range">step {step}</span></th>'
+            f'<td dir="auto">{said}</td>'
             f"<td>{fixed(float(score)) if isinstance(score, (int, float)) else ABSENT}</td></tr>"
         )
     question = _long(asked.get("question") or "(a passage of plain text)")
@@ -365,8 +383,9 @@ def _foot(runs: Sequence[Run], holds_texts: bool) -> str:
         words = (
             config.read_text(encoding="utf-8", errors="replace") if config.is_file() else "(the run has no config.yaml)"
         )
+        parameters = ", ".join(f"{name} = {value}" for name, value in run.info["parameters"].items())
         facts = [
-            f"{run.info['method']} {', '.join(f'{k} = {v}' for k, v in run.info['parameters'].items())}".strip(),
+            f"{run.info['method'] or 'no loss'} {parameters}".strip(),
             f"seed {run.seed}",
             f"K = {run.group_size}",
             f"model {run.info.get('model', 'not recorded')}",
@@ -395,8 +414,10 @@ def _foot(runs: Sequence[Run], holds_texts: bool) -> str:
     )
 
 
-def _legend(settings: Iterable[Setting], styles: Mapping[str, Style]) -> str:
+def _legend(settings: Iterable[Setting], styles: Mapping[str, Style], rings: bool = False) -> str:
     items = "".join(f"<li>{swatch(styles[s.label])} {_text(s.label)}</li>" for s in settings)
+    if rings:
+        items += f"<li>{ring_swatch('start')} start</li><li>{ring_swatch('ring')} chosen evaluation</li>"
     return f'<ul class="legend">{items}</ul>'
 
 
@@ -426,6 +447,11 @@ def _spread_out(items: Sequence[Any], count: int) -> Iterator[Any]:
 def _text(value: str) -> str:
     """Text as HTML: markup escaped, characters that HTML forbids replaced."""
     return escape(_UNPRINTABLE.sub("\ufffd", value), quote=True)
+
+
+def _together(value: str) -> str:
+    """Text as HTML in which ``r = −0.8`` and its like stay on one line."""
+    return _text(value).replace(" = ", "\u00a0=\u00a0")
 
 
 def _long(value: Any) -> str:

@@ -71,9 +71,14 @@ class Run:
 
     @property
     def method(self) -> str:
-        """``GA``, ``SGA`` or ``GD``, another method's class name, or the role where nothing is unlearned."""
+        """``GA``, ``SGA`` or ``GD``, another method's class name, or the role where nothing is unlearned.
+
+        An evaluation of a model without a loss has no method and goes by the run's name.
+        """
         if self.role != "unlearn":
             return self.role
+        if self.info["method"] is None:
+            return self.name
         return _SHORT_METHODS.get(str(self.info["method"]), str(self.info["method"]))
 
     @property
@@ -140,8 +145,10 @@ class Run:
         key = name if name == "frontier_area" else self.key(name)
         wider = key.removesuffix("/log").removesuffix("_log10")
         candidates = [key, wider, *(str(parent) for parent in PurePosixPath(wider).parents)]
+        if name in ("frontier_area", "ks_statistic", "ks_n"):
+            candidates += [self.key("forget_quality_log10"), self.key("forget_quality")]
         if name == "frontier_area":
-            candidates += [self.key("forget_quality_log10"), self.key("forget_quality"), self.key("model_utility")]
+            candidates.append(self.key("model_utility"))
         for candidate in candidates:
             if candidate in reasons:
                 return str(reasons[candidate])
@@ -240,8 +247,11 @@ def read_run(path: str | Path) -> Run:
         cure = f"name the run folders in it: {', '.join(inner[:4])}" if inner else "is it a folder that a run wrote?"
         raise UserError(f"{path}: holds no run.json; {cure}")
     info = _read_object(path / "run.json")
-    wanted = {"name": str, "role": str, "method": str, "seed": int, "group_size": int, "benchmark": str}
-    _require(info, {**wanted, "parameters": dict}, str(path / "run.json"))
+    wanted: dict[str, type] = {"name": str, "role": str, "seed": int, "group_size": int, "benchmark": str}
+    wanted |= {"parameters": dict, "method": str}
+    if info.get("method", "") is None:  # a model that is only evaluated has no loss
+        del wanted["method"]
+    _require(info, wanted, str(path / "run.json"))
     if info["role"] not in ROLES:
         raise UserError(f"{path / 'run.json'}: 'role' must be one of {', '.join(ROLES)}, got {info['role']!r}")
     if info["group_size"] < 1:

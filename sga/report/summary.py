@@ -78,12 +78,17 @@ class Column:
 
 COLUMNS = (
     Column(
-        "forget_quality_log10", "Forget quality, log₁₀ p", "lg p", "high", fixed, "KS test against the retain model"
+        "forget_quality_log10",
+        "Forget quality, log₁₀\u00a0p",
+        "lg p",
+        "high",
+        fixed,
+        "KS test against the retain model",
     ),
     Column("ks_statistic", "KS D", "KS D", "low", fixed, "KS statistic of that test, 0 to 1"),
     Column("model_utility", "Model utility", "util", "high", fixed, "harmonic mean of nine scores, 0 to 1"),
-    Column("forget/rouge_l_recall", "Forget ROUGE-L", "RL f", "retain", fixed, "recall of greedy answers, forget set"),
-    Column("retain/rouge_l_recall", "Retain ROUGE-L", "RL r", "high", fixed, "recall of greedy answers, retain set"),
+    Column("forget/rouge_l_recall", "Forget ROUGE‑L", "RL f", "retain", fixed, "recall of greedy answers, forget set"),
+    Column("retain/rouge_l_recall", "Retain ROUGE‑L", "RL r", "high", fixed, "recall of greedy answers, retain set"),
     Column("mia/loss", "MIA AUC", "AUC", "retain", fixed, "membership inference by loss; 1 = members recognised"),
     Column("perplexity/forget/log", "PPL forget", "ppl f", None, perplexity, "perplexity on the forget set"),
     Column("perplexity/retain/log", "PPL retain", "ppl r", "low", perplexity, "perplexity on the retain set"),
