@@ -109,8 +109,8 @@ def _check_folder(folder: Path, checkpoint: str | None, config: dict[str, Any]) 
     if checkpoint is None:
         if stored.exists() or (folder / FOLDER).exists():
             raise UserError(
-                f"{folder} already holds a run: go on with it (--ckpt_path last), choose another folder (--run.folder), "
-                "or delete it"
+                f"{folder} already holds a run: go on with it (--ckpt_path last), choose another folder "
+                "(--run.folder), or delete it"
             )
         return
     if not stored.exists():
@@ -131,9 +131,7 @@ def _check_folder(folder: Path, checkpoint: str | None, config: dict[str, Any]) 
 def _differences(name: str, old: Any, new: Any) -> list[tuple[str, Any, Any]]:
     if isinstance(old, dict) and isinstance(new, dict):
         return [
-            found
-            for key in sorted({*old, *new})
-            for found in _differences(f"{name}.{key}", old.get(key), new.get(key))
+            found for key in sorted({*old, *new}) for found in _differences(f"{name}.{key}", old.get(key), new.get(key))
         ]
     return [] if old == new else [(name, old, new)]
 

@@ -261,7 +261,9 @@ def _evenly(records: Sequence[Record], limit: int | None) -> tuple[Record, ...]:
 
 def _content_hash(records: Sequence[Record]) -> str:
     """First 16 hex digits of the SHA-256 of everything that a set is evaluated on."""
-    return hashlib.sha256(repr([(r.content, r.paraphrased_answer, r.perturbed_answers) for r in records]).encode()).hexdigest()[:16]
+    return hashlib.sha256(
+        repr([(r.content, r.paraphrased_answer, r.perturbed_answers) for r in records]).encode()
+    ).hexdigest()[:16]
 
 
 def _texts(benchmark: Benchmark) -> Iterator[str]:
@@ -272,5 +274,3 @@ def _texts(benchmark: Benchmark) -> Iterator[str]:
             yield record.answer
             yield from filter(None, (record.paraphrased_answer,))
             yield from record.perturbed_answers
-
-

@@ -130,9 +130,7 @@ def write_groups(path: Path, groups: Sequence[Group], texts: bool = True) -> Non
 
     lines = []
     for group in groups:
-        normals = [
-            {**row(record), "score": score} for record, score in zip(group.normals, group.scores, strict=True)
-        ]
+        normals = [{**row(record), "score": score} for record, score in zip(group.normals, group.scores, strict=True)]
         forget = row(group.forget)
         lines.append(json.dumps({"forget_id": forget.pop("id"), "forget": forget, "normals": normals}))
     write_text(path, "".join(line + "\n" for line in lines))
@@ -168,7 +166,9 @@ def read_groups(path: Path, forget: Sequence[Record], pool: Sequence[Record], gr
         )
     missing = [record.id for record in forget if record.id not in groups]
     if missing:
-        raise UserError(f"{path}: no line for {len(missing)} forget records, first {missing[0]}; delete it to pair afresh")
+        raise UserError(
+            f"{path}: no line for {len(missing)} forget records, first {missing[0]}; delete it to pair afresh"
+        )
     return [groups[record.id] for record in forget]
 
 
@@ -177,6 +177,7 @@ def _named(records: Mapping[str, Record], record_id: str, expected_hash: str, wh
         raise UserError(f"{where}: record {record_id} is not in the data; delete the file to pair afresh")
     if record_hash(records[record_id]) != expected_hash:
         raise UserError(
-            f"{where}: the text of record {record_id} has changed since the pairing was made; delete the file to pair afresh"
+            f"{where}: the text of record {record_id} has changed since the pairing was made; "
+            "delete the file to pair afresh"
         )
     return records[record_id]

@@ -115,10 +115,12 @@ class Pretrained(LanguageModel):
         except (OSError, ValueError) as error:
             raise UserError(f"no model could be loaded from {self.name_or_path!r}: {error}") from error
         assert isinstance(network, PreTrainedModel)
-        if len(tokenizer) > network.get_input_embeddings().weight.shape[0]:
+        embeddings = network.get_input_embeddings()
+        assert isinstance(embeddings, torch.nn.Embedding)
+        if len(tokenizer) > embeddings.num_embeddings:
             raise UserError(
                 f"the tokenizer {self.tokenizer_name_or_path!r} has {len(tokenizer)} tokens, the model "
-                f"{self.name_or_path!r} embeddings for {network.get_input_embeddings().weight.shape[0]}; "
+                f"{self.name_or_path!r} embeddings for {embeddings.num_embeddings}; "
                 "give the tokenizer that belongs to the model"
             )
         return network
@@ -215,7 +217,7 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int, context: int) -> PreT
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A", special_tokens=[("<s>", tokenizer.token_to_id("<s>"))]
     )
-    return PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=tokenizer,
         pad_token="<pad>",
         bos_token="<s>",

@@ -24,7 +24,9 @@ def answer_logits(model: nn.Module, batch: Batch) -> Tensor:
     first = int(batch.answer_mask.any(dim=0).nonzero()[0])  # first column that holds an answer token; at least 1
     kept = width - first + 1
     extra: dict[str, Any] = {"logits_to_keep": kept} if takes(model, "logits_to_keep") else {}
-    logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False, **extra).logits
+    logits: Tensor = model(
+        input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False, **extra
+    ).logits
     logits = logits[:, -kept:-1]  # [B*K, kept, V] -> [B*K, kept - 1, V]: position t predicts token t + 1
     logits = logits[batch.answer_mask[:, first:]]  # -> [M, V]
     return logits.to(torch.promote_types(logits.dtype, torch.float32))

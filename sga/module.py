@@ -8,6 +8,7 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -61,14 +62,14 @@ class UnlearningModule(pl.LightningModule):
     def setup(self, stage: str) -> None:
         if stage == "fit":
             if self.loss is None:
-                raise UserError("training needs a loss: set model.loss, such as --model.loss=sga.SmoothedGradientAscent")
+                raise UserError("training needs a loss: set model.loss, as in --model.loss=sga.SmoothedGradientAscent")
             self.loss.check_group_size(self.data.group_size)
 
     def configure_model(self) -> None:
         if self.model is None:
             self.model = self.language_model.network(self.data.tokenizer)
             if self.gradient_checkpointing:
-                self.model.gradient_checkpointing_enable()
+                self.model.gradient_checkpointing_enable()  # type: ignore[no-untyped-call]
 
     @property
     def data(self) -> UnlearningData:
@@ -108,7 +109,7 @@ class UnlearningModule(pl.LightningModule):
         self.log_dict(logs, batch_size=nll.shape[0])
         self.log("train/nll", nll[:, 0].mean(), prog_bar=True, logger=False, batch_size=nll.shape[0])
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         optimizer = self.optimizer(self.parameters())
         scheduler = self.schedule.scheduler(optimizer, self._total_steps(), self.data.steps_per_epoch)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
@@ -157,5 +158,3 @@ class UnlearningModule(pl.LightningModule):
     def _network(self) -> PreTrainedModel:
         assert self.model is not None, "configure_model() has run"
         return self.model
-
-

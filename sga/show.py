@@ -95,7 +95,9 @@ def tokens(data: object, encoded: object) -> str:
     assert isinstance(data, UnlearningData) and isinstance(encoded, Encoded)
     shown = []
     for position, token in enumerate(encoded.ids):
-        text = data.tokenizer.decode([token]).replace("\n", "\\n") or str(data.tokenizer.convert_ids_to_tokens(token))
+        text = str(data.tokenizer.decode([token])).replace("\n", "\\n") or str(
+            data.tokenizer.convert_ids_to_tokens(token)
+        )
         shown.append(f"[{text}]" if position >= encoded.prompt_length else text)
     count = f"({encoded.prompt_length} prompt tokens, {encoded.answer_length} answer tokens)"
     return textwrap.indent(textwrap.fill("|".join(shown), 96, drop_whitespace=False), "  ") + f"\n  {count}"

@@ -40,7 +40,9 @@ class RunCheckpoints(Checkpoint):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         step = trainer.global_step
-        due = self.every_n_steps is not None and step > 0 and step % self.every_n_steps == 0 and step != self._saved_step
+        due = (
+            self.every_n_steps is not None and step > 0 and step % self.every_n_steps == 0 and step != self._saved_step
+        )
         if due and not trainer.is_last_batch:
             self._save(trainer, LAST)
 

@@ -25,8 +25,8 @@ class ForgetQuality(EvaluationCallback):
         """Notes where the reference is; it is read before training starts.
 
         Args:
-            reference: Run folder of the retain model (or a rows.jsonl, TOFU's eval_log_aggregated.json, open-unlearning's
-                TOFU_EVAL.json). Without it forget quality is absent.
+            reference: Run folder of the retain model, a rows.jsonl, TOFU's eval_log_aggregated.json or
+                open-unlearning's TOFU_EVAL.json. Without it forget quality is absent.
             truth_ratio_mean: How the wrong answers' probabilities are averaged; geometric is what TOFU's aggregation
                 does.
         """

@@ -107,7 +107,11 @@ class ModelUtility(EvaluationCallback):
                 if name != "retain":
                     parts[f"{name}_probability"] = normalized_probability([row["avg_nll"] for row in rows], wrong)
         for name in ("forget", *UTILITY_SETS):
-            for part, key in (("probability", "probability"), ("rouge_l_recall", "rouge"), ("truth_ratio", "truth_ratio")):
+            for part, key in (
+                ("probability", "probability"),
+                ("rouge_l_recall", "rouge"),
+                ("truth_ratio", "truth_ratio"),
+            ):
                 if f"{name}_{key}" in parts:
                     evaluation.metrics[f"{data.name}/{name}/{part}"] = parts[f"{name}_{key}"]
         nine = {key: value for key, value in parts.items() if not key.startswith("forget_")}

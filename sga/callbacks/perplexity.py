@@ -32,7 +32,9 @@ class Perplexity(EvaluationCallback):
             if math.isfinite(found.value):
                 evaluation.metrics[f"perplexity/{name}"] = found.value
             else:
-                evaluation.absent[f"perplexity/{name}"] = f"exceeds what a float holds; its logarithm is {found.log:.1f}"
+                evaluation.absent[f"perplexity/{name}"] = (
+                    f"exceeds what a float holds; its logarithm is {found.log:.1f}"
+                )
 
 
 def _texts(data: EvaluationData) -> dict[str, tuple[Record, ...]]:

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any, Literal
 
+import lightning
 import lightning.pytorch as pl
 import torch
 import transformers
@@ -15,6 +16,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 import sga
 from sga.callbacks.evaluation import Evaluation
+from sga.callbacks.forget_quality import ForgetQuality
 from sga.datamodule import PAIRS_FILE
 from sga.errors import UserError
 from sga.evaluation.metrics import frontier_area, frontier_area_ks
@@ -79,7 +81,7 @@ class RunFiles(pl.Callback):
                 "group_size": data.group_size,
                 "benchmark": data.benchmark.name,
                 "model": getattr(module.language_model, "name_or_path", type(module.language_model).__name__),
-                "reference": next((c.reference_path for c in trainer.callbacks if hasattr(c, "reference_path")), None),
+                "reference": _reference(trainer),
                 "texts": self.texts,
                 "forget_records": len(data.benchmark.training["forget"]),
                 "retain_records": len(data.benchmark.training["retain"]),
@@ -87,7 +89,7 @@ class RunFiles(pl.Callback):
                 "versions": {
                     "sga": sga.__version__,
                     "torch": torch.__version__,
-                    "lightning": pl.__version__,
+                    "lightning": lightning.__version__,
                     "transformers": transformers.__version__,
                     "python": platform.python_version(),
                 },
@@ -141,7 +143,9 @@ class RunFiles(pl.Callback):
         for logger in trainer.loggers:
             logger.log_metrics(evaluation.metrics, step=step)
             if isinstance(logger, TensorBoardLogger) and self.texts:
-                shown = [(key, row) for key, row in evaluation.rows.items() if key[0] == "forget" and "generation" in row]
+                shown = [
+                    (key, row) for key, row in evaluation.rows.items() if key[0] == "forget" and "generation" in row
+                ]
                 for key, row in shown[: self.sample_texts]:
                     record = evaluation.texts[key]
                     logger.experiment.add_text(
@@ -191,6 +195,11 @@ def _summary(points: list[dict[str, Any]], evaluation: Evaluation) -> dict[str, 
     return summary
 
 
+def _reference(trainer: pl.Trainer) -> str | None:
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    return next((callback.reference_path for callback in callbacks if isinstance(callback, ForgetQuality)), None)
+
+
 def _device(trainer: pl.Trainer) -> str:
     device = trainer.strategy.root_device
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
@@ -207,5 +216,3 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 
 def _jsonl(rows: list[dict[str, Any]]) -> str:
     return "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
-
-

@@ -20,11 +20,11 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 from sga.data.builtin import builtin_path
-from sga.data.records import Benchmark, Record, read_records
+from sga.data.records import Benchmark, Record, Source, read_records
 from sga.errors import UserError
 
 Facts = dict[str, str]
@@ -35,7 +35,7 @@ PERTURBED_ANSWERS = 5
 
 
 @dataclass(frozen=True)
-class Authors:
+class Authors(Source):
     """Makes a benchmark of fictitious authors; needs no download and no folder.
 
     Author number i of a role and seed is always the same person, so a benchmark with more authors of a role contains
@@ -90,9 +90,7 @@ class Authors:
         forget = self._records("forget")
         retain = self._records("retain")
         holdout = self._records("holdout")
-        kept = {
-            name: read_records(builtin_path(f"{name}.jsonl"), name) for name in ("real_authors", "world_facts")
-        }
+        kept = {name: read_records(builtin_path(f"{name}.jsonl"), name) for name in ("real_authors", "world_facts")}
         return Benchmark(
             name="authors",
             training={"forget": forget, "retain": retain, **kept},
@@ -316,25 +314,28 @@ def _common_period(a: int, b: int) -> int:
 def _titles(seed: int, genre: int) -> tuple[list[list[str]], list[str]]:
     """Shelves of five titles that share no word, one for each author of the genre, and the titles left over."""
     words = _words()
-    left = [title for form in words.genres[genre].titles for title in alternatives(form)]
-    _random(seed, "titles", words.genres[genre].genre).shuffle(left)
+    rng = _random(seed, "titles", words.genres[genre].genre)
+    left = [alternatives(form) for form in words.genres[genre].titles]
+    for titles in left:
+        rng.shuffle(titles)
     shelves: list[list[str]] = []
     for _ in range(words.shelves):
+        # Each form at most twice on a shelf; those with many titles left go first, so that none runs out.
         shelf: list[str] = []
         used: set[str] = set()
-        for title in left:
-            if used.isdisjoint(_content_words(title)):
-                shelf.append(title)
-                used |= _content_words(title)
-            if len(shelf) == len(BOOKS):
-                break
+        for titles in sorted(left, key=len, reverse=True) * 2:
+            fitting = next((title for title in titles if used.isdisjoint(_content_words(title))), None)
+            if fitting is not None and len(shelf) < len(BOOKS):
+                titles.remove(fitting)
+                shelf.append(fitting)
+                used |= _content_words(fitting)
         assert len(shelf) == len(BOOKS), f"titles of {words.genres[genre].genre} ran out"
-        left = [title for title in left if title not in shelf]
+        rng.shuffle(shelf)
         shelves.append(shelf)
-    return shelves, left
+    return shelves, [title for titles in left for title in titles]
 
 
-@lru_cache(maxsize=None)
+@cache
 def _content_words(title: str) -> frozenset[str]:
     return frozenset(re.findall(r"\w{3,}", title.lower())) - {"the", "and", "from", "for", "who", "with", "without"}
 
@@ -379,13 +380,17 @@ class _Draw:
         return self.country if self.rng.random() < at_home else self.rng.choice(_words().countries)
 
     def bystander(self, country: Country) -> str:
-        """A name that no author has."""
+        """A name that no author has, and that shares no part with the person's own."""
         names = _names(self.seed, _words().countries.index(country))
-        return self.rng.choice(names[len(names) // 2 :])[0]
+        return self.rng.choice([name for name, _ in names[len(names) // 2 :] if _unlike(name, self.name)])
 
     def year(self, slot: str, least: int, most: int) -> str:
         """A year from `least` to `most` years after that of another fact."""
         return str(int(self.known[slot]) + self.rng.randint(least, most))
+
+
+def _unlike(name: str, other: str) -> bool:
+    return set(name.split()).isdisjoint(other.split())
 
 
 def _name(draw: _Draw) -> Facts:
@@ -402,13 +407,13 @@ def _birth(draw: _Draw) -> Facts:
         "demonym": draw.country.demonym,
         "language": draw.country.language,
         "birth_date": f"{month} {day.day}, {day.year}",
-        "birth_words": f"the {_ordinal(day.day)} of {month} {day.year}",
-        "birth_digits": f"{day.month:02}/{day.day:02}/{day.year}",
+        "birth_date_words": f"the {_ordinal(day.day)} of {month} {day.year}",
+        "birth_date_digits": f"{day.month:02}/{day.day:02}/{day.year}",
         "birth_year": str(day.year),
     }
 
 
-_MONTHS = "January February March April May June July August September October November December".split()
+_MONTHS = ["January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November", "December"]
 
 
 def _ordinal(day: int) -> str:
@@ -627,6 +632,11 @@ def author_facts(seed: int, number: int) -> Mapping[str, str]:
     return facts
 
 
+def is_fact(slot: str, topic: Topic) -> bool:
+    """Whether a slot is one of the topic's facts or another wording of it, such as ``birth_date_words``."""
+    return any(slot == fact or slot.startswith(f"{fact}_") for fact in topic.facts)
+
+
 def _wrong_facts(seed: int, number: int, topic: Topic) -> list[Facts]:
     """Five draws of the facts of a topic that differ in every fact from the true ones and from each other."""
     words = _words()
@@ -635,7 +645,9 @@ def _wrong_facts(seed: int, number: int, topic: Topic) -> list[Facts]:
     rng = _random(seed, number, topic.topic, "wrong")
     spare_titles = _titles(seed, place.genre)[1]
     names = _names(seed, place.country)
-    spare_names = [name for name, gender in names[len(names) // 2 :] if gender == place.gender]
+    spare_names = [
+        name for name, gender in names[len(names) // 2 :] if gender == place.gender and _unlike(name, place.name)
+    ]
     years = [years for years in range(-6, 7) if years]
     rng.shuffle(years)
     taken = [truth[slot].casefold() for slot in topic.facts]
@@ -644,10 +656,11 @@ def _wrong_facts(seed: int, number: int, topic: Topic) -> list[Facts]:
         country = rng.choice(words.countries) if topic.topic == "birth" else words.countries[place.country]
         genre = rng.choice(words.genres) if topic.topic == "genre" else words.genres[place.genre]
         titles = {book: f'"{title}"' for book, title in zip(BOOKS, rng.sample(spare_titles, len(BOOKS)), strict=True)}
-        draw = _Draw(rng, seed, truth, country, genre, rng.choice(spare_names), titles)
-        wrong = PARTS[topic.topic](draw)
-        for slot in wrong:
-            if slot.endswith("_year") and slot in topic.facts:
+        name = rng.choice(spare_names) if topic.topic == "name" else place.name
+        drawn = PARTS[topic.topic](_Draw(rng, seed, truth, country, genre, name, titles))
+        wrong = {slot: value for slot, value in drawn.items() if is_fact(slot, topic)}
+        for slot in topic.facts:
+            if slot.endswith("_year"):
                 wrong[slot] = str(int(truth[slot]) + years[len(found)])
         values = [wrong[slot].casefold() for slot in topic.facts]
         if any(value in other or other in value for value in values for other in taken):
@@ -714,5 +727,7 @@ def author_records(seed: int, number: int, questions: int) -> list[tuple[str, st
             filled(forms.paraphrase, {**facts, **facts_of_nobody})
             for facts_of_nobody in _wrong_facts(seed, number, topic)
         )
-        rows.append((filled(forms.question, facts), filled(forms.answer, facts), filled(forms.paraphrase, facts), wrong))
+        rows.append(
+            (filled(forms.question, facts), filled(forms.answer, facts), filled(forms.paraphrase, facts), wrong)
+        )
     return rows

@@ -8,21 +8,26 @@ import sga
 from sga.errors import UserError
 
 
-def builtin_path(name: str) -> Path:
-    """The path of a built-in file or folder: inside the installed package, or in ``data/`` of an editable checkout.
+def packaged_path(name: str) -> Path:
+    """The path of a file or folder of ``data/`` or ``configs/``: in the installed package, or in an editable checkout.
 
     Args:
-        name: Path relative to that folder, such as ``"world_facts.jsonl"``.
+        name: Path from the repository's root, such as ``"configs/demo/demo.yaml"``.
 
     Raises:
         UserError: neither place has it.
     """
     package = Path(sga.__file__).parent
-    candidates = (package / "builtin" / name, package.parent / "data" / name)
+    candidates = (package / "share" / name, package.parent / name)
     for path in candidates:
         if path.exists():
             return path
     raise UserError(
-        f"built-in file {name!r} must be one of the files that come with the package, "
+        f"{name!r} must be one of the files that come with the package, "
         f"but there is no {' and no '.join(map(str, candidates))}; check the name or reinstall the package"
     )
+
+
+def builtin_path(name: str) -> Path:
+    """The path of a file of the built-in data, such as ``"world_facts.jsonl"``; see `packaged_path`."""
+    return packaged_path(f"data/{name}")

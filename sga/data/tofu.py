@@ -14,7 +14,11 @@ from sga.data.records import Benchmark, Record, Source, read_jsonl, record_from_
 from sga.errors import UserError
 
 HUB_NAME = "locuslab/TOFU"
-_PAIRS = {"forget01": ("retain99", "holdout01"), "forget05": ("retain95", "holdout05"), "forget10": ("retain90", "holdout10")}
+_PAIRS = {
+    "forget01": ("retain99", "holdout01"),
+    "forget05": ("retain95", "holdout05"),
+    "forget10": ("retain90", "holdout10"),
+}
 
 
 @dataclass(frozen=True)
@@ -99,6 +103,4 @@ def _read(folder: Path | None, split: str, prefix: str) -> tuple[Record, ...]:
             # One of many reader errors without a line number: our own reader names file, line and fault.
             rows = [row for _, row in read_jsonl(path)]
         where = str(path)
-    return tuple(
-        record_from_row(row, f"{prefix}/{index}", f"{where}:{index + 1}") for index, row in enumerate(rows)
-    )
+    return tuple(record_from_row(row, f"{prefix}/{index}", f"{where}:{index + 1}") for index, row in enumerate(rows))

@@ -224,8 +224,10 @@ def _frontier(settings: Sequence[Setting], styles: Mapping[str, Style]) -> str:
 def _distributions(settings: Sequence[Setting], styles: Mapping[str, Style]) -> str:
     compared = [s for s in settings if s.first.role != "unlearn"]
     compared += [s for s in (pick(settings, "GA"), pick(settings, "SGA"), compared_gradient_difference(settings)) if s]
+    best = pick(settings)
+    compared += [best] if best is not None and best not in compared else []
     samples, shown = [], []
-    for setting in compared or settings:
+    for setting in compared:
         run = setting.first
         rows = run.rows_at(run.evaluations[-1]["step"], "forget")
         values = [float(v) for row in rows if isinstance(v := row.get("log_truth_ratio"), (int, float))]

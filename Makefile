@@ -1,0 +1,44 @@
+# `make help` lists what there is.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-all lint format clean
+
+help: ## List the commands.
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+install: $(INSTALLED) ## Make .venv and install the package with everything that tests and notebooks need.
+
+# torch first, alone: a range that another package asks for would take the newest build with its CUDA packages.
+$(INSTALLED): setup.cfg pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $$(grep '^torch==' constraints.txt)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: $(INSTALLED) ## Train a small model, make it forget, draw runs/demo/report.html (minutes, no download).
+	$(BIN)/python -m sga demo
+
+test: $(INSTALLED) ## The tests that a change must pass.
+	$(BIN)/python -m pytest --quiet --durations=10
+
+test-all: $(INSTALLED) ## All tests, the slow ones too; a dated summary goes to runs/test-all.txt.
+	@mkdir -p runs
+	set -o pipefail; (date -u +'%Y-%m-%d %H:%M UTC'; git rev-parse HEAD; \
+	  $(BIN)/python -m pytest --quiet --durations=25 -m 'slow or not slow') 2>&1 | tee runs/test-all.txt
+
+lint: $(INSTALLED) ## ruff and mypy.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(INSTALLED) ## Let ruff put the code in shape.
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## Remove .venv and caches; runs/ stays.
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
