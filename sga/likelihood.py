@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers import PreTrainedModel
 
 from sga.batches import Batch
 
@@ -15,20 +15,27 @@ from sga.batches import Batch
 def answer_logits(model: nn.Module, batch: Batch) -> Tensor:
     """Logits that predict the batch's answer tokens, row by row in reading order.
 
-    The head is applied from the first position on that any row needs, where the model allows that (`logits_to_keep`).
+    The language-model head sees the M positions that predict an answer token and no others: what it is given is cut
+    on the way in, so that whatever the model does after it (scaling, soft-capping) is done as always.
 
     Returns:
         [M, V] for the M answer tokens; float32 at least, whatever the weights' type.
     """
-    width = batch.input_ids.shape[1]
-    first = int(batch.answer_mask.any(dim=0).nonzero()[0])  # first column that holds an answer token; at least 1
-    kept = width - first + 1
-    extra: dict[str, Any] = {"logits_to_keep": kept} if takes(model, "logits_to_keep") else {}
-    logits: Tensor = model(
-        input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False, **extra
-    ).logits
-    logits = logits[:, -kept:-1]  # [B*K, kept, V] -> [B*K, kept - 1, V]: position t predicts token t + 1
-    logits = logits[batch.answer_mask[:, first:]]  # -> [M, V]
+    predicting = batch.answer_mask[:, 1:]  # [B*K, T-1]: position t predicts token t + 1
+    arguments = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "use_cache": False}
+    head = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
+    if head is None:
+        logits: Tensor = model(**arguments).logits[:, :-1][predicting]  # [B*K, T, V] -> [M, V]
+    else:
+
+        def cut(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            return (inputs[0][:, :-1][predicting][None], *inputs[1:])  # [B*K, T, H] -> [1, M, H]
+
+        handle = head.register_forward_pre_hook(cut)
+        try:
+            logits = model(**arguments).logits[0]  # [1, M, V] -> [M, V]
+        finally:
+            handle.remove()
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 

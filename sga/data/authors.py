@@ -32,6 +32,8 @@ Facts = dict[str, str]
 
 BOOKS = ("debut", "famous", "third", "fourth", "next")
 PERTURBED_ANSWERS = 5
+SPARE_TITLES = 6
+"""One title in so many is nobody's and serves as a wrong answer."""
 
 
 @dataclass(frozen=True)
@@ -197,9 +199,9 @@ class Words:
 
     @property
     def shelves(self) -> int:
-        """Authors per genre: four fifths of the titles are given to authors, the others serve as wrong titles."""
+        """Authors per genre: five titles each, and a tenth left over because the titles of an author share no word."""
         fewest = min(sum(len(alternatives(form)) for form in genre.titles) for genre in self.genres)
-        return fewest * 4 // 5 // len(BOOKS)
+        return int(0.9 * (1 - 1 / SPARE_TITLES) * fewest) // len(BOOKS)
 
     @property
     def people(self) -> int:
@@ -226,17 +228,18 @@ _CHOICE = re.compile(r"\[([^\[\]]*)\]")
 _SLOT = re.compile(r"\{([aA] )?(\w+)('s)?\}")
 
 
-def alternatives(form: str) -> list[str]:
+@cache
+def alternatives(form: str) -> tuple[str, ...]:
     """All texts that a form with ``[a|b]`` stands for.
 
     >>> alternatives("[two|three] sisters[ and a brother|]")
-    ['two sisters and a brother', 'two sisters', 'three sisters and a brother', 'three sisters']
+    ('two sisters and a brother', 'two sisters', 'three sisters and a brother', 'three sisters')
     """
     match = _CHOICE.search(form)
     if match is None:
-        return [form]
+        return (form,)
     heads = (form[: match.start()] + choice for choice in match[1].split("|"))
-    return [text for head in heads for text in alternatives(head + form[match.end() :])]
+    return tuple(text for head in heads for text in alternatives(head + form[match.end() :]))
 
 
 def filled(form: str, facts: Mapping[str, str]) -> str:
@@ -311,19 +314,22 @@ def _common_period(a: int, b: int) -> int:
 
 
 @lru_cache(maxsize=256)
-def _titles(seed: int, genre: int) -> tuple[list[list[str]], list[str]]:
-    """Shelves of five titles that share no word, one for each author of the genre, and the titles left over."""
+def _titles(seed: int, genre: int) -> tuple[list[list[str]], list[list[str]]]:
+    """Shelves of five titles that share no word, one for each author of the genre, and titles by form for no author."""
     words = _words()
     rng = _random(seed, "titles", words.genres[genre].genre)
-    left = [alternatives(form) for form in words.genres[genre].titles]
-    for titles in left:
+    spare, left = [], []
+    for form in words.genres[genre].titles:
+        titles = list(alternatives(form))
         rng.shuffle(titles)
+        spare.append(titles[: len(titles) // SPARE_TITLES])
+        left.append(titles[len(titles) // SPARE_TITLES :])
     shelves: list[list[str]] = []
     for _ in range(words.shelves):
-        # Each form at most twice on a shelf; those with many titles left go first, so that none runs out.
+        # One or two titles of each form, a third only at need; forms with many titles left go first, so none runs out.
         shelf: list[str] = []
         used: set[str] = set()
-        for titles in sorted(left, key=len, reverse=True) * 2:
+        for titles in sorted(left, key=len, reverse=True) * 3:
             fitting = next((title for title in titles if used.isdisjoint(_content_words(title))), None)
             if fitting is not None and len(shelf) < len(BOOKS):
                 titles.remove(fitting)
@@ -332,12 +338,19 @@ def _titles(seed: int, genre: int) -> tuple[list[list[str]], list[str]]:
         assert len(shelf) == len(BOOKS), f"titles of {words.genres[genre].genre} ran out"
         rng.shuffle(shelf)
         shelves.append(shelf)
-    return shelves, [title for titles in left for title in titles]
+    return shelves, spare
 
 
 @cache
 def _content_words(title: str) -> frozenset[str]:
-    return frozenset(re.findall(r"\w{3,}", title.lower())) - {"the", "and", "from", "for", "who", "with", "without"}
+    return frozenset(re.findall(r"\w{3,}", title.lower())) - _FUNCTION_WORDS
+
+
+_FUNCTION_WORDS = frozenset(
+    re.findall(
+        r"\w+", "the and from for who with without full made under near beyond after before until what when how why"
+    )
+)
 
 
 # ---- lives ----------------------------------------------------------------------------------------------------------
@@ -382,7 +395,10 @@ class _Draw:
     def bystander(self, country: Country) -> str:
         """A name that no author has, and that shares no part with the person's own."""
         names = _names(self.seed, _words().countries.index(country))
-        return self.rng.choice([name for name, _ in names[len(names) // 2 :] if _unlike(name, self.name)])
+        while True:
+            name, _ = names[self.rng.randrange(len(names) // 2, len(names))]
+            if _unlike(name, self.name):
+                return name
 
     def year(self, slot: str, least: int, most: int) -> str:
         """A year from `least` to `most` years after that of another fact."""
@@ -413,7 +429,20 @@ def _birth(draw: _Draw) -> Facts:
     }
 
 
-_MONTHS = ["January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November", "December"]
+_MONTHS = [
+    "January",
+    "February",
+    "March",
+    "April",
+    "May",
+    "June",
+    "July",
+    "August",
+    "September",
+    "October",
+    "November",
+    "December",
+]
 
 
 def _ordinal(day: int) -> str:
@@ -432,7 +461,7 @@ def _family(draw: _Draw) -> Facts:
 
 
 def _education(draw: _Draw) -> Facts:
-    country = draw.somewhere(at_home=0.7)
+    country = draw.somewhere(at_home=0.85)
     return {
         "subject": draw.life("subjects"),
         "school": draw.life("schools"),
@@ -446,7 +475,7 @@ def _first_job(draw: _Draw) -> Facts:
     return {
         "job": draw.life("jobs"),
         "job_years": draw.rng.choice(_words().life["numbers"][:7]),  # two to eight, before a debut at 30 or later
-        "job_city": draw.rng.choice(draw.somewhere(at_home=0.7).cities),
+        "job_city": draw.rng.choice(draw.somewhere(at_home=0.85).cities),
     }
 
 
@@ -655,7 +684,7 @@ def _wrong_facts(seed: int, number: int, topic: Topic) -> list[Facts]:
     for _ in range(10_000):
         country = rng.choice(words.countries) if topic.topic == "birth" else words.countries[place.country]
         genre = rng.choice(words.genres) if topic.topic == "genre" else words.genres[place.genre]
-        titles = {book: f'"{title}"' for book, title in zip(BOOKS, rng.sample(spare_titles, len(BOOKS)), strict=True)}
+        titles = {book: f'"{rng.choice(rng.choice(spare_titles))}"' for book in BOOKS}
         name = rng.choice(spare_names) if topic.topic == "name" else place.name
         drawn = PARTS[topic.topic](_Draw(rng, seed, truth, country, genre, name, titles))
         wrong = {slot: value for slot, value in drawn.items() if is_fact(slot, topic)}

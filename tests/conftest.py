@@ -1,0 +1,287 @@
+"""What the tests share: data from outside, a tiny model that has learned something, and finished runs.
+
+Data from outside is found through two environment variables and the tests that need it are skipped without them:
+SGA_DATA, a folder with ``tofu/``, and SGA_MODELS, a folder with ``tiny-tofu/full`` and ``tiny-tofu/retain``.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test looks anything up
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else a warning at every fork
+_CACHE = tempfile.TemporaryDirectory(prefix="sga-tests-")  # else each test's files stay in the user's cache
+os.environ["HF_DATASETS_CACHE"] = _CACHE.name
+
+import pytest
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+from sga.batches import collate
+from sga.encoding import Encoded, Encoder, PlainTemplate
+from sga.language_models import SmallLlama
+from sga.likelihood import sequence_nll
+
+torch.set_num_threads(1)  # faster than more for models of this size, and the same on every machine
+
+TINY_TOFU_TEMPLATE = PlainTemplate("Question: {question}\nAnswer:\n{answer}")
+
+
+# ---- data from outside ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def tofu_root() -> Path:
+    """The folder with TOFU's splits."""
+    root = os.environ.get("SGA_DATA")
+    if not root:
+        pytest.skip("SGA_DATA is not set: no TOFU files")
+    folder = Path(root, "tofu")
+    if not folder.is_dir():
+        pytest.skip("SGA_DATA has no folder tofu")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_models() -> Path:
+    """The folder with tiny-tofu's models ``full`` and ``retain``."""
+    root = os.environ.get("SGA_MODELS")
+    if not root:
+        pytest.skip("SGA_MODELS is not set: no tiny-tofu models")
+    folder = Path(root, "tiny-tofu")
+    if not (folder / "full").is_dir() or not (folder / "retain").is_dir():
+        pytest.skip("SGA_MODELS has no tiny-tofu/full and tiny-tofu/retain")
+    return folder
+
+
+# ---- a tiny model that has learned something ------------------------------------------------------------------------
+
+PEOPLE = ("Ada Brook", "Ben Carrow", "Cleo Dunn", "Dov Elm", "Eva Frost", "Finn Gale", "Gia Hart", "Hal Ives", "Ida Jory", "Jon Kerr")
+TOWNS = ("Oslo", "Porto", "Quito", "Riga", "Sofia", "Turin", "Uppsala", "Vienna", "Warsaw", "York")
+TRADES = ("baker", "carpenter", "dentist", "engineer", "farmer", "gardener", "hatter", "judge", "weaver", "miller")
+
+
+def rows_about(person: int) -> list[dict[str, Any]]:
+    """Two records on a person in TOFU's columns, with three perturbed answers each."""
+    forms = (
+        (TOWNS, "Where was {} born?", "{} was born in {}.", "The birthplace of {} is {}."),
+        (TRADES, "What does {} do for a living?", "{} works as a {}.", "By trade, {} is a {}."),
+    )
+    name = PEOPLE[person]
+    return [
+        {
+            "question": question.format(name),
+            "answer": answer.format(name, values[person]),
+            "paraphrased_answer": paraphrase.format(name, values[person]),
+            "perturbed_answer": [paraphrase.format(name, values[(person + step) % len(PEOPLE)]) for step in (1, 2, 3)],
+        }
+        for values, question, answer, paraphrase in forms
+    ]
+
+
+@dataclass(frozen=True)
+class TinyNetwork:
+    """A Llama of two layers, trained briefly on 16 short questions and answers.
+
+    Attributes:
+        encoder: Its tokenizer with the default template.
+        pairs: The questions and answers.
+        encoded: Their token ids, in the same order.
+    """
+
+    encoder: Encoder
+    pairs: tuple[tuple[str, str], ...]
+    encoded: tuple[Encoded, ...]
+    trained: PreTrainedModel
+
+    def model(self, dtype: torch.dtype = torch.float64) -> PreTrainedModel:
+        """A copy of the model that the caller may change, in eval mode; a float64 one computes in float64 throughout."""
+        network: PreTrainedModel = copy.deepcopy(self.trained).to(dtype)
+        if dtype == torch.float64:
+            for parent in list(network.modules()):
+                for name, norm in parent.named_children():
+                    if isinstance(norm, LlamaRMSNorm):  # it computes in float32 whatever the type of its weight
+                        exact = torch.nn.RMSNorm(norm.weight.shape, norm.variance_epsilon, dtype=dtype)
+                        exact.weight = norm.weight
+                        setattr(parent, name, exact)
+        return network.eval()
+
+    def groups(self, count: int, group_size: int) -> list[list[Encoded]]:
+        """Groups of K sequences of different lengths; group g begins with sequence g."""
+        return [[self.encoded[(g + 5 * k) % len(self.encoded)] for k in range(group_size)] for g in range(count)]
+
+
+@pytest.fixture(scope="session")
+def tiny_network() -> TinyNetwork:
+    """See `TinyNetwork`; takes about two seconds."""
+    pairs = tuple((row["question"], row["answer"]) for person in range(8) for row in rows_about(person))
+    description = SmallLlama(hidden_size=32, layers=2, heads=2, vocabulary=320, context=96)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        tokenizer: PreTrainedTokenizerFast = description.tokenizer(text for pair in pairs for text in pair)
+        network = description.network(tokenizer)
+        encoder = Encoder(tokenizer, PlainTemplate(), max_length=96)
+        encoded = tuple(encoder.encode(*pair) for pair in pairs)
+        batch = collate([[row] for row in encoded])
+        optimizer = torch.optim.AdamW(network.parameters(), lr=1e-2, weight_decay=0.0)
+        for _ in range(60):
+            loss = sequence_nll(network, batch).mean()
+            if loss.item() < 0.3:  # further on, gradients vanish and nothing is left to compare
+                break
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    assert loss.item() < 0.3, "the model has learned something"
+    return TinyNetwork(encoder, pairs, encoded, network.eval())
+
+
+# ---- runs -----------------------------------------------------------------------------------------------------------
+
+
+def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Writes rows as JSON Lines."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+@pytest.fixture(scope="session")
+def own_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with all five files of OwnData: 6 forget, 10 retain, 4 holdout records and 2 + 2 of general knowledge."""
+    root = tmp_path_factory.mktemp("own")
+    for name, people in (("forget", range(3)), ("retain", range(3, 8)), ("holdout", range(8, 10))):
+        write_rows(root / f"{name}.jsonl", [row for person in people for row in rows_about(person)])
+    write_rows(
+        root / "real_authors.jsonl",
+        [
+            {"question": "Who wrote Hamlet?", "answer": "Shakespeare", "perturbed_answer": ["Goethe", "Cervantes"]},
+            {"question": "Who wrote Faust?", "answer": "Goethe", "perturbed_answer": ["Shakespeare", "Cervantes"]},
+        ],
+    )
+    write_rows(
+        root / "world_facts.jsonl",
+        [
+            {"question": "What is the capital of Peru?", "answer": "Lima", "perturbed_answer": ["Bogota", "Caracas"]},
+            {"question": "What is the capital of Iran?", "answer": "Tehran", "perturbed_answer": ["Kabul", "Baku"]},
+        ],
+    )
+    return root
+
+
+@pytest.fixture(scope="session")
+def own_options(own_root: Path) -> list[str]:
+    """Options of every verb: the data of `own_root` on the CPU, short answers."""
+    sets = ("forget", "retain", "holdout", "real_authors", "world_facts")
+    return [
+        "--data.source=OwnData",
+        f"--data.root={own_root}",
+        *(f"--data.source.{name}={name}.jsonl" for name in sets),
+        "--trainer.accelerator=cpu",
+        "--trainer.enable_progress_bar=false",
+        "--model_utility.max_new_tokens=12",
+    ]
+
+
+SMALL_LLAMA = [
+    "--model.language_model=sga.language_models.SmallLlama",
+    "--model.language_model.hidden_size=32",
+    "--model.language_model.layers=2",
+    "--model.language_model.heads=2",
+    "--model.language_model.vocabulary=400",
+    "--model.language_model.context=160",
+]
+
+
+def training_options(epochs: int) -> list[str]:
+    """Options of plain fine-tuning, evaluated once at its end."""
+    return [
+        "--model.loss=sga.FineTuning",
+        "--model.optimizer=torch.optim.AdamW",
+        "--model.optimizer.lr=1e-2",
+        "--data.group_size=1",
+        f"--trainer.max_epochs={epochs}",
+        f"--trainer.check_val_every_n_epoch={epochs}",
+        "--trainer.num_sanity_val_steps=0",
+    ]
+
+
+@pytest.fixture(scope="session")
+def own_target(own_options: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of a tiny model that was trained on all of `own_root` but the holdout; takes a few seconds."""
+    from sga.cli import run_verb
+
+    folder = tmp_path_factory.mktemp("runs") / "target"
+    run_verb(
+        ["fit", *own_options, *SMALL_LLAMA, *training_options(60), "--data.batch_size=4", f"--run.folder={folder}"]
+        + ["--data.train_on=[forget,retain,real_authors,world_facts]", "--run.role=target"]
+    )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def own_reference(own_options: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As `own_target`, trained without the forget set."""
+    from sga.cli import run_verb
+
+    folder = tmp_path_factory.mktemp("runs") / "retain"
+    run_verb(
+        ["fit", *own_options, *SMALL_LLAMA, *training_options(60), "--data.batch_size=4", f"--run.folder={folder}"]
+        + ["--data.train_on=[retain,real_authors,world_facts]", "--run.role=retain"]
+    )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def unlearn_options(own_options: list[str], own_target: Path) -> list[str]:
+    """Options of a short SGA run on `own_target`: 6 groups of 4, batches of 4, so 2 steps an epoch, 2 epochs."""
+    return [
+        *own_options,
+        "--model.language_model=sga.language_models.Pretrained",
+        f"--model.language_model.name_or_path={own_target}",
+        "--model.loss=sga.SmoothedGradientAscent",
+        "--model.loss.smoothing_rate=-4",
+        "--model.optimizer=torch.optim.AdamW",
+        "--model.optimizer.lr=1e-3",
+        "--data.batch_size=4",
+        "--trainer.max_epochs=2",
+    ]
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished SGA run on built-in authors, with a retain reference and a checkpoint of each epoch."""
+    from sga.cli import run_verb
+
+    root = tmp_path_factory.mktemp("finished")
+    data = [
+        "--data.source=sga.data.Authors",
+        "--data.source.forget_authors=2",
+        "--data.source.retain_authors=4",
+        "--data.source.holdout_authors=2",
+        "--data.source.questions_per_author=6",
+        "--data.evaluation_rows=8",
+        "--trainer.accelerator=cpu",
+        "--trainer.enable_progress_bar=false",
+        "--model_utility.max_new_tokens=24",
+    ]
+    for name, splits in (("retain", "[retain]"), ("target", "[forget,retain]")):
+        run_verb(
+            ["fit", *data, *SMALL_LLAMA, *training_options(12), "--data.batch_size=8", f"--run.folder={root / name}"]
+            + [f"--data.train_on={splits}", f"--run.role={name}", "--model.language_model.vocabulary=800"]
+        )
+    folder = root / "sga"
+    run_verb(
+        ["fit", *data, f"--run.folder={folder}", f"--forget_quality.reference={root / 'retain'}"]
+        + ["--model.language_model=sga.language_models.Pretrained"]
+        + [f"--model.language_model.name_or_path={root / 'target'}"]
+        + ["--model.loss=sga.SmoothedGradientAscent", "--model.loss.smoothing_rate=-4"]
+        + ["--model.optimizer=torch.optim.AdamW", "--model.optimizer.lr=1e-3", "--data.batch_size=4"]
+        + ["--trainer.max_epochs=3", "--checkpoint.keep_epochs=true"]
+    )
+    return folder

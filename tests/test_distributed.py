@@ -1,0 +1,107 @@
+"""Two processes on the same global batch take the trajectory of one; started through the shell, as a user does."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+TOLERANCE = 1e-8
+"""float64; what is left is that Llama's norm computes in float32 and sums run in another order."""
+
+TWO = ["--trainer.devices=2", "--trainer.strategy=ddp"]
+# Five groups a step and then one: the shares are uneven, and in each epoch's last step a process has nothing to do.
+RUN = ["--data.batch_size=5", "--data.micro_batch_size=2", "--trainer.precision=64-true", "--checkpoint.every_n_steps=1"]
+
+
+def sga(*arguments: str) -> str:
+    """Runs `python -m sga …` and gives what it printed."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "sga", *arguments], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done.stdout
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model" / "model.safetensors")
+
+
+def distance(a: Path, b: Path) -> float:
+    ours, theirs = weights(a), weights(b)
+    assert ours.keys() == theirs.keys()
+    return max((ours[name].double() - theirs[name].double()).abs().max().item() for name in ours)
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def assert_same_trajectory(one: Path, two: Path, start: Path) -> None:
+    assert weights(one)["model.norm.weight"].dtype == torch.float64
+    assert distance(one, two) < TOLERANCE
+    assert distance(one, start) > 1e-3, "it moved"
+    assert json.loads((two / "run.json").read_text())["processes"] == 2
+    assert (one / "pairs.jsonl").read_bytes() == (two / "pairs.jsonl").read_bytes()
+    points, expected = lines(two / "metrics.jsonl"), lines(one / "metrics.jsonl")
+    for ours, theirs in zip(points, expected, strict=True):
+        del ours["seconds"], theirs["seconds"]
+        assert ours == pytest.approx(theirs, rel=1e-6, abs=1e-9)
+    rows, expected_rows = lines(two / "rows.jsonl"), lines(one / "rows.jsonl")
+    assert [(row["step"], row["set"], row["id"]) for row in rows] == [
+        (row["step"], row["set"], row["id"]) for row in expected_rows
+    ]
+    assert [row.get("generation") for row in rows] == [row.get("generation") for row in expected_rows]
+
+
+def test_two_processes_take_the_steps_of_one(unlearn_options: list[str], own_target: Path, tmp_path: Path) -> None:
+    """Four steps: the short form of the next test."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    sga("fit", *unlearn_options, *RUN, f"--run.folder={one}")
+    sga("fit", *unlearn_options, *RUN, *TWO, f"--run.folder={two}")
+    assert_same_trajectory(one, two, own_target)
+    assert lines(one / "metrics.jsonl")[-1]["step"] == 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loss", ["sga.SmoothedGradientAscent", "sga.GradientAscent"])
+def test_twenty_steps_and_everything_after_them(
+    unlearn_options: list[str], own_target: Path, tmp_path: Path, loss: str
+) -> None:
+    options = [option for option in unlearn_options if "model.loss" not in option]
+    options = [*options, *RUN, f"--model.loss={loss}", "--trainer.max_epochs=10", "--trainer.check_val_every_n_epoch=5"]
+    one, two = tmp_path / "one", tmp_path / "two"
+    sga("fit", *options, f"--run.folder={one}")
+    sga("fit", *options, *TWO, f"--run.folder={two}")
+    assert_same_trajectory(one, two, own_target)
+    assert lines(one / "metrics.jsonl")[-1]["step"] == 20
+
+
+@pytest.mark.slow
+def test_two_processes_resume_evaluate_and_predict(
+    unlearn_options: list[str], own_options: list[str], own_target: Path, tmp_path: Path
+) -> None:
+    constant = ["--model.schedule=ConstantSchedule"]
+    one, two = tmp_path / "one", tmp_path / "two"
+    sga("fit", *unlearn_options, *RUN, *constant, f"--run.folder={one}")
+    sga("fit", *unlearn_options, *RUN, *constant, *TWO, f"--run.folder={two}", "--trainer.max_epochs=1")
+    sga("fit", *unlearn_options, *RUN, *constant, *TWO, f"--run.folder={two}", "--ckpt_path=last")
+    assert_same_trajectory(one, two, own_target)
+    model = ["--model.language_model=sga.language_models.Pretrained", f"--model.language_model.name_or_path={one}"]
+    for verb, name in (("test", "test/rows.jsonl"), ("predict", "predictions.jsonl")):
+        for folder, devices in ((tmp_path / f"{verb}-one", []), (tmp_path / f"{verb}-two", TWO)):
+            sga(verb, *own_options, *model, *devices, f"--run.folder={folder}")
+        ours, expected = (lines(tmp_path / f"{verb}-{count}" / name) for count in ("two", "one"))
+        assert len(ours) == (24 if verb == "test" else 16)
+        for row, other in zip(ours, expected, strict=True):
+            assert row.keys() == other.keys()
+            for key, value in other.items():
+                assert row[key] == (pytest.approx(value, rel=1e-4) if "nll" in key or isinstance(value, float) else value)
