@@ -50,6 +50,8 @@ class UnlearningCLI(LightningCLI):
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
 
     def before_instantiate_classes(self) -> None:
+        if self.subcommand is None:
+            return  # objects only, nothing is run
         config = self.config[self.subcommand]
         if config.trainer.precision is None:
             gpu = torch.cuda.is_available() and config.trainer.accelerator in ("auto", "gpu", "cuda")

@@ -23,7 +23,7 @@ def answer_logits(model: nn.Module, batch: Batch) -> Tensor:
     """
     predicting = batch.answer_mask[:, 1:]  # [B*K, T-1]: position t predicts token t + 1
     arguments = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "use_cache": False}
-    head = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
+    head = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None  # type: ignore[no-untyped-call]
     if head is None:
         logits: Tensor = model(**arguments).logits[:, :-1][predicting]  # [B*K, T, V] -> [M, V]
     else:

@@ -5,8 +5,15 @@ from __future__ import annotations
 import argparse
 import textwrap
 from collections.abc import Sequence
+from itertools import zip_longest
+from typing import TYPE_CHECKING
 
 from sga.errors import UserError
+
+if TYPE_CHECKING:
+    from sga.datamodule import UnlearningData
+    from sga.encoding import Encoded
+    from sga.groups import Group
 
 _DESCRIPTION = """\
 Print what the model sees: each sequence's tokens, which of them are answer tokens (those are scored and trained on),
@@ -51,25 +58,30 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     for number, group in enumerate(data.groups[: options.groups], start=1):
         print(f"\n{f' group {number} ':─^100}")
-        members = [("forget", group.forget, None)] + [
-            (f"normal {index}", record, score)
-            for index, (record, score) in enumerate(zip(group.normals, group.scores, strict=True), start=1)
-        ]
-        for title, record, score in members:
-            similarity = "" if score is None else f", similarity {score:.3f}"
-            print(f"{title}: {record.id}{similarity}")
-            if record.question:
-                print(textwrap.indent(textwrap.fill(record.question, 96), "  Q "))
-            print(textwrap.indent(textwrap.fill(record.answer, 96), "  A " if record.question else "  "))
+        print(_side_by_side(group))
         print("tokens of the forget sample, answer tokens in [brackets]:")
         print(tokens(data, data.encode([group])[0][0]))
     return 0
 
 
-def _overview(data: object) -> str:
-    from sga.datamodule import UnlearningData
+def _side_by_side(group: Group, width: int = 100) -> str:
+    """A group as columns, the forget sample first."""
+    records = [("forget", group.forget)] + [
+        (f"normal {score:.3f}", record) for record, score in zip(group.normals, group.scores, strict=True)
+    ]
+    column = max(18, width // len(records) - 2)
+    cells = [
+        [title, record.id, ""]
+        + ([*textwrap.wrap(f"Q {record.question}", column), ""] if record.question else [])
+        + textwrap.wrap(f"A {record.answer}" if record.question else record.answer, column)
+        for title, record in records
+    ]
+    lines = ["  ".join(cell.ljust(column) for cell in row).rstrip() for row in zip_longest(*cells, fillvalue="")]
+    return "\n".join([*lines, ""])
 
-    assert isinstance(data, UnlearningData) and data.benchmark is not None
+
+def _overview(data: UnlearningData) -> str:
+    assert data.benchmark is not None
     benchmark = data.benchmark
     training = ", ".join(f"{name} {len(records)}" for name, records in benchmark.training.items())
     evaluation = ", ".join(f"{name} {len(records)}" for name, records in benchmark.evaluation.items())
@@ -87,12 +99,8 @@ def _overview(data: object) -> str:
     return "\n".join(lines)
 
 
-def tokens(data: object, encoded: object) -> str:
+def tokens(data: UnlearningData, encoded: Encoded) -> str:
     """The tokens of a sequence, answer tokens in brackets, with a count."""
-    from sga.datamodule import UnlearningData
-    from sga.encoding import Encoded
-
-    assert isinstance(data, UnlearningData) and isinstance(encoded, Encoded)
     shown = []
     for position, token in enumerate(encoded.ids):
         text = str(data.tokenizer.decode([token])).replace("\n", "\\n") or str(
