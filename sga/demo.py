@@ -74,7 +74,7 @@ def main(arguments: Sequence[str]) -> int:
     from sga.report import read_run, table, write_report
 
     write_json(options.folder / "results.json", results(folders))
-    report = write_report(folders, options.folder / "report.html", title="Making a small model forget four authors")
+    report = write_report(folders, options.folder / "report.html", title="Making a small model forget two authors")
     print()
     print(table([read_run(folder) for folder in folders]))
     minutes, seconds = divmod(round(time.monotonic() - started), 60)

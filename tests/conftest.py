@@ -6,10 +6,12 @@ SGA_DATA, a folder with ``tofu/``, and SGA_MODELS, a folder with ``tiny-tofu/ful
 
 from __future__ import annotations
 
+import atexit
 import copy
 import json
 import logging
 import os
+import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,8 +20,7 @@ from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test looks anything up
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else a warning at every fork
-_CACHE = tempfile.TemporaryDirectory(prefix="sga-tests-")  # else each test's files stay in the user's cache
-os.environ["HF_DATASETS_CACHE"] = _CACHE.name
+os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="sga-tests-")  # else their files stay in the user's cache
 
 import pytest
 import torch
@@ -31,6 +32,7 @@ from sga.encoding import Encoded, Encoder, PlainTemplate
 from sga.language_models import SmallLlama
 from sga.likelihood import sequence_nll
 
+atexit.register(shutil.rmtree, os.environ["HF_DATASETS_CACHE"], ignore_errors=True)
 # Lightning's log handlers keep the standard error of the test that imported it first; later tests have another one.
 logging.raiseExceptions = False
 torch.set_num_threads(1)  # faster than more for models of this size, and the same on every machine
@@ -67,7 +69,18 @@ def tiny_models() -> Path:
 
 # ---- a tiny model that has learned something ------------------------------------------------------------------------
 
-PEOPLE = ("Ada Brook", "Ben Carrow", "Cleo Dunn", "Dov Elm", "Eva Frost", "Finn Gale", "Gia Hart", "Hal Ives", "Ida Jory", "Jon Kerr")
+PEOPLE = (
+    "Ada Brook",
+    "Ben Carrow",
+    "Cleo Dunn",
+    "Dov Elm",
+    "Eva Frost",
+    "Finn Gale",
+    "Gia Hart",
+    "Hal Ives",
+    "Ida Jory",
+    "Jon Kerr",
+)
 TOWNS = ("Oslo", "Porto", "Quito", "Riga", "Sofia", "Turin", "Uppsala", "Vienna", "Warsaw", "York")
 TRADES = ("baker", "carpenter", "dentist", "engineer", "farmer", "gardener", "hatter", "judge", "weaver", "miller")
 
@@ -106,7 +119,7 @@ class TinyNetwork:
     trained: PreTrainedModel
 
     def model(self, dtype: torch.dtype = torch.float64) -> PreTrainedModel:
-        """A copy of the model that the caller may change, in eval mode; a float64 one computes in float64 throughout."""
+        """A copy of the model that the caller may change, in eval mode; a float64 one is exact throughout."""
         network: PreTrainedModel = copy.deepcopy(self.trained).to(dtype)
         if dtype == torch.float64:
             for parent in list(network.modules()):
@@ -156,7 +169,7 @@ def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 @pytest.fixture(scope="session")
 def own_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with all five files of OwnData: 6 forget, 10 retain, 4 holdout records and 2 + 2 of general knowledge."""
+    """A folder with all files of OwnData: 6 forget, 10 retain, 4 holdout records and 2 + 2 of general knowledge."""
     root = tmp_path_factory.mktemp("own")
     for name, people in (("forget", range(3)), ("retain", range(3, 8)), ("holdout", range(8, 10))):
         write_rows(root / f"{name}.jsonl", [row for person in people for row in rows_about(person)])
@@ -221,8 +234,16 @@ def own_target(own_options: list[str], tmp_path_factory: pytest.TempPathFactory)
 
     folder = tmp_path_factory.mktemp("runs") / "target"
     run_verb(
-        ["fit", *own_options, *SMALL_LLAMA, *training_options(60), "--data.batch_size=4", f"--run.folder={folder}"]
-        + ["--data.train_on=[forget,retain,real_authors,world_facts]", "--run.role=target"]
+        [
+            "fit",
+            *own_options,
+            *SMALL_LLAMA,
+            *training_options(60),
+            "--data.batch_size=4",
+            f"--run.folder={folder}",
+            "--data.train_on=[forget,retain,real_authors,world_facts]",
+            "--run.role=target",
+        ]
     )
     return folder
 
@@ -234,8 +255,16 @@ def own_reference(own_options: list[str], tmp_path_factory: pytest.TempPathFacto
 
     folder = tmp_path_factory.mktemp("runs") / "retain"
     run_verb(
-        ["fit", *own_options, *SMALL_LLAMA, *training_options(60), "--data.batch_size=4", f"--run.folder={folder}"]
-        + ["--data.train_on=[retain,real_authors,world_facts]", "--run.role=retain"]
+        [
+            "fit",
+            *own_options,
+            *SMALL_LLAMA,
+            *training_options(60),
+            "--data.batch_size=4",
+            f"--run.folder={folder}",
+            "--data.train_on=[retain,real_authors,world_facts]",
+            "--run.role=retain",
+        ]
     )
     return folder
 
@@ -275,16 +304,34 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     for name, splits in (("retain", "[retain]"), ("target", "[forget,retain]")):
         run_verb(
-            ["fit", *data, *SMALL_LLAMA, *training_options(12), "--data.batch_size=8", f"--run.folder={root / name}"]
-            + [f"--data.train_on={splits}", f"--run.role={name}", "--model.language_model.vocabulary=800"]
+            [
+                "fit",
+                *data,
+                *SMALL_LLAMA,
+                *training_options(12),
+                "--data.batch_size=8",
+                f"--run.folder={root / name}",
+                f"--data.train_on={splits}",
+                f"--run.role={name}",
+                "--model.language_model.vocabulary=800",
+            ]
         )
     folder = root / "sga"
     run_verb(
-        ["fit", *data, f"--run.folder={folder}", f"--forget_quality.reference={root / 'retain'}"]
-        + ["--model.language_model=sga.language_models.Pretrained"]
-        + [f"--model.language_model.name_or_path={root / 'target'}"]
-        + ["--model.loss=sga.SmoothedGradientAscent", "--model.loss.smoothing_rate=-4"]
-        + ["--model.optimizer=torch.optim.AdamW", "--model.optimizer.lr=1e-3", "--data.batch_size=4"]
-        + ["--trainer.max_epochs=3", "--checkpoint.keep_epochs=true"]
+        [
+            "fit",
+            *data,
+            f"--run.folder={folder}",
+            f"--forget_quality.reference={root / 'retain'}",
+            "--model.language_model=sga.language_models.Pretrained",
+            f"--model.language_model.name_or_path={root / 'target'}",
+            "--model.loss=sga.SmoothedGradientAscent",
+            "--model.loss.smoothing_rate=-4",
+            "--model.optimizer=torch.optim.AdamW",
+            "--model.optimizer.lr=1e-3",
+            "--data.batch_size=4",
+            "--trainer.max_epochs=3",
+            "--checkpoint.keep_epochs=true",
+        ]
     )
     return folder

@@ -58,7 +58,12 @@ def test_every_cut_gives_the_mean_over_the_step_s_groups_and_deals_every_group_o
             mine = [number for batch in batches if batch.scale for number in members(batch)]
             total = sum(batch.scale * value[members(batch)].mean() for batch in batches)
             found = total / loaders[0].accumulation / world
-            assert found.item() == pytest.approx(value[mine].mean().item(), abs=1e-12), (groups, batch_size, micro, world)
+            assert found.item() == pytest.approx(value[mine].mean().item(), abs=1e-12), (
+                groups,
+                batch_size,
+                micro,
+                world,
+            )
             assert all(len(members(batch)) <= loaders[0].micro_batch_size for batch in batches)
             dealt += mine
         assert sorted(dealt) == list(range(groups)), (groups, batch_size, micro, world)

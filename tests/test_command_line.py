@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -309,8 +310,9 @@ def test_data_show_prints_tokens_and_the_end_of_sequence_and_loads_no_weights(
     assert "groups      6 of 4" in printed
     assert "end of sequence '</s>'" in printed
     assert printed.count(" group 1 ") == 1 and " group 2 " not in printed
-    assert f"Q {row['question']}" in printed and f"A {row['answer']}" in printed
-    assert printed.count("similarity 0.") == 3 and "normal 3: retain/" in printed
+    group = printed[printed.index(" group 1 ") : printed.index("tokens of the forget sample")]
+    assert group.count("forget/0") == 1 and len(set(re.findall(r"retain/\d", group))) == 3
+    assert set(row["answer"].split()) <= set(group.split())
     shown = printed[printed.index("tokens of the forget sample") :]
     assert "[</s>]" in shown and "|[</s>]|" not in shown, "the end of sequence is the last token"
     inside = "".join(part[1:-1] for part in shown.replace("\n  ", "").split("|") if part.startswith("["))
@@ -322,7 +324,9 @@ def test_data_show_prints_evaluation_records(unlearn_options: list[str], capsys:
     assert main(["data", "show", "--set", "forget", "--groups", "2", *unlearn_options]) == 0
     printed = capsys.readouterr().out
     assert printed.count("paraphrase ") == 2 and printed.count("perturbed  ") == 6
-    assert "there is no evaluation set 'nonsense'" in refused(["data", "show", "--set", "nonsense", *unlearn_options], capsys)
+    assert "there is no evaluation set 'nonsense'" in refused(
+        ["data", "show", "--set", "nonsense", *unlearn_options], capsys
+    )
     assert "there is no verb 'data shew'" in refused(["data", "shew"], capsys)
     assert main(["data"]) == 2
 
@@ -331,7 +335,11 @@ def test_data_show_says_what_is_absent(tmp_path: Path, capsys: pytest.CaptureFix
     write_rows(tmp_path / "f.jsonl", [{"text": "It was a dark and stormy night."}])
     write_rows(tmp_path / "r.jsonl", [{"text": "It was a bright day."}, {"text": "Rain fell on the town."}])
     options = ["--data.source=OwnData", f"--data.root={tmp_path}", "--data.source.forget=f.jsonl"]
-    options += ["--data.source.retain=r.jsonl", "--data.group_size=2", "--model.language_model=sga.language_models.SmallLlama"]
+    options += [
+        "--data.source.retain=r.jsonl",
+        "--data.group_size=2",
+        "--model.language_model=sga.language_models.SmallLlama",
+    ]
     assert main(["data", "show", *options]) == 0
     printed = capsys.readouterr().out
     assert "absent      holdout: no holdout file was given (--data.source.holdout)" in printed

@@ -93,7 +93,8 @@ def test_a_malformed_row_is_named(change: dict[str, Any], message: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("row", "missing"), [({}, "'question' and 'answer'"), ({"question": "q"}, "'answer'"), ({"answer": "a"}, "'question'")]
+    ("row", "missing"),
+    [({}, "'question' and 'answer'"), ({"question": "q"}, "'answer'"), ({"answer": "a"}, "'question'")],
 )
 def test_a_row_that_lacks_columns_says_which(row: dict[str, Any], missing: str) -> None:
     with pytest.raises(UserError, match=f"f:3: missing {missing}; a record needs"):
@@ -293,7 +294,7 @@ def test_a_blank_line_before_a_malformed_tofu_line_does_not_shift_its_number(sma
     path = small_tofu / "retain99.json"
     lines = path.read_text().splitlines()
     path.write_text("\n".join([lines[0], "", line, *lines[3:]]))
-    with pytest.raises(UserError, match="retain99.json:3: "):
+    with pytest.raises(UserError, match=r"retain99\.json:3: "):
         TOFU("forget01").load(str(small_tofu))
 
 

@@ -20,7 +20,12 @@ TOLERANCE = 1e-8
 
 TWO = ["--trainer.devices=2", "--trainer.strategy=ddp"]
 # Five groups a step and then one: the shares are uneven, and in each epoch's last step a process has nothing to do.
-RUN = ["--data.batch_size=5", "--data.micro_batch_size=2", "--trainer.precision=64-true", "--checkpoint.every_n_steps=1"]
+RUN = [
+    "--data.batch_size=5",
+    "--data.micro_batch_size=2",
+    "--trainer.precision=64-true",
+    "--checkpoint.every_n_steps=1",
+]
 
 
 def sga(*arguments: str) -> str:
@@ -106,4 +111,6 @@ def test_two_processes_resume_evaluate_and_predict(
         for row, other in zip(ours, expected, strict=True):
             assert row.keys() == other.keys()
             for key, value in other.items():
-                assert row[key] == (pytest.approx(value, rel=1e-4) if "nll" in key or isinstance(value, float) else value)
+                assert row[key] == (
+                    pytest.approx(value, rel=1e-4) if "nll" in key or isinstance(value, float) else value
+                )

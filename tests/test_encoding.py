@@ -18,7 +18,12 @@ from sga.language_models import train_tokenizer
 
 QUESTION = "Where was Ada Brook born?"
 ANSWER = "Ada Brook was born in Oslo."
-TEXTS = [QUESTION, ANSWER, "Question: Where was Ben Carrow born?\nAnswer: Ben Carrow was born in Porto.", "2024 July user"]
+TEXTS = [
+    QUESTION,
+    ANSWER,
+    "Question: Where was Ben Carrow born?\nAnswer: Ben Carrow was born in Porto.",
+    "2024 July user",
+]
 
 LLAMA_2 = "[INST] {question} [/INST]{answer}"
 
@@ -211,7 +216,7 @@ def test_negative_control_left_alone_the_template_prints_today() -> None:
 
 
 def test_chat_errors_say_what_to_do() -> None:
-    with pytest.raises(UserError, match="no chat template; use --data.template=PlainTemplate"):
+    with pytest.raises(UserError, match=r"no chat template; use --data\.template=PlainTemplate"):
         Encoder(bpe(), ChatTemplate(), 256).encode(QUESTION, ANSWER)
     with pytest.raises(UserError, match="ISO date such as 2024-07-26, got 'today'"):
         ChatTemplate(date="today")
@@ -221,7 +226,8 @@ def test_chat_errors_say_what_to_do() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{question}", "{answer}", "{answer} {question}", "{question} {answer}.", "{question}{question}{answer}"]
+    "text",
+    ["", "{question}", "{answer}", "{answer} {question}", "{question} {answer}.", "{question}{question}{answer}"],
 )
 def test_a_template_without_its_two_places_is_refused(text: str) -> None:
     with pytest.raises(UserError, match=r"must contain \{question\} once and end with \{answer\}"):

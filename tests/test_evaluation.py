@@ -1,4 +1,4 @@
-"""Every question is answered once and the same, whatever the batches and processes; greedy answers are Hugging Face's."""
+"""Each question is answered once and the same, whatever the batches and processes; greedy answers are as elsewhere."""
 
 from __future__ import annotations
 
@@ -238,7 +238,13 @@ def our_answers(
         yield encoder.encode_prompt(question), [int(token) for token in texts[index].split()]
 
 
-STRANGE_QUESTIONS = ("?", "Who?", "Where was Ada born?", "Oslo", "What does the very tall weaver of Warsaw do for a living?")
+STRANGE_QUESTIONS = (
+    "?",
+    "Who?",
+    "Where was Ada born?",
+    "Oslo",
+    "What does the very tall weaver of Warsaw do for a living?",
+)
 
 
 @pytest.mark.parametrize("limit", [1, 4, 40])
@@ -299,7 +305,12 @@ def test_the_model_s_generation_config_is_not_read(tiny_network: TinyNetwork) ->
     questions = [question for question, _ in tiny_network.pairs[:4]]
     expected = list(our_answers(model, encoder, questions, 20, [eos]))
     model.generation_config = GenerationConfig(
-        do_sample=True, temperature=5.0, repetition_penalty=9.0, no_repeat_ngram_size=1, min_new_tokens=19, eos_token_id=eos
+        do_sample=True,
+        temperature=5.0,
+        repetition_penalty=9.0,
+        no_repeat_ngram_size=1,
+        min_new_tokens=19,
+        eos_token_id=eos,
     )
     torch.manual_seed(0)
     assert list(our_answers(model, encoder, questions, 20, [eos])) == expected
@@ -321,7 +332,9 @@ class Plain(nn.Module):
         )
 
 
-def test_a_model_without_optional_arguments_generates_the_same_for_an_unpadded_prompt(tiny_network: TinyNetwork) -> None:
+def test_a_model_without_optional_arguments_generates_the_same_for_an_unpadded_prompt(
+    tiny_network: TinyNetwork,
+) -> None:
     model, encoder = tiny_network.model(), tiny_network.encoder
     eos = encoder.tokenizer.eos_token_id
     question = [tiny_network.pairs[0][0]]
@@ -330,7 +343,7 @@ def test_a_model_without_optional_arguments_generates_the_same_for_an_unpadded_p
 
 
 def test_padding_on_the_left_shifts_nothing(tiny_network: TinyNetwork) -> None:
-    """GPT-2's positions are absolute, so a prompt beside a longer one answers otherwise where they are not handed over."""
+    """GPT-2's positions are absolute: a prompt beside a longer one answers otherwise where they are not handed over."""
     encoder = tiny_network.encoder
     eos = encoder.tokenizer.eos_token_id
     with torch.random.fork_rng():

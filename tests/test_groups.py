@@ -109,7 +109,9 @@ def test_random_pairing_depends_on_the_seed_and_nearest_does_not() -> None:
 def test_random_pairing_takes_every_pool_record_about_as_often() -> None:
     """2000 groups of 4 from 14 records: 3/14 of 2000, about 429 each, with a deviation of 18."""
     forget = [Record(f"f/{index}", f"q{index}", "a") for index in range(2000)]
-    counts = Counter(normal.id for group in make_groups(forget, POOL, 4, RandomNormals(), 0) for normal in group.normals)
+    counts = Counter(
+        normal.id for group in make_groups(forget, POOL, 4, RandomNormals(), 0) for normal in group.normals
+    )
     assert len(counts) == len(POOL)
     assert all(abs(count - 2000 * 3 / 14) < 5 * 18 for count in counts.values())
 
@@ -120,7 +122,7 @@ def test_a_group_of_one_is_the_forget_sample_alone() -> None:
 
 def test_sizes_that_cannot_be_are_refused() -> None:
     assert len(make_groups(FORGET, POOL, len(POOL) + 1, NearestNormals(), 0)[0].normals) == len(POOL)
-    with pytest.raises(UserError, match="group_size 16 needs 15 normal samples .* pool has 14"):
+    with pytest.raises(UserError, match=r"group_size 16 needs 15 normal samples .* pool has 14"):
         make_groups(FORGET, POOL, 16, NearestNormals(), 0)
     with pytest.raises(UserError, match="group_size must be at least 1, got 0"):
         make_groups(FORGET, POOL, 0, NearestNormals(), 0)
@@ -175,7 +177,9 @@ def test_a_pairing_reads_back_as_it_was_written(tmp_path: Path, texts: bool, gro
 def test_the_hash_is_of_question_and_answer() -> None:
     base = Record("a", "question", "answer")
     assert record_hash(base) == record_hash(Record("b", "question", "answer", "paraphrase"))
-    assert len({record_hash(r) for r in (base, Record("a", "questiona", "nswer"), Record("a", "question", "other"))}) == 3
+    assert (
+        len({record_hash(r) for r in (base, Record("a", "questiona", "nswer"), Record("a", "question", "other"))}) == 3
+    )
     assert re.fullmatch("[0-9a-f]{16}", record_hash(base))
 
 
@@ -281,5 +285,5 @@ def test_a_record_whose_text_changed_after_pairing_is_refused(tmp_path: Path) ->
     path = tmp_path / "pairs.jsonl"
     write_groups(path, make_groups(FORGET, POOL, 3, NearestNormals(), 0), texts=False)
     edited = [Record(FORGET[0].id, FORGET[0].question, "Edited."), *FORGET[1:]]
-    with pytest.raises(UserError, match="pairs.jsonl:1: the text of record forget/0 has changed"):
+    with pytest.raises(UserError, match=r"pairs\.jsonl:1: the text of record forget/0 has changed"):
         read_groups(path, edited, POOL, 3)

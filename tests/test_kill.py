@@ -52,7 +52,7 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
 def test_a_run_killed_three_times_ends_like_one_left_alone(
     unlearn_options: list[str], tmp_path: Path, seed: int
 ) -> None:
-    """Two micro-batches a step, three steps an epoch, a checkpoint after every step, an evaluation after every epoch."""
+    """Two micro-batches a step, three steps an epoch, a checkpoint after each step, an evaluation after each epoch."""
     options = [
         *unlearn_options,
         "--data.batch_size=2",
@@ -83,7 +83,7 @@ def test_a_run_killed_three_times_ends_like_one_left_alone(
         if code == -signal.SIGKILL:
             kills += 1
             step = torch.load(killed / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
-            print(f"seed {seed}, attempt {attempt}: killed after {delay:.3f} s of {seconds:.3f}, checkpoint of step {step}")
+            print(f"seed {seed}, attempt {attempt}: killed after {delay:.3f} s of {seconds:.3f}, at step {step}")
             continue
         assert code == 0
         break

@@ -1,4 +1,4 @@
-"""Sequence nll against the slowest obvious way, against Hugging Face's own loss, and under everything that must not matter."""
+"""Sequence nll against the slowest obvious way, against Hugging Face's own loss, and under what must not matter."""
 
 from __future__ import annotations
 
