@@ -50,17 +50,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     try:
         return run(rest)
-    except UserError as error:
-        if os.environ.get("SGA_TRACEBACK"):
-            raise
-        print(f"sga: error: {error}", file=sys.stderr)
-        return 2
     except DivergenceError as error:
         print(f"sga: stopped: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("sga: interrupted", file=sys.stderr)
         return 130
+    except Exception as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, UserError):
+            cause = cause.__cause__ or cause.__context__  # jsonargparse wraps what constructors raise
+        if cause is None or os.environ.get("SGA_TRACEBACK"):
+            raise
+        print(f"sga: error: {cause}", file=sys.stderr)
+        return 2
 
 
 def _verbs() -> dict[str, Callable[[Sequence[str]], int]]:

@@ -154,13 +154,24 @@ class GroupLoader:
                 scale = len(part) * self.accumulation * self.world_size / len(step)
                 yield (part or step[:1]), scale
 
+    def _cut(self) -> dict[str, int]:
+        """What the position within an epoch depends on."""
+        return {
+            "seed": self.seed,
+            "groups": len(self.groups),
+            "batch_size": self.batch_size,
+            "micro_batch_size": self.micro_batch_size,
+            "processes": self.world_size,
+        }
+
     def state_dict(self) -> dict[str, Any]:
-        return {"epoch": self.epoch, "position": self.position, "seed": self.seed, "groups": len(self.groups)}
+        return {"epoch": self.epoch, "position": self.position, "cut": self._cut()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        if (state["seed"], state["groups"]) != (self.seed, len(self.groups)):
+        if state["cut"] != self._cut():
+            differences = [f"{name} {value} there and {self._cut()[name]} here" for name, value in state["cut"].items()]
             raise UserError(
-                f"the checkpoint was made with seed {state['seed']} on {state['groups']} groups, this run has seed "
-                f"{self.seed} and {len(self.groups)} groups; resume with the configuration of the run folder"
+                "the checkpoint's position counts other micro-batches than this run's: "
+                f"{', '.join(differences)}; resume with the run folder's configuration and as many processes"
             )
         self.epoch, self.position = state["epoch"], state["position"]

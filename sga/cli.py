@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,9 @@ class UnlearningCLI(LightningCLI):
         parser.link_arguments("model.language_model", "data.language_model")
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
 
+    def _parse_ckpt_path(self) -> None:
+        """Lightning reads the whole checkpoint here, for hyper-parameters that ours do not have."""
+
     def before_instantiate_classes(self) -> None:
         if self.subcommand is None:
             return  # objects only, nothing is run
@@ -61,6 +65,11 @@ class UnlearningCLI(LightningCLI):
         folder = Path(config.run.folder)
         if self.subcommand == "fit":
             _check_folder(folder, config.ckpt_path, _plain(self._parser("fit"), config))
+        elif self.subcommand == "validate" and (folder / FOLDER).exists():
+            raise UserError(
+                f"{folder} holds a training run, whose results an evaluation would replace: choose another "
+                f"--run.folder (and, for its checkpoint, --ckpt_path {folder / FOLDER / LAST})"
+            )
         config.ckpt_path = _checkpoint(folder, config.ckpt_path, required=self.subcommand != "fit")
         if config.ckpt_path is not None:
             config.trainer.num_sanity_val_steps = 0  # the evaluation before the first step has been made
@@ -80,10 +89,22 @@ class _SaveConfig(SaveConfigCallback):
     """Writes the resolved configuration into the run folder."""
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        if trainer.is_global_zero and stage != "predict":
+        """Not yet: what is refused in another setup() must leave nothing behind."""
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._write(trainer, "fit")
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.state.fn == "validate":
+            self._write(trainer, "validate")
+
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._write(trainer, "test")
+
+    def _write(self, trainer: pl.Trainer, stage: str) -> None:
+        if trainer.is_global_zero:
             run_files = next(callback for callback in trainer.callbacks if isinstance(callback, RunFiles))  # type: ignore[attr-defined]
-            text = self.parser.dump(self.config, skip_none=False)
-            write_text(run_files.folder_of(stage) / CONFIG_FILE, text)
+            write_text(run_files.folder_of(stage) / CONFIG_FILE, self.parser.dump(self.config))
 
 
 def _checkpoint(folder: Path, checkpoint: str | None, required: bool) -> str | None:
@@ -92,6 +113,8 @@ def _checkpoint(folder: Path, checkpoint: str | None, required: bool) -> str | N
         return None
     path = folder / FOLDER / LAST if checkpoint == "last" else Path(checkpoint)
     if path.is_file():
+        if not zipfile.is_zipfile(path):
+            raise UserError(f"--ckpt_path {path}: not a checkpoint, or a damaged one; go on from an earlier one")
         return str(path)
     if checkpoint == "last" and not required:
         print(f"{folder} has no checkpoint yet: starting from the beginning")
@@ -100,7 +123,7 @@ def _checkpoint(folder: Path, checkpoint: str | None, required: bool) -> str | N
 
 
 def _plain(parser: LightningArgumentParser, config: Any) -> dict[str, Any]:
-    values = yaml.safe_load(parser.dump(config, skip_none=False, skip_validation=True))
+    values = yaml.safe_load(parser.dump(config, skip_validation=True))
     assert isinstance(values, dict)
     return values
 
@@ -175,11 +198,12 @@ def _cli(arguments: Sequence[str], run: bool) -> UnlearningCLI:
 
 def _quiet() -> None:
     """Silences notices that a user of this program can do nothing about."""
-    useless = ("litlogger", "`weights_only` was not set", "Loading `train_dataloader` to estimate")
-    for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
-        logging.getLogger(name).addFilter(
-            lambda record: not any(part in record.getMessage().replace("LitLogger", "litlogger") for part in useless)
-        )
+    useless = ("litlogger", "`weights_only` was not set")
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        for handler in logging.getLogger(
+            name
+        ).handlers:  # not the logger: its filters do not see its children's records
+            handler.addFilter(lambda record: not any(part in record.getMessage().lower() for part in useless))
     datasets.disable_progress_bars()
     warnings.filterwarnings("ignore", message=".*LightningCLI's args parameter.*")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")

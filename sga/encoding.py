@@ -8,6 +8,7 @@ a chat template sees a pinned date; masks come from lengths.
 from __future__ import annotations
 
 import datetime
+import re
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -117,8 +118,12 @@ class ChatTemplate(Template):
 
     def _apply(self, tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]], **kwargs: Any) -> str:
         day = datetime.date.fromisoformat(self.date)
+        template = tokenizer.get_chat_template()
+        pinned = re.sub(
+            r"strftime_now\(\s*(['\"])(.*?)\1\s*\)", lambda call: repr(day.strftime(call[2])), template
+        )  # transformers gives no way to pass another clock
         text = tokenizer.apply_chat_template(
-            messages, tokenize=False, date_string=day.strftime("%d %b %Y"), strftime_now=day.strftime, **kwargs
+            messages, chat_template=pinned, tokenize=False, date_string=day.strftime("%d %b %Y"), **kwargs
         )
         assert isinstance(text, str)
         return text
@@ -164,6 +169,10 @@ class Encoder:
         else:
             ids = self._ids(answer, special_tokens=True)
             prefix = ids[:1]
+        while len(ids) > 1 and ids[-2:] == [eos, eos]:
+            ids = ids[:-1]  # one from the text and one from a tokenizer that appends it
+        if not ids:
+            raise UserError(f"the answer {answer[:60]!r} gives no token at all")
         if ids[-1] != eos:
             ids = [*ids, eos]
         if len(ids) <= max(len(prefix), 1):

@@ -53,12 +53,17 @@ class NearestNormals(Pairing):
     def pair(self, forget: Sequence[Record], pool: Sequence[Record], count: int, seed: int) -> list[Group]:
         from sklearn.feature_extraction.text import TfidfVectorizer
 
-        vectorizer = TfidfVectorizer(ngram_range=(1, self.ngrams), sublinear_tf=True)
-        pool_vectors = vectorizer.fit_transform([f"{record.question} {record.answer}" for record in pool])
+        vectorizer = TfidfVectorizer(ngram_range=(1, self.ngrams), sublinear_tf=True, token_pattern=r"(?u)\b\w+\b")
+        try:
+            pool_vectors = vectorizer.fit_transform([f"{record.question} {record.answer}" for record in pool])
+        except ValueError as error:
+            raise UserError(
+                f"the retain pool has no words that TF-IDF could compare ({error}); use --data.pairing=RandomNormals"
+            ) from None
         forget_vectors = vectorizer.transform([f"{record.question} {record.answer}" for record in forget])
         groups = []
         for start in range(0, len(forget), 256):  # blocks, so that N x M is never held whole
-            similarity = (forget_vectors[start : start + 256] @ pool_vectors.T).toarray()  # [block, M]
+            similarity = (forget_vectors[start : start + 256] @ pool_vectors.T).toarray().round(9)  # [block, M]
             order = np.argsort(-similarity, axis=1, kind="stable")[:, :count]
             for row, record in enumerate(forget[start : start + 256]):
                 chosen = order[row]
@@ -152,6 +157,10 @@ def read_groups(path: Path, forget: Sequence[Record], pool: Sequence[Record], gr
             normals = [(item["id"], item["sha256"], float(item["score"])) for item in line["normals"]]
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{where}: not a line of a pairing ({error!r}); delete the file to pair afresh") from None
+        if not all(isinstance(name, str) for name in (forget_id, *(item_id for item_id, _, _ in normals))):
+            raise UserError(f"{where}: ids must be strings; delete the file to pair afresh")
+        if len({item_id for item_id, _, _ in normals}) < len(normals):
+            raise UserError(f"{where}: a normal sample stands twice in the group of {forget_id}; replace one of them")
         if forget_id in groups:
             raise UserError(f"{where}: forget record {forget_id} has a second line; delete one of them")
         if len(normals) != group_size - 1:

@@ -108,8 +108,9 @@ class SmoothedGradientAscent(Loss):
         self.uses_normals = smoothing_rate != 0
 
     def forward(self, nll: Tensor) -> Tensor:  # [B, K] -> []
-        weights = -smoothing_vector(nll.shape[1], self.smoothing_rate).to(nll)
-        return (nll * weights).sum(dim=1).mean()
+        weights = -smoothing_vector(nll.shape[1], self.smoothing_rate).to(nll)  # [K]
+        # The forget column apart: r = 0 adds exact zeros to what GradientAscent computes, and is equal to the last bit.
+        return (weights[0] * nll[:, 0] + (weights[1:] * nll[:, 1:]).sum(dim=1)).mean()
 
 
 class GradientAscent(Loss):
@@ -121,7 +122,7 @@ class GradientAscent(Loss):
     uses_normals = False
 
     def forward(self, nll: Tensor) -> Tensor:  # [B, K] -> []
-        return -nll[:, 0].mean()
+        return (-nll[:, 0]).mean()
 
 
 class GradientDifference(Loss):

@@ -68,6 +68,8 @@ class UnlearningModule(pl.LightningModule):
     def configure_model(self) -> None:
         if self.model is None:
             self.model = self.language_model.network(self.data.tokenizer)
+            if self.trainer.precision == "64-true":
+                self.model.double()  # before a checkpoint is read: Lightning converts after it, which would round
             if self.gradient_checkpointing:
                 self.model.gradient_checkpointing_enable()  # type: ignore[no-untyped-call]
 

@@ -34,15 +34,17 @@ class RunCheckpoints(Checkpoint):
             raise UserError(f"every_n_steps must be at least 1, got {every_n_steps}")
         self.every_n_steps = every_n_steps
         self.keep_epochs = keep_epochs
-        self._saved_step = -1
+        self._last_step = 0  # of the batch before, to tell a finished optimiser step from one that accumulates
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._last_step = trainer.global_step
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        step = trainer.global_step
-        due = (
-            self.every_n_steps is not None and step > 0 and step % self.every_n_steps == 0 and step != self._saved_step
-        )
+        stepped = trainer.global_step != self._last_step
+        self._last_step = trainer.global_step
+        due = self.every_n_steps is not None and stepped and trainer.global_step % self.every_n_steps == 0
         if due and not trainer.is_last_batch:
             self._save(trainer, LAST)
 
@@ -52,5 +54,4 @@ class RunCheckpoints(Checkpoint):
         self._save(trainer, LAST)
 
     def _save(self, trainer: pl.Trainer, name: str) -> None:
-        self._saved_step = trainer.global_step
         trainer.save_checkpoint(Path(trainer.default_root_dir) / FOLDER / name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import time
+import warnings
 from pathlib import Path
 from typing import Any, Literal
 
@@ -55,10 +56,26 @@ class RunFiles(pl.Callback):
     # ---- the start of a run ------------------------------------------------------------------------------------
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if stage == "predict" and not self.texts:
+            raise UserError("sga predict writes texts, which --run.texts false forbids; leave one of the two out")
+
+    # Nothing is written before everything that can be refused has been looked at: not in setup().
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._describe(trainer, pl_module, "fit")
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.state.fn == "validate":
+            self._describe(trainer, pl_module, "validate")
+
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._describe(trainer, pl_module, "test")
+
+    def _describe(self, trainer: pl.Trainer, module: Any, stage: str) -> None:
+        """Writes run.json and, for a fit, the pairing."""
         self._started = time.monotonic()
-        if stage == "predict" or not trainer.is_global_zero:
+        if not trainer.is_global_zero:
             return
-        module: Any = pl_module
         data = module.data
         folder = self.folder_of(stage)
         folder.mkdir(parents=True, exist_ok=True)
@@ -101,6 +118,15 @@ class RunFiles(pl.Callback):
     def folder_of(self, stage: str) -> Path:
         """``sga test`` writes to a folder of its own inside the run's, everything else to the run's."""
         return self.folder / "test" if stage == "test" else self.folder
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        points = _lines(self.folder / "metrics.jsonl") if trainer.is_global_zero else []
+        if points and points[-1]["step"] != trainer.global_step:
+            warnings.warn(
+                f"training ended at step {trainer.global_step}, the last evaluation is of step {points[-1]['step']}: "
+                f"the model in {self.folder} has not been evaluated (sga validate does it)",
+                stacklevel=2,
+            )
 
     # ---- evaluations -------------------------------------------------------------------------------------------
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import datasets
 
@@ -83,10 +82,9 @@ def _folder(root: str | None) -> Path | None:
 
 
 def _read(folder: Path | None, split: str, prefix: str) -> tuple[Record, ...]:
-    rows: list[Mapping[str, Any]]
     if folder is None:
         try:
-            rows = list(datasets.load_dataset(HUB_NAME, split, split="train"))
+            numbered = list(enumerate(map(dict, datasets.load_dataset(HUB_NAME, split, split="train")), start=1))
         except Exception as error:  # datasets and the Hub client raise a dozen types for "not reachable"
             raise UserError(
                 f"TOFU's split {split} could not be taken from the Hub ({HUB_NAME}): {error}. Without a network, give "
@@ -97,10 +95,9 @@ def _read(folder: Path | None, split: str, prefix: str) -> tuple[Record, ...]:
         path = next((p for p in (folder / f"{split}.json", folder / f"{split}.jsonl") if p.is_file()), None)
         if path is None:
             raise UserError(f"{folder}: the TOFU split {split} is missing (no {split}.json)")
-        try:
-            rows = list(datasets.Dataset.from_json(str(path)))
-        except Exception:
-            # One of many reader errors without a line number: our own reader names file, line and fault.
-            rows = [row for _, row in read_jsonl(path)]
+        # Not datasets' JSON reader: it turns a column of dates into datetimes and names no line where one is malformed.
+        numbered = read_jsonl(path)
         where = str(path)
-    return tuple(record_from_row(row, f"{prefix}/{index}", f"{where}:{index + 1}") for index, row in enumerate(rows))
+    return tuple(
+        record_from_row(row, f"{prefix}/{index}", f"{where}:{number}") for index, (number, row) in enumerate(numbered)
+    )
