@@ -169,7 +169,12 @@ class GroupLoader:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if state["cut"] != self._cut():
-            differences = [f"{name} {value} there and {self._cut()[name]} here" for name, value in state["cut"].items()]
+            here = self._cut()
+            differences = [
+                f"{name} {value} there and {here[name]} here"
+                for name, value in state["cut"].items()
+                if value != here[name]
+            ]
             raise UserError(
                 "the checkpoint's position counts other micro-batches than this run's: "
                 f"{', '.join(differences)}; resume with the run folder's configuration and as many processes"

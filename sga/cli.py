@@ -85,6 +85,19 @@ class UnlearningCLI(LightningCLI):
         return trainer
 
 
+class _ParsingCLI(UnlearningCLI):
+    """Parses and stops."""
+
+    def before_instantiate_classes(self) -> None:
+        """Nothing to look at in a run that does not take place."""
+
+    def instantiate_classes(self) -> None:
+        """No objects."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """No run."""
+
+
 class _SaveConfig(SaveConfigCallback):
     """Writes the resolved configuration into the run folder."""
 
@@ -163,19 +176,24 @@ def _differences(name: str, old: Any, new: Any) -> list[tuple[str, Any, Any]]:
 
 def run_verb(arguments: Sequence[str]) -> UnlearningCLI:
     """Parses and runs ``[verb, *options]``; the finished CLI object holds trainer, model and data."""
-    return _cli(arguments, run=True)
+    return _cli(UnlearningCLI, arguments, run=True)
 
 
 def configured(arguments: Sequence[str]) -> UnlearningCLI:
     """Parses options of `fit` and makes its objects without running anything."""
-    return _cli(arguments, run=False)
+    return _cli(UnlearningCLI, arguments, run=False)
 
 
-def _cli(arguments: Sequence[str], run: bool) -> UnlearningCLI:
+def parsed(arguments: Sequence[str]) -> Any:
+    """The configuration that ``[verb, *options]`` means, as a namespace; nothing is made or run."""
+    return _cli(_ParsingCLI, arguments, run=True).config
+
+
+def _cli(kind: type[UnlearningCLI], arguments: Sequence[str], run: bool) -> UnlearningCLI:
     _quiet()
     verbs = ("fit", "validate", "test", "predict")
     options: dict[str, Any] = {"prog": "sga"} if not run else {verb: {"prog": f"sga {verb}"} for verb in verbs}
-    return UnlearningCLI(
+    return kind(
         UnlearningModule,
         UnlearningData,
         save_config_callback=_SaveConfig,
@@ -199,7 +217,7 @@ def _cli(arguments: Sequence[str], run: bool) -> UnlearningCLI:
 def _quiet() -> None:
     """Silences notices that a user of this program can do nothing about."""
     useless = ("litlogger", "`weights_only` was not set")
-    for name in ("lightning.pytorch", "lightning.fabric"):
+    for name in ("", "lightning", "lightning.pytorch", "lightning.fabric"):
         for handler in logging.getLogger(
             name
         ).handlers:  # not the logger: its filters do not see its children's records

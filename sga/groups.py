@@ -53,7 +53,7 @@ class NearestNormals(Pairing):
     def pair(self, forget: Sequence[Record], pool: Sequence[Record], count: int, seed: int) -> list[Group]:
         from sklearn.feature_extraction.text import TfidfVectorizer
 
-        vectorizer = TfidfVectorizer(ngram_range=(1, self.ngrams), sublinear_tf=True, token_pattern=r"(?u)\b\w+\b")
+        vectorizer = TfidfVectorizer(ngram_range=(1, self.ngrams), sublinear_tf=True)
         try:
             pool_vectors = vectorizer.fit_transform([f"{record.question} {record.answer}" for record in pool])
         except ValueError as error:

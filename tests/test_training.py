@@ -483,22 +483,19 @@ def test_validating_the_exported_model_gives_the_last_evaluation_of_the_run(
 def test_validating_a_checkpoint_in_its_run_folder_does_not_destroy_the_run(
     run_folder: tuple[Path, UnlearningCLI], evaluate_options: list[str], own_target: Path, tmp_path: Path
 ) -> None:
-    """`--ckpt_path last` means the checkpoint of --run.folder, so this is the command that a user gives."""
+    """`--ckpt_path last` means the checkpoint of --run.folder, so a user may try this: refused, with what to do."""
     folder = tmp_path / "copy"
     shutil.copytree(run_folder[0], folder)
     kept = ("metrics.jsonl", "rows.jsonl", "pairs.jsonl", "config.yaml", "run.json")
     before = {name: (folder / name).read_bytes() for name in kept}
-    run_verb(
-        [
-            "validate",
-            *evaluate_options,
-            f"--model.language_model.name_or_path={own_target}",
-            f"--run.folder={folder}",
-            "--ckpt_path=last",
-        ]
-    )
-    assert [point["step"] for point in lines(folder / "metrics.jsonl")][:3] == [0, 2, 4]
-    assert {name: (folder / name).read_bytes() for name in kept[2:]} == {name: before[name] for name in kept[2:]}
+    options = ["validate", *evaluate_options, f"--model.language_model.name_or_path={own_target}"]
+    with pytest.raises(UserError, match="holds a training run"):
+        run_verb([*options, f"--run.folder={folder}", "--ckpt_path=last"])
+    assert {name: (folder / name).read_bytes() for name in kept} == before
+    run_verb([*options, f"--run.folder={tmp_path / 'own'}", f"--ckpt_path={folder / 'checkpoints' / 'last.ckpt'}"])
+    [point] = lines(tmp_path / "own" / "metrics.jsonl")
+    last = lines(folder / "metrics.jsonl")[-1]
+    assert point["perplexity/forget/log"] == pytest.approx(last["perplexity/forget/log"], rel=1e-6)
 
 
 def test_a_run_that_ends_within_an_epoch_is_evaluated_where_it_ended(fit: Fit, tmp_path: Path) -> None:

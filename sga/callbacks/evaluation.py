@@ -49,7 +49,23 @@ class EvaluationCallback(pl.Callback):
 
 
 class Evaluator(pl.Callback):
-    """Runs the metric callbacks once all answers are there. Stands after them in the trainer's list."""
+    """Runs the metric callbacks once all answers are there, and sees to it that the last weights are evaluated."""
+
+    def __init__(self) -> None:
+        self._evaluated_step = -1
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"evaluated_step": self._evaluated_step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._evaluated_step = state_dict["evaluated_step"]
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # A run that ends within an epoch (max_steps, an early stop) has not been evaluated where it ended.
+        if self._evaluated_step != trainer.global_step and trainer.enable_validation:
+            trainer.validating = True
+            trainer.fit_loop.epoch_loop.val_loop.run()
+            trainer.training = True
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._evaluate(trainer, pl_module, every_row=False)
@@ -61,6 +77,7 @@ class Evaluator(pl.Callback):
         data: EvaluationData = module.data.evaluation_data(every_row)
         answers: Answers = module.answers
         answers.gather()
+        self._evaluated_step = trainer.global_step
         evaluation = Evaluation()
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, EvaluationCallback):

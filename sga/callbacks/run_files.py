@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import platform
 import time
-import warnings
 from pathlib import Path
 from typing import Any, Literal
 
@@ -118,15 +117,6 @@ class RunFiles(pl.Callback):
     def folder_of(self, stage: str) -> Path:
         """``sga test`` writes to a folder of its own inside the run's, everything else to the run's."""
         return self.folder / "test" if stage == "test" else self.folder
-
-    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        points = _lines(self.folder / "metrics.jsonl") if trainer.is_global_zero else []
-        if points and points[-1]["step"] != trainer.global_step:
-            warnings.warn(
-                f"training ended at step {trainer.global_step}, the last evaluation is of step {points[-1]['step']}: "
-                f"the model in {self.folder} has not been evaluated (sga validate does it)",
-                stacklevel=2,
-            )
 
     # ---- evaluations -------------------------------------------------------------------------------------------
 
