@@ -130,7 +130,8 @@ def _checkpoint(folder: Path, checkpoint: str | None, required: bool) -> str | N
             raise UserError(f"--ckpt_path {path}: not a checkpoint, or a damaged one; go on from an earlier one")
         return str(path)
     if checkpoint == "last" and not required:
-        print(f"{folder} has no checkpoint yet: starting from the beginning")
+        if (folder / CONFIG_FILE).exists():
+            print(f"{folder} has no checkpoint yet: starting from the beginning")
         return None
     raise UserError(f"--ckpt_path {checkpoint}: no such file as {path}")
 
@@ -216,7 +217,7 @@ def _cli(kind: type[UnlearningCLI], arguments: Sequence[str], run: bool) -> Unle
 
 def _quiet() -> None:
     """Silences notices that a user of this program can do nothing about."""
-    useless = ("litlogger", "`weights_only` was not set")
+    useless = ("litlogger", "`weights_only` was not set", "tpu available")
     for name in ("", "lightning", "lightning.pytorch", "lightning.fabric"):
         for handler in logging.getLogger(
             name
