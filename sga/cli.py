@@ -54,8 +54,6 @@ class UnlearningCLI(LightningCLI):
         """Lightning reads the whole checkpoint here, for hyper-parameters that ours do not have."""
 
     def before_instantiate_classes(self) -> None:
-        if self.subcommand is None:
-            return  # objects only, nothing is run
         config = self.config[self.subcommand]
         if config.trainer.precision is None:
             gpu = torch.cuda.is_available() and config.trainer.accelerator in ("auto", "gpu", "cuda")
@@ -65,6 +63,10 @@ class UnlearningCLI(LightningCLI):
         folder = Path(config.run.folder)
         if self.subcommand == "fit":
             _check_folder(folder, config.ckpt_path, _plain(self._parser("fit"), config))
+        elif self.subcommand in ("test", "predict") and config.ckpt_path is None and (folder / FOLDER / LAST).is_file():
+            config.ckpt_path = "last"  # the run's result, not the model that it started from
+        elif self.subcommand == "validate" and (folder / "metrics.jsonl").exists() and not (folder / FOLDER).exists():
+            raise UserError(f"{folder} already holds an evaluation: choose another --run.folder, or delete it")
         elif self.subcommand == "validate" and (folder / FOLDER).exists():
             raise UserError(
                 f"{folder} holds a training run, whose results an evaluation would replace: choose another "
@@ -85,17 +87,21 @@ class UnlearningCLI(LightningCLI):
         return trainer
 
 
-class _ParsingCLI(UnlearningCLI):
-    """Parses and stops."""
+class _ConfiguringCLI(UnlearningCLI):
+    """Makes the objects and stops."""
 
     def before_instantiate_classes(self) -> None:
         """Nothing to look at in a run that does not take place."""
 
-    def instantiate_classes(self) -> None:
-        """No objects."""
-
     def _run_subcommand(self, subcommand: str) -> None:
         """No run."""
+
+
+class _ParsingCLI(_ConfiguringCLI):
+    """Parses and stops."""
+
+    def instantiate_classes(self) -> None:
+        """No objects."""
 
 
 class _SaveConfig(SaveConfigCallback):
@@ -115,9 +121,12 @@ class _SaveConfig(SaveConfigCallback):
         self._write(trainer, "test")
 
     def _write(self, trainer: pl.Trainer, stage: str) -> None:
-        if trainer.is_global_zero:
-            run_files = next(callback for callback in trainer.callbacks if isinstance(callback, RunFiles))  # type: ignore[attr-defined]
-            write_text(run_files.folder_of(stage) / CONFIG_FILE, self.parser.dump(self.config))
+        run_files = next(callback for callback in trainer.callbacks if isinstance(callback, RunFiles))  # type: ignore[attr-defined]
+        path = run_files.folder_of(stage) / CONFIG_FILE
+        if trainer.is_global_zero and not (
+            stage == "fit" and path.exists()
+        ):  # a resumed run keeps what it started with
+            write_text(path, self.parser.dump(self.config))
 
 
 def _checkpoint(folder: Path, checkpoint: str | None, required: bool) -> str | None:
@@ -177,23 +186,22 @@ def _differences(name: str, old: Any, new: Any) -> list[tuple[str, Any, Any]]:
 
 def run_verb(arguments: Sequence[str]) -> UnlearningCLI:
     """Parses and runs ``[verb, *options]``; the finished CLI object holds trainer, model and data."""
-    return _cli(UnlearningCLI, arguments, run=True)
+    return _cli(UnlearningCLI, arguments)
 
 
 def configured(arguments: Sequence[str]) -> UnlearningCLI:
     """Parses options of `fit` and makes its objects without running anything."""
-    return _cli(UnlearningCLI, arguments, run=False)
+    return _cli(_ConfiguringCLI, ["fit", *arguments])
 
 
 def parsed(arguments: Sequence[str]) -> Any:
     """The configuration that ``[verb, *options]`` means, as a namespace; nothing is made or run."""
-    return _cli(_ParsingCLI, arguments, run=True).config
+    return _cli(_ParsingCLI, arguments).config
 
 
-def _cli(kind: type[UnlearningCLI], arguments: Sequence[str], run: bool) -> UnlearningCLI:
+def _cli(kind: type[UnlearningCLI], arguments: Sequence[str]) -> UnlearningCLI:
     _quiet()
     verbs = ("fit", "validate", "test", "predict")
-    options: dict[str, Any] = {"prog": "sga"} if not run else {verb: {"prog": f"sga {verb}"} for verb in verbs}
     return kind(
         UnlearningModule,
         UnlearningData,
@@ -201,7 +209,7 @@ def _cli(kind: type[UnlearningCLI], arguments: Sequence[str], run: bool) -> Unle
         seed_everything_default=0,
         auto_configure_optimizers=False,
         load_from_checkpoint_support=False,
-        parser_kwargs=options,
+        parser_kwargs={verb: {"prog": f"sga {verb}"} for verb in verbs},
         trainer_defaults={
             "callbacks": [Evaluator()],
             "max_epochs": 5,  # TOFU's
@@ -211,7 +219,6 @@ def _cli(kind: type[UnlearningCLI], arguments: Sequence[str], run: bool) -> Unle
             "use_distributed_sampler": False,  # the loaders deal rows to processes themselves
         },
         args=list(arguments),
-        run=run,
     )
 
 

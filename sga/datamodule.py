@@ -170,6 +170,7 @@ class UnlearningData(pl.LightningDataModule):
                 "benchmark": self.benchmark.name,
                 "forget_set": _content_hash(self.benchmark.evaluation.get("forget", ())),
                 "template": repr(self.template),
+                "dtype": getattr(self.language_model, "dtype", "float32"),
                 "precision": str(self.trainer.precision) if self.trainer is not None else None,
             },
         )

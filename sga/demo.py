@@ -127,6 +127,8 @@ def run_step(step: Step, folder: Path, title: str) -> None:
         return
     resume = state.get("key") == key
     if not resume:
+        if run_folder.exists() and not (run_folder / STATE_FILE).exists():
+            raise UserError(f"{run_folder} was not made by sga demo, which would replace it: choose another --folder")
         shutil.rmtree(run_folder, ignore_errors=True)
         write_json(run_folder / STATE_FILE, {"key": key, "finished": False})
     print(f"{title}{': going on where it stopped' if resume else ''}", flush=True)
@@ -134,6 +136,7 @@ def run_step(step: Step, folder: Path, title: str) -> None:
     from sga.cli import run_verb
 
     arguments = ["fit", "--config", str(step.config), "--run.folder", str(run_folder), "--ckpt_path", "last"]
+    arguments += ["--trainer.devices", "1"]  # a second process would start the whole demo again
     for name, value in step.settings.items():
         arguments += [f"--{name}", json.dumps(value) if not isinstance(value, str) else value]
     run_verb(arguments)

@@ -27,6 +27,11 @@ from transformers import (
 
 from sga.errors import UserError
 
+PURE_BFLOAT16 = (
+    "weights in pure bfloat16: at lr 1e-5 an Adam-sized step rounds to nothing for every weight of "
+    "magnitude 2^-8 or more, so the model hardly changes. Use float32 weights under bf16-mixed precision."
+)
+
 
 class LanguageModel(ABC):
     """A causal language model and its tokenizer, described but not yet loaded."""
@@ -99,11 +104,7 @@ class Pretrained(LanguageModel):
 
     def network(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
         if self.dtype == "bfloat16":
-            warnings.warn(
-                "weights in pure bfloat16: at lr 1e-5 an Adam-sized step rounds to nothing for every weight of "
-                "magnitude 2^-8 or more, so the model hardly changes. Use float32 weights under bf16-mixed precision.",
-                stacklevel=2,
-            )
+            warnings.warn(PURE_BFLOAT16, stacklevel=2)
         try:
             network = AutoModelForCausalLM.from_pretrained(
                 self.name_or_path,

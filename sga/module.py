@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import lightning.pytorch as pl
@@ -17,9 +18,9 @@ from sga.datamodule import UnlearningData
 from sga.errors import DivergenceError, UserError
 from sga.evaluation.inference import generate, score
 from sga.evaluation.requests import Answers, GenerateBatch, ScoreBatch
-from sga.language_models import LanguageModel
+from sga.language_models import PURE_BFLOAT16, LanguageModel
 from sga.likelihood import sequence_nll
-from sga.losses import Loss
+from sga.losses import FineTuning, Loss
 from sga.optimization import LinearSchedule, Schedule
 
 
@@ -56,6 +57,7 @@ class UnlearningModule(pl.LightningModule):
         self.gradient_checkpointing = gradient_checkpointing
         self.model: PreTrainedModel | None = None
         self.answers = Answers()
+        self._step_logs: dict[str, Tensor | float] = {}
 
     # ---- weights -----------------------------------------------------------------------------------------------
 
@@ -63,11 +65,18 @@ class UnlearningModule(pl.LightningModule):
         if stage == "fit":
             if self.loss is None:
                 raise UserError("training needs a loss: set model.loss, as in --model.loss=sga.SmoothedGradientAscent")
+            if self.data.train_on != ("forget",) and not isinstance(self.loss, FineTuning):
+                raise UserError(
+                    f"train_on {list(self.data.train_on)} is for plain fine-tuning; {type(self.loss).__name__} would "
+                    "unlearn all of it: set --model.loss=sga.FineTuning, or --data.train_on=[forget]"
+                )
             self.loss.check_group_size(self.data.group_size)
 
     def configure_model(self) -> None:
         if self.model is None:
             self.model = self.language_model.network(self.data.tokenizer)
+            if self.trainer.precision == "bf16-true":
+                warnings.warn(PURE_BFLOAT16, stacklevel=2)
             if self.trainer.precision == "64-true":
                 self.model.double()  # before a checkpoint is read: Lightning converts after it, which would round
             if self.gradient_checkpointing:
@@ -105,11 +114,17 @@ class UnlearningModule(pl.LightningModule):
         return loss * batch.scale
 
     def _log_step(self, loss: Tensor, nll: Tensor, batch: Batch) -> None:
-        logs = {"train/loss": loss, "train/forget_nll": nll[:, 0].mean()}
+        values = {"train/loss": loss, "train/forget_nll": nll[:, 0].mean()}
         if nll.shape[1] > 1:
-            logs["train/normal_nll"] = nll[:, 1:].mean()
-        self.log_dict(logs, batch_size=nll.shape[0])
-        self.log("train/nll", nll[:, 0].mean(), prog_bar=True, logger=False, batch_size=nll.shape[0])
+            values["train/normal_nll"] = nll[:, 1:].mean()
+        share = batch.scale / self.trainer.accumulate_grad_batches
+        for name, value in values.items():
+            self._step_logs[name] = self._step_logs.get(name, 0.0) + value * share
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Logs means over the step's groups, whatever the micro-batches and processes."""
+        self.log_dict(self._step_logs, prog_bar=True, batch_size=1, sync_dist=self.trainer.world_size > 1)
+        self._step_logs = {}
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         optimizer = self.optimizer(self.parameters())

@@ -6,6 +6,7 @@ import argparse
 import textwrap
 from collections.abc import Sequence
 from itertools import zip_longest
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sga.errors import UserError
@@ -38,8 +39,9 @@ def main(arguments: Sequence[str]) -> int:
 
     from sga.cli import configured
 
-    data = configured(rest).datamodule
-    data.read()
+    cli = configured(rest)
+    data = cli.datamodule
+    data.read(Path(cli.trainer.default_root_dir))
     print(_overview(data))
     if options.set is not None:
         sets = data.evaluation_data().sets

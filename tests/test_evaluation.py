@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from sga.encoding import Encoder
-from sga.errors import UserError
+from sga.errors import DivergenceError, UserError
 from sga.evaluation.inference import generate, score
 from sga.evaluation.requests import (
     Answer,
@@ -182,7 +182,7 @@ def test_a_log_probability_that_is_no_number_stops_the_evaluation(tiny_network: 
     plan = EvaluationPlan([Score("q", "a")], tiny_network.encoder)
     answers = Answers(plan)
     answers.add([0], [TokenScores(np.array([-1.0, value, -1.0]))])
-    with pytest.raises(UserError, match="NaN or infinite log-probability"):
+    with pytest.raises(DivergenceError, match="NaN or infinite log-probability"):
         answers.scores("q", "a")
     answers.add([0], [TokenScores(np.array([-1.0, -1.0]))])
     assert answers.scores("q", "a").avg_nll == 1
@@ -197,7 +197,7 @@ def test_a_model_full_of_nan_is_noticed(tiny_network: TinyNetwork) -> None:
     [batch] = plan
     assert isinstance(batch, ScoreBatch)
     answers.add(batch.indices, score(model, batch.batch))
-    with pytest.raises(UserError, match="diverged"):
+    with pytest.raises(DivergenceError, match="diverged"):
         answers.scores(*tiny_network.pairs[0])
 
 

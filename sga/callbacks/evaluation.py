@@ -21,12 +21,14 @@ class Evaluation:
     Attributes:
         metrics: Value by flat name, such as ``tofu/model_utility``. Finite numbers only.
         absent: For each metric that could not be computed, why.
+        notes: What a reader of the numbers should know.
         rows: Per-sample values by (evaluation set, record id).
         texts: The record of each row, for those who write texts beside numbers.
     """
 
     metrics: dict[str, float] = field(default_factory=dict)
     absent: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
     rows: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
     texts: dict[tuple[str, str], Record] = field(default_factory=dict)
 

@@ -11,6 +11,7 @@ import numpy as np
 from sga.callbacks.evaluation import Evaluation, EvaluationCallback
 from sga.callbacks.model_utility import add_likelihoods, likelihood_requests
 from sga.datamodule import EvaluationData
+from sga.errors import UserError
 from sga.evaluation.metrics import forget_quality, log_truth_ratio, truth_ratio_forget
 from sga.evaluation.reference import Reference, read_reference, reference_for
 from sga.evaluation.requests import Answers, Request
@@ -40,6 +41,13 @@ class ForgetQuality(EvaluationCallback):
             data: Any = trainer.datamodule  # type: ignore[attr-defined]
             evaluation_data = data.evaluation_data(every_row=stage == "test")
             ids = [record.id for record in evaluation_data.sets.get("forget", ())]
+            if self._reference.ids is None and [name.rsplit("/", 1)[-1] for name in ids] != [
+                str(i) for i in range(len(ids))
+            ]:
+                raise UserError(
+                    f"{self.reference_path} has no ids, so its rows belong to the first rows of the forget set; leave "
+                    "out --data.evaluation_rows and --data.source.forget_rows, or use a reference run of this program"
+                )
             reference_for(self._reference, ids, evaluation_data.settings)  # differences are said before training
 
     def requests(self, data: EvaluationData) -> Iterable[Request]:
@@ -78,6 +86,11 @@ class ForgetQuality(EvaluationCallback):
             float(np.mean([row["avg_nll"] for row in rows[kept]])),
             None if aligned.answer_nll is None else float(aligned.answer_nll.mean()),
         )
+        evaluation.notes += aligned.notes
+        if quality.direction in ("under-unlearned", "over-unlearned"):
+            evaluation.notes.append(
+                f"forget quality is low because the model is {quality.direction}, by its forget nll"
+            )
         evaluation.metrics |= {
             name: quality.p_value,
             f"{name}_log10": quality.log10_p,

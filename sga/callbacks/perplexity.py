@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable
 
 from sga.callbacks.evaluation import Evaluation, EvaluationCallback
@@ -10,6 +11,9 @@ from sga.data.records import Record
 from sga.datamodule import EvaluationData
 from sga.evaluation.metrics import perplexity
 from sga.evaluation.requests import Answers, Request, Score
+
+DIVERGED = math.log(1e10)
+"""Log perplexity on normal text above which the paper calls a model diverged (arXiv 2510.22376)."""
 
 
 class Perplexity(EvaluationCallback):
@@ -29,6 +33,10 @@ class Perplexity(EvaluationCallback):
             scores = [answers.scores(record.question, record.answer) for record in records]
             found = perplexity([-s.log_probs.sum() for s in scores], [len(s.log_probs) for s in scores])
             evaluation.metrics[f"perplexity/{name}/log"] = found.log
+            if name == "normal" and found.log > DIVERGED:
+                note = f"perplexity on normal text is e^{found.log:.0f}, above 1e10: the model has diverged"
+                evaluation.notes.append(note)
+                warnings.warn(note, stacklevel=2)
             if math.isfinite(found.value):
                 evaluation.metrics[f"perplexity/{name}"] = found.value
             else:

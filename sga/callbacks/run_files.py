@@ -97,6 +97,7 @@ class RunFiles(pl.Callback):
                 "group_size": data.group_size,
                 "benchmark": data.benchmark.name,
                 "model": getattr(module.language_model, "name_or_path", type(module.language_model).__name__),
+                "checkpoint": trainer.ckpt_path,
                 "reference": _reference(trainer),
                 "texts": self.texts,
                 "forget_records": len(data.benchmark.training["forget"]),
@@ -208,6 +209,7 @@ def _summary(points: list[dict[str, Any]], evaluation: Evaluation) -> dict[str, 
         summary["frontier_area"] = frontier_area([(quality, utility) for quality, _, utility in trade_off])
         summary["frontier_area_ks"] = frontier_area_ks([(near, utility) for _, near, utility in trade_off])
     summary["absent"] = evaluation.absent
+    summary["notes"] = evaluation.notes
     return summary
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sga.batches import Batch, collate
 from sga.encoding import Encoded, Encoder
-from sga.errors import UserError
+from sga.errors import DivergenceError
 
 
 @dataclass(frozen=True)
@@ -210,7 +210,7 @@ class Answers:
         found = self[Score(question, answer)]
         assert isinstance(found, TokenScores)
         if not np.isfinite(found.log_probs).all():
-            raise UserError(
+            raise DivergenceError(
                 f"the model gives a NaN or infinite log-probability to the answer {answer[:60]!r}: it has diverged "
                 "beyond what can be evaluated; start from an earlier checkpoint or lower the learning rate"
             )
