@@ -350,7 +350,7 @@ def test_metrics_have_their_names_and_are_finite(run_folder: tuple[Path, Unlearn
     summary = json.loads((folder / "metrics.json").read_text())
     assert {key: summary[key] for key in points[-1]} == points[-1]
     assert summary["absent"] == {}
-    assert set(summary) - set(points[-1]) == {"chosen", "frontier_area", "frontier_area_ks", "absent"}
+    assert set(summary) - set(points[-1]) == {"chosen", "frontier_area", "frontier_area_ks", "absent", "notes"}
 
 
 def test_run_json_and_config_say_what_was_run(run_folder: tuple[Path, UnlearningCLI], own_target: Path) -> None:
