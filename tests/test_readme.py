@@ -1,0 +1,55 @@
+"""What the README shows: its Python runs, its commands parse, its links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+
+from sga.cli import parsed
+from sga.language_models import SmallLlama
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    """The README's code blocks in a language."""
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def commands() -> list[str]:
+    """The README's commands of this program, continued lines joined, comments dropped."""
+    lines = "\n".join(blocks("sh")).replace("\\\n", " ").splitlines()
+    return [line.split("#")[0].strip() for line in lines if line.startswith("sga ")]
+
+
+def test_its_training_loop_lowers_its_loss() -> None:
+    [code] = blocks("python")
+    group = [("Who?", "Ann Lee."), ("Where?", "In Rome."), ("When?", "In May."), ("What?", "A book.")]
+    description = SmallLlama(hidden_size=32, layers=1, heads=2, vocabulary=300)
+    tokenizer = description.tokenizer(text for pair in group for text in pair)
+    torch.manual_seed(0)
+    model = description.network(tokenizer)
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    exec(code, {"tokenizer": tokenizer, "model": model, "optimizer": optimizer, "batches": [[group]]})
+    assert any(not torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("command", [c for c in commands() if c.split()[1] in ("fit", "validate")])
+def test_its_commands_parse(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    _, verb, *options = shlex.split(command)
+    assert parsed([verb, *options])[verb].run.folder.startswith("runs/")
+
+
+def test_it_shows_commands_and_its_links_exist() -> None:
+    assert len(commands()) >= 5
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if not link.startswith("http")]
+    assert links and all((ROOT / link).exists() for link in links)
+    for path in re.findall(r"`((?:configs|notebooks|docs)/[\w./-]+)`", README):
+        assert (ROOT / path).exists(), path
