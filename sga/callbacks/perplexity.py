@@ -9,11 +9,8 @@ from collections.abc import Iterable
 from sga.callbacks.evaluation import Evaluation, EvaluationCallback
 from sga.data.records import Record
 from sga.datamodule import EvaluationData
-from sga.evaluation.metrics import perplexity
+from sga.evaluation.metrics import DIVERGED, perplexity
 from sga.evaluation.requests import Answers, Request, Score
-
-DIVERGED = math.log(1e10)
-"""Log perplexity on normal text above which the paper calls a model diverged (arXiv 2510.22376)."""
 
 
 class Perplexity(EvaluationCallback):

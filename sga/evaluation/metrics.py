@@ -33,6 +33,9 @@ MODEL_UTILITY_PARTS = tuple(
 )
 """The nine names that `model_utility` needs, ``retain_probability`` to ``world_facts_truth_ratio``."""
 
+DIVERGED = math.log(1e10)
+"""Log perplexity on normal text above which the paper calls a model diverged (arXiv 2510.22376)."""
+
 LOW_FORGET_QUALITY = 0.01
 """Below this p-value the forget distribution differs from the reference's, so that it matters which way."""
 

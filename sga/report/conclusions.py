@@ -5,15 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+from sga.evaluation.metrics import DIVERGED
 from sga.losses import equivalent_normal_weight
 from sga.report.runs import Run, Setting, pick, plain
 from sga.report.summary import fixed, p_value, perplexity, retain_mean, span
 
 FORGET_QUALITY_LEVEL = 0.05
 """Forget quality above which the KS test sees no difference from the retain model."""
-
-DIVERGED = math.log(1e10)
-"""Log perplexity on normal text above which the paper's authors call a run diverged (arXiv 2510.22376)."""
 
 _NLL_TOLERANCE = 0.05  # relative to the retain model's
 _AUC_TOLERANCE = 0.02
