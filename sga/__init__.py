@@ -26,6 +26,7 @@ _PUBLIC = {
     "GradientAscent": "sga.losses",
     "GradientDifference": "sga.losses",
     "Group": "sga.groups",
+    "MUSENews": "sga.data.muse",
     "NearestNormals": "sga.groups",
     "OwnData": "sga.data.own",
     "PlainTemplate": "sga.encoding",

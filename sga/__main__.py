@@ -22,6 +22,8 @@ train and evaluate (LightningCLI: --config FILE, and any setting as a flag)
 
 look
   data show  print what the model sees: tokens, answer tokens, groups
+  score      compute the metrics of a log: a run's, TOFU's or open-unlearning's
+  compare    say whether two evaluations of the same rows differ, or it is noise
   report     draw runs as one self-contained HTML page
 
 try it
@@ -68,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _verbs() -> dict[str, Callable[[Sequence[str]], int]]:
     lightning = {verb: _lightning(verb) for verb in ("fit", "validate", "test", "predict")}
-    return {**lightning, "data": _data, "report": _report, "demo": _demo}
+    return {**lightning, "data": _data, "score": _score, "compare": _compare, "report": _report, "demo": _demo}
 
 
 def _lightning(verb: str) -> Callable[[Sequence[str]], int]:
@@ -85,6 +87,18 @@ def _data(arguments: Sequence[str]) -> int:
     from sga.show import main as show
 
     return show(arguments)
+
+
+def _score(arguments: Sequence[str]) -> int:
+    from sga.score import main as score
+
+    return score(arguments)
+
+
+def _compare(arguments: Sequence[str]) -> int:
+    from sga.compare import main as compare
+
+    return compare(arguments)
 
 
 def _report(arguments: Sequence[str]) -> int:

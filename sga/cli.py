@@ -17,10 +17,12 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from sga.callbacks import (
+    MUSE,
     Evaluator,
     ForgetQuality,
     HuggingFaceExport,
     MembershipInference,
+    Memorization,
     ModelUtility,
     Perplexity,
     RunCheckpoints,
@@ -40,10 +42,13 @@ class UnlearningCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_lightning_class_args(RunFiles, "run")
+        parser.add_lightning_class_args(Evaluator, "evaluation")
         parser.add_lightning_class_args(ForgetQuality, "forget_quality")
         parser.add_lightning_class_args(ModelUtility, "model_utility")
         parser.add_lightning_class_args(MembershipInference, "membership_inference")
+        parser.add_lightning_class_args(Memorization, "memorization")
         parser.add_lightning_class_args(Perplexity, "perplexity")
+        parser.add_lightning_class_args(MUSE, "muse")
         parser.add_lightning_class_args(HuggingFaceExport, "export")
         parser.add_lightning_class_args(RunCheckpoints, "checkpoint")
         parser.link_arguments("run.folder", "trainer.default_root_dir", compute_fn=str)
@@ -65,13 +70,14 @@ class UnlearningCLI(LightningCLI):
             _check_folder(folder, config.ckpt_path, _plain(self._parser("fit"), config))
         elif self.subcommand in ("test", "predict") and config.ckpt_path is None and (folder / FOLDER / LAST).is_file():
             config.ckpt_path = "last"  # the run's result, not the model that it started from
-        elif self.subcommand == "validate" and (folder / "metrics.jsonl").exists() and not (folder / FOLDER).exists():
-            raise UserError(f"{folder} already holds an evaluation: choose another --run.folder, or delete it")
         elif self.subcommand == "validate" and (folder / FOLDER).exists():
             raise UserError(
                 f"{folder} holds a training run, whose results an evaluation would replace: choose another "
                 f"--run.folder (and, for its checkpoint, --ckpt_path {folder / FOLDER / LAST})"
             )
+        elif self.subcommand == "validate" and (folder / CONFIG_FILE).exists():
+            plain = _plain(self._parser("validate"), config)
+            _check_same(folder, plain, "already holds another evaluation", ("ckpt_path",))
         config.ckpt_path = _checkpoint(folder, config.ckpt_path, required=self.subcommand != "fit")
         if config.ckpt_path is not None:
             config.trainer.num_sanity_val_steps = 0  # the evaluation before the first step has been made
@@ -163,16 +169,21 @@ def _check_folder(folder: Path, checkpoint: str | None, config: dict[str, Any]) 
         return
     if not stored.exists():
         return
-    before = yaml.safe_load(stored.read_text(encoding="utf-8"))
+    _check_same(folder, config, "was started with another configuration and cannot go on with this one")
+
+
+def _check_same(folder: Path, config: dict[str, Any], what: str, parts: Sequence[str] = ()) -> None:
+    """Refuses to go on in a folder whose configuration names another model, method, data or seed, or other `parts`."""
+    before = yaml.safe_load((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     differences = [
         f"{name}: {old!r} before, {new!r} now"
-        for part in ("seed_everything", "model", "data")
+        for part in ("seed_everything", "model", "data", *parts)
         for name, old, new in _differences(part, before.get(part), config.get(part))
     ]
     if differences:
         raise UserError(
-            f"{folder} was started with another configuration and cannot go on with this one "
-            f"({'; '.join(differences[:5])}); resume with --config {stored}, or choose another --run.folder"
+            f"{folder} {what} ({'; '.join(differences[:5])}); use --config {folder / CONFIG_FILE}, "
+            "or choose another --run.folder"
         )
 
 
@@ -211,7 +222,6 @@ def _cli(kind: type[UnlearningCLI], arguments: Sequence[str]) -> UnlearningCLI:
         load_from_checkpoint_support=False,
         parser_kwargs={verb: {"prog": f"sga {verb}"} for verb in verbs},
         trainer_defaults={
-            "callbacks": [Evaluator()],
             "max_epochs": 5,  # TOFU's
             "num_sanity_val_steps": -1,  # the evaluation before the first step
             "log_every_n_steps": 1,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,15 @@ from sga.data.authors import Authors
 from sga.data.records import Benchmark, Record, Source
 from sga.encoding import Encoded, Encoder, PlainTemplate, Template
 from sga.errors import UserError
-from sga.evaluation.requests import EvaluationPlan, Generate, Request
+from sga.evaluation.inference import most_rows, most_tokens
+from sga.evaluation.plan import EvaluationPlan
+from sga.evaluation.reference import Reference
+from sga.evaluation.requests import Generate, Request
 from sga.groups import Group, NearestNormals, Pairing, make_groups, read_groups
 from sga.language_models import LanguageModel
 
 PAIRS_FILE = "pairs.jsonl"
-SCHEMA_VERSION = "1"
+SCHEMA_VERSION = "2"
 """Raised when a change to the code changes numbers; results of different versions are never compared."""
 
 
@@ -36,6 +39,9 @@ class EvaluationData:
         normals: The distinct normal samples of the training groups; empty without groups.
         settings: What the numbers depend on besides the weights, by name; kept with results and compared with those of
             a reference.
+        encoder: For metrics that cut texts by their tokens.
+        examples: Worked examples that stand before each question of an evaluation set, by set.
+        reference: The retain model's numbers for the forget set, in its order; None without a reference.
     """
 
     name: str
@@ -43,6 +49,9 @@ class EvaluationData:
     absent: dict[str, str]
     normals: tuple[Record, ...]
     settings: dict[str, str | None]
+    encoder: Encoder
+    examples: dict[str, tuple[Record, ...]] = field(default_factory=dict)
+    reference: Reference | None = None
 
 
 class UnlearningData(pl.LightningDataModule):
@@ -62,6 +71,8 @@ class UnlearningData(pl.LightningDataModule):
         template: Template = PlainTemplate(),  # noqa: B008  (frozen)
         max_length: int = 512,
         evaluation_rows: int | None = None,
+        evaluation_tokens: int | None = None,
+        generation_rows: int | None = None,
         predict_sets: Sequence[str] = ("forget", "retain"),
         seed: int = 0,
     ) -> None:
@@ -83,12 +94,18 @@ class UnlearningData(pl.LightningDataModule):
             max_length: Most tokens of a sequence (at most the model's context); a longer one is an error.
             evaluation_rows: At most this many rows of each evaluation set while training (evenly spaced); null takes
                 every row. ``sga test`` always takes every row.
+            evaluation_tokens: Most tokens of a batch that is scored, padding included; null finds it from the memory
+                that is free. Changes memory and speed only; where it is too much for the memory it is halved.
+            generation_rows: Most rows of a batch that is generated, likewise.
             predict_sets: Evaluation sets that ``sga predict`` answers.
             seed: Seed of the order of groups and of random pairings (linked to ``seed_everything``).
         """
         super().__init__()
         if evaluation_rows is not None and evaluation_rows < 2:
             raise UserError(f"evaluation_rows must be at least 2, got {evaluation_rows}")
+        for name, value in (("evaluation_tokens", evaluation_tokens), ("generation_rows", generation_rows)):
+            if value is not None and value < 1:
+                raise UserError(f"{name} must be at least 1, got {value}")
         if not train_on:
             raise UserError("train_on must name at least one split, such as [forget]")
         if list(train_on) != ["forget"] and group_size != 1:
@@ -103,6 +120,7 @@ class UnlearningData(pl.LightningDataModule):
         self.batch_size, self.micro_batch_size = batch_size, micro_batch_size
         self.template, self.max_length = template, max_length
         self.evaluation_rows, self.predict_sets = evaluation_rows, tuple(predict_sets)
+        self.evaluation_tokens, self.generation_rows = evaluation_tokens, generation_rows
         self.seed = seed
         self.benchmark: Benchmark | None = None
         self.groups: list[Group] = []
@@ -160,20 +178,38 @@ class UnlearningData(pl.LightningDataModule):
         assert self.benchmark is not None, "read() first"
         limit = None if every_row else self.evaluation_rows
         normals = dict.fromkeys(normal for group in self.groups for normal in group.normals)
+        # Texts are cut to the context, so that another one gives other numbers.
+        scored = [record for name in ("forget", "holdout") for record in self.benchmark.evaluation.get(name, ())]
         return EvaluationData(
             name=self.benchmark.name,
             sets={name: _evenly(records, limit) for name, records in self.benchmark.evaluation.items()},
             absent=dict(self.benchmark.absent),
             normals=_evenly(tuple(normals), limit),
             settings={
-                "schema_version": SCHEMA_VERSION,
+                **self.evaluation_settings,
                 "benchmark": self.benchmark.name,
                 "forget_set": _content_hash(self.benchmark.evaluation.get("forget", ())),
                 "template": repr(self.template),
-                "dtype": getattr(self.language_model, "dtype", "float32"),
-                "precision": str(self.trainer.precision) if self.trainer is not None else None,
+                "text_length": str(self.encoder.max_length) if any(record.is_text for record in scored) else None,
+                **{
+                    name: value
+                    for callback in (self.trainer.callbacks if self.trainer is not None else ())  # type: ignore[attr-defined]
+                    if hasattr(callback, "settings")
+                    for name, value in callback.settings().items()
+                },
             },
+            encoder=self.encoder,
+            examples=dict(self.benchmark.examples),
         )
+
+    @property
+    def evaluation_settings(self) -> dict[str, str | None]:
+        """What an answer of the model depends on besides its weights and the tokens asked about."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "dtype": getattr(self.language_model, "dtype", "float32"),
+            "precision": str(self.trainer.precision) if self.trainer is not None else None,
+        }
 
     # ---- Lightning ---------------------------------------------------------------------------------------------
 
@@ -231,8 +267,15 @@ class UnlearningData(pl.LightningDataModule):
             trainer = self.trainer
             assert trainer is not None
             requests = _predictions(self) if stage == "predict" else _questions(trainer, self, stage == "test")
+            model: Any = trainer.lightning_module
+            device = trainer.strategy.root_device
             self._plans[stage] = EvaluationPlan(
-                requests, self.encoder, rank=trainer.global_rank, world_size=trainer.world_size
+                requests,
+                self.encoder,
+                self.evaluation_tokens or most_tokens(model.model, device),
+                self.generation_rows or most_rows(model.model, device, self.encoder.max_length),
+                trainer.global_rank,
+                trainer.world_size,
             )
         return self._plans[stage]
 
@@ -250,7 +293,12 @@ def _predictions(data: UnlearningData) -> Iterator[Request]:
     if missing:
         raise UserError(f"predict_sets names {', '.join(missing)}, but the evaluation sets are {', '.join(sets)}")
     for name in data.predict_sets:
-        yield from (Generate(record.question, 200) for record in sets[name] if not record.is_text)
+        yield from (prediction_request(record) for record in sets[name] if not record.is_text)
+
+
+def prediction_request(record: Record) -> Generate:
+    """What `sga predict` asks about a record: its greedy answer, 200 tokens as in open-unlearning."""
+    return Generate(record.question, 200)
 
 
 def _evenly(records: Sequence[Record], limit: int | None) -> tuple[Record, ...]:

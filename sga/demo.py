@@ -110,7 +110,7 @@ def read_steps(config: Path, folder: Path) -> list[Step]:
                 **(run.get("settings") or {}),
                 "seed_everything": seed,
                 "model.language_model.name_or_path": str(folder / target.name),
-                "forget_quality.reference": str(folder / retain.name),
+                "evaluation.reference": str(folder / retain.name),
                 "checkpoint.keep_epochs": True,
             }
             steps.append(Step(label, f"unlearn: {label}", files[name], settings, (target, retain)))

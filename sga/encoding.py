@@ -66,11 +66,19 @@ class PlainTemplate(Template):
     Args:
         text: The template. TOFU's for base models (Phi-1.5) is the default; for Llama-2-chat it is
             ``[INST] {question} [/INST]{answer}``.
+        answer_tag: What stands before ``{answer}`` and is to count as part of the answer: scored with it, and left for
+            the model to write. ``"Answer: "`` gives what TOFU's own code does for Phi, StableLM and Pythia.
     """
 
     text: str = "Question: {question}\nAnswer: {answer}"
+    answer_tag: str = ""
 
     def __post_init__(self) -> None:
+        if not self.text.removesuffix("{answer}").split("{question}")[-1].endswith(self.answer_tag):
+            raise UserError(
+                f"answer_tag {self.answer_tag!r} does not stand before {{answer}} in the template text {self.text!r}; "
+                "it must be the end of what stands between {question} and {answer}"
+            )
         if self.text.count("{question}") != 1 or not self.text.endswith("{answer}") or self.text.count("{answer}") != 1:
             raise UserError(
                 "template text must contain {question} once and end with {answer}, "
@@ -78,10 +86,10 @@ class PlainTemplate(Template):
             )
 
     def render(self, tokenizer: PreTrainedTokenizerBase, question: str, answer: str) -> Prompt:
-        before, after = self.text.removesuffix("{answer}").split("{question}")
+        before, after = self.text.removesuffix(self.answer_tag + "{answer}").split("{question}")
         spaces = len(after) - len(after.rstrip(" "))
         after, space = after[: len(after) - spaces], after[len(after) - spaces :]
-        return Prompt(before + question + after, space + answer, has_special_tokens=False)
+        return Prompt(before + question + after, space + self.answer_tag + answer, has_special_tokens=False)
 
 
 @dataclass(frozen=True)
@@ -150,6 +158,30 @@ class Encoder:
         self.template = template
         self.max_length = max_length
         self._said_apart = False
+        self._tokenised: dict[tuple[str, bool], list[int]] = {}
+
+    def encode_all(self, pairs: Sequence[tuple[str, str]]) -> list[Encoded]:
+        """`encode` for many pairs, several times faster: the tokenizer gets all texts at once, each one once.
+
+        Raises:
+            UserError: as `encode`.
+        """
+        rendered = [self.template.render(self.tokenizer, *pair) if pair[0] else None for pair in pairs]
+        texts: dict[bool, dict[str, None]] = {True: {}, False: {}}
+        for (_, answer), prompt in zip(pairs, rendered, strict=True):
+            if prompt is None:
+                texts[True][answer] = None
+            else:
+                texts[not prompt.has_special_tokens] |= {prompt.prefix: None, prompt.prefix + prompt.continuation: None}
+        try:
+            for special, some in texts.items():
+                if some:
+                    rows = self.tokenizer(list(some), add_special_tokens=special, verbose=False)["input_ids"]
+                    assert isinstance(rows, list)
+                    self._tokenised |= {(text, special): row for text, row in zip(some, rows, strict=True)}
+            return [self._encode(*pair, prompt) for pair, prompt in zip(pairs, rendered, strict=True)]
+        finally:
+            self._tokenised = {}
 
     def encode(self, question: str, answer: str) -> Encoded:
         """Tokenises one pair; an empty question makes `answer` plain text, scored from its second token on.
@@ -157,9 +189,13 @@ class Encoder:
         Raises:
             UserError: the sequence is longer than `max_length`, or has no token to score.
         """
+        return self._encode(
+            question, answer, self.template.render(self.tokenizer, question, answer) if question else None
+        )
+
+    def _encode(self, question: str, answer: str, prompt: Prompt | None) -> Encoded:
         eos = int(self.tokenizer.eos_token_id)
-        if question:
-            prompt = self.template.render(self.tokenizer, question, answer)
+        if prompt is not None:
             special = not prompt.has_special_tokens
             prefix = self._ids(prompt.prefix, special)
             ids = self._ids(prompt.prefix + prompt.continuation, special)
@@ -196,14 +232,57 @@ class Encoder:
             )
         return tuple(ids)
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """Text of generated answer tokens, special tokens and outer white space removed."""
+    def encode_text(self, text: str) -> tuple[tuple[int, ...], bool]:
+        """Token ids of plain text without an end-of-sequence token, cut to the first `max_length`, and whether it was.
+
+        Raises:
+            UserError: the text has fewer than two tokens, so that none is left to score.
+        """
+        ids = self._ids(text, special_tokens=True)
+        if len(ids) < 2:
+            raise UserError(f"no token is left to score after the first one in the text {text[:60]!r}")
+        return tuple(ids[: self.max_length]), len(ids) > self.max_length
+
+    def encode_continued(
+        self, prompt: str, max_new_tokens: int, examples: Sequence[str] = ()
+    ) -> tuple[tuple[int, ...], bool]:
+        """Token ids of plain text that `max_new_tokens` are to follow, and whether it was cut to leave room for them.
+
+        Where all is too long, examples are left out from the front; where that is not enough, only the prompt's last
+        tokens are kept.
+
+        Raises:
+            UserError: `max_new_tokens` leave no room for a single token of the prompt, or the prompt has none.
+        """
+        room = self.max_length - max_new_tokens
+        if room < 1:
+            raise UserError(
+                f"{max_new_tokens} new tokens leave no room for a prompt in max_length = {self.max_length}; "
+                "raise --data.max_length (up to the model's context) or ask for fewer tokens"
+            )
+        for first in range(len(examples) + 1):
+            ids = self._ids("".join(examples[first:]) + prompt, special_tokens=True)
+            if len(ids) <= room:
+                break
+        if not ids:
+            raise UserError(f"the prompt {prompt[:60]!r} gives no token at all")
+        return tuple(ids[-room:]), first > 0 or len(ids) > room
+
+    def first_tokens(self, text: str, count: int) -> str:
+        """The beginning of a text: its first `count` tokens, a beginning-of-sequence token counted as one of them."""
+        return self.decode(self._ids(text, special_tokens=True)[:count])
+
+    def decode(self, ids: Sequence[int], strip: bool = True) -> str:
+        """Text of tokens without the special ones, outer white space removed unless `strip` is off."""
         text = self.tokenizer.decode(list(ids), skip_special_tokens=True)
         assert isinstance(text, str)
-        return text.strip()
+        return text.strip() if strip else text
 
     def _ids(self, text: str, special_tokens: bool) -> list[int]:
-        ids = self.tokenizer(text, add_special_tokens=special_tokens)["input_ids"]
+        ids = self._tokenised.get((text, special_tokens))
+        if ids is None:
+            # Not verbose: a text beyond the context is cut or refused here, and is not the error that it would warn of.
+            ids = self.tokenizer(text, add_special_tokens=special_tokens, verbose=False)["input_ids"]
         assert isinstance(ids, list)
         eos = int(self.tokenizer.eos_token_id)
         # Tokenizers that append the end-of-sequence token themselves (T5-style post-processors) would put it after the

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,30 +13,44 @@ from transformers import PreTrainedModel
 from sga.batches import Batch
 
 
+def logits_at(model: nn.Module, predicting: Tensor, **arguments: Any) -> Tensor:
+    """Logits at chosen positions, row by row in reading order.
+
+    The language-model head sees these M positions and no others: what it is given is cut on the way in, so that
+    whatever the model does after it (scaling, soft-capping) is done as always.
+
+    Args:
+        model: A Hugging Face causal language model, or anything that is called like one.
+        predicting: [N, T], True on the positions.
+        arguments: Arguments of the forward pass, ``input_ids`` [N, T] among them.
+
+    Returns:
+        [M, V], in the type in which the model gives them.
+    """
+    head = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None  # type: ignore[no-untyped-call]
+    if head is None:
+        whole: Tensor = model(**arguments, use_cache=False).logits
+        return whole[predicting]  # [N, T, V] -> [M, V]
+
+    def cut(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (inputs[0][predicting][None], *inputs[1:])  # [N, T, H] -> [1, M, H]
+
+    handle = head.register_forward_pre_hook(cut)
+    try:
+        logits: Tensor = model(**arguments, use_cache=False).logits[0]  # [1, M, V] -> [M, V]
+    finally:
+        handle.remove()
+    return logits
+
+
 def answer_logits(model: nn.Module, batch: Batch) -> Tensor:
     """Logits that predict the batch's answer tokens, row by row in reading order.
-
-    The language-model head sees the M positions that predict an answer token and no others: what it is given is cut
-    on the way in, so that whatever the model does after it (scaling, soft-capping) is done as always.
 
     Returns:
         [M, V] for the M answer tokens; float32 at least, whatever the weights' type.
     """
-    predicting = batch.answer_mask[:, 1:]  # [B*K, T-1]: position t predicts token t + 1
-    arguments = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "use_cache": False}
-    head = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None  # type: ignore[no-untyped-call]
-    if head is None:
-        logits: Tensor = model(**arguments).logits[:, :-1][predicting]  # [B*K, T, V] -> [M, V]
-    else:
-
-        def cut(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            return (inputs[0][:, :-1][predicting][None], *inputs[1:])  # [B*K, T, H] -> [1, M, H]
-
-        handle = head.register_forward_pre_hook(cut)
-        try:
-            logits = model(**arguments).logits[0]  # [1, M, V] -> [M, V]
-        finally:
-            handle.remove()
+    predicting = batch.answer_mask.roll(-1, dims=1)  # position t predicts token t + 1; column 0 is False
+    logits = logits_at(model, predicting, input_ids=batch.input_ids, attention_mask=batch.attention_mask)
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 

@@ -16,8 +16,9 @@ from transformers import PreTrainedModel
 from sga.batches import Batch
 from sga.datamodule import UnlearningData
 from sga.errors import DivergenceError, UserError
-from sga.evaluation.inference import generate, score
-from sga.evaluation.requests import Answers, GenerateBatch, ScoreBatch
+from sga.evaluation.inference import Inference
+from sga.evaluation.plan import GenerateBatch, ScoreBatch
+from sga.evaluation.requests import Answer, Generation
 from sga.language_models import PURE_BFLOAT16, LanguageModel
 from sga.likelihood import sequence_nll
 from sga.losses import FineTuning, Loss
@@ -56,7 +57,9 @@ class UnlearningModule(pl.LightningModule):
         self.schedule = schedule
         self.gradient_checkpointing = gradient_checkpointing
         self.model: PreTrainedModel | None = None
-        self.answers = Answers()
+        self.answers: dict[int, Answer] = {}
+        """Of the evaluation that is under way, by the plan's jobs; this process's only, until they are gathered."""
+        self._inference: Inference | None = None
         self._step_logs: dict[str, Tensor | float] = {}
 
     # ---- weights -----------------------------------------------------------------------------------------------
@@ -143,27 +146,35 @@ class UnlearningModule(pl.LightningModule):
     # ---- evaluation --------------------------------------------------------------------------------------------
 
     def on_validation_epoch_start(self) -> None:
-        self.answers = Answers(self.data.plan("validate"))
+        self._start_answering("validate")
 
     def on_test_epoch_start(self) -> None:
-        self.answers = Answers(self.data.plan("test"))
+        self._start_answering("test")
+
+    def on_predict_epoch_start(self) -> None:
+        self._start_answering("predict")
+
+    def _start_answering(self, stage: str) -> None:
+        self.answers = dict(self.data.plan(stage).known)
+        self._inference = Inference(self._network, self.stop_ids)  # a new one: it remembers what these weights say
 
     def validation_step(self, batch: ScoreBatch | GenerateBatch, batch_idx: int) -> None:
-        if isinstance(batch, ScoreBatch):
-            self.answers.add(batch.indices, score(self._network, batch.batch))
-        else:
-            self.answers.add(batch.indices, self._generate(batch))
+        assert self._inference is not None, "the epoch has started"
+        self.answers.update(zip(batch.indices, self._inference.answer(batch), strict=True))
 
     def test_step(self, batch: ScoreBatch | GenerateBatch, batch_idx: int) -> None:
         self.validation_step(batch, batch_idx)
 
-    def predict_step(self, batch: GenerateBatch, batch_idx: int) -> list[tuple[int, str]]:
-        return list(zip(batch.indices, self._generate(batch), strict=True))
+    def predict_step(self, batch: GenerateBatch, batch_idx: int) -> list[tuple[int, tuple[int, ...]]]:
+        assert self._inference is not None, "the epoch has started"
+        answers = self._inference.answer(batch)
+        # Token ids: Lightning moves what is returned here, and fails on frozen dataclasses.
+        return [
+            (i, answer.ids) for i, answer in zip(batch.indices, answers, strict=True) if isinstance(answer, Generation)
+        ]
 
-    def _generate(self, batch: GenerateBatch) -> list[str]:
-        return generate(self._network, batch, self._stop_ids(), self.data.encoder.decode)
-
-    def _stop_ids(self) -> list[int]:
+    @property
+    def stop_ids(self) -> list[int]:
         """End-of-sequence tokens of tokenizer and model (chat models end a turn with a token of its own)."""
         stops = {int(self.data.tokenizer.eos_token_id)}
         generation_config = self._network.generation_config

@@ -24,11 +24,15 @@ os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="sga-tests-")  # else 
 
 import pytest
 import torch
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from sga.batches import collate
 from sga.encoding import Encoded, Encoder, PlainTemplate
+from sga.evaluation.inference import Inference
+from sga.evaluation.plan import EvaluationPlan
+from sga.evaluation.requests import Answer
 from sga.language_models import SmallLlama
 from sga.likelihood import sequence_nll
 
@@ -157,6 +161,20 @@ def tiny_network() -> TinyNetwork:
             optimizer.step()
     assert loss.item() < 0.3, "the model has learned something"
     return TinyNetwork(encoder, pairs, encoded, network.eval())
+
+
+# ---- evaluation plans -----------------------------------------------------------------------------------------------
+
+
+def answered(model: nn.Module, plans: Sequence[EvaluationPlan], stop_ids: Sequence[int]) -> dict[int, Answer]:
+    """Answers by job of all processes together, each of which runs its own plan; a job answered twice is an error."""
+    found: dict[int, Answer] = {}
+    for plan in plans:
+        inference = Inference(model, stop_ids)
+        for batch in plan:
+            assert not set(batch.indices) & found.keys()
+            found.update(zip(batch.indices, inference.answer(batch), strict=True))
+    return found
 
 
 # ---- runs -----------------------------------------------------------------------------------------------------------
@@ -322,7 +340,7 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "fit",
             *data,
             f"--run.folder={folder}",
-            f"--forget_quality.reference={root / 'retain'}",
+            f"--evaluation.reference={root / 'retain'}",
             "--model.language_model=sga.language_models.Pretrained",
             f"--model.language_model.name_or_path={root / 'target'}",
             "--model.loss=sga.SmoothedGradientAscent",

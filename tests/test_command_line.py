@@ -185,7 +185,7 @@ SETTINGS: dict[str, tuple[list[str], list[str]]] = {
         ["warmup_epochs must be at least 0, got -1"],
     ),
     "endless run": (["--trainer.max_epochs=-1"], ["set --trainer.max_epochs or --trainer.max_steps"]),
-    "reference missing": (["--forget_quality.reference=no/such/run"], ["no/such/run: no such file or folder"]),
+    "reference missing": (["--evaluation.reference=no/such/run"], ["no/such/run: no such file or folder"]),
     "checkpoint missing": (["--ckpt_path=no/such.ckpt"], ["--ckpt_path no/such.ckpt: no such file"]),
     "unknown option": (["--data.groupsize=4"], ["groupsize"]),
     "configuration missing": (["--config=no/such.yaml"], ["no/such.yaml"]),

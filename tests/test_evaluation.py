@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import TINY_TOFU_TEMPLATE, TinyNetwork, rows_about
+from conftest import TINY_TOFU_TEMPLATE, TinyNetwork, answered, rows_about
 from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
@@ -23,16 +23,17 @@ from transformers import (
 
 from sga.encoding import Encoder
 from sga.errors import DivergenceError, UserError
-from sga.evaluation.inference import generate, score
+from sga.evaluation.inference import generate
+from sga.evaluation.plan import EvaluationPlan, GenerateBatch, GenerateJob, ScoreBatch
 from sga.evaluation.requests import (
     Answer,
     Answers,
-    EvaluationPlan,
+    Continue,
     Generate,
-    GenerateBatch,
+    Generation,
     Request,
     Score,
-    ScoreBatch,
+    ScoreText,
     TokenScores,
 )
 
@@ -40,27 +41,27 @@ EXACT = 1e-12
 
 
 def requests(tiny_network: TinyNetwork) -> list[Request]:
-    """Answers right and wrong, a plain text, generations of two lengths; every second one twice."""
+    """Answers right and wrong, plain texts, generations of two lengths and kinds; every second one twice."""
     found: list[Request] = []
     for number, (question, answer) in enumerate(tiny_network.pairs):
-        found += [Score(question, answer), Score(question, tiny_network.pairs[number - 3][1])]
-        found += [Score("", answer), Generate(question, 5 if number % 3 else 20)]
+        found += [Score(question, answer, detail=True), Score(question, tiny_network.pairs[number - 3][1])]
+        found += [ScoreText(answer), Generate(question, 5 if number % 3 else 20), Continue(answer[:14], 7)]
     return found + found[::2]
 
 
-def answered(model: PreTrainedModel, plans: Sequence[EvaluationPlan], encoder: Encoder) -> dict[Request, Answer]:
+COUNT = 80
+"""Of different ones among `requests`."""
+
+
+def by_request(
+    model: PreTrainedModel, plans: Sequence[EvaluationPlan], encoder: Encoder, asked: Sequence[Request]
+) -> dict[Request, Answer]:
     """Answers of all processes together, each of which runs its own plan."""
-    by_index: dict[int, Answer] = {}
-    for plan in plans:
-        for batch in plan:
-            if isinstance(batch, ScoreBatch):
-                by_index.update(zip(batch.indices, score(model, batch.batch), strict=True))
-            else:
-                texts = generate(model, batch, [encoder.tokenizer.eos_token_id], encoder.decode)
-                by_index.update(zip(batch.indices, texts, strict=True))
-    answers = Answers(plans[0])
-    answers.add(list(by_index), list(by_index.values()))
-    return {request: answers[request] for request in plans[0].requests}
+    answers = plans[0].answers(answered(model, plans, [encoder.tokenizer.eos_token_id]))
+    return {
+        request: answers.scores(request) if isinstance(request, Score | ScoreText) else answers.generation(request)
+        for request in asked
+    }
 
 
 def assert_same(found: dict[Request, Answer], expected: dict[Request, Answer]) -> None:
@@ -70,6 +71,12 @@ def assert_same(found: dict[Request, Answer], expected: dict[Request, Answer]) -
         if isinstance(answer, TokenScores):
             assert isinstance(other, TokenScores)
             np.testing.assert_allclose(other.log_probs, answer.log_probs, rtol=0, atol=EXACT)
+            assert (other.hits is None) == (answer.hits is None)
+            if answer.hits is not None:
+                np.testing.assert_array_equal(other.hits, answer.hits)
+                for ours, theirs in ((other.means, answer.means), (other.variances, answer.variances)):
+                    np.testing.assert_allclose(ours, theirs, rtol=0, atol=EXACT)
+            assert (other.ends, other.cut) == (answer.ends, answer.cut)
         else:
             assert other == answer
 
@@ -79,29 +86,30 @@ def assert_same(found: dict[Request, Answer], expected: dict[Request, Answer]) -
 
 def test_duplicates_are_asked_once_and_every_request_is_in_exactly_one_batch(tiny_network: TinyNetwork) -> None:
     asked = requests(tiny_network)
+    assert len(dict.fromkeys(asked)) == COUNT < len(asked)
     plan = EvaluationPlan(asked, tiny_network.encoder, tokens_per_batch=200, generation_rows=3)
-    assert plan.requests == tuple(dict.fromkeys(asked))
-    assert len(plan.requests) == 64 < len(asked)
+    assert len(plan.jobs) == len(set(plan.jobs)) == COUNT
     batches = list(plan)
     assert len(batches) == len(plan)
     indices = [index for batch in batches for index in batch.indices]
-    assert sorted(indices) == list(range(64))
+    assert sorted(indices) == list(range(COUNT))
     assert [batch.indices for batch in plan] == [batch.indices for batch in batches], "it can be gone through again"
 
 
 def test_batches_keep_their_limits(tiny_network: TinyNetwork) -> None:
     plan = EvaluationPlan(requests(tiny_network), tiny_network.encoder, tokens_per_batch=200, generation_rows=3)
+    widths: dict[bool, list[int]] = {True: [], False: []}
     for batch in plan:
         if isinstance(batch, ScoreBatch):
-            assert batch.batch.input_ids.numel() <= 200
-            assert batch.batch.group_size == 1
+            assert batch.input_ids.numel() == batch.tokens <= 200
+            widths[batch.sees is not None].append(batch.input_ids.shape[1])
         else:
             assert len(batch.indices) <= 3
-            limits = {plan.requests[index].max_new_tokens for index in batch.indices}  # type: ignore[union-attr]
-            assert limits == {batch.max_new_tokens}
-    scored = [batch for batch in plan if isinstance(batch, ScoreBatch)]
-    widths = [batch.batch.input_ids.shape[1] for batch in scored]
-    assert widths == sorted(widths, reverse=True), "the first batch shows whether memory suffices"
+            jobs = [plan.jobs[index] for index in batch.indices]
+            assert batch.limits.tolist() == [job.limit for job in jobs if isinstance(job, GenerateJob)]
+    assert min(map(len, widths.values())) > 1, "rows with and without shared beginnings"
+    for found in widths.values():
+        assert found == sorted(found, reverse=True), "the first batch shows whether memory suffices"
 
 
 def test_a_row_longer_than_the_token_budget_stands_alone(tiny_network: TinyNetwork) -> None:
@@ -115,30 +123,37 @@ def test_a_plan_without_requests_is_empty(tiny_network: TinyNetwork) -> None:
 
 @pytest.mark.parametrize("tokens_per_batch", [1, 150, 100_000])
 @pytest.mark.parametrize("rows", [1, 4, 128])
-def test_answers_do_not_depend_on_the_cut(tiny_network: TinyNetwork, tokens_per_batch: int, rows: int) -> None:
+@pytest.mark.parametrize("share", [True, False])
+def test_answers_do_not_depend_on_the_cut(
+    tiny_network: TinyNetwork, tokens_per_batch: int, rows: int, share: bool
+) -> None:
     model, encoder = tiny_network.model(), tiny_network.encoder
     asked = requests(tiny_network)
-    expected = answered(model, [EvaluationPlan(asked, encoder)], encoder)
-    plan = EvaluationPlan(asked[::-1], encoder, tokens_per_batch, rows)
-    assert_same(answered(model, [plan], encoder), expected)
+    expected = by_request(model, [EvaluationPlan(asked, encoder)], encoder, asked)
+    plan = EvaluationPlan(asked[::-1], encoder, tokens_per_batch, rows, share_prompts=share)
+    assert_same(by_request(model, [plan], encoder, asked), expected)
 
 
 @pytest.mark.parametrize("world", [2, 3, 7])
 def test_processes_together_give_what_one_gives(tiny_network: TinyNetwork, world: int) -> None:
     model, encoder = tiny_network.model(), tiny_network.encoder
     asked = requests(tiny_network)
-    expected = answered(model, [EvaluationPlan(asked, encoder)], encoder)
+    expected = by_request(model, [EvaluationPlan(asked, encoder)], encoder, asked)
     plans = [EvaluationPlan(asked, encoder, 200, 3, rank, world) for rank in range(world)]
     assert len({len(plan) for plan in plans}) == 1, "processes wait for each other batch by batch"
     shares = [{index for batch in plan for index in batch.indices} for plan in plans]
-    assert set().union(*shares) == set(range(64))
-    assert all(len(share) < 64 for share in shares), "and none does it all"
-    assert_same(answered(model, plans, encoder), expected)
+    assert set().union(*shares) == set(range(COUNT))
+    assert all(len(share) < COUNT for share in shares), "and none does it all"
+    assert_same(by_request(model, plans, encoder, asked), expected)
 
 
 def test_a_request_too_long_is_refused_before_anything_runs(tiny_network: TinyNetwork) -> None:
     with pytest.raises(UserError, match="more than max_length = 96"):
         EvaluationPlan([Score("Where was Ada Brook born?", "Oslo " * 90)], tiny_network.encoder)
+    with pytest.raises(UserError, match="leaves no room for an answer in max_length = 96"):
+        EvaluationPlan([Generate("Where was Ada Brook born? " * 20, 5)], tiny_network.encoder)
+    with pytest.raises(UserError, match="96 new tokens leave no room for a prompt in max_length = 96"):
+        EvaluationPlan([Continue("Once", 96)], tiny_network.encoder)
 
 
 # ---- scores ---------------------------------------------------------------------------------------------------------
@@ -147,7 +162,7 @@ def test_a_request_too_long_is_refused_before_anything_runs(tiny_network: TinyNe
 def test_scores_are_the_log_probabilities_computed_directly(tiny_network: TinyNetwork) -> None:
     model, encoder = tiny_network.model(), tiny_network.encoder
     asked = [Score(*pair) for pair in tiny_network.pairs]
-    found = answered(model, [EvaluationPlan(asked, encoder, tokens_per_batch=150)], encoder)
+    found = by_request(model, [EvaluationPlan(asked, encoder, tokens_per_batch=150)], encoder, asked)
     for request in asked:
         row = encoder.encode(request.question, request.answer)
         logits = model(input_ids=torch.tensor([row.ids])).logits[0, row.prompt_length - 1 : -1]
@@ -157,54 +172,70 @@ def test_scores_are_the_log_probabilities_computed_directly(tiny_network: TinyNe
         assert isinstance(scores, TokenScores)
         np.testing.assert_allclose(scores.log_probs, expected, rtol=0, atol=EXACT)
         assert scores.avg_nll == pytest.approx(-expected.mean(), abs=EXACT)
-        np.testing.assert_array_equal(scores.text_log_probs, scores.log_probs[:-1])
+        np.testing.assert_array_equal(scores.text.log_probs, scores.log_probs[:-1])
 
 
 def test_the_model_knows_its_answers_and_not_others(tiny_network: TinyNetwork) -> None:
     """On a model that knew nothing the comparisons above would be near constants."""
     model, encoder = tiny_network.model(), tiny_network.encoder
     question, answer = tiny_network.pairs[0]
-    wrong = Score(question, tiny_network.pairs[2][1])
-    found = answered(model, [EvaluationPlan([Score(question, answer), wrong], encoder)], encoder)
-    right_scores, wrong_scores = found[Score(question, answer)], found[wrong]
+    right, wrong = Score(question, answer), Score(question, tiny_network.pairs[2][1])
+    found = by_request(model, [EvaluationPlan([right, wrong], encoder)], encoder, [right, wrong])
+    right_scores, wrong_scores = found[right], found[wrong]
     assert isinstance(right_scores, TokenScores) and isinstance(wrong_scores, TokenScores)
     assert right_scores.avg_nll + 0.3 < wrong_scores.avg_nll
     assert right_scores.log_probs[0] > wrong_scores.log_probs[0] + 3, "the names differ, the rest is alike"
 
 
-def test_text_log_probs_of_a_single_token_are_that_token() -> None:
+def test_text_is_everything_but_the_end_of_sequence_token() -> None:
+    columns = (np.array([-1.0, -2.0, -3.0]), np.array([True, False, True]), np.zeros(3), np.arange(3.0))
+    text = TokenScores(*columns).text
+    for found, whole in zip((text.log_probs, text.hits, text.means, text.variances), columns, strict=True):
+        np.testing.assert_array_equal(found, whole[:-1])
+    assert text.text is text, "nothing is taken off twice"
+    plain = TokenScores(*columns, ends=False)
+    assert plain.text is plain
+    assert TokenScores(columns[0]).text.hits is None
+
+
+def test_text_of_the_end_of_sequence_token_alone_is_that_token() -> None:
     only = TokenScores(np.array([-2.0]))
-    assert only.text_log_probs.tolist() == [-2.0]
+    assert only.text.log_probs.tolist() == [-2.0]
+
+
+def one_answer(tiny_network: TinyNetwork, request: Score, log_probs: list[float]) -> Answers:
+    plan = EvaluationPlan([request], tiny_network.encoder)
+    return plan.answers({0: TokenScores(np.array(log_probs))})
 
 
 @pytest.mark.parametrize("value", [math.nan, -math.inf, math.inf])
 def test_a_log_probability_that_is_no_number_stops_the_evaluation(tiny_network: TinyNetwork, value: float) -> None:
-    plan = EvaluationPlan([Score("q", "a")], tiny_network.encoder)
-    answers = Answers(plan)
-    answers.add([0], [TokenScores(np.array([-1.0, value, -1.0]))])
+    request = Score("q", "a")
     with pytest.raises(DivergenceError, match="NaN or infinite log-probability"):
-        answers.scores("q", "a")
-    answers.add([0], [TokenScores(np.array([-1.0, -1.0]))])
-    assert answers.scores("q", "a").avg_nll == 1
+        one_answer(tiny_network, request, [-1.0, value, -1.0]).scores(request)
+    assert one_answer(tiny_network, request, [-1.0, -1.0]).scores(request).avg_nll == 1
 
 
 def test_a_model_full_of_nan_is_noticed(tiny_network: TinyNetwork) -> None:
     model = tiny_network.model()
     with torch.no_grad():
         model.model.norm.weight.fill_(math.nan)
-    plan = EvaluationPlan([Score(*tiny_network.pairs[0])], tiny_network.encoder)
-    answers = Answers(plan)
-    [batch] = plan
-    assert isinstance(batch, ScoreBatch)
-    answers.add(batch.indices, score(model, batch.batch))
+    request = Score(*tiny_network.pairs[0])
+    plan = EvaluationPlan([request, Score(request.question, "no"), Generate(request.question, 3)], tiny_network.encoder)
+    answers = plan.answers(answered(model, [plan], [2]))
     with pytest.raises(DivergenceError, match="diverged"):
-        answers.scores(*tiny_network.pairs[0])
+        answers.scores(request)
 
 
 def test_an_answer_that_was_not_asked_for_is_not_made_up(tiny_network: TinyNetwork) -> None:
-    answers = Answers(EvaluationPlan([Score("q", "a")], tiny_network.encoder))
+    answers = one_answer(tiny_network, Score("q", "a"), [-1.0])
+    with pytest.raises(AssertionError, match="was asked for"):
+        answers.scores(Score("q", "b"))
+    with pytest.raises(AssertionError, match="was asked for"):
+        answers.generation(Generate("q", 5))
+    plan = EvaluationPlan([Score("q", "a"), Score("q", "b")], tiny_network.encoder)
     with pytest.raises(KeyError):
-        answers.scores("q", "a")
+        plan.answers({0: TokenScores(np.array([-1.0]))})
 
 
 # ---- greedy answers -------------------------------------------------------------------------------------------------
@@ -221,11 +252,6 @@ def their_answer(model: PreTrainedModel, prompt: Sequence[int], limit: int, eos:
     return found[:-1] if found and found[-1] in stops else found
 
 
-def as_ids(ids: Sequence[int]) -> str:
-    """A decoder that hides nothing."""
-    return " ".join(map(str, ids))
-
-
 def our_answers(
     model: nn.Module, encoder: Encoder, questions: Sequence[str], limit: int, stops: Sequence[int]
 ) -> Iterator[tuple[tuple[int, ...], list[int]]]:
@@ -233,9 +259,9 @@ def our_answers(
     plan = EvaluationPlan([Generate(question, limit) for question in questions], encoder)
     [batch] = plan
     assert isinstance(batch, GenerateBatch)
-    texts = dict(zip(batch.indices, generate(model, batch, stops, as_ids), strict=True))
+    found = dict(zip(batch.indices, generate(model, batch, stops), strict=True))
     for index, question in enumerate(questions):
-        yield encoder.encode_prompt(question), [int(token) for token in texts[index].split()]
+        yield encoder.encode_prompt(question), list(found[index].ids)
 
 
 STRANGE_QUESTIONS = (
@@ -265,8 +291,9 @@ def test_a_learned_answer_is_given_and_ends(tiny_network: TinyNetwork) -> None:
     model, encoder = tiny_network.model(), tiny_network.encoder
     eos = encoder.tokenizer.eos_token_id
     asked = [Generate(question, 40) for question, _ in tiny_network.pairs]
-    found = answered(model, [EvaluationPlan(asked, encoder)], encoder)
-    right = sum(found[Generate(question, 40)] == answer for question, answer in tiny_network.pairs)
+    found = by_request(model, [EvaluationPlan(asked, encoder)], encoder, asked)
+    generated = [answer.text for answer in found.values() if isinstance(answer, Generation)]
+    right = sum(text == answer for text, (_, answer) in zip(generated, tiny_network.pairs, strict=True))
     assert right >= 8, "it has learned most of the 16"
     for _, ids in our_answers(model, encoder, [question for question, _ in tiny_network.pairs], 40, [eos]):
         assert eos not in ids

@@ -11,12 +11,14 @@ from fractions import Fraction
 import numpy as np
 import pytest
 from rouge_score.rouge_scorer import RougeScorer
+from sacrebleu import corpus_bleu, sentence_bleu
 from scipy.stats import ks_2samp
 
 from sga.errors import UserError
 from sga.evaluation import metrics
 from sga.evaluation.metrics import (
     MODEL_UTILITY_PARTS,
+    bleu,
     bootstrap_interval,
     exact_memorization,
     extraction_strength,
@@ -340,6 +342,68 @@ def test_rouge_refuses_misaligned_lists_and_single_texts():
         rouge(["a", "b"], ["a"])
     with pytest.raises(UserError, match="list"):
         rouge("ab", "ab")
+
+
+# BLEU
+
+
+def test_bleu_by_hand():
+    """Truth a b c d e f, generation a b x d. precision_1 = 3/4, precision_2 = 1/3 (a b), no common n-gram from 3 on:
+    smoothed to 1/(2·2) and 1/(4·1). brevity = exp(1 - 6/4). 100·exp(-1/2)·(3/4 · 1/3 · 1/4 · 1/4)^(1/4).
+    """
+    expected = 100 * math.exp(-1 / 2) * (1 / 64) ** (1 / 4)
+    assert bleu(["a b x d"], ["a b c d e f"]) == pytest.approx([expected], rel=1e-12)
+
+
+def test_bleu_of_a_true_beginning_is_the_brevity_penalty_alone():
+    """All n-grams of a b c d are in a b c d e f: 100·exp(1 - 6/4) = 60.65; too long a text is penalised by precision:
+    a b c d e f against a b c d: (4/6 · 3/5 · 2/4 · 1/3)^(1/4) = (1/15)^(1/4).
+    """
+    assert bleu(["a b c d"], ["a b c d e f"]) == pytest.approx([100 * math.exp(-0.5)], rel=1e-12)
+    assert bleu(["a b c d e f"], ["a b c d"]) == pytest.approx([100 * (1 / 15) ** (1 / 4)], rel=1e-12)
+
+
+@pytest.mark.parametrize("text", ["He waved his wand, and it was gone.", "He waved his wand", "Yes.", "a"])
+def test_bleu_of_identical_texts_is_100_and_of_disjoint_ones_0(text):
+    assert bleu([text], [text]) == pytest.approx([100.0], rel=1e-12)
+    assert bleu([text], ["nothing of this kind there"]) == [0.0]
+
+
+@pytest.mark.parametrize(("generated", "truth"), [("", "a b"), ("a b", ""), ("", "")])
+def test_bleu_of_an_empty_text_is_zero(generated, truth):
+    assert bleu([generated], [truth]) == [0.0]
+
+
+BLEU_PAIRS = [
+    ("He waved his wand, and the cat was gone.", "He waved his wand and, at once, the cat was gone."),
+    ("the the the the the", "the cat sat on the mat"),
+    ("It is blue", "The sky is blue."),
+    ("blue.", "The sky is blue."),
+    ("", "The sky is blue."),
+    ("A text of its own that runs on for quite a while", "The sky is blue."),
+]
+
+
+def test_bleu_equals_sacrebleu_item_by_item():
+    expected = [sentence_bleu(generated, [truth]).score for generated, truth in BLEU_PAIRS]
+    assert bleu(*zip(*BLEU_PAIRS, strict=True)) == expected
+    assert any(0 < value < 100 for value in expected)
+
+
+def test_bleu_without_effective_order_is_the_corpus_bleu_of_one_item_and_differs_below_four_words_only(caplog):
+    expected = [corpus_bleu([generated], [[truth]]).score for generated, truth in BLEU_PAIRS]
+    off = bleu(*zip(*BLEU_PAIRS, strict=True), effective_order=False)
+    assert off == expected
+    on = bleu(*zip(*BLEU_PAIRS, strict=True))
+    assert [a == b for a, b in zip(on, off, strict=True)] == [True, True, False, False, True, True]
+    assert not caplog.records  # sacrebleu's sentence_score warns once an item
+
+
+def test_bleu_refuses_misaligned_lists_and_single_texts():
+    with pytest.raises(UserError, match="bleu needs as many generations as true texts, got 2 and 1"):
+        bleu(["a", "b"], ["a"])
+    with pytest.raises(UserError, match="list"):
+        bleu("ab", "ab")
 
 
 # Membership inference

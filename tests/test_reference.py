@@ -12,7 +12,7 @@ import pytest
 
 from sga.errors import UserError
 from sga.evaluation.metrics import forget_quality, log_truth_ratio
-from sga.evaluation.reference import read_reference, reference_for
+from sga.evaluation.reference import are_first_rows, read_reference, reference_for
 
 SETTINGS = {"template": "plain", "benchmark": "tofu", "forget_split": "forget10", "dtype": "float32"}
 
@@ -207,6 +207,22 @@ def test_aucs_are_those_of_the_step_that_is_read(tmp_path):
     assert read_reference(folder).membership_auc == {"min_k": 0.6}
 
 
+def test_losses_of_holdout_records_come_from_our_own_runs_only(tmp_path):
+    holdout = [{"step": 10, "set": "holdout", "id": f"holdout10/{index}", "avg_nll": 1.0 + index} for index in range(3)]
+    earlier = [row | {"step": 0, "avg_nll": 9.0} for row in holdout]
+    folder = write_run(tmp_path / "run", earlier + sga_rows(4) + holdout)
+    reference = read_reference(folder)
+    assert reference.holdout_nll == {"holdout10/0": 1.0, "holdout10/1": 2.0, "holdout10/2": 3.0}
+    assert reference.step == 10
+    # it does not shrink with the forget records
+    assert reference_for(reference, ids(2), SETTINGS).holdout_nll == reference.holdout_nll
+    assert read_reference(write_run(tmp_path / "without", sga_rows(4))).holdout_nll is None
+    assert read_reference(write(tmp_path / "log.json", open_unlearning_log(4))).holdout_nll is None
+    holdout[1]["avg_nll"] = "low"
+    with pytest.raises(UserError, match=r"rows\.jsonl:6: 'avg_nll' must be a finite number, got 'low'"):
+        read_reference(write_run(tmp_path / "bad", sga_rows(4) + holdout))
+
+
 # What is refused
 
 
@@ -362,6 +378,35 @@ def test_every_setting_that_both_state_must_agree(tmp_path):
         assert part in str(error.value)
     assert "schema_version" not in str(error.value)
     assert "forget_split" not in str(error.value)
+
+
+def test_another_share_of_min_k_costs_that_auc_and_nothing_else(tmp_path):
+    """The share decides nothing but Min-K %."""
+    aucs = {"step": 10, "tofu/mia/min_k": 0.4, "tofu/mia/loss": 0.3}
+    settings = SETTINGS | {"min_k_share": "0.2"}
+    reference = read_reference(write_run(tmp_path / "run", sga_rows(3), settings, metrics=aucs))
+    here = reference_for(reference, ids(3), SETTINGS | {"min_k_share": "0.4"})
+    assert here.membership_auc == {"loss": 0.3}
+    assert here.notes == ("min_k_share is 0.2 in the reference and 0.4 here: the reference's AUC of min_k is not used",)
+    same = reference_for(reference, ids(3), settings)
+    assert (same.membership_auc, same.notes) == ({"min_k": 0.4, "loss": 0.3}, ())
+    unknown = reference_for(reference, ids(3), SETTINGS)
+    assert unknown.membership_auc == same.membership_auc
+    del aucs["tofu/mia/loss"]
+    alone = read_reference(write_run(tmp_path / "run", sga_rows(3), settings, metrics=aucs))
+    assert reference_for(alone, ids(3), SETTINGS | {"min_k_share": "0.4"}).membership_auc is None
+    without = read_reference(write_run(tmp_path / "other", sga_rows(3), settings))
+    assert reference_for(without, ids(3), SETTINGS | {"min_k_share": "0.4"}).notes == ()
+    with pytest.raises(UserError, match="template is 'plain' there and 'chat' here; evaluate"):
+        reference_for(reference, ids(3), {"template": "chat", "min_k_share": "0.4"})
+
+
+def test_first_rows_are_numbered_without_a_gap():
+    assert are_first_rows(ids(12))
+    assert are_first_rows(["0", "1"])
+    assert not are_first_rows(ids(12)[::-1])
+    assert not are_first_rows(ids(12)[::2])
+    assert not are_first_rows(ids(12)[1:])
 
 
 def test_what_a_log_does_not_state_is_unknown_and_noted(tmp_path):

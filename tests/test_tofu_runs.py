@@ -41,7 +41,7 @@ def test_it_unlearns_every_forget_split(
             "fit",
             *(TINY + data),
             f"--model.language_model.name_or_path={tiny_models / 'full'}",
-            f"--forget_quality.reference={reference}",
+            f"--evaluation.reference={reference}",
             f"--run.folder={folder}",
             "--trainer.max_epochs=1",
         ]
@@ -75,7 +75,7 @@ def test_the_known_rows_are_forgotten_with_the_retain_model_as_reference(
             "fit",
             *(TINY + known),
             f"--model.language_model.name_or_path={tiny_models / 'full'}",
-            f"--forget_quality.reference={tmp_path / 'reference'}",
+            f"--evaluation.reference={tmp_path / 'reference'}",
             f"--run.folder={tmp_path / 'run'}",
             "--trainer.max_epochs=8",
         ]

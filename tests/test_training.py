@@ -284,7 +284,7 @@ def test_a_run_is_not_written_over_and_not_resumed_as_another(fit: Fit, tmp_path
 @pytest.mark.parametrize(
     "wrong",
     [
-        "--forget_quality.reference=nowhere/at/all",
+        "--evaluation.reference=nowhere/at/all",
         "--model.loss=sga.GradientDifference --data.group_size=1",
         "--data.group_size=40",
         "--data.max_length=8",
@@ -311,7 +311,7 @@ def run_folder(
 ) -> tuple[Path, UnlearningCLI]:
     """A short run with everything on. Tests that write into it take a copy."""
     folder = tmp_path_factory.mktemp("training") / "run"
-    reference = f"--forget_quality.reference={own_reference}"
+    reference = f"--evaluation.reference={own_reference}"
     run = run_verb(["fit", *unlearn_options, f"--run.folder={folder}", reference, "--checkpoint.keep_epochs=true"])
     return folder, run
 
@@ -340,13 +340,22 @@ def test_metrics_have_their_names_and_are_finite(run_folder: tuple[Path, Unlearn
     assert [(point["step"], point["epoch"]) for point in points] == [(0, 0.0), (2, 1.0), (4, 2.0)]
     sets = ("forget", "retain", "real_authors", "world_facts")
     parts = ("probability", "rouge_l_recall", "truth_ratio")
-    expected = {f"own/{name}/{part}" for name in sets for part in parts}
-    expected |= {"own/forget/avg_nll", "own/model_utility", "own/ks_statistic", "own/ks_n"}
-    expected |= {"own/forget_quality", "own/forget_quality_log10", "own/mia/loss", "own/mia/min_k"}
-    expected |= {f"perplexity/{name}{log}" for name in ("forget", "retain", "normal") for log in ("", "/log")}
+    means = {f"own/{name}/{part}" for name in sets for part in parts}
+    means |= {f"own/forget/{part}" for part in ("avg_nll", "exact_memorization", "extraction_strength")}
+    means |= {f"own/mia/{score}" for score in ("loss", "min_k", "min_k_plus_plus", "zlib", "reference")}
+    means |= {"own/model_utility", "own/privleak"}
+    means |= {f"perplexity/{name}{log}" for name in ("forget", "retain", "normal") for log in ("", "/log")}
+    single = {"own/ks_statistic", "own/ks_n", "own/forget_quality", "own/forget_quality_log10"}
+    single |= {"own/privleak_reference_auc"}
+    expected = single | means | {f"{name}/ci_{end}" for name in means for end in ("low", "high")}
     for point in points:
         assert set(point) == expected | {"step", "epoch", "seconds"}
         assert all(math.isfinite(value) for value in point.values())
+        for name in means:  # rounding: where every row is the same, so is every resample, but for the order of its sum
+            rounding = 1e-9 * max(1, abs(point[name]))
+            low, high = point[f"{name}/ci_low"], point[f"{name}/ci_high"]
+            assert low - rounding <= point[name] <= high + rounding, name
+        assert point["own/forget/avg_nll/ci_low"] < point["own/forget/avg_nll/ci_high"]
     summary = json.loads((folder / "metrics.json").read_text())
     assert {key: summary[key] for key in points[-1]} == points[-1]
     assert summary["absent"] == {}
@@ -453,7 +462,7 @@ def evaluate_options(unlearn_options: list[str], own_reference: Path) -> list[st
     """Options of validate, test and predict: those of the run without loss, optimiser, length and model."""
     training = ("--model.", "--trainer.max_epochs", "--data.batch_size")
     return [option for option in unlearn_options if not option.startswith(training)] + [
-        f"--forget_quality.reference={own_reference}",
+        f"--evaluation.reference={own_reference}",
         "--model.language_model=sga.language_models.Pretrained",
     ]
 
@@ -574,7 +583,7 @@ def test_without_texts_a_run_folder_holds_hashes_and_numbers_only(
     tmp_path: Path,
 ) -> None:
     folder = tmp_path / "silent"
-    fit(folder, "--run.texts=false", f"--forget_quality.reference={own_reference}", "--checkpoint.keep_epochs=true")
+    fit(folder, "--run.texts=false", f"--evaluation.reference={own_reference}", "--checkpoint.keep_epochs=true")
     run_verb(
         [
             "test",

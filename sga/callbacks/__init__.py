@@ -1,21 +1,24 @@
 """Metrics at validation time, and what a run leaves behind."""
 
 from sga.callbacks.checkpoints import RunCheckpoints
-from sga.callbacks.evaluation import Evaluation, EvaluationCallback, Evaluator
+from sga.callbacks.evaluation import EvaluationCallback, Evaluator
 from sga.callbacks.export import HuggingFaceExport
 from sga.callbacks.forget_quality import ForgetQuality
 from sga.callbacks.membership_inference import MembershipInference
+from sga.callbacks.memorization import Memorization
 from sga.callbacks.model_utility import ModelUtility
+from sga.callbacks.muse import MUSE
 from sga.callbacks.perplexity import Perplexity
 from sga.callbacks.run_files import RunFiles
 
 __all__ = [
-    "Evaluation",
+    "MUSE",
     "EvaluationCallback",
     "Evaluator",
     "ForgetQuality",
     "HuggingFaceExport",
     "MembershipInference",
+    "Memorization",
     "ModelUtility",
     "Perplexity",
     "RunCheckpoints",

@@ -4,47 +4,81 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from sga.callbacks.evaluation import Evaluation, EvaluationCallback
+from sga.callbacks.evaluation import EvaluationCallback
+from sga.callbacks.model_utility import note_cut_texts, reasons
 from sga.datamodule import EvaluationData
 from sga.errors import UserError
-from sga.evaluation.metrics import membership_auc, min_k_score
-from sga.evaluation.requests import Answers, Request, Score
+from sga.evaluation.evaluation import Evaluation
+from sga.evaluation.metrics import min_k_plus_plus_score, min_k_score, zlib_score
+from sga.evaluation.requests import Answers, Request, record_score
+from sga.evaluation.scores import add_membership
 
 
 class MembershipInference(EvaluationCallback):
-    """AUC of the loss and of Min-K % Prob between forget (members) and holdout (never trained on)."""
+    """AUC between forget (members) and holdout (never trained on) of five scores, and PrivLeak.
 
-    def __init__(self, min_k_share: float = 0.4) -> None:
-        """Checks the share.
+    The scores: loss, Min-K %, Min-K %++, loss per compressed byte (zlib), loss beyond the reference model's.
+    """
+
+    def __init__(self, min_k_share: float = 0.4, reference_auc: float | None = None) -> None:
+        """Checks the settings.
 
         Args:
             min_k_share: Share of the least likely tokens that Min-K % averages; MUSE uses 0.4.
+            reference_auc: AUC of Min-K % of a retrained model, 1.0 = members recognised perfectly; null takes that of
+                --evaluation.reference. 0.5 gives open-unlearning's default, which is no retrained model's.
         """
         if not 0 < min_k_share <= 1:
             raise UserError(f"min_k_share must be above 0 and at most 1, got {min_k_share}")
+        if reference_auc is not None and not 0 <= reference_auc < 1:
+            raise UserError(f"reference_auc must be at least 0 and below 1, got {reference_auc}")
         self.min_k_share = min_k_share
+        self.reference_auc = reference_auc
+
+    def settings(self) -> dict[str, str]:
+        return {"min_k_share": str(self.min_k_share)}
 
     def requests(self, data: EvaluationData) -> Iterable[Request]:
         if "holdout" in data.sets:
             for name in ("forget", "holdout"):
-                yield from (Score(record.question, record.answer) for record in data.sets.get(name, ()))
+                yield from (record_score(record, detail=True) for record in data.sets.get(name, ()))
 
     def evaluate(self, data: EvaluationData, answers: Answers, evaluation: Evaluation) -> None:
-        missing = [name for name in ("forget", "holdout") if name not in data.sets]
-        if missing:
-            for score in ("loss", "min_k"):
-                evaluation.absent[f"{data.name}/mia/{score}"] = data.absent.get(
-                    missing[0], f"there is no {missing[0]} set"
-                )
-            return
-        values: dict[str, dict[str, list[float]]] = {"loss": {}, "min_k": {}}
-        for name in ("forget", "holdout"):
-            for record in data.sets[name]:
-                scores = answers.scores(record.question, record.answer)
-                row = evaluation.row(name, record)
-                row["avg_nll"] = scores.avg_nll
-                row["min_k"] = min_k_score(scores.text_log_probs, self.min_k_share)
-                values["loss"].setdefault(name, []).append(row["avg_nll"])
-                values["min_k"].setdefault(name, []).append(row["min_k"])
-        for score, by_set in values.items():
-            evaluation.metrics[f"{data.name}/mia/{score}"] = membership_auc(by_set["forget"], by_set["holdout"])
+        why = reasons(data)
+        if "holdout" in data.sets:
+            for name in ("forget", "holdout"):
+                self._fill(name, data, answers, evaluation)
+                note_cut_texts(name, data, answers, evaluation)
+        auc = self.reference_auc
+        if auc is None and data.reference is not None:
+            auc = (data.reference.membership_auc or {}).get("min_k")
+            why["forget/privleak"] = f"{data.reference.source} has no AUC of Min-K % for these rows"
+        elif auc is None:
+            why["forget/privleak"] = "no reference: give a retrained model's run (--evaluation.reference)"
+        why.setdefault("holdout/reference", "no reference with losses of forget and holdout (--evaluation.reference)")
+        add_membership(evaluation, auc, why)
+
+    def _fill(self, name: str, data: EvaluationData, answers: Answers, evaluation: Evaluation) -> None:
+        losses = self._reference_losses(name, data)
+        for record in data.sets.get(name, ()):
+            row = evaluation.row(name, record)
+            scores = answers.scores(record_score(record))
+            text = scores.text
+            assert text.means is not None and text.variances is not None, "details were asked for"
+            row["avg_nll"] = scores.avg_nll
+            row["min_k"] = min_k_score(text.log_probs, self.min_k_share)
+            row["min_k_plus_plus"] = min_k_plus_plus_score(text.log_probs, text.means, text.variances, self.min_k_share)
+            row["zlib"] = zlib_score(scores.avg_nll, record.answer)
+            if record.id in losses:
+                row["reference"] = scores.avg_nll - losses[record.id]
+
+    def _reference_losses(self, name: str, data: EvaluationData) -> dict[str, float]:
+        """avg_nll under the reference model by record id, as far as its log has them."""
+        reference = data.reference
+        if reference is None:
+            return {}
+        if name == "holdout":
+            return dict(reference.holdout_nll or {})
+        if reference.answer_nll is None or reference.ids is None:
+            return {}
+        return {record_id: float(nll) for record_id, nll in zip(reference.ids, reference.answer_nll, strict=True)}

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Iterable
 
-from sga.callbacks.evaluation import Evaluation, EvaluationCallback
+import numpy as np
+
+from sga.callbacks.evaluation import EvaluationCallback
 from sga.data.records import Record
 from sga.datamodule import EvaluationData
-from sga.evaluation.metrics import DIVERGED, perplexity
-from sga.evaluation.requests import Answers, Request, Score
+from sga.evaluation.evaluation import Evaluation
+from sga.evaluation.metrics import DIVERGED
+from sga.evaluation.requests import Answers, Request, record_score
+from sga.evaluation.scores import add_perplexity
 
 
 class Perplexity(EvaluationCallback):
@@ -18,7 +21,7 @@ class Perplexity(EvaluationCallback):
 
     def requests(self, data: EvaluationData) -> Iterable[Request]:
         for records in _texts(data).values():
-            yield from (Score(record.question, record.answer) for record in records)
+            yield from (record_score(record) for record in records)
 
     def evaluate(self, data: EvaluationData, answers: Answers, evaluation: Evaluation) -> None:
         for name, records in _texts(data).items():
@@ -27,19 +30,14 @@ class Perplexity(EvaluationCallback):
                     name, "these groups have no normal samples" if name == "normal" else f"there is no {name} set"
                 )
                 continue
-            scores = [answers.scores(record.question, record.answer) for record in records]
-            found = perplexity([-s.log_probs.sum() for s in scores], [len(s.log_probs) for s in scores])
-            evaluation.metrics[f"perplexity/{name}/log"] = found.log
+            scores = [answers.scores(record_score(record)) for record in records]
+            nll = np.array([-s.log_probs.sum() for s in scores])
+            tokens = np.array([len(s.log_probs) for s in scores], dtype=np.float64)
+            found = add_perplexity(evaluation, name, nll, tokens)
             if name == "normal" and found.log > DIVERGED:
                 note = f"perplexity on normal text is e^{found.log:.0f}, above 1e10: the model has diverged"
-                evaluation.notes.append(note)
+                evaluation.note(note)
                 warnings.warn(note, stacklevel=2)
-            if math.isfinite(found.value):
-                evaluation.metrics[f"perplexity/{name}"] = found.value
-            else:
-                evaluation.absent[f"perplexity/{name}"] = (
-                    f"exceeds what a float holds; its logarithm is {found.log:.1f}"
-                )
 
 
 def _texts(data: EvaluationData) -> dict[str, tuple[Record, ...]]:

@@ -15,11 +15,13 @@ import transformers
 from lightning.pytorch.loggers import TensorBoardLogger
 
 import sga
-from sga.callbacks.evaluation import Evaluation
-from sga.callbacks.forget_quality import ForgetQuality
-from sga.datamodule import PAIRS_FILE
+from sga.callbacks.evaluation import Evaluator
+from sga.datamodule import PAIRS_FILE, prediction_request
 from sga.errors import UserError
+from sga.evaluation.evaluation import Evaluation
 from sga.evaluation.metrics import frontier_area, frontier_area_ks
+from sga.evaluation.requests import Generation
+from sga.evaluation.table import table
 from sga.files import write_json, write_text
 from sga.groups import record_hash, write_groups
 
@@ -57,6 +59,9 @@ class RunFiles(pl.Callback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage == "predict" and not self.texts:
             raise UserError("sga predict writes texts, which --run.texts false forbids; leave one of the two out")
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, Evaluator):
+                callback.keeps_texts = self.texts
 
     # Nothing is written before everything that can be refused has been looked at: not in setup().
 
@@ -123,9 +128,16 @@ class RunFiles(pl.Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._write(trainer, pl_module, self.folder)
+        if trainer.state.fn == "validate":
+            self._show(trainer, pl_module, self.folder)
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._write(trainer, pl_module, self.folder_of("test"))
+        self._show(trainer, pl_module, self.folder_of("test"))
+
+    def _show(self, trainer: pl.Trainer, pl_module: Any, folder: Path) -> None:
+        if trainer.is_global_zero:
+            print(f"\n{table(pl_module.evaluation)}\n\nwritten to {folder / 'metrics.json'}, rows to rows.jsonl")
 
     def _write(self, trainer: pl.Trainer, pl_module: Any, folder: Path) -> None:
         if not trainer.is_global_zero:
@@ -158,7 +170,7 @@ class RunFiles(pl.Callback):
 
     def _log(self, trainer: pl.Trainer, evaluation: Evaluation, step: int) -> None:
         for logger in trainer.loggers:
-            logger.log_metrics(evaluation.metrics, step=step)
+            logger.log_metrics(evaluation.values(), step=step)
             if isinstance(logger, TensorBoardLogger) and self.texts:
                 shown = [
                     (key, row) for key, row in evaluation.rows.items() if key[0] == "forget" and "generation" in row
@@ -182,14 +194,14 @@ class RunFiles(pl.Callback):
             torch.distributed.all_gather_object(parts, mine)
         if not trainer.is_global_zero:
             return
-        generated = {plan.requests[index].question: text for part in parts for index, text in part}
+        answers = plan.answers({index: Generation(ids) for part in parts for index, ids in part})
         sets = pl_module.data.evaluation_data(every_row=True).sets
         lines = [
             {"set": name, "id": record.id, "question": record.question, "answer": record.answer,
-             "generation": generated[record.question]}
+             "generation": answers.generation(prediction_request(record)).text}
             for name in pl_module.data.predict_sets
             for record in sets[name]
-            if record.question in generated
+            if not record.is_text
         ]  # fmt: skip
         path = self.folder / "predictions.jsonl"
         write_text(path, _jsonl(lines))
@@ -215,7 +227,7 @@ def _summary(points: list[dict[str, Any]], evaluation: Evaluation) -> dict[str, 
 
 def _reference(trainer: pl.Trainer) -> str | None:
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
-    return next((callback.reference_path for callback in callbacks if isinstance(callback, ForgetQuality)), None)
+    return next((callback.reference_path for callback in callbacks if isinstance(callback, Evaluator)), None)
 
 
 def _device(trainer: pl.Trainer) -> str:

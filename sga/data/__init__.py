@@ -1,8 +1,9 @@
 """Benchmarks as records: where they come from and what they are checked for."""
 
 from sga.data.authors import Authors
+from sga.data.muse import MUSENews
 from sga.data.own import OwnData
 from sga.data.records import Benchmark, Record, Source
 from sga.data.tofu import TOFU
 
-__all__ = ["TOFU", "Authors", "Benchmark", "OwnData", "Record", "Source"]
+__all__ = ["TOFU", "Authors", "Benchmark", "MUSENews", "OwnData", "Record", "Source"]

@@ -11,7 +11,16 @@ from typing import Any
 
 from sga.errors import UserError
 
-EVALUATION_SETS = ("forget", "retain", "real_authors", "world_facts", "holdout")
+EVALUATION_SETS = (
+    "forget",
+    "retain",
+    "real_authors",
+    "world_facts",
+    "holdout",
+    "verbmem",
+    "knowmem_forget",
+    "knowmem_retain",
+)
 """Names of the sets that metrics refer to. A benchmark has those of them that its data allows."""
 
 
@@ -49,17 +58,19 @@ class Benchmark:
     """Records by purpose.
 
     Attributes:
-        name: Prefix of the metric names: ``"tofu"``, ``"authors"``, ``"own"``.
+        name: Prefix of the metric names: ``"tofu"``, ``"authors"``, ``"muse"``, ``"own"``.
         training: Records by split that a model may be trained on. Always has ``"forget"`` and ``"retain"``; the latter
             is the pool that normal samples are drawn from. May have ``"real_authors"`` and ``"world_facts"``.
         evaluation: Records by evaluation set, a subset of ``EVALUATION_SETS``.
         absent: For each evaluation set that is not there, why not.
+        examples: Worked examples that stand before each question of an evaluation set (few-shot prompts), by set.
     """
 
     name: str
     training: Mapping[str, tuple[Record, ...]]
     evaluation: Mapping[str, tuple[Record, ...]]
     absent: Mapping[str, str] = field(default_factory=dict)
+    examples: Mapping[str, tuple[Record, ...]] = field(default_factory=dict)
 
 
 class Source(ABC):

@@ -18,6 +18,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 from rouge_score.rouge_scorer import RougeScorer
+from sacrebleu.metrics.bleu import BLEU
 from sklearn.metrics import roc_auc_score
 
 from sga.errors import UserError
@@ -295,10 +296,7 @@ def rouge(generated: Sequence[str], truth: Sequence[str], stemmer: bool = True) 
     Raises:
         UserError: `generated` and `truth` have different lengths, or one of them is a single string.
     """
-    if isinstance(generated, str) or isinstance(truth, str):
-        raise UserError("rouge takes lists of texts, got a single text; put it into a list")
-    if len(generated) != len(truth):
-        raise UserError(f"rouge needs as many generations as true texts, got {len(generated)} and {len(truth)}")
+    _check_texts("rouge", generated, truth)
     scores = [_rouge_scorer(stemmer).score(target, text) for text, target in zip(generated, truth, strict=True)]
     return {
         f"{kind}_{part}": [float(getattr(score[kind], part)) for score in scores]
@@ -319,9 +317,60 @@ def rouge_l_recall(generated: str, truth: str) -> float:
     return rouge([generated], [truth])["rougeL_recall"][0]
 
 
+def bleu(generated: Sequence[str], truth: Sequence[str], effective_order: bool = True) -> list[float]:
+    """BLEU of each generation against its true text, by package ``sacrebleu``: how much is reproduced word for word.
+
+    ``100 * brevity * exp(mean over n of log(precision_n))``: precision_n is the share of the generation's n-grams,
+    n = 1 to 4, that the truth has (counted at most as often as there), brevity is
+    ``min(1, exp(1 - words(truth) / words(generated)))``. The defaults of sacrebleu's ``sentence_bleu``: its 13a words,
+    case kept, a precision of zero smoothed by halving (none where no word is common: that is 0). In [0, 100], up to
+    rounding; higher = more of the truth is reproduced: worse on the forget set. Papineni et al., ACL 2002; Post,
+    arXiv 1804.08771. The Harry Potter setting takes the mean over items.
+
+    `effective_order` decides only for generations below four words, which have no 4-gram: on, as ``sentence_bleu``
+    does and sacrebleu recommends for single texts, the mean is over the n that they have, so that identical texts score
+    100 whatever their length; off, they score 0.
+
+    Differs from SOUL (github.com/OPTML-Group/SOUL, ``src/metrics/copyright.py`` at commit 997a915), which takes
+    ``corpus_bleu`` of each item and with it effective_order = False; equal from four words on.
+
+    >>> [round(value, 1) for value in bleu(["a b c d", "Yes."], ["a b c d e f", "Yes."])]
+    [60.7, 100.0]
+    >>> [round(value, 1) for value in bleu(["a b c d", "Yes."], ["a b c d e f", "Yes."], effective_order=False)]
+    [60.7, 0.0]
+
+    Args:
+        generated: [N] texts.
+        truth: [N] texts.
+        effective_order: Whether generations of fewer than four words are scored by the n-grams that they have.
+
+    Returns:
+        [N].
+
+    Raises:
+        UserError: `generated` and `truth` have different lengths, or one of them is a single string.
+    """
+    _check_texts("bleu", generated, truth)
+    # A corpus of one: the value of sentence_score, which logs a warning for each text where effective_order is off.
+    score = _bleu_scorer(effective_order).corpus_score
+    return [float(score([text], [[target]]).score) for text, target in zip(generated, truth, strict=True)]
+
+
+def _check_texts(name: str, generated: Sequence[str], truth: Sequence[str]) -> None:
+    if isinstance(generated, str) or isinstance(truth, str):
+        raise UserError(f"{name} takes lists of texts, got a single text; put it into a list")
+    if len(generated) != len(truth):
+        raise UserError(f"{name} needs as many generations as true texts, got {len(generated)} and {len(truth)}")
+
+
 @lru_cache(maxsize=2)
 def _rouge_scorer(stemmer: bool) -> Any:
     return RougeScorer(["rouge1", "rougeL"], use_stemmer=stemmer)
+
+
+@lru_cache(maxsize=2)
+def _bleu_scorer(effective_order: bool) -> BLEU:
+    return BLEU(effective_order=effective_order)
 
 
 # Membership inference

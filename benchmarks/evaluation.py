@@ -1,0 +1,229 @@
+"""Times this package's evaluation against the plain one, on the same model and rows, in one run.
+
+    python benchmarks/evaluation.py --model FOLDER --data FOLDER_WITH_TOFU [--output FILE.json]
+    python benchmarks/evaluation.py --untrained --rows 40 --no-generation --data FOLDER_WITH_TOFU
+
+Both are run in turn, `--repeats` times, and the median of the ratios of neighbouring runs is what is quoted: a machine
+that is slow for a minute is slow for both. Peak memory is that of a process of its own for each. Numbers and generated
+texts of the two are compared in the same run; the program fails where they differ.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from plain_evaluation import PASSES, PlainResult, evaluation_sets, plain_evaluation
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+import sga
+from sga.callbacks import EvaluationCallback, ForgetQuality, MembershipInference, Memorization, ModelUtility, Perplexity
+from sga.data.records import Record
+from sga.datamodule import EvaluationData
+from sga.encoding import Encoder, PlainTemplate
+from sga.evaluation.evaluation import Evaluation
+from sga.evaluation.inference import Inference, most_rows, most_tokens
+from sga.evaluation.plan import EvaluationPlan, ScoreBatch
+from sga.evaluation.requests import Answer
+from sga.files import write_json
+
+Sets = Mapping[str, tuple[Record, ...]]
+
+
+def our_evaluation(
+    model: PreTrainedModel, encoder: Encoder, sets: Sets, generate: bool
+) -> tuple[Evaluation, dict[str, float]]:
+    """The evaluation that `sga validate` makes, with intervals, and the seconds of its parts."""
+    data = EvaluationData("tofu", dict(sets), absent={}, normals=(), settings={}, encoder=encoder)
+    callbacks: list[EvaluationCallback] = [
+        ForgetQuality(),
+        ModelUtility(generate=generate),
+        MembershipInference(reference_auc=0.5),
+        Memorization(),
+        Perplexity(),
+    ]
+    seconds = {"scoring": 0.0, "generation": 0.0}
+    start = time.perf_counter()
+    plan = EvaluationPlan(
+        (request for callback in callbacks for request in callback.requests(data)),
+        encoder,
+        most_tokens(model, model.device),
+        most_rows(model, model.device, encoder.max_length),
+    )
+    stops = {int(encoder.tokenizer.eos_token_id)}
+    inference = Inference(model, sorted(stops))
+    answers: dict[int, Answer] = {}
+    seconds["planning"] = time.perf_counter() - start
+    for batch in plan:
+        begun = time.perf_counter()
+        answers.update(zip(batch.indices, inference.answer(batch.to(model.device)), strict=True))
+        seconds["scoring" if isinstance(batch, ScoreBatch) else "generation"] += time.perf_counter() - begun
+    begun = time.perf_counter()
+    evaluation = Evaluation("tofu")
+    for callback in callbacks:
+        callback.evaluate(data, plan.answers(answers), evaluation)
+    seconds["metrics"] = time.perf_counter() - begun
+    seconds["total"] = time.perf_counter() - start
+    return evaluation, seconds
+
+
+def untrained_llama(vocabulary: int) -> PreTrainedModel:
+    """A Llama of hidden 768 and 12 layers, 110 M parameters with a vocabulary of 32,000."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=768,
+        intermediate_size=2048,
+        num_hidden_layers=12,
+        num_attention_heads=12,
+        max_position_embeddings=2048,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+def differences(ours: Evaluation, plain: PlainResult) -> dict[str, float]:
+    """The largest difference of an avg_nll, of a metric (relative), and the share of greedy answers that differ."""
+    found = {"avg_nll": 0.0}
+    for name, theirs in plain.avg_nll.items():
+        mine = ours.column(name, "avg_nll")
+        assert mine is not None
+        found["avg_nll"] = max(found["avg_nll"], float(np.abs(mine - np.array(theirs)).max()))
+    unequal = total = 0
+    for name, texts in plain.generations.items():
+        mine_texts = [row["generation"] for row in ours.of_set(name)]
+        unequal += sum(a != b for a, b in zip(mine_texts, texts, strict=True))
+        total += len(texts)
+    if total:
+        found["generations"] = unequal / total
+    for name, value in plain.metrics.items():
+        found[name] = abs(ours.metrics[name] - value) / max(abs(value), 1e-12)
+    return found
+
+
+def peak_bytes(arguments: argparse.Namespace, evaluator: str) -> dict[str, int]:
+    """Peak memory of one evaluation in a process of its own, and what that process had before it began."""
+    command = [sys.executable, __file__, *sys.argv[1:], "--only", evaluator]
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    found: dict[str, int] = json.loads(output.splitlines()[-1])
+    return found
+
+
+def _memory(device: torch.device) -> int:
+    """Peak bytes of this process so far, on the GPU where it uses one."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")
+    if status.exists():  # ru_maxrss begins with the parent's
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+
+
+def main() -> None:
+    """Runs the benchmark and prints, and if asked writes, what it found."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument("--data", help="folder with TOFU's files; default $SGA_DATA/tofu, or the Hub")
+    parser.add_argument("--model", help="Hugging Face folder or name")
+    parser.add_argument("--untrained", action="store_true", help="an untrained Llama (768, 12 layers, 32,000 tokens)")
+    parser.add_argument("--tokenizer", help="tokenizer for --untrained; default --model's")
+    parser.add_argument("--template", default="Question: {question}\nAnswer:\n{answer}")
+    parser.add_argument("--rows", type=int, help="first rows of each set; default all")
+    parser.add_argument("--no-generation", action="store_true")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--output", type=Path)
+    parser.add_argument("--only", choices=("ours", "plain"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    source = arguments.tokenizer or arguments.model
+    if source is None:
+        parser.error("give --model FOLDER, or --untrained with --tokenizer FOLDER")
+    model: Any = untrained_llama(32000) if arguments.untrained else AutoModelForCausalLM.from_pretrained(source).eval()
+    model = model.to(arguments.device)
+    encoder = Encoder(AutoTokenizer.from_pretrained(source), PlainTemplate(arguments.template), 512)
+    sets = evaluation_sets(arguments.data, rows=arguments.rows)
+    generate = not arguments.no_generation
+    if arguments.only:
+        before = _memory(model.device)
+        if arguments.only == "ours":
+            our_evaluation(model, encoder, sets, generate)
+        else:
+            plain_evaluation(model, encoder, sets, generate)
+        print(json.dumps({"before": before, "peak": _memory(model.device)}))
+        return
+
+    rounds = []
+    for number in range(arguments.repeats):
+        ours, seconds = our_evaluation(model, encoder, sets, generate)
+        plain = plain_evaluation(model, encoder, sets, generate)
+        theirs = {
+            "scoring": plain.scoring_seconds,
+            "generation": plain.generation_seconds,
+            "spared": plain.spared_seconds,
+            "total": plain.scoring_seconds + plain.generation_seconds,
+        }
+        rounds.append({"ours": seconds, "plain": theirs})
+        print(f"round {number + 1}: ours {seconds['total']:.1f} s, plain {theirs['total']:.1f} s", flush=True)
+    different = differences(ours, plain)
+
+    def ratio(part: str, spared: bool = True) -> float:
+        def plain_seconds(one: dict[str, float]) -> float:
+            return one[part] - (0 if spared else one["spared"])
+
+        return statistics.median(plain_seconds(one["plain"]) / one["ours"][part] for one in rounds)
+
+    result = {
+        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        "command": "python benchmarks/evaluation.py " + " ".join(_shown(sys.argv[1:])),
+        "device": _device_name(model.device),
+        "versions": {"sga": sga.__version__, "torch": torch.__version__, "transformers": transformers.__version__,
+                     "python": platform.python_version()},
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "passes_of_the_plain_one": sum(not item.generates or generate for item in PASSES),
+        "times_faster": {
+            "whole": ratio("total"),
+            "whole, without the passes that open-unlearning spares": ratio("total", spared=False),
+            "scoring": ratio("scoring"),
+            **({"generation": ratio("generation")} if generate else {}),
+        },
+        "seconds": rounds,
+        "peak_bytes": {name: peak_bytes(arguments, name) for name in ("ours", "plain")},
+        "largest_difference": {name: value for name, value in different.items() if name in ("avg_nll", "generations")},
+        "largest_relative_difference_of_a_metric": max(
+            value for name, value in different.items() if name not in ("avg_nll", "generations")
+        ),
+    }  # fmt: skip
+    print(json.dumps(result, indent=2))
+    if arguments.output:
+        write_json(arguments.output, result)
+    if different["avg_nll"] > 1e-3 or different.get("generations", 0) > 0.01:
+        sys.exit("the two evaluations do not give the same numbers")
+
+
+def _shown(arguments: list[str]) -> list[str]:
+    """The command without this machine's folders."""
+    return [Path(part).name if Path(part).is_absolute() else part for part in arguments]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,113 @@
+"""MUSE's memorisation metrics: does the model continue the forget articles, and does it know what they say?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from sga.callbacks.evaluation import EvaluationCallback
+from sga.data.records import Record
+from sga.datamodule import EvaluationData
+from sga.errors import UserError
+from sga.evaluation.evaluation import Evaluation
+from sga.evaluation.metrics import rouge
+from sga.evaluation.requests import Answers, Continue, Request
+
+VERBMEM = "verbmem"
+KNOWMEM_SETS = ("knowmem_forget", "knowmem_retain")
+STOPS = ("\n\n", "\nQuestion", "Question:")
+"""Where an answer ends, because a model that was shown examples goes on with a question of its own."""
+
+
+class MUSE(EvaluationCallback):
+    """VerbMem and KnowMem of MUSE (arXiv 2407.06460): 100 · mean ROUGE-L F1 without stemmer, greedy generation.
+
+    Its PrivLeak is computed by `MembershipInference`. Rows have ``rouge_l_fmeasure``, in [0, 1], and
+    ``generation``, the text that it was computed on.
+    """
+
+    def __init__(self, verbmem_tokens: int = 128, knowmem_tokens: int = 32) -> None:
+        """Checks the settings.
+
+        Args:
+            verbmem_tokens: Tokens of a continuation, and of the true one that it is compared with.
+            knowmem_tokens: Most tokens of an answer.
+        """
+        for name, value in (("verbmem_tokens", verbmem_tokens), ("knowmem_tokens", knowmem_tokens)):
+            if value < 1:
+                raise UserError(f"{name} must be at least 1, got {value}")
+        self.verbmem_tokens = verbmem_tokens
+        self.knowmem_tokens = knowmem_tokens
+
+    def settings(self) -> dict[str, str]:
+        return {"verbmem_tokens": str(self.verbmem_tokens), "knowmem_tokens": str(self.knowmem_tokens)}
+
+    def requests(self, data: EvaluationData) -> Iterable[Request]:
+        for name in (VERBMEM, *KNOWMEM_SETS):
+            yield from (self._continuation(name, record, data) for record in data.sets.get(name, ()))
+
+    def _continuation(self, name: str, record: Record, data: EvaluationData) -> Continue:
+        if name == VERBMEM:
+            return Continue(record.question, self.verbmem_tokens)
+        return Continue(
+            knowmem_prompt(record), self.knowmem_tokens, tuple(map(knowmem_example, data.examples.get(name, ())))
+        )
+
+    def evaluate(self, data: EvaluationData, answers: Answers, evaluation: Evaluation) -> None:
+        for name in (VERBMEM, *KNOWMEM_SETS):
+            records = data.sets.get(name, ())
+            metric = f"{evaluation.name}/{name}"
+            if not records:
+                if evaluation.name == "muse":  # no other benchmark is expected to have them
+                    evaluation.absent[metric] = data.absent.get(name, f"there is no {name} set")
+                continue
+            found = [answers.generation(self._continuation(name, record, data)) for record in records]
+            if name == VERBMEM:
+                texts = [generation.text for generation in found]
+                truth = [data.encoder.first_tokens(record.answer, self.verbmem_tokens) for record in records]
+            else:
+                # With its outer white space: an answer that begins with a blank line is empty.
+                texts = [until_stop(data.encoder.decode(generation.ids, strip=False)) for generation in found]
+                truth = [record.answer for record in records]
+            scores = rouge(texts, truth, stemmer=False)["rougeL_fmeasure"]
+            for record, text, score in zip(records, texts, scores, strict=True):
+                row = evaluation.row(name, record)
+                row["rouge_l_fmeasure"] = score
+                row["generation"] = text
+            evaluation.add_mean(metric, name, 100 * np.array(scores))
+            cut = sum(generation.cut for generation in found)
+            if cut:
+                lost = "their beginning" if name == VERBMEM else "their first examples"
+                evaluation.note(
+                    f"{cut} of {len(records)} {name} prompts lost {lost} to leave room for new tokens in "
+                    f"{data.encoder.max_length}, the context"
+                )
+
+
+def knowmem_example(record: Record) -> str:
+    """A worked example as it stands before a question.
+
+    >>> knowmem_example(Record("", "Who won?", "Ada"))
+    'Question: Who won?\\nAnswer: Ada\\n\\n'
+    """
+    return f"{knowmem_prompt(record)}{record.answer}\n\n"
+
+
+def knowmem_prompt(record: Record) -> str:
+    """The question as MUSE asks it, the space at the end included.
+
+    >>> knowmem_prompt(Record("", "Who won?", "Ada"))
+    'Question: Who won?\\nAnswer: '
+    """
+    return f"Question: {record.question}\nAnswer: "
+
+
+def until_stop(text: str) -> str:
+    """The text up to the first of `STOPS`, without outer white space.
+
+    >>> until_stop("Ada Brook\\nQuestion: Who lost?")
+    'Ada Brook'
+    """
+    ends = [text.find(stop) for stop in STOPS if stop in text]
+    return text[: min(ends, default=len(text))].strip()

@@ -1,0 +1,68 @@
+"""Bootstrap resamples that belong together: of one set of rows, the same resamples for every metric."""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from sga.evaluation.metrics import Floats
+
+Counts = npt.NDArray[np.int64]
+
+
+@dataclass
+class Bootstrap:
+    """Percentile bootstrap over the rows of evaluation sets (Efron's percentile interval).
+
+    A resample is drawn once for each set, as how often each row occurs in it, and used for every metric of that set.
+    So metrics that are made of several sets or columns (AUC, model utility) and differences between two runs on the
+    same rows keep what belongs together together. The same seed gives the same intervals.
+
+    Attributes:
+        resamples: Number of resamples.
+        seed: Seed of the resampling.
+        level: Coverage of `interval`, in (0, 1).
+    """
+
+    resamples: int = 1000
+    seed: int = 0
+    level: float = 0.95
+    _drawn: dict[tuple[str, int], Counts] = field(default_factory=dict, repr=False)
+
+    def counts(self, name: str, rows: int) -> Counts:
+        """[resamples, rows]: how often each row of the set `name` occurs in each resample."""
+        if (name, rows) not in self._drawn:
+            rng = np.random.default_rng([self.seed, zlib.crc32(name.encode())])
+            self._drawn[name, rows] = rng.multinomial(rows, np.full(rows, 1 / rows), size=self.resamples)
+        return self._drawn[name, rows]
+
+    def means(self, name: str, values: Floats) -> Floats:
+        """[resamples]: the mean of a column of the set `name` in each resample; `values` is [rows]."""
+        drawn: Floats = self.counts(name, len(values)) @ values / len(values)
+        return drawn
+
+    def ratios(self, name: str, numerator: Floats, denominator: Floats) -> Floats:
+        """[resamples]: sum of `numerator` over sum of `denominator`, both [rows], in each resample."""
+        counts = self.counts(name, len(numerator))
+        drawn: Floats = (counts @ numerator) / (counts @ denominator)
+        return drawn
+
+    def aucs(self, member_name: str, members: Floats, nonmember_name: str, nonmembers: Floats) -> Floats:
+        """[resamples]: `membership_auc` of each resample; both sets are resampled, each within itself."""
+        order = np.argsort(nonmembers, kind="stable")
+        # [resamples, M + 1]: how many non-members of a resample are among the first m in ascending order
+        below = np.zeros((self.resamples, len(nonmembers) + 1))
+        np.cumsum(self.counts(nonmember_name, len(nonmembers))[:, order], axis=1, out=below[:, 1:])
+        left = np.searchsorted(nonmembers[order], members, side="left")
+        right = np.searchsorted(nonmembers[order], members, side="right")
+        above = len(nonmembers) - (below[:, left] + below[:, right]) / 2  # ties count half
+        drawn: Floats = (self.counts(member_name, len(members)) * above).sum(axis=1) / len(members) / len(nonmembers)
+        return drawn
+
+    def interval(self, draws: Floats) -> tuple[float, float]:
+        """The quantiles (1 − level)/2 and (1 + level)/2 of a statistic's resampled values."""
+        low, high = np.quantile(draws, [(1 - self.level) / 2, (1 + self.level) / 2])
+        return float(low), float(high)

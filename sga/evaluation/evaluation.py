@@ -1,0 +1,80 @@
+"""What one evaluation found: rows of per-sample numbers, and the metrics that are made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from sga.data.records import Record
+from sga.evaluation.bootstrap import Bootstrap
+from sga.evaluation.metrics import Floats
+
+
+@dataclass
+class Evaluation:
+    """Rows by evaluation set, and metrics by flat name.
+
+    Attributes:
+        name: The benchmark's name, prefix of its metrics.
+        metrics: Value by name, such as ``tofu/model_utility``; its bootstrap interval, where it has one, under
+            ``…/ci_low`` and ``…/ci_high``. Finite numbers only.
+        absent: For each metric that could not be computed, why.
+        notes: What a reader of the numbers should know.
+        rows: Per-sample values by (evaluation set, record id), in the order of the set.
+        texts: The record of each row, for those who write texts beside numbers; empty for a log of numbers.
+        bootstrap: Where intervals come from; None leaves them out.
+    """
+
+    name: str
+    metrics: dict[str, float] = field(default_factory=dict)
+    absent: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    rows: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
+    texts: dict[tuple[str, str], Record] = field(default_factory=dict)
+    bootstrap: Bootstrap | None = field(default_factory=Bootstrap)
+
+    def row(self, set_name: str, record: Record) -> dict[str, Any]:
+        """The row of a record in an evaluation set, made where it is not there yet."""
+        self.texts[set_name, record.id] = record
+        return self.rows.setdefault((set_name, record.id), {})
+
+    def of_set(self, set_name: str) -> list[dict[str, Any]]:
+        """The rows of an evaluation set, in order."""
+        return [row for (name, _), row in self.rows.items() if name == set_name]
+
+    def column(self, set_name: str, field_name: str) -> Floats | None:
+        """[N], one number a row; None where the set is empty or a row lacks it."""
+        values = [row.get(field_name) for row in self.of_set(set_name)]
+        if not values or any(value is None for value in values):
+            return None
+        return np.array(values, dtype=np.float64)
+
+    def lists(self, set_name: str, field_name: str) -> list[list[float]] | None:
+        """One list of numbers a row; None where the set is empty or a row lacks it or has an empty one."""
+        values = [row.get(field_name) for row in self.of_set(set_name)]
+        return values if values and all(values) else None  # type: ignore[return-value]
+
+    def note(self, text: str) -> None:
+        """Adds a note, once: several metrics look at the same rows."""
+        if text not in self.notes:
+            self.notes.append(text)
+
+    def values(self) -> dict[str, float]:
+        """The metrics without the ends of their intervals."""
+        return {name: value for name, value in self.metrics.items() if not name.endswith(("/ci_low", "/ci_high"))}
+
+    def add(self, name: str, value: float, draws: Floats | None = None) -> None:
+        """Adds a metric, with the interval that its resampled values give."""
+        self.metrics[name] = float(value)
+        if draws is not None and self.bootstrap is not None:
+            self.metrics[f"{name}/ci_low"], self.metrics[f"{name}/ci_high"] = self.bootstrap.interval(draws)
+
+    def add_mean(self, name: str, set_name: str, values: Sequence[float] | Floats) -> Floats | None:
+        """Adds the mean of per-row values of a set with its interval; returns the resampled means."""
+        column = np.asarray(values, dtype=np.float64)
+        draws = None if self.bootstrap is None else self.bootstrap.means(set_name, column)
+        self.add(name, float(column.mean()), draws)
+        return draws

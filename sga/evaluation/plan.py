@@ -1,0 +1,463 @@
+"""The plan that answers every question of an evaluation once, in batches that waste little.
+
+Requests become jobs, which are token ids: two requests with the same tokens are one job. Scoring jobs that share a
+prompt (TOFU asks about seven answers to one question) become one row in which whatever they begin with in common stands
+once; all rows are ordered by length, cut into batches by a token budget, and dealt to processes.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sga.encoding import Encoded, Encoder
+from sga.evaluation.requests import Answer, Answers, Generate, Generation, Request, Score, ScoreText
+
+WORTH_SHARING = 0.9
+"""Sequences share a row where that leaves at most this share of their tokens: the attention mask costs something."""
+
+
+@dataclass(frozen=True)
+class ScoreJob:
+    """One sequence to score.
+
+    Attributes:
+        ids: Its tokens.
+        prompt_length: How many of them are not scored; at least 1.
+        detail: Whether hits, means and variances are wanted too.
+        ends: Whether the last token is the end-of-sequence token.
+        cut: Whether a text was cut to the context.
+    """
+
+    ids: tuple[int, ...]
+    prompt_length: int
+    detail: bool
+    ends: bool
+    cut: bool
+
+    @property
+    def prompt(self) -> tuple[int, ...]:
+        """The tokens that are not scored."""
+        return self.ids[: self.prompt_length]
+
+    @property
+    def key(self) -> str:
+        """SHA-256 of what the answer depends on besides the model."""
+        return _digest("score", self.prompt_length, self.ids)
+
+
+@dataclass(frozen=True)
+class GenerateJob:
+    """One prompt to continue by at most `limit` tokens."""
+
+    ids: tuple[int, ...]
+    limit: int
+    cut: bool
+
+    @property
+    def key(self) -> str:
+        """SHA-256 of what the answer depends on besides the model."""
+        return _digest("generate", self.limit, self.ids)
+
+
+Job = ScoreJob | GenerateJob
+
+
+def _digest(kind: str, number: int, ids: Sequence[int]) -> str:
+    digest = hashlib.sha256(f"{kind} {number} ".encode())
+    digest.update(np.array(ids, dtype="<i8").tobytes())
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class TokenTree:
+    """Sequences that begin alike, each distinct beginning kept once: a row of tokens that are not all in one line.
+
+    Seven answers to one question share the question, and wrong answers made from a right one share much of that.
+
+    Attributes:
+        ids: [n] tokens; the last one of a sequence predicts nothing and is left out.
+        positions: [n], place of each token in its sequence.
+        paths: For each sequence, the nodes that its tokens stand at.
+    """
+
+    ids: NDArray[np.int64]
+    positions: NDArray[np.int64]
+    paths: tuple[NDArray[np.int64], ...]
+
+    @classmethod
+    def of(cls, sequences: Sequence[Sequence[int]]) -> TokenTree:
+        """The tree of sequences of at least two tokens, in their order."""
+        tokens = [np.array(sequence[:-1], dtype=np.int64) for sequence in sequences]
+        paths: list[NDArray[np.int64]] = []
+        size = 0
+        for number, mine in enumerate(tokens):
+            shared, along = 0, mine[:0]
+            for other, path in zip(tokens[:number], paths, strict=True):
+                most = min(len(mine), len(other))
+                differs = np.flatnonzero(mine[:most] != other[:most])
+                common = int(differs[0]) if len(differs) else most
+                if common > shared:
+                    shared, along = common, path[:common]
+            added = len(mine) - shared
+            paths.append(np.concatenate([along, np.arange(size, size + added)]))
+            size += added
+        ids, positions = np.empty(size, dtype=np.int64), np.empty(size, dtype=np.int64)
+        for mine, path in zip(tokens, paths, strict=True):
+            ids[path], positions[path] = mine, np.arange(len(mine))
+        return cls(ids, positions, tuple(paths))
+
+    def __len__(self) -> int:
+        """Number of tokens."""
+        return len(self.ids)
+
+    def sees(self) -> NDArray[np.bool_]:
+        """[n, n], True where the first token's sequence has the second one at or before it."""
+        seen = np.zeros((len(self), len(self)), dtype=np.bool_)
+        for path in self.paths:
+            seen[np.ix_(path, path)] |= np.tri(len(path), dtype=np.bool_)
+        return seen
+
+
+class ScoreBatch:
+    """Sequences to score, as N rows that are token trees or, where nothing is shared, plain sequences.
+
+    Args:
+        groups: For each row, its jobs and which of the plan's they are.
+        pad_id: Any token.
+        trees: The rows' trees, where they are known.
+
+    Attributes:
+        indices: Which of the plan's jobs the answers are.
+        jobs: The jobs.
+        input_ids: [N, T], padded on the right.
+        position_ids: [N, T].
+        attention_mask: [N, T], 1 on real tokens.
+        sees: [N, T, T], which tokens each token sees; None where every row is a plain sequence.
+        predicting: [N, T], True on tokens whose prediction is scored; M of them.
+        prediction: [S], for each scored token which of the M predictions is meant.
+        targets: [S], the scored tokens.
+        detail: [M], True where means and variances are wanted.
+    """
+
+    def __init__(
+        self,
+        groups: Sequence[Sequence[tuple[int, ScoreJob]]],
+        pad_id: int,
+        trees: Sequence[TokenTree] | None = None,
+    ) -> None:
+        self._groups, self._pad_id = [list(group) for group in groups], pad_id
+        trees = trees or [TokenTree.of([job.ids for _, job in group]) for group in groups]
+        self.indices = [index for group in groups for index, _ in group]
+        self.jobs = [job for group in groups for _, job in group]
+        self.input_ids, self.attention_mask = _padded([tree.ids for tree in trees], pad_id)
+        self.position_ids, _ = _padded([tree.positions for tree in trees], 0)
+        rows, width = self.input_ids.shape
+        self.sees: Tensor | None = None
+        if any(len(group) > 1 for group in groups):
+            self.sees = torch.eye(width, dtype=torch.bool).repeat(rows, 1, 1)  # padding sees itself: no empty softmax
+            for row, tree in enumerate(trees):
+                self.sees[row, : len(tree), : len(tree)] = torch.from_numpy(tree.sees())
+        # Flat numbers of the nodes that predict each scored token, job by job
+        nodes = [
+            row * width + path[job.prompt_length - 1 :]
+            for row, (group, tree) in enumerate(zip(groups, trees, strict=True))
+            for (_, job), path in zip(group, tree.paths, strict=True)
+        ]
+        flat = torch.from_numpy(np.concatenate(nodes)) if nodes else torch.empty(0, dtype=torch.long)
+        distinct, self.prediction = torch.unique(flat, return_inverse=True)  # sorted, as a mask reads them
+        self.predicting = torch.zeros(rows * width, dtype=torch.bool)
+        self.predicting[distinct] = True
+        self.predicting = self.predicting.view(rows, width)
+        scored = [job.ids[job.prompt_length :] for job in self.jobs]
+        self.targets = torch.tensor([token for tokens in scored for token in tokens], dtype=torch.long)
+        wanted = [job.detail for job, tokens in zip(self.jobs, scored, strict=True) for _ in tokens]
+        self.detail = torch.zeros(len(distinct), dtype=torch.bool)
+        self.detail[self.prediction[torch.tensor(wanted, dtype=torch.bool)]] = True
+
+    def to(self, device: torch.device | str, **options: Any) -> ScoreBatch:
+        """The batch with its tensors on a device."""
+        return _moved(self, device, options)
+
+    @property
+    def tokens(self) -> int:
+        """Size of the forward pass, padding included."""
+        return self.input_ids.numel()
+
+    def halves(self) -> tuple[ScoreBatch, ScoreBatch]:
+        """The batch in two, on the same device; needs two jobs."""
+        groups = self._groups if len(self._groups) > 1 else [[entry] for entry in self._groups[0]]
+        middle = len(groups) // 2
+        parts = groups[:middle], groups[middle:]
+        if len(self._groups) == 1:  # a tree of several sequences becomes two
+            parts = (
+                [[entry for group in parts[0] for entry in group]],
+                [[entry for group in parts[1] for entry in group]],
+            )
+        first, second = (ScoreBatch(part, self._pad_id).to(self.input_ids.device) for part in parts)
+        return first, second
+
+    def apart(self) -> ScoreBatch:
+        """The same jobs as plain sequences, on the same device."""
+        groups = [[entry] for group in self._groups for entry in group]
+        return ScoreBatch(groups, self._pad_id).to(self.input_ids.device)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sequence in a row that is no plain sequence; 0 without one."""
+        return max((len(job.ids) for group in self._groups if len(group) > 1 for _, job in group), default=0)
+
+    def longest_tree(self) -> ScoreBatch:
+        """The row with that sequence, on the same device."""
+        groups = [group for group in self._groups if len(group) > 1]
+        most = max(groups, key=lambda group: max(len(job.ids) for _, job in group))
+        return ScoreBatch([most], self._pad_id).to(self.input_ids.device)
+
+
+class GenerateBatch:
+    """Prompts to continue, padded on the left.
+
+    Args:
+        entries: N jobs and which of the plan's they are.
+        pad_id: Any token.
+
+    Attributes:
+        indices: Which of the plan's jobs the rows are.
+        jobs: The jobs.
+        pad_id: As given.
+        input_ids: [N, T].
+        attention_mask: [N, T].
+        limits: [N], the most tokens to generate.
+    """
+
+    def __init__(self, entries: Sequence[tuple[int, GenerateJob]], pad_id: int) -> None:
+        self.indices = [index for index, _ in entries]
+        self.jobs = [job for _, job in entries]
+        self.pad_id = pad_id
+        self.input_ids, self.attention_mask = _padded([job.ids for job in self.jobs], pad_id, left=True)
+        self.limits = torch.tensor([job.limit for job in self.jobs], dtype=torch.long)
+
+    def to(self, device: torch.device | str, **options: Any) -> GenerateBatch:
+        """The batch with its tensors on a device."""
+        return _moved(self, device, options)
+
+    @property
+    def tokens(self) -> int:
+        """Size of the key-value cache in tokens if every row uses all its room."""
+        return len(self.jobs) * (self.input_ids.shape[1] + max(job.limit for job in self.jobs))
+
+    def halves(self) -> tuple[GenerateBatch, GenerateBatch]:
+        """The batch in two, on the same device; needs two jobs."""
+        entries, middle = list(zip(self.indices, self.jobs, strict=True)), len(self.jobs) // 2
+        first, second = (
+            GenerateBatch(part, self.pad_id).to(self.input_ids.device) for part in (entries[:middle], entries[middle:])
+        )
+        return first, second
+
+
+class EvaluationPlan:
+    """All requests of one evaluation as batches; iterating gives those of this process.
+
+    Args:
+        requests: What the metrics ask for.
+        encoder: Tokenizer, template and length limit.
+        tokens_per_batch: Most tokens of a scoring batch, padding included.
+        generation_rows: Most rows of a generation batch.
+        rank: This process.
+        world_size: Number of processes; each gets the same number of batches, some of them empty where the count is
+            uneven.
+        share_prompts: Run what answers to one question begin with in common once.
+
+    Attributes:
+        jobs: What is to be computed.
+        known: Answers that are there already, by job; batches leave them out. May be set before each iteration.
+    """
+
+    def __init__(
+        self,
+        requests: Iterable[Request],
+        encoder: Encoder,
+        tokens_per_batch: int = 4096,
+        generation_rows: int = 256,
+        rank: int = 0,
+        world_size: int = 1,
+        share_prompts: bool = True,
+    ) -> None:
+        self._encoder = encoder
+        self._pad_id = encoder.tokenizer.pad_token_id if encoder.tokenizer.pad_token_id is not None else 0
+        self._tokens_per_batch, self._generation_rows = tokens_per_batch, generation_rows
+        self._rank, self._world_size = rank, world_size
+        self.jobs: list[Job] = []
+        self.known: dict[int, Answer] = {}
+        self._job_of: dict[Request, tuple[int, Job]] = {}
+        by_key: dict[str, int] = {}
+        requests = list(dict.fromkeys(requests))
+        pairs = [(request.question, request.answer) for request in requests if isinstance(request, Score)]
+        encoded = dict(zip(pairs, encoder.encode_all(pairs), strict=True))
+        for request in requests:
+            job = self._job(request, encoded)
+            index = by_key.setdefault(job.key, len(self.jobs))
+            if index == len(self.jobs):
+                self.jobs.append(job)
+            elif isinstance(job, ScoreJob) and job.detail:
+                self.jobs[index] = job
+            self._job_of[request] = index, job
+        self._trees: dict[tuple[int, ...], TokenTree] = {}
+        self._groups = self._grouped(share_prompts)
+        self._length = len(self._dealt(set(range(len(self.jobs)))))
+
+    def _job(self, request: Request, encoded: Mapping[tuple[str, str], Encoded]) -> Job:
+        if isinstance(request, Score):
+            pair = encoded[request.question, request.answer]
+            return ScoreJob(pair.ids, pair.prompt_length, request.detail, ends=True, cut=False)
+        if isinstance(request, ScoreText):
+            ids, cut = self._encoder.encode_text(request.text)
+            return ScoreJob(ids, 1, request.detail, ends=False, cut=cut)
+        if isinstance(request, Generate):
+            ids = self._encoder.encode_prompt(request.question)
+            limit = min(request.max_new_tokens, self._encoder.max_length - len(ids))
+            if request.count_prompt:
+                limit = max(0, min(limit, request.max_new_tokens - len(ids)))
+            return GenerateJob(ids, limit, cut=False)
+        ids, cut = self._encoder.encode_continued(request.prompt, request.max_new_tokens, request.examples)
+        return GenerateJob(ids, request.max_new_tokens, cut)
+
+    # ---- batches -----------------------------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __iter__(self) -> Iterator[ScoreBatch | GenerateBatch]:
+        batches = self._dealt({index for index in range(len(self.jobs)) if index not in self.known})
+        # The number of batches is what it was said to be, also where some or all answers are known.
+        for groups in [*batches, *([[]] * (self._length - len(batches)))]:
+            if groups and isinstance(self.jobs[groups[0][0]], GenerateJob):
+                yield self._generate_batch([index for (index,) in groups])
+            else:
+                yield self._score_batch(groups)
+
+    def _dealt(self, wanted: Set[int]) -> list[list[tuple[int, ...]]]:
+        """The batches of this process: rows, as job indices."""
+        batches = [*self._score_batches(wanted), *self._generate_batches(wanted)]
+        # Dealt in turn, so that every process gets its share of long and short ones.
+        mine = batches[self._rank :: self._world_size]
+        most = -(-len(batches) // self._world_size)
+        return mine + [[]] * (most - len(mine))
+
+    def _grouped(self, share: bool) -> list[tuple[int, ...]]:
+        """Scoring jobs by row: together where that saves tokens, longest row first.
+
+        Decided from all jobs, known or not, so that a part of them never makes more batches than all.
+        """
+        by_prompt: dict[tuple[int, ...], list[int]] = {}
+        for index, job in enumerate(self.jobs):
+            if isinstance(job, ScoreJob):
+                # Texts, of which the first token is no more than the beginning-of-sequence token, stay apart.
+                shared = share and job.prompt_length > 1
+                by_prompt.setdefault(job.prompt if shared else job.ids, []).append(index)
+        groups: list[tuple[int, ...]] = []
+        for indices in (part for together in by_prompt.values() for part in self._parts(together)):
+            tree = self._tree(indices) if len(indices) > 1 else None
+            if tree is not None and len(tree) <= WORTH_SHARING * sum(len(path) for path in tree.paths):
+                groups.append(tuple(indices))
+            else:
+                groups += [(index,) for index in indices]
+        return sorted(groups, key=lambda group: (-len(self._tree(group)), group[0]))
+
+    def _parts(self, indices: Sequence[int]) -> Iterator[list[int]]:
+        """Scoring jobs with one prompt, cut so that a row of each part keeps the token budget."""
+        part: list[int] = []
+        size = 0
+        for index in indices:
+            job = self.jobs[index]
+            assert isinstance(job, ScoreJob)
+            added = len(job.ids) - job.prompt_length
+            if part and size + added > self._tokens_per_batch:
+                yield part
+                part = []
+            size = size + added if part else len(job.ids)
+            part.append(index)
+        yield part
+
+    def _tree(self, indices: Sequence[int]) -> TokenTree:
+        key = tuple(indices)
+        if key not in self._trees:
+            self._trees[key] = TokenTree.of([self.jobs[index].ids for index in indices])
+        return self._trees[key]
+
+    def _score_batches(self, wanted: Set[int]) -> list[list[tuple[int, ...]]]:
+        """Rows of trees apart from rows of plain sequences, cut by the budget; the first batch needs most memory."""
+        batches: list[list[tuple[int, ...]]] = []
+        for trees in (True, False):
+            started = False
+            width = 0  # of the batch that is being filled
+            for group in self._groups:
+                kept = tuple(index for index in group if index in wanted)
+                if (len(group) > 1) != trees or not kept:
+                    continue
+                if not started or width * (len(batches[-1]) + 1) > self._tokens_per_batch:
+                    batches.append([])
+                    width = len(self._tree(group))
+                    started = True
+                batches[-1].append(kept)
+        return batches
+
+    def _generate_batches(self, wanted: Set[int]) -> list[list[tuple[int, ...]]]:
+        prompts = [index for index in wanted if isinstance(self.jobs[index], GenerateJob)]
+        order = sorted(prompts, key=lambda index: (-len(self.jobs[index].ids), index))
+        rows = self._generation_rows
+        return [[(index,) for index in order[start : start + rows]] for start in range(0, len(order), rows)]
+
+    def _score_batch(self, groups: Sequence[tuple[int, ...]]) -> ScoreBatch:
+        rows = [[(index, job) for index in group if isinstance(job := self.jobs[index], ScoreJob)] for group in groups]
+        return ScoreBatch(rows, self._pad_id, [self._tree(group) for group in groups])
+
+    def _generate_batch(self, indices: Sequence[int]) -> GenerateBatch:
+        jobs = [(index, job) for index in indices if isinstance(job := self.jobs[index], GenerateJob)]
+        return GenerateBatch(jobs, self._pad_id)
+
+    # ---- answers -----------------------------------------------------------------------------------------------
+
+    def answers(self, by_job: Mapping[int, Answer]) -> Answers:
+        """Answers by request from answers by job, which must be complete."""
+        by_request: dict[Request, Answer] = {}
+        for request, (index, job) in self._job_of.items():
+            answer = by_job[index]  # the tokens of one request may be what was left of another: `cut` is its own
+            if isinstance(answer, Generation):
+                by_request[request] = replace(answer, text=self._encoder.decode(answer.ids), cut=job.cut)
+            elif isinstance(job, ScoreJob) and isinstance(request, Score | ScoreText):
+                by_request[replace(request, detail=False)] = replace(answer, ends=job.ends, cut=job.cut)
+        return Answers(by_request)
+
+
+_Batch = TypeVar("_Batch", ScoreBatch, GenerateBatch)
+
+
+def _moved(batch: _Batch, device: torch.device | str, options: dict[str, Any]) -> _Batch:
+    moved = copy.copy(batch)
+    for name, value in vars(batch).items():
+        if isinstance(value, Tensor):
+            setattr(moved, name, value.to(device, **options))
+    return moved
+
+
+def _padded(
+    rows: Sequence[Sequence[int] | NDArray[np.int64]], pad_id: int, left: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Token ids [N, T] and attention mask [N, T] from lengths, never from the ids: pad may be a real token."""
+    width = max(map(len, rows), default=0)
+    input_ids = torch.full((len(rows), width), pad_id, dtype=torch.long)
+    attention = torch.zeros_like(input_ids)
+    for index, row in enumerate(rows):
+        where = slice(width - len(row), width) if left else slice(0, len(row))
+        input_ids[index, where] = torch.as_tensor(row, dtype=torch.long)
+        attention[index, where] = 1
+    return input_ids, attention

@@ -1,0 +1,247 @@
+"""From rows of per-sample numbers to metrics: one path for validation, for logs of other programs, and for comparisons.
+
+A row may have: ``avg_nll``, ``tokens`` (scored ones), ``paraphrased_nll`` (the answer's own where there is no
+paraphrase), ``perturbed_nll`` (a list), ``log_truth_ratio``, ``rouge_l_recall``, ``exact_memorization``,
+``extraction_strength``, and the membership scores ``min_k``, ``min_k_plus_plus``, ``zlib``, ``reference`` (the loss is
+``avg_nll``). What a metric needs and the rows do not have makes it absent, with a reason.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+
+from sga.errors import UserError
+from sga.evaluation.evaluation import Evaluation
+from sga.evaluation.metrics import (
+    LOW_FORGET_QUALITY,
+    MODEL_UTILITY_PARTS,
+    Floats,
+    Perplexity,
+    TruthRatioMean,
+    forget_quality,
+    log_truth_ratio,
+    membership_auc,
+    model_utility,
+    normalized_probability,
+    perplexity,
+    privleak,
+    truth_ratio_forget,
+    truth_ratio_retain,
+)
+from sga.evaluation.reference import Reference
+
+UTILITY_SETS = ("retain", "real_authors", "world_facts")
+MEMBERSHIP_SCORES = ("loss", "min_k", "min_k_plus_plus", "zlib", "reference")
+MEMORIZATION_SCORES = ("exact_memorization", "extraction_strength")
+
+Reasons = Mapping[str, str]
+"""Why something is not there, by evaluation set or by ``set/part``; a set's reason holds for all its parts."""
+
+
+def _reason(reasons: Reasons, set_name: str, part: str, otherwise: str) -> str:
+    return reasons.get(f"{set_name}/{part}") or reasons.get(set_name) or otherwise
+
+
+def add_truth_ratios(evaluation: Evaluation, set_name: str, mean: TruthRatioMean = "geometric") -> Floats | None:
+    """Fills ``log_truth_ratio`` of a set's rows from their losses, and returns it, [N].
+
+    Rows that come with ready-made values, of the geometric mean, and without losses keep them. None where some row has
+    neither, or another mean is asked for.
+    """
+    right = evaluation.column(set_name, "paraphrased_nll")
+    wrong = evaluation.lists(set_name, "perturbed_nll")
+    if right is None or wrong is None:
+        return evaluation.column(set_name, "log_truth_ratio") if mean == "geometric" else None
+    ratios = log_truth_ratio(right, wrong, mean)
+    for row, value in zip(evaluation.of_set(set_name), ratios, strict=True):
+        row["log_truth_ratio"] = float(value)
+    return ratios
+
+
+def add_utility(evaluation: Evaluation, reasons: Reasons) -> None:
+    """Adds model utility and its nine parts, and the same parts of the forget set but its truth ratio.
+
+    The interval of model utility resamples the three sets apart and recomputes all nine parts on each resample.
+    """
+    parts: dict[str, float] = {}
+    draws: dict[str, Floats | None] = {}
+    for set_name in ("forget", *UTILITY_SETS):
+        for part, values in (
+            ("probability", _probabilities(evaluation, set_name)),
+            ("rouge_l_recall", evaluation.column(set_name, "rouge_l_recall")),
+            ("truth_ratio", _truth_ratio_scores(evaluation, set_name)),
+        ):
+            if set_name == "forget" and part == "truth_ratio":
+                continue  # belongs to forget quality
+            name = f"{evaluation.name}/{set_name}/{part}"
+            if values is None:
+                evaluation.absent[name] = _reason(reasons, set_name, part, f"the {set_name} rows lack what it needs")
+                continue
+            key = f"{set_name}_{part.removesuffix('_l_recall')}"
+            draws[key] = evaluation.add_mean(name, set_name, values)
+            parts[key] = evaluation.metrics[name]
+    name = f"{evaluation.name}/model_utility"
+    missing = [part for part in MODEL_UTILITY_PARTS if part not in parts]
+    if missing:
+        evaluation.absent[name] = f"{len(missing)} of its nine parts are absent: {', '.join(missing)}"
+        return
+    resampled = [draws[part] for part in MODEL_UTILITY_PARTS]
+    evaluation.add(name, model_utility(parts), _harmonic([part for part in resampled if part is not None]))
+
+
+def _probabilities(evaluation: Evaluation, set_name: str) -> Floats | None:
+    nll = evaluation.column(set_name, "avg_nll")
+    if set_name in ("forget", "retain"):
+        return None if nll is None else np.exp(-nll)
+    wrong = evaluation.lists(set_name, "perturbed_nll")
+    if nll is None or wrong is None:
+        return None
+    return np.array([normalized_probability([right], [others]) for right, others in zip(nll, wrong, strict=True)])
+
+
+def _truth_ratio_scores(evaluation: Evaluation, set_name: str) -> Floats | None:
+    # Always the geometric mean: model utility is compared with published values.
+    ratios = add_truth_ratios(evaluation, set_name) if set_name != "forget" else None
+    return None if ratios is None else np.array([truth_ratio_retain([ratio]) for ratio in ratios])
+
+
+def _harmonic(parts: list[Floats]) -> Floats | None:
+    """[resamples]: the harmonic mean of parts [resamples] each; 0 where one of them is."""
+    if not parts:
+        return None
+    stacked = np.stack(parts)
+    with np.errstate(divide="ignore"):
+        drawn: Floats = len(parts) / (1 / stacked).sum(axis=0)
+    return drawn
+
+
+def add_forget_quality(
+    evaluation: Evaluation, reference: Reference | None, reasons: Reasons, mean: TruthRatioMean = "geometric"
+) -> None:
+    """Adds the forget set's mean nll and truth ratio, and forget quality against an aligned reference.
+
+    Args:
+        evaluation: With forget rows.
+        reference: The retain model's numbers for the first rows of the forget set, or for all of them
+            (`sga.evaluation.reference.reference_for`).
+        reasons: Why the forget set, its truth ratio or the reference (``forget/reference``) is not there.
+        mean: The mean over the perturbed answers.
+    """
+    prefix = evaluation.name
+    name = f"{prefix}/forget_quality"
+    nll = evaluation.column("forget", "avg_nll")
+    if nll is not None:
+        evaluation.add_mean(f"{prefix}/forget/avg_nll", "forget", nll)
+    ratios = add_truth_ratios(evaluation, "forget", mean)
+    if ratios is None:
+        why = _reason(reasons, "forget", "truth_ratio", "the forget rows lack what it needs")
+        evaluation.absent[name] = evaluation.absent[f"{prefix}/forget/truth_ratio"] = why
+        return
+    evaluation.add_mean(f"{prefix}/forget/truth_ratio", "forget", [truth_ratio_forget([ratio]) for ratio in ratios])
+    if reference is None:
+        evaluation.absent[name] = _reason(reasons, "forget", "reference", "no reference")
+        return
+    kept = slice(0, len(reference))  # a foreign log of 300 rows cuts ours to its first 300
+    quality = forget_quality(
+        ratios[kept],
+        reference.log_truth_ratio(mean),
+        None if nll is None else float(nll[kept].mean()),
+        None if reference.answer_nll is None else float(reference.answer_nll.mean()),
+    )
+    if quality.direction in ("under-unlearned", "over-unlearned"):
+        evaluation.note(
+            f"forget quality is below {LOW_FORGET_QUALITY} because the model is {quality.direction}, by its forget nll"
+        )
+    evaluation.metrics |= {
+        name: quality.p_value,
+        f"{name}_log10": quality.log10_p,
+        f"{prefix}/ks_statistic": quality.ks_statistic,
+        f"{prefix}/ks_n": float(quality.n),
+    }
+
+
+def add_membership(
+    evaluation: Evaluation, reference_min_k_auc: float | None, reasons: Reasons, all_scores: bool = True
+) -> None:
+    """Adds the AUC of each membership score between forget (members) and holdout, and PrivLeak.
+
+    Args:
+        evaluation: With forget and holdout rows that have the scores of `MEMBERSHIP_SCORES`.
+        reference_min_k_auc: AUC of Min-K % of the retrained model, for PrivLeak. Its interval takes this as fixed.
+        reasons: Why the holdout set, a score (``holdout/min_k``) or the reference (``forget/privleak``) is not there.
+        all_scores: Also name the scores that are not there.
+    """
+    prefix = evaluation.name
+    min_k_draws: Floats | None = None
+    for score in MEMBERSHIP_SCORES:
+        name = f"{prefix}/mia/{score}"
+        column = "avg_nll" if score == "loss" else score
+        members, nonmembers = evaluation.column("forget", column), evaluation.column("holdout", column)
+        if members is None or nonmembers is None:
+            if all_scores:
+                otherwise = _reason(reasons, "forget", score, "forget or holdout rows lack the score")
+                evaluation.absent[name] = _reason(reasons, "holdout", score, otherwise)
+            continue
+        draws = None
+        if evaluation.bootstrap is not None:
+            draws = evaluation.bootstrap.aucs("forget", members, "holdout", nonmembers)
+        if score == "min_k":
+            min_k_draws = draws
+        evaluation.add(name, membership_auc(members, nonmembers), draws)
+    add_privleak(evaluation, reference_min_k_auc, reasons, min_k_draws)
+
+
+def add_privleak(
+    evaluation: Evaluation, reference_min_k_auc: float | None, reasons: Reasons, min_k_draws: Floats | None = None
+) -> None:
+    """Adds PrivLeak from the AUC of Min-K % that is there, and the reference's AUC beside it."""
+    name = f"{evaluation.name}/privleak"
+    auc = evaluation.metrics.get(f"{evaluation.name}/mia/min_k")
+    if auc is None:
+        evaluation.absent[name] = evaluation.absent.get(f"{evaluation.name}/mia/min_k", "there is no AUC of Min-K %")
+    elif reference_min_k_auc is None:
+        evaluation.absent[name] = _reason(reasons, "forget", "privleak", "no reference")
+    else:
+        try:
+            value = privleak(auc, reference_min_k_auc)
+        except UserError as error:  # nothing to divide by: a property of the reference, not of this model
+            evaluation.absent[name] = str(error)
+            return
+        draws = None if min_k_draws is None else 100 * (reference_min_k_auc - min_k_draws) / (1 - reference_min_k_auc)
+        evaluation.add(name, value, draws)
+        evaluation.metrics[f"{name}_reference_auc"] = reference_min_k_auc
+
+
+def add_memorization(evaluation: Evaluation, reasons: Reasons) -> None:
+    """Adds the forget set's mean exact memorisation and extraction strength."""
+    for score in MEMORIZATION_SCORES:
+        name = f"{evaluation.name}/forget/{score}"
+        values = evaluation.column("forget", score)
+        if values is None:
+            evaluation.absent[name] = _reason(reasons, "forget", score, "the forget rows lack it")
+        else:
+            evaluation.add_mean(name, "forget", values)
+
+
+def add_perplexity(evaluation: Evaluation, set_name: str, total_nll: Floats, tokens: Floats) -> Perplexity:
+    """Adds ``perplexity/{set_name}`` and its logarithm.
+
+    Args:
+        evaluation: Where to.
+        set_name: The set; its resamples are those of its other metrics.
+        total_nll: [N], nats, summed over the tokens of a sequence.
+        tokens: [N], number of scored tokens.
+    """
+    found = perplexity(total_nll, tokens)
+    draws = None if evaluation.bootstrap is None else evaluation.bootstrap.ratios(set_name, total_nll, tokens)
+    name = f"perplexity/{set_name}"
+    evaluation.add(f"{name}/log", found.log, draws)
+    if math.isfinite(found.value):
+        fits = draws is not None and draws.max() < math.log(np.finfo(np.float64).max)
+        evaluation.add(name, found.value, np.exp(draws) if draws is not None and fits else None)
+    else:
+        evaluation.absent[name] = f"exceeds what a float holds; its logarithm is {found.log:.1f}"
+    return found
