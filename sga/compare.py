@@ -17,10 +17,16 @@ from sga.data.records import EVALUATION_SETS, Record, read_jsonl
 from sga.errors import UserError
 from sga.evaluation.evaluation import Evaluation
 from sga.evaluation.logs import Kind, read_log
-from sga.evaluation.metrics import Floats, normalized_probability, truth_ratio_forget, truth_ratio_retain
+from sga.evaluation.metrics import Floats
 from sga.evaluation.paired import PairedDifference, PairedTests, holm
 from sga.evaluation.reference import TOFU_ROWS
-from sga.evaluation.scores import MEMBERSHIP_SCORES, MEMORIZATION_SCORES, UTILITY_SETS, add_truth_ratios
+from sga.evaluation.scores import (
+    MEMBERSHIP_SCORES,
+    MEMORIZATION_SCORES,
+    UTILITY_SETS,
+    probabilities,
+    truth_ratio_scores,
+)
 from sga.files import write_json
 from sga.groups import record_hash
 
@@ -234,9 +240,9 @@ def direction(metric: str) -> str | None:
     set_name, _, name = metric.rpartition("/")
     if name not in ("avg_nll", "probability", "truth_ratio", *MEMORIZATION_SCORES) and not name.startswith("rouge"):
         return None
-    if set_name in UTILITY_SETS:
+    if set_name in (*UTILITY_SETS, "knowmem_retain"):
         return "lower is better" if name == "avg_nll" else "higher is better"
-    if set_name == "forget":
+    if set_name in ("forget", "verbmem", "knowmem_forget"):
         return f"{'higher' if name in ('avg_nll', 'truth_ratio') else 'lower'} = more forgotten"
     return None
 
@@ -357,19 +363,16 @@ def _set_columns(side: Evaluation, set_name: str) -> dict[str, Floats]:
     numbers = [name for name in rows[0] if all(_is_number(row.get(name)) for row in rows)]
     columns = {name: np.array([row[name] for row in rows], dtype=np.float64) for name in numbers}
     found: dict[str, Floats] = {}
-    nll, wrong = columns.get("avg_nll"), side.lists(set_name, "perturbed_nll")
-    if nll is not None:
-        found["avg_nll"] = nll
-        columns.setdefault("loss", nll)  # the membership score of that name
-        if set_name in ("forget", "retain"):
-            found["probability"] = np.exp(-nll)
-        elif set_name in UTILITY_SETS and wrong is not None:  # among the answer options, unlike the row's own
-            pairs = zip(nll, wrong, strict=True)
-            found["probability"] = np.array([normalized_probability([right], [others]) for right, others in pairs])
-    ratios = add_truth_ratios(side, set_name) if set_name in ("forget", *UTILITY_SETS) else None
-    if ratios is not None:
-        score = truth_ratio_forget if set_name == "forget" else truth_ratio_retain
-        found["truth_ratio"] = np.array([score([ratio]) for ratio in ratios])
+    if "avg_nll" in columns:
+        found["avg_nll"] = columns["avg_nll"]
+        columns.setdefault("loss", columns["avg_nll"])  # the membership score of that name
+    if set_name in ("forget", *UTILITY_SETS):
+        for part, values in (
+            ("probability", probabilities(side, set_name)),
+            ("truth_ratio", truth_ratio_scores(side, set_name)),
+        ):
+            if values is not None:
+                found[part] = values
     found |= {name: values for name, values in columns.items() if name not in _NO_METRICS and name not in found}
     return found | {score: columns[score] for score in MEMBERSHIP_SCORES if score in columns}
 

@@ -37,6 +37,7 @@ from sga.evaluation.scores import (
     add_forget_quality,
     add_membership,
     add_memorization,
+    add_muse,
     add_perplexity,
     add_utility,
 )
@@ -162,8 +163,11 @@ def score(
     if not refilled and evaluation.column("holdout", "reference") is not None:
         evaluation.note(f"{log.benchmark}/mia/reference: against the reference model that the log was made with")
     reasons = _reasons(evaluation, aligned)
-    add_utility(evaluation, reasons)
-    add_forget_quality(evaluation, aligned, reasons, mean)
+    if evaluation.name == "muse":
+        add_muse(evaluation, reasons)
+    else:
+        add_utility(evaluation, reasons)
+        add_forget_quality(evaluation, aligned, reasons, mean)
     _add_membership(evaluation, log, aligned, reference_auc, reasons)
     add_memorization(evaluation, reasons)
     _add_perplexity(evaluation, reasons)

@@ -31,6 +31,7 @@ from sga.errors import UserError
 from sga.evaluation.evaluation import Evaluation
 from sga.evaluation.metrics import privleak
 from sga.evaluation.requests import Answers, Continue, Generation
+from sga.score import main as score
 
 
 @pytest.fixture(scope="module")
@@ -498,6 +499,16 @@ def test_three_numbers_without_a_reference_and_the_reason_for_the_fourth(retrain
             for name in ("forget", "retain")
         ),
     ]
+
+
+def test_a_run_scores_as_it_was_evaluated_and_no_metric_of_tofu_is_missed(retrained: Path, tmp_path: Path) -> None:
+    output = tmp_path / "scored.json"
+    assert score([str(retrained), f"--output={output}"]) == 0
+    scored, run = json.loads(output.read_text(encoding="utf-8")), Run.read(retrained)
+    for name, value in run.metrics.items():
+        if name.startswith("muse/") and not name.startswith("muse/forget/avg_nll"):
+            assert scored["metrics"][name] == pytest.approx(value, rel=1e-9), name
+    assert not any("utility" in name or "truth_ratio" in name for name in scored["absent"])
 
 
 def test_privleak_is_against_the_retrained_model(

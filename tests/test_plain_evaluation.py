@@ -200,7 +200,7 @@ def test_padding_changes_nothing(
         "tofu/model_utility",
         *(f"tofu/{name}/rouge_l_recall" for name in SHORT),
     }
-    assert alone.metrics == pytest.approx({name: result.metrics[name] for name in alone.metrics}, abs=1e-5)
+    assert alone.metrics == pytest.approx({name: result.metrics[name] for name in alone.metrics}, rel=1e-5, abs=1e-5)
     assert (alone.generations, alone.generation_seconds) == ({}, 0)
     assert list(result.seconds) == [item.name for item in plain.PASSES]
     assert result.scoring_seconds + result.generation_seconds == pytest.approx(sum(result.seconds.values()))

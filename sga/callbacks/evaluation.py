@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import abstractmethod
 from collections.abc import Iterable
 from dataclasses import replace
@@ -111,6 +112,13 @@ class Evaluator(pl.Callback):
         if trainer.is_global_zero:
             run_folder = Path(trainer.default_root_dir)
             folder = run_folder.parent / ANSWERS_FOLDER if self.answers_folder == "auto" else Path(self.answers_folder)
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise UserError(
+                    f"--evaluation.answers {folder}: no folder can be made there ({error.strerror}); "
+                    "choose another, or null to keep no answers"
+                ) from None
             device = trainer.strategy.root_device
             settings = {
                 **module.data.evaluation_settings,
@@ -133,7 +141,10 @@ class Evaluator(pl.Callback):
         new = {index: answer for index, answer in answers.items() if index not in plan.known}
         if not self.keeps_texts:
             new = {index: answer for index, answer in new.items() if not isinstance(answer, Generation)}
-        self._store.add(plan.jobs, new)
+        try:
+            self._store.add(plan.jobs, new)
+        except OSError as error:  # a full disk, say: the evaluation itself has all that it needs
+            warnings.warn(f"the answers are not kept for later evaluations: {error}", stacklevel=2)
 
     # ---- metrics -----------------------------------------------------------------------------------------------
 

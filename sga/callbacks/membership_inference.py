@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from sga.callbacks.evaluation import EvaluationCallback
-from sga.callbacks.model_utility import note_cut_texts, reasons
+from sga.callbacks.model_utility import note_cut_texts, note_empty_answers, reasons
 from sga.datamodule import EvaluationData
 from sga.errors import UserError
 from sga.evaluation.evaluation import Evaluation
@@ -49,6 +49,7 @@ class MembershipInference(EvaluationCallback):
             for name in ("forget", "holdout"):
                 self._fill(name, data, answers, evaluation)
                 note_cut_texts(name, data, answers, evaluation)
+            note_empty_answers("holdout", map(record_score, data.sets["holdout"]), answers, evaluation)
         auc = self.reference_auc
         if auc is None and data.reference is not None:
             auc = (data.reference.membership_auc or {}).get("min_k")

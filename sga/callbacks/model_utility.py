@@ -51,6 +51,18 @@ def add_likelihoods(name: str, data: EvaluationData, answers: Answers, evaluatio
             f"{stand_ins} of {len(records)} {name} records have no paraphrased answer: the answer itself stands in"
         )
     note_cut_texts(name, data, answers, evaluation)
+    note_empty_answers(name, likelihood_requests(records), answers, evaluation)
+
+
+def note_empty_answers(name: str, asked: Iterable[Request], answers: Answers, evaluation: Evaluation) -> None:
+    """Counts the answers of a set that have no token of their own (``</s>`` as a text, say), in a note."""
+    scores = [answers.scores(request) for request in asked if isinstance(request, Score)]
+    empty = sum(answer.ends and len(answer.log_probs) == 1 for answer in scores)
+    if empty:
+        evaluation.note(
+            f"{empty} of {len(scores)} {name} answers, wrong ones included, have no token but the end-of-sequence "
+            "token: it alone is scored"
+        )
 
 
 def note_cut_texts(name: str, data: EvaluationData, answers: Answers, evaluation: Evaluation) -> None:

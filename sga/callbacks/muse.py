@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import numpy as np
-
 from sga.callbacks.evaluation import EvaluationCallback
 from sga.data.records import Record
 from sga.datamodule import EvaluationData
@@ -13,9 +11,9 @@ from sga.errors import UserError
 from sga.evaluation.evaluation import Evaluation
 from sga.evaluation.metrics import rouge
 from sga.evaluation.requests import Answers, Continue, Request
+from sga.evaluation.scores import MUSE_SETS, add_muse
 
 VERBMEM = "verbmem"
-KNOWMEM_SETS = ("knowmem_forget", "knowmem_retain")
 STOPS = ("\n\n", "\nQuestion", "Question:")
 """Where an answer ends, because a model that was shown examples goes on with a question of its own."""
 
@@ -44,7 +42,7 @@ class MUSE(EvaluationCallback):
         return {"verbmem_tokens": str(self.verbmem_tokens), "knowmem_tokens": str(self.knowmem_tokens)}
 
     def requests(self, data: EvaluationData) -> Iterable[Request]:
-        for name in (VERBMEM, *KNOWMEM_SETS):
+        for name in MUSE_SETS:
             yield from (self._continuation(name, record, data) for record in data.sets.get(name, ()))
 
     def _continuation(self, name: str, record: Record, data: EvaluationData) -> Continue:
@@ -55,12 +53,9 @@ class MUSE(EvaluationCallback):
         )
 
     def evaluate(self, data: EvaluationData, answers: Answers, evaluation: Evaluation) -> None:
-        for name in (VERBMEM, *KNOWMEM_SETS):
+        for name in MUSE_SETS:
             records = data.sets.get(name, ())
-            metric = f"{evaluation.name}/{name}"
             if not records:
-                if evaluation.name == "muse":  # no other benchmark is expected to have them
-                    evaluation.absent[metric] = data.absent.get(name, f"there is no {name} set")
                 continue
             found = [answers.generation(self._continuation(name, record, data)) for record in records]
             if name == VERBMEM:
@@ -75,7 +70,6 @@ class MUSE(EvaluationCallback):
                 row = evaluation.row(name, record)
                 row["rouge_l_fmeasure"] = score
                 row["generation"] = text
-            evaluation.add_mean(metric, name, 100 * np.array(scores))
             cut = sum(generation.cut for generation in found)
             if cut:
                 lost = "their beginning" if name == VERBMEM else "their first examples"
@@ -83,6 +77,8 @@ class MUSE(EvaluationCallback):
                     f"{cut} of {len(records)} {name} prompts lost {lost} to leave room for new tokens in "
                     f"{data.encoder.max_length}, the context"
                 )
+        if evaluation.name == "muse":  # no other benchmark is expected to have these sets
+            add_muse(evaluation, data.absent)
 
 
 def knowmem_example(record: Record) -> str:

@@ -28,7 +28,7 @@ _FORMATS = (
     "a log is a run folder of this package, its rows.jsonl, TOFU's eval_log_aggregated.json "
     "or open-unlearning's TOFU_EVAL.json"
 )
-_SHARES = ("rouge_l_recall", "exact_memorization", "extraction_strength")
+_SHARES = ("rouge_l_recall", "rouge_l_fmeasure", "exact_memorization", "extraction_strength")
 _MEMBERSHIP = ("min_k", "min_k_plus_plus", "zlib", "reference")
 
 _TOFU_SETS = {

@@ -35,6 +35,7 @@ from sga.evaluation.reference import Reference
 
 UTILITY_SETS = ("retain", "real_authors", "world_facts")
 MEMBERSHIP_SCORES = ("loss", "min_k", "min_k_plus_plus", "zlib", "reference")
+MUSE_SETS = ("verbmem", "knowmem_forget", "knowmem_retain")
 MEMORIZATION_SCORES = ("exact_memorization", "extraction_strength")
 
 Reasons = Mapping[str, str]
@@ -69,13 +70,14 @@ def add_utility(evaluation: Evaluation, reasons: Reasons) -> None:
     parts: dict[str, float] = {}
     draws: dict[str, Floats | None] = {}
     for set_name in ("forget", *UTILITY_SETS):
-        for part, values in (
-            ("probability", _probabilities(evaluation, set_name)),
-            ("rouge_l_recall", evaluation.column(set_name, "rouge_l_recall")),
-            ("truth_ratio", _truth_ratio_scores(evaluation, set_name)),
-        ):
-            if set_name == "forget" and part == "truth_ratio":
-                continue  # belongs to forget quality
+        columns = {
+            "probability": probabilities(evaluation, set_name),
+            "rouge_l_recall": evaluation.column(set_name, "rouge_l_recall"),
+        }
+        if set_name != "forget":  # whose truth ratio belongs to forget quality
+            # Always of the geometric mean: model utility is compared with published values.
+            columns["truth_ratio"] = truth_ratio_scores(evaluation, set_name)
+        for part, values in columns.items():
             name = f"{evaluation.name}/{set_name}/{part}"
             if values is None:
                 evaluation.absent[name] = _reason(reasons, set_name, part, f"the {set_name} rows lack what it needs")
@@ -92,20 +94,23 @@ def add_utility(evaluation: Evaluation, reasons: Reasons) -> None:
     evaluation.add(name, model_utility(parts), _harmonic([part for part in resampled if part is not None]))
 
 
-def _probabilities(evaluation: Evaluation, set_name: str) -> Floats | None:
+def probabilities(evaluation: Evaluation, set_name: str) -> Floats | None:
+    """[N], whose mean is TOFU's Probability of the set: of the answer, or among the options where a set is of questions
+    about the world. None where the rows lack what it needs."""
     nll = evaluation.column(set_name, "avg_nll")
-    if set_name in ("forget", "retain"):
+    if nll is None or set_name in ("forget", "retain"):
         return None if nll is None else np.exp(-nll)
     wrong = evaluation.lists(set_name, "perturbed_nll")
-    if nll is None or wrong is None:
+    if wrong is None:
         return None
     return np.array([normalized_probability([right], [others]) for right, others in zip(nll, wrong, strict=True)])
 
 
-def _truth_ratio_scores(evaluation: Evaluation, set_name: str) -> Floats | None:
-    # Always the geometric mean: model utility is compared with published values.
-    ratios = add_truth_ratios(evaluation, set_name) if set_name != "forget" else None
-    return None if ratios is None else np.array([truth_ratio_retain([ratio]) for ratio in ratios])
+def truth_ratio_scores(evaluation: Evaluation, set_name: str, mean: TruthRatioMean = "geometric") -> Floats | None:
+    """[N], whose mean is TOFU's Truth Ratio score of the set; None where the rows lack what it needs."""
+    ratios = add_truth_ratios(evaluation, set_name, mean)
+    score = truth_ratio_forget if set_name == "forget" else truth_ratio_retain
+    return None if ratios is None else np.array([score([ratio]) for ratio in ratios])
 
 
 def _harmonic(parts: list[Floats]) -> Floats | None:
@@ -135,12 +140,12 @@ def add_forget_quality(
     nll = evaluation.column("forget", "avg_nll")
     if nll is not None:
         evaluation.add_mean(f"{prefix}/forget/avg_nll", "forget", nll)
-    ratios = add_truth_ratios(evaluation, "forget", mean)
-    if ratios is None:
+    ratios, scores = add_truth_ratios(evaluation, "forget", mean), truth_ratio_scores(evaluation, "forget", mean)
+    if ratios is None or scores is None:
         why = _reason(reasons, "forget", "truth_ratio", "the forget rows lack what it needs")
         evaluation.absent[name] = evaluation.absent[f"{prefix}/forget/truth_ratio"] = why
         return
-    evaluation.add_mean(f"{prefix}/forget/truth_ratio", "forget", [truth_ratio_forget([ratio]) for ratio in ratios])
+    evaluation.add_mean(f"{prefix}/forget/truth_ratio", "forget", scores)
     if reference is None:
         evaluation.absent[name] = _reason(reasons, "forget", "reference", "no reference")
         return
@@ -245,3 +250,14 @@ def add_perplexity(evaluation: Evaluation, set_name: str, total_nll: Floats, tok
     else:
         evaluation.absent[name] = f"exceeds what a float holds; its logarithm is {found.log:.1f}"
     return found
+
+
+def add_muse(evaluation: Evaluation, reasons: Reasons) -> None:
+    """Adds MUSE's VerbMem and the two KnowMem, 0 to 100: 100 · mean ``rouge_l_fmeasure`` of their sets."""
+    for set_name in MUSE_SETS:
+        values = evaluation.column(set_name, "rouge_l_fmeasure")
+        name = f"{evaluation.name}/{set_name}"
+        if values is None:
+            evaluation.absent[name] = _reason(reasons, set_name, "rouge_l_fmeasure", f"there is no {set_name} set")
+        else:
+            evaluation.add_mean(name, set_name, 100 * values)
