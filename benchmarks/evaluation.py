@@ -3,9 +3,10 @@
     python benchmarks/evaluation.py --model FOLDER --data FOLDER_WITH_TOFU [--output FILE.json]
     python benchmarks/evaluation.py --untrained --rows 40 --no-generation --data FOLDER_WITH_TOFU
 
-Both are run in turn, `--repeats` times, and the median of the ratios of neighbouring runs is what is quoted: a machine
-that is slow for a minute is slow for both. Peak memory is that of a process of its own for each. Numbers and generated
-texts of the two are compared in the same run; the program fails where they differ.
+Both are run in turn, `--repeats` times, each time in a process of its own, and the median of the ratios of neighbouring
+runs is what is quoted: a machine that is slow for a minute is slow for both. On a CPU that other programs use too,
+`--threads 1` keeps a thread from waiting for another one that is not running. Numbers and generated texts of the two
+are compared too; the program fails where they differ.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Mapping
@@ -27,7 +29,7 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from plain_evaluation import PASSES, PlainResult, evaluation_sets, plain_evaluation
+from plain_evaluation import PASSES, PREFIXES, evaluation_sets, plain_evaluation
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 import sga
@@ -95,30 +97,47 @@ def untrained_llama(vocabulary: int) -> PreTrainedModel:
     return LlamaForCausalLM(config).eval()
 
 
-def differences(ours: Evaluation, plain: PlainResult) -> dict[str, float]:
-    """The largest difference of an avg_nll, of a metric (relative), and the share of greedy answers that differ."""
-    found = {"avg_nll": 0.0}
-    for name, theirs in plain.avg_nll.items():
-        mine = ours.column(name, "avg_nll")
-        assert mine is not None
-        found["avg_nll"] = max(found["avg_nll"], float(np.abs(mine - np.array(theirs)).max()))
-    unequal = total = 0
-    for name, texts in plain.generations.items():
-        mine_texts = [row["generation"] for row in ours.of_set(name)]
-        unequal += sum(a != b for a, b in zip(mine_texts, texts, strict=True))
-        total += len(texts)
-    if total:
-        found["generations"] = unequal / total
-    for name, value in plain.metrics.items():
-        found[name] = abs(ours.metrics[name] - value) / max(abs(value), 1e-12)
-    return found
+def measure(evaluator: str, model: PreTrainedModel, encoder: Encoder, sets: Sets, generate: bool) -> dict[str, Any]:
+    """One evaluation: seconds by part, peak memory, and the numbers and texts that it gave."""
+    before = _memory(model.device)
+    if evaluator == "ours":
+        ours, seconds = our_evaluation(model, encoder, sets, generate)
+        metrics = ours.metrics
+        avg_nll = {name: [row["avg_nll"] for row in ours.of_set(name)] for name in sets}
+        texts = {name: [row["generation"] for row in ours.of_set(name)] for name in PREFIXES} if generate else {}
+    else:
+        plain = plain_evaluation(model, encoder, sets, generate)
+        metrics, avg_nll, texts = plain.metrics, plain.avg_nll, plain.generations
+        seconds = {
+            "scoring": plain.scoring_seconds,
+            "generation": plain.generation_seconds,
+            "spared": plain.spared_seconds,
+            "total": plain.scoring_seconds + plain.generation_seconds,
+        }
+    peak = {"peak": _memory(model.device), "before": before}
+    return {"seconds": seconds, "bytes": peak, "metrics": metrics, "avg_nll": avg_nll, "texts": texts}
 
 
-def peak_bytes(arguments: argparse.Namespace, evaluator: str) -> dict[str, int]:
-    """Peak memory of one evaluation in a process of its own, and what that process had before it began."""
-    command = [sys.executable, __file__, *sys.argv[1:], "--only", evaluator]
-    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    found: dict[str, int] = json.loads(output.splitlines()[-1])
+def in_process_of_its_own(evaluator: str) -> dict[str, Any]:
+    """`measure` in a new process with this one's arguments."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "result.json")
+        command = [sys.executable, __file__, *sys.argv[1:], "--only", evaluator, "--output", str(path)]
+        subprocess.run(command, check=True)
+        found: dict[str, Any] = json.loads(path.read_text())
+        return found
+
+
+def differences(ours: Mapping[str, Any], plain: Mapping[str, Any]) -> dict[str, float]:
+    """The largest difference of an avg_nll and of a metric (relative), and the share of greedy answers that differ."""
+    nll = max(np.abs(np.array(ours["avg_nll"][name]) - values).max() for name, values in plain["avg_nll"].items())
+    metric = max(
+        abs(ours["metrics"][name] - value) / max(abs(value), 1e-12) for name, value in plain["metrics"].items()
+    )
+    pairs = [pair for name, texts in plain["texts"].items() for pair in zip(ours["texts"][name], texts, strict=True)]
+    found = {"avg_nll": float(nll), "a metric, relative": float(metric)}
+    if pairs:
+        found["share of greedy answers"] = sum(a != b for a, b in pairs) / len(pairs)
     return found
 
 
@@ -149,12 +168,15 @@ def main() -> None:
     parser.add_argument("--no-generation", action="store_true")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, help="CPU threads of each evaluation; default as PyTorch chooses")
     parser.add_argument("--output", type=Path)
     parser.add_argument("--only", choices=("ours", "plain"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
     source = arguments.tokenizer or arguments.model
     if source is None:
         parser.error("give --model FOLDER, or --untrained with --tokenizer FOLDER")
@@ -164,33 +186,24 @@ def main() -> None:
     sets = evaluation_sets(arguments.data, rows=arguments.rows)
     generate = not arguments.no_generation
     if arguments.only:
-        before = _memory(model.device)
-        if arguments.only == "ours":
-            our_evaluation(model, encoder, sets, generate)
-        else:
-            plain_evaluation(model, encoder, sets, generate)
-        print(json.dumps({"before": before, "peak": _memory(model.device)}))
+        write_json(arguments.output, measure(arguments.only, model, encoder, sets, generate))
         return
 
-    rounds = []
+    rounds: list[dict[str, Any]] = []
     for number in range(arguments.repeats):
-        ours, seconds = our_evaluation(model, encoder, sets, generate)
-        plain = plain_evaluation(model, encoder, sets, generate)
-        theirs = {
-            "scoring": plain.scoring_seconds,
-            "generation": plain.generation_seconds,
-            "spared": plain.spared_seconds,
-            "total": plain.scoring_seconds + plain.generation_seconds,
-        }
-        rounds.append({"ours": seconds, "plain": theirs})
-        print(f"round {number + 1}: ours {seconds['total']:.1f} s, plain {theirs['total']:.1f} s", flush=True)
+        rounds.append({name: in_process_of_its_own(name) for name in ("ours", "plain")})
+        ours, plain = rounds[-1]["ours"], rounds[-1]["plain"]
+        shown = ", ".join(f"{name} {one['seconds']['total']:.1f} s" for name, one in rounds[-1].items())
+        print(f"round {number + 1}: {shown}", flush=True)
     different = differences(ours, plain)
 
     def ratio(part: str, spared: bool = True) -> float:
         def plain_seconds(one: dict[str, float]) -> float:
             return one[part] - (0 if spared else one["spared"])
 
-        return statistics.median(plain_seconds(one["plain"]) / one["ours"][part] for one in rounds)
+        return statistics.median(
+            plain_seconds(one["plain"]["seconds"]) / one["ours"]["seconds"][part] for one in rounds
+        )
 
     result = {
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
@@ -206,17 +219,14 @@ def main() -> None:
             "scoring": ratio("scoring"),
             **({"generation": ratio("generation")} if generate else {}),
         },
-        "seconds": rounds,
-        "peak_bytes": {name: peak_bytes(arguments, name) for name in ("ours", "plain")},
-        "largest_difference": {name: value for name, value in different.items() if name in ("avg_nll", "generations")},
-        "largest_relative_difference_of_a_metric": max(
-            value for name, value in different.items() if name not in ("avg_nll", "generations")
-        ),
+        "seconds": [{name: one[name]["seconds"] for name in one} for one in rounds],
+        "bytes": [{name: one[name]["bytes"] for name in one} for one in rounds],
+        "largest_difference_of": different,
     }  # fmt: skip
     print(json.dumps(result, indent=2))
     if arguments.output:
         write_json(arguments.output, result)
-    if different["avg_nll"] > 1e-3 or different.get("generations", 0) > 0.01:
+    if different["avg_nll"] > 1e-3 or different.get("share of greedy answers", 0) > 0.01:
         sys.exit("the two evaluations do not give the same numbers")
 
 

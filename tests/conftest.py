@@ -107,6 +107,17 @@ def rows_about(person: int) -> list[dict[str, Any]]:
     ]
 
 
+def exact_norms(network: PreTrainedModel) -> PreTrainedModel:
+    """The network with norms that compute in their weight's type; Llama's own are float32 whatever that is."""
+    for parent in list(network.modules()):
+        for name, norm in parent.named_children():
+            if isinstance(norm, LlamaRMSNorm):
+                exact = torch.nn.RMSNorm(norm.weight.shape, norm.variance_epsilon, dtype=norm.weight.dtype)
+                exact.weight = norm.weight
+                setattr(parent, name, exact)
+    return network
+
+
 @dataclass(frozen=True)
 class TinyNetwork:
     """A Llama of two layers, trained briefly on 16 short questions and answers.
@@ -126,12 +137,7 @@ class TinyNetwork:
         """A copy of the model that the caller may change, in eval mode; a float64 one is exact throughout."""
         network: PreTrainedModel = copy.deepcopy(self.trained).to(dtype)
         if dtype == torch.float64:
-            for parent in list(network.modules()):
-                for name, norm in parent.named_children():
-                    if isinstance(norm, LlamaRMSNorm):  # it computes in float32 whatever the type of its weight
-                        exact = torch.nn.RMSNorm(norm.weight.shape, norm.variance_epsilon, dtype=dtype)
-                        exact.weight = norm.weight
-                        setattr(parent, name, exact)
+            exact_norms(network)
         return network.eval()
 
     def groups(self, count: int, group_size: int) -> list[list[Encoded]]:

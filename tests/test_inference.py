@@ -335,16 +335,18 @@ def test_the_company_in_a_batch_changes_no_answer() -> None:
 
 @pytest.mark.usefixtures("exact_softmax")
 def test_what_scoring_has_proved_is_not_generated_again_and_is_the_same() -> None:
-    """The scored answers are the model's own ones, whole, cut short, gone wrong after a few tokens, and others."""
+    """The scored answers are the model's own ones, beyond their end, cut short, gone wrong, and others."""
     model = tiny("Llama")
     prompts = generate_jobs(random.Random(8), [20] * 20)
     expected = [their_answer(model, job.ids, job.limit, STOPS) for job in prompts]
     scored = []
     for number, (job, answer) in enumerate(zip(prompts, expected, strict=True)):
-        wrong = tuple((token + 1) % VOCABULARY for token in answer)
-        said = (answer, answer[: len(answer) // 2], answer[:3] + wrong[3:], wrong)[number % 4]
-        end = STOPS[number % len(STOPS)]
-        scored.append([ScoreJob((*job.ids, *said, end), len(job.ids), detail=False, ends=True, cut=False)])
+        onwards = their_answer(model, job.ids, 20, [])  # stop tokens in the middle of it do not stop
+        assert onwards[: len(answer)] == answer and (len(answer) == 20 or onwards[len(answer)] in STOPS)
+        wrong = tuple((token + 1) % VOCABULARY for token in onwards)
+        said = (onwards, onwards[: len(answer) // 2], answer[:3] + wrong[3:], wrong)[number % 4]
+        scored.append([ScoreJob((*job.ids, *said, EOS), len(job.ids), detail=False, ends=True, cut=False)])
+    assert sum(len(answer) < 20 for answer in expected[::4]) >= 2
     inference = Inference(model, STOPS)
     batch = GenerateBatch(list(enumerate(prompts)), pad_id=0)
     tokens: list[int] = []

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sga.batches import collate
 from sga.encoding import Encoded
-from sga.likelihood import answer_logits, sequence_nll
+from sga.likelihood import answer_logits, logits_at, sequence_nll, takes
 
 EXACT = 1e-12
 
@@ -116,6 +116,25 @@ def test_only_positions_that_predict_an_answer_token_go_through_the_head(tiny_ne
     assert seen == [answers] and answers < batch.input_ids.numel() / 2
     assert logits.shape == (answers, model.config.vocab_size)
     assert model(input_ids=batch.input_ids).logits.shape[:2] == batch.input_ids.shape
+
+
+def test_logits_at_chosen_positions_are_those_of_all_positions(tiny_network: TinyNetwork) -> None:
+    """Any positions, none and all of them, the first and padding included; rows one after the other."""
+    model = tiny_network.model()
+    batch = collate(tiny_network.groups(4, 1))
+    given = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+    with torch.no_grad():
+        whole = model(**given).logits
+        for share in (0.0, 0.3, 1.0):
+            chosen = torch.rand(batch.input_ids.shape, generator=torch.Generator().manual_seed(1)) < share
+            for network in (model, Wrapped(model)):
+                torch.testing.assert_close(logits_at(network, chosen, **given), whole[chosen], rtol=0, atol=EXACT)
+
+
+def test_arguments_that_a_forward_pass_takes(tiny_network: TinyNetwork) -> None:
+    model = tiny_network.model()
+    assert takes(model, "position_ids") and takes(model, "attention_mask") and not takes(model, "colour")
+    assert takes(Wrapped(model), "attention_mask") and not takes(Wrapped(model), "position_ids")
 
 
 def test_a_failing_forward_pass_leaves_the_model_as_it_was(tiny_network: TinyNetwork) -> None:

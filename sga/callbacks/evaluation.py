@@ -124,6 +124,7 @@ class Evaluator(pl.Callback):
                 **module.data.evaluation_settings,
                 "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
                 "float32_matmul": torch.get_float32_matmul_precision(),
+                "attention": str(getattr(module.model.config, "_attn_implementation", None)),  # no part of to_dict()
                 "torch": torch.__version__,
                 "transformers": transformers.__version__,
                 "stop_ids": str(module.stop_ids),
