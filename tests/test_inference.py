@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import TinyNetwork
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
@@ -30,7 +31,7 @@ from transformers import (
     Qwen2Config,
 )
 
-from sga.errors import UserError
+from sga.errors import DivergenceError, UserError
 from sga.evaluation.inference import Inference, generate, score, trees_work
 from sga.evaluation.plan import GenerateBatch, GenerateJob, ScoreBatch, ScoreJob
 from sga.evaluation.requests import Answer, Generation, TokenScores
@@ -484,3 +485,14 @@ def test_memory_that_really_runs_out_on_a_cpu_is_survived() -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     failures, answers = map(int, done.stdout.split())
     assert failures >= 1 and answers == 64
+
+
+def test_nan_logits_stop_a_generation(tiny_network: TinyNetwork) -> None:
+    """Arg-max of NaN is token 0, which would read like an answer."""
+    model = tiny_network.model().eval()
+    batch = GenerateBatch([(0, GenerateJob((1, 5, 6), 4, cut=False))], pad_id=0)
+    assert len(generate(model, batch, [2])) == 1
+    with torch.no_grad():
+        next(model.parameters()).fill_(float("nan"))
+    with pytest.raises(DivergenceError, match="logits are NaN"):
+        generate(model, batch, [2])

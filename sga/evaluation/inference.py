@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicLayer
 
-from sga.errors import UserError
+from sga.errors import DivergenceError, UserError
 from sga.evaluation.plan import GenerateBatch, GenerateJob, ScoreBatch
 from sga.evaluation.requests import Answer, Generation, TokenScores
 from sga.likelihood import logits_at, takes
@@ -191,7 +191,7 @@ def trees_work(model: nn.Module, batch: ScoreBatch) -> bool:
     sample = batch.longest_tree()
     try:
         together = score(model, sample)
-    except (ValueError, TypeError, IndexError, NotImplementedError, RuntimeError) as error:
+    except Exception as error:  # whatever a model raises that does not know such a mask
         if _out_of_memory(error):
             raise
         return False
@@ -287,7 +287,13 @@ def generate(model: nn.Module, batch: GenerateBatch, stop_ids: Sequence[int]) ->
     positions = (attention.cumsum(dim=1) - 1).clamp(min=0)  # [N, T]: padding on the left shifts nothing
     steps: list[tuple[Tensor, Tensor, Tensor]] = []  # rows, their tokens, and whether these belong to the answer
     while len(rows):
-        tokens = _last_logits(model, input_ids, attention, positions, cache).argmax(dim=-1)  # [N]
+        logits = _last_logits(model, input_ids, attention, positions, cache)  # [N, V]
+        if not steps and logits.amax(dim=-1).isnan().any():
+            raise DivergenceError(
+                "the model's logits are NaN where an answer is to begin: it has diverged beyond what can be evaluated; "
+                "start from an earlier checkpoint or lower the learning rate"
+            )
+        tokens = logits.argmax(dim=-1)  # [N]
         spoken = ~(done | torch.isin(tokens, stops))
         steps.append((rows, tokens, spoken))
         done = ~spoken | (room <= 1)
