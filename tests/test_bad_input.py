@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from sga.__main__ import main
 from sga.cli import run_verb
+from sga.data.own import OwnData
 from sga.errors import DivergenceError, UserError
 
 Evaluate = Callable[..., dict[str, Any]]
@@ -74,11 +75,19 @@ def test_negative_control_good_input_has_no_notes(evaluate: Evaluate) -> None:
         ("question", "", "forget.jsonl:1: 'question' is empty"),
     ],
 )
-@pytest.mark.usefixtures("no_forward_pass")
-def test_an_empty_text_is_refused_with_its_line(evaluate: Evaluate, column: str, value: Any, said: str) -> None:
+def test_an_empty_text_is_refused_with_its_line(tmp_path: Path, column: str, value: Any, said: str) -> None:
     first, *others = forget_rows()
+    write_rows(tmp_path / "forget.jsonl", [{**first, column: value}, *others])
+    write_rows(tmp_path / "retain.jsonl", rows_about(4))
     with pytest.raises(UserError, match=said):
-        evaluate(forget=[{**first, column: value}, *others])
+        OwnData("forget.jsonl", "retain.jsonl").load(str(tmp_path))
+
+
+@pytest.mark.usefixtures("no_forward_pass")
+def test_an_empty_wrong_answer_is_refused_through_the_whole_path(evaluate: Evaluate) -> None:
+    first, *others = forget_rows()
+    with pytest.raises(UserError, match="must be a list of non-empty strings"):
+        evaluate(forget=[*others, {**first, "perturbed_answer": ["Oslo", ""]}])
 
 
 NEWLINE = ("--data.template=PlainTemplate", "--data.template.text=Question: {question}\nAnswer:\n{answer}")
@@ -176,7 +185,7 @@ def broken(own_target: Path, folder: Path, mend: Callable[[Any], None]) -> Path:
 
 def test_weights_that_are_no_numbers_stop_the_evaluation(evaluate: Evaluate, own_target: Path, tmp_path: Path) -> None:
     model = broken(own_target, tmp_path / "nan", lambda model: model.model.norm.weight.fill_(math.nan))
-    with pytest.raises(DivergenceError, match=r"NaN or infinite log-probability to 'Ada Brook was born in Oslo\.'"):
+    with pytest.raises(DivergenceError, match=r"logits are NaN .* start from an earlier checkpoint"):
         evaluate(model=model)
     assert not (tmp_path / "run" / "metrics.json").exists()
 
@@ -201,7 +210,7 @@ def test_it_ends_in_exit_code_one_and_a_line(
     options += [f"--model.language_model.name_or_path={model}", f"--run.folder={tmp_path / 'run'}"]
     assert main(["validate", *own_options, *options]) == 1
     printed = capsys.readouterr().err
-    assert "sga: stopped: the model gives a NaN or infinite log-probability" in printed and "Traceback" not in printed
+    assert "sga: stopped: the model's logits are NaN" in printed and "Traceback" not in printed
 
 
 def test_huge_logits_are_no_reason_to_stop(evaluate: Evaluate, own_target: Path, tmp_path: Path) -> None:
