@@ -221,10 +221,13 @@ def test_a_model_full_of_nan_is_noticed(tiny_network: TinyNetwork) -> None:
     with torch.no_grad():
         model.model.norm.weight.fill_(math.nan)
     request = Score(*tiny_network.pairs[0])
-    plan = EvaluationPlan([request, Score(request.question, "no"), Generate(request.question, 3)], tiny_network.encoder)
+    plan = EvaluationPlan([request, Score(request.question, "no")], tiny_network.encoder)
     answers = plan.answers(answered(model, [plan], [2]))
     with pytest.raises(DivergenceError, match="diverged"):
         answers.scores(request)
+    spoken = EvaluationPlan([Generate(request.question, 3)], tiny_network.encoder)
+    with pytest.raises(DivergenceError, match="logits are NaN"):
+        answered(model, [spoken], [2])
 
 
 def test_an_answer_that_was_not_asked_for_is_not_made_up(tiny_network: TinyNetwork) -> None:
