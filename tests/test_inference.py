@@ -32,7 +32,8 @@ from transformers import (
 )
 
 from sga.errors import DivergenceError, UserError
-from sga.evaluation.inference import Inference, generate, score, trees_work
+from sga.evaluation import inference
+from sga.evaluation.inference import Inference, _Decoding, generate, score, trees_work
 from sga.evaluation.plan import GenerateBatch, GenerateJob, ScoreBatch, ScoreJob
 from sga.evaluation.requests import Answer, Generation, TokenScores
 
@@ -476,6 +477,28 @@ assert all(abs(a.log_probs - b.log_probs).max() < 1e-4 for a, b in zip(found, ex
 assert all((a.hits == b.hits).all() for a, b in zip(found, expected))
 print(len([w for w in caught if "out of memory with" in str(w.message)]), len(found))
 """
+
+
+@pytest.mark.parametrize("name", ["Llama", "GPT-2", "OPT"])
+@pytest.mark.usefixtures("exact_softmax")
+def test_rows_that_begin_in_parts_get_the_same_answers(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts of 5 rows, of which at most one goes on with those of other parts; the last part has 3 rows."""
+    model = tiny(name)
+    jobs = generate_jobs(random.Random(2), [25] * 12 + [0, 1, 2, 7, 0, 13, 25, 1])
+    batch = GenerateBatch(list(enumerate(jobs)), pad_id=0)
+    whole = generate(model, batch, STOPS)
+    sizes = []
+    together = _Decoding.together
+
+    def counted(parts: Sequence[_Decoding]) -> _Decoding:
+        sizes.append(len(parts))
+        return together(parts)
+
+    monkeypatch.setattr(_Decoding, "together", counted)
+    monkeypatch.setitem(inference._PART, "cpu", 5)
+    assert generate(model, batch, STOPS) == whole
+    assert len(sizes) == 1 and sizes[0] > 1, "rows of several parts went on together"
+    assert [generation.ids for generation in whole] == [their_answer(model, job.ids, job.limit, STOPS) for job in jobs]
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers.cache_utils import Cache, DynamicLayer
 
 from sga.errors import DivergenceError, UserError
@@ -21,6 +22,9 @@ from sga.likelihood import logits_at, takes
 
 _CHUNK = {"cpu": 1 << 20, "cuda": 1 << 26}
 """Numbers of a [positions, vocabulary] block that are looked at together: what fits the processor's cache on a CPU."""
+
+_PART = {"cpu": 256}
+"""Rows that begin to be generated together, where that is fewer than all."""
 
 
 class Inference:
@@ -267,7 +271,9 @@ class _GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]  # of __init
 def generate(model: nn.Module, batch: GenerateBatch, stop_ids: Sequence[int]) -> list[Generation]:
     """Greedy continuations with a key-value cache; a row that has ended leaves the batch.
 
-    Plain arg-max decoding: the model's own generation_config (sampling, penalties) is not read.
+    Plain arg-max decoding: the model's own generation_config (sampling, penalties) is not read. On a CPU, where the
+    keys and values of many rows leave the processor's cache, rows begin in parts, and the few of each part whose
+    answers are long go on together.
 
     Args:
         model: A Hugging Face causal language model in eval mode.
@@ -277,43 +283,99 @@ def generate(model: nn.Module, batch: GenerateBatch, stop_ids: Sequence[int]) ->
     Returns:
         One entry per row, in order, token ids only.
     """
-    stops = torch.tensor(list(stop_ids), device=batch.input_ids.device)
+    device = batch.input_ids.device
     answers: list[list[int]] = [[] for _ in batch.indices]
-    room = batch.limits  # [N] tokens that each row may still get
-    rows = (room > 0).nonzero()[:, 0]  # which row each line of the shrinking batch is
-    room, input_ids, attention = room[rows], batch.input_ids[rows], batch.attention_mask[rows]
-    done = torch.zeros_like(room, dtype=torch.bool)
-    cache = Cache(layer_class_to_replicate=_GrowingLayer)
-    positions = (attention.cumsum(dim=1) - 1).clamp(min=0)  # [N, T]: padding on the left shifts nothing
-    steps: list[tuple[Tensor, Tensor, Tensor]] = []  # rows, their tokens, and whether these belong to the answer
-    while len(rows):
-        logits = _last_logits(model, input_ids, attention, positions, cache)  # [N, V]
-        if not steps and logits.amax(dim=-1).isnan().any():
-            raise DivergenceError(
-                "the model's logits are NaN where an answer is to begin: it has diverged beyond what can be evaluated; "
-                "start from an earlier checkpoint or lower the learning rate"
-            )
-        tokens = logits.argmax(dim=-1)  # [N]
-        spoken = ~(done | torch.isin(tokens, stops))
-        steps.append((rows, tokens, spoken))
-        done = ~spoken | (room <= 1)
-        alive = int((~done).sum())
-        if alive == 0:
-            break
-        if alive <= 0.9 * len(rows):  # leaving costs a copy of the cache, so a few wait for each other
-            kept = (~done).nonzero()[:, 0]
-            cache.batch_select_indices(kept)
-            rows, tokens, room, attention, done = rows[kept], tokens[kept], room[kept], attention[kept], done[kept]
-            positions = positions[kept]
-        room = room - 1
-        input_ids = tokens[:, None]
-        attention = torch.cat([attention, attention.new_ones(len(rows), 1)], dim=1)
-        # Rows that are done and wait must not leave the context: positions may be places in a table.
-        positions = (positions[:, -1:] + 1).masked_fill(done[:, None], 0)
-    for where, tokens, spoken in steps:
-        for row, token in zip(where[spoken].tolist(), tokens[spoken].tolist(), strict=True):
-            answers[row].append(token)
+    rows = (batch.limits > 0).nonzero()[:, 0]
+    parts = torch.split(rows, _PART.get(device.type, len(rows))) if len(rows) else ()
+    stops = torch.tensor(list(stop_ids), device=device)
+    waiting = []
+    for part in parts:
+        decoding = _Decoding(model, batch, part, stops)
+        decoding.run(answers, until=len(part) // 4 if len(parts) > 1 else 0)
+        if len(decoding.rows):
+            waiting.append(decoding)
+    if waiting:
+        _Decoding.together(waiting).run(answers)
     return [Generation(tuple(answer)) for answer in answers]
+
+
+class _Decoding:
+    """Rows of a batch that are being generated together.
+
+    Attributes:
+        rows: Which of the batch's rows are left, [N].
+        input_ids: What the model reads next, [N, T] at first, then [N, 1].
+        attention: [N, C], 1 on the real tokens of the context, those to be read included.
+        positions: Of `input_ids`.
+        room: Tokens that each row may still get, [N].
+        cache: Keys and values of what was read.
+    """
+
+    def __init__(self, model: nn.Module, batch: GenerateBatch, rows: Tensor, stops: Tensor) -> None:
+        self.model, self.stops, self.rows = model, stops, rows
+        width = int(batch.attention_mask[rows].sum(dim=1).max())
+        self.input_ids, self.attention = batch.input_ids[rows, -width:], batch.attention_mask[rows, -width:]
+        self.positions = (self.attention.cumsum(dim=1) - 1).clamp(min=0)  # padding on the left shifts nothing
+        self.room = batch.limits[rows]
+        self.cache = Cache(layer_class_to_replicate=_GrowingLayer)
+
+    @classmethod
+    def together(cls, parts: Sequence[_Decoding]) -> _Decoding:
+        """All rows of several parts, each past its first step, their contexts padded on the left to one length."""
+        if len(parts) == 1:
+            return parts[0]
+        whole = cls.__new__(cls)
+        whole.model, whole.stops = parts[0].model, parts[0].stops
+        for name in ("rows", "input_ids", "positions", "room"):
+            setattr(whole, name, torch.cat([getattr(part, name) for part in parts]))
+        length = max(part.attention.shape[1] for part in parts)
+        whole.attention = torch.cat(
+            [functional.pad(part.attention, (length - part.attention.shape[1], 0)) for part in parts]
+        )
+        whole.cache = Cache(layer_class_to_replicate=_GrowingLayer)
+        for index, layers in enumerate(zip(*(part.cache.layers for part in parts), strict=True)):
+            keys, values = (
+                torch.cat([functional.pad(one, (0, 0, length - 1 - one.shape[-2], 0)) for one in each])
+                for each in ([layer.keys for layer in layers], [layer.values for layer in layers])
+            )
+            whole.cache.update(keys, values, index)
+        return whole
+
+    def run(self, answers: list[list[int]], until: int = 0) -> None:
+        """Goes on until no more than `until` rows are left, and adds to the answers of the batch's rows."""
+        steps: list[tuple[Tensor, Tensor, Tensor]] = []  # rows, their tokens, and whether these belong to the answer
+        done = torch.zeros_like(self.room, dtype=torch.bool)
+        while len(self.rows):
+            logits = _last_logits(self.model, self.input_ids, self.attention, self.positions, self.cache)  # [N, V]
+            if not steps and logits.amax(dim=-1).isnan().any():
+                raise DivergenceError(
+                    "the model's logits are NaN where an answer is to begin: it has diverged beyond what can be "
+                    "evaluated; start from an earlier checkpoint or lower the learning rate"
+                )
+            tokens = logits.argmax(dim=-1)  # [N]
+            spoken = ~(done | torch.isin(tokens, self.stops))
+            steps.append((self.rows, tokens, spoken))
+            done = ~spoken | (self.room <= 1)
+            alive = int((~done).sum())
+            self.input_ids, self.room = tokens[:, None], self.room - 1
+            self.attention = functional.pad(self.attention, (0, 1), value=1)
+            # Rows that are done and wait must not leave the context: positions may be places in a table.
+            self.positions = (self.positions[:, -1:] + 1).masked_fill(done[:, None], 0)
+            # Leaving costs a copy of the cache, so a few wait for each other.
+            if alive <= max(until, 0.9 * len(self.rows)):
+                self._keep((~done).nonzero()[:, 0])
+                done = torch.zeros_like(self.room, dtype=torch.bool)
+                if alive <= until:
+                    break
+        for where, tokens, spoken in steps:
+            for row, token in zip(where[spoken].tolist(), tokens[spoken].tolist(), strict=True):
+                answers[row].append(token)
+
+    def _keep(self, kept: Tensor) -> None:
+        for name in ("rows", "input_ids", "positions", "room", "attention"):
+            setattr(self, name, getattr(self, name)[kept])
+        if len(kept):
+            self.cache.batch_select_indices(kept)
 
 
 def _last_logits(model: nn.Module, input_ids: Tensor, attention: Tensor, positions: Tensor, cache: Cache) -> Tensor:
