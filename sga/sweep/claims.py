@@ -25,6 +25,7 @@ import threading
 import time
 import zlib
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,7 +85,7 @@ class Claim:
         self.study, self.trial, self.number = study, trial, trial.number
         self.lost = threading.Event()
         self._done = threading.Event()
-        trial.set_user_attr("worker", {"host": socket.gethostname(), "pid": os.getpid(), "started": _started(None)})
+        trial.set_user_attr("worker", {"host": _host(), "pid": os.getpid(), "started": _started(None)})
         trial.set_user_attr("beat", 0)
         self._beats = threading.Thread(target=self._beat, args=(beat_every,), daemon=True, name=f"trial {self.number}")
         self._beats.start()
@@ -270,7 +271,7 @@ class Claims:
 
     def _is_gone(self, trial: FrozenTrial) -> bool:
         worker = trial.user_attrs.get("worker") or {}
-        if worker.get("host") == socket.gethostname() and _started(int(worker["pid"])) != worker["started"]:
+        if worker.get("host") == _host() and _started(int(worker["pid"])) != worker["started"]:
             return True
         beat, now = trial.user_attrs.get("beat"), time.monotonic()
         before, since = self._seen.setdefault(trial.number, (beat, now))
@@ -297,6 +298,16 @@ def _suggest(trial: Trial, name: str, distribution: Distribution) -> Any:
     if distribution.kind.endswith("int"):
         return trial.suggest_int(name, int(low), int(high), step=int(step or 1), log=log)
     return trial.suggest_float(name, low, high, step=step, log=log)
+
+
+@cache
+def _host() -> str:
+    """What tells this machine, and on Linux this container, from others: many of them may be called localhost."""
+    name = socket.gethostname()
+    if sys.platform != "linux":
+        return name
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
+    return f"{name} {boot} {os.readlink('/proc/self/ns/pid')}"
 
 
 def _started(pid: int | None) -> str | None:

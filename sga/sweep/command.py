@@ -23,7 +23,7 @@ from sga.files import write_json
 from sga.sweep.claims import open_storage
 from sga.sweep.fit import end_with_parent
 from sga.sweep.plan import Sweep, Task, Values, applied, label, read_sweep
-from sga.sweep.work import Worker, forgive, terminable
+from sga.sweep.work import Worker, duration, forgive, terminable
 
 SWEEP_FILE = "sweep.json"
 
@@ -72,6 +72,9 @@ def main(arguments: Sequence[str]) -> int:
         worker.run()
         return 0
     open_storage(options.storage, folder)  # said at once if it cannot be
+    from sga.sweep.results import disk_outcomes
+
+    code = 0
     if not options.results:
         _begin(sweep, folder)
         if options.retry_failed:
@@ -80,11 +83,11 @@ def main(arguments: Sequence[str]) -> int:
                 claims.forgive()
         started = time.monotonic()
         code = _work(options, list(arguments))
-        if code:
+        if code and not disk_outcomes(sweep, folder):
             return code
-        minutes, seconds = divmod(round(time.monotonic() - started), 60)
-        print(f"\n{minutes} min {seconds} s")
-    return _finish(worker)
+        print(f"\nin {duration(time.monotonic() - started)}")
+    missing = _finish(worker)
+    return code if missing else 0
 
 
 def _settings(pairs: Sequence[str]) -> Values:
@@ -107,8 +110,11 @@ def _begin(sweep: Sweep, folder: Path) -> None:
     if sweep.search is None:
         tasks = sweep.tasks(outcomes)
         done = sum(task.key in outcomes for task in tasks)
-        still = "" if sweep.choose is None else " known so far"
-        print(f"{len(tasks)} runs{still}, {done} of them finished", flush=True)
+        stages = ""
+        if sweep.choose is not None:
+            first = len(sweep.combinations()) * len(sweep.choose.seeds)
+            stages = f" ({first} to choose by, then {sweep.run_count - first} with what was chosen)"
+        print(f"{sweep.run_count} runs{stages}, {done} of them finished", flush=True)
         if before is not None and before["key"] != sweep.key:
             print(
                 f"{sweep.path} has changed since {folder} was made: runs that it asked for then and no longer does "
@@ -180,7 +186,7 @@ def _cores() -> int:
 
 
 def _finish(worker: Worker) -> int:
-    """Writes the results, and says where."""
+    """Writes the results, and says where; the number of runs that are not finished."""
     from sga.sweep.results import write_results
 
     sweep, folder = worker.sweep, worker.folder
@@ -189,9 +195,12 @@ def _finish(worker: Worker) -> int:
     failed = sum(len(row.failed) for row in rows)
     if failed:
         print(f"\n{failed} runs failed, for reasons that the page lists; --retry-failed makes them again")
+    missing = sum(len(row.missing) for row in rows)
+    if missing:
+        print(f"\n{missing} runs are not finished; the same command without --results goes on with them")
     print(f"\nTable:   {folder / 'results.csv'}, with all numbers {folder / 'results.json'}")
     print(f"Page:    {(folder / 'sweep.html').resolve().as_uri()}")
-    return 0
+    return missing
 
 
 def known_tasks(worker: Worker) -> list[Task]:

@@ -36,7 +36,7 @@ def sweep_page(sweep: Sweep, rows: Sequence[Row], folder: Path, left_over: Seque
         _pareto(final or rows, runs, styles, _retain_utility(sweep, folder)),
         _table(sweep, final, styles, "Configurations"),
         _table(sweep, first, styles, "Runs that settings were chosen by") if first else "",
-        _notes(rows, left_over),
+        _notes(sweep, rows, left_over),
     ]
     title = escape(f"Sweep {sweep.path.stem}")
     return (
@@ -197,16 +197,22 @@ def _seeds(row: Row) -> str:
     return "<br>".join(part for part in parts if part)
 
 
-def _notes(rows: Sequence[Row], left_over: Sequence[str]) -> str:
+def _notes(sweep: Sweep, rows: Sequence[Row], left_over: Sequence[str]) -> str:
     failed = [f"{row.label}, seed {seed} ({row.stage}): {why}" for row in rows for seed, why in row.failed.items()]
     missing = [f"{row.label}, seed {seed} ({row.stage})" for row in rows for seed in row.missing]
     sources = {str(read_state(path).get("source")) for row in rows for path in row.folders.values()}
+    edges = [f"{row.label}: {edge}" for row in rows if row.stage == "final" for edge in sweep.at_edges(row.values)]
     parts = []
-    for title, lines in (("Failed", failed), ("Not finished", missing), ("In the folder, but not counted", left_over)):
+    for title, lines in (
+        ("Failed", failed),
+        ("Not finished", missing),
+        ("Chosen at the end of what was tried; beyond may be better", edges),
+        ("In the folder, but not counted", left_over),
+    ):
         if lines:
             parts.append(f"<h3>{title}</h3><ul>{''.join(f'<li>{escape(line)}</li>' for line in lines)}</ul>")
     if len(sources) > 1:
         parts.append(
             f'<p class="warning">These runs were made by {len(sources)} different versions of the source code.</p>'
         )
-    return f'<section class="small"><h2>What is missing</h2>{"".join(parts) or "<p>Nothing.</p>"}</section>'
+    return f'<section class="small"><h2>What to know</h2>{"".join(parts) or "<p>Every run came through.</p>"}</section>'

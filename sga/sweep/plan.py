@@ -195,6 +195,14 @@ class Sweep:
         final = {task.key for task in second}
         return [task for task in first if task.key not in final] + second
 
+    @property
+    def run_count(self) -> int:
+        """How many runs a grid takes in all, those that are still to be chosen included."""
+        if self.choose is None:
+            return len(self.combinations()) * len(self.seeds)
+        more = len(set(self.seeds) - set(self.choose.seeds))
+        return len(self.combinations()) * len(self.choose.seeds) + len(self.groups()) * more
+
     def groups(self) -> list[list[Values]]:
         """Combinations that differ in nothing but the settings that are to be chosen."""
         assert self.choose is not None, "there is something to choose"
@@ -220,6 +228,16 @@ class Sweep:
             if all(outcome.reason is None for outcome in ended):
                 scores.append((sign * sum(outcome.values[0] for outcome in ended) / len(ended), -number))
         return group[-max(scores)[1]] if scores else None
+
+    def at_edges(self, values: Values) -> list[str]:
+        """Chosen numbers that are the least or the greatest of those tried: beyond may be better ones."""
+        found = []
+        for name in self.choose.settings if self.choose is not None else ():
+            tried = self.grid[name]
+            numbers = all(isinstance(one, int | float) and not isinstance(one, bool) for one in tried)
+            if numbers and values[name] in (min(tried), max(tried)):
+                found.append(f"{name} = {described(values[name])}, of {described(sorted(tried))}")
+        return found
 
     def examples(self) -> Iterator[Values]:
         """Values among which each value of each setting occurs, to look at before anything runs."""
@@ -269,7 +287,10 @@ def read_sweep(path: Path, overrides: Values | None = None) -> Sweep:
     _quiet(base, keep)
     for role in models:  # where they are is set when the sweep folder is known, and is no part of the question
         set_value(base, _BINDINGS[role], f"<{role}>")
-    grid = {name: _list(values, f"{path}: grid: {name}") for name, values in _mapping(plan.get("grid"), "").items()}
+    grid = {
+        name: _list(values, f"{path}: grid: {name}")
+        for name, values in _mapping(plan.get("grid"), f"{path}: grid").items()
+    }
     if "grid" in plan and not grid:
         raise UserError(f"{path}: grid must name at least one setting with its values")
     choose = _choose(path, plan["choose"], grid) if "choose" in plan else None

@@ -97,19 +97,12 @@ class Row:
 
     def single(self, name: str) -> dict[int, float]:
         """A metric or cost by seed, where a run has it."""
-        found = {seed: _value(folder, name) for seed, folder in self.folders.items()}
+        found = {seed: objective(folder, name) for seed, folder in self.folders.items()}
         return {seed: value for seed, value in found.items() if isinstance(value, float)}
 
     def estimate(self, name: str) -> Estimate | None:
         """A metric or cost over the seeds."""
         return estimate(list(self.single(name).values()))
-
-
-def _value(folder: Path, name: str) -> float | str:
-    if name == "seconds":  # of the whole run; the chosen evaluation may be an earlier one
-        lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        return float(json.loads(lines[-1])["seconds"])
-    return objective(folder, name)
 
 
 def disk_outcomes(sweep: Sweep, folder: Path) -> dict[str, Outcome]:

@@ -27,9 +27,6 @@ STATE_FILE = "trial.json"
 CONFIG_FILE = "fit.yaml"
 LOG_FILE = "fit.log"
 
-_COSTS = ("seconds", "tokens", "peak_memory_bytes", "peak_gpu_memory_bytes")
-"""Objectives that have no prefix and no reason for being absent, besides the frontier areas."""
-
 
 @dataclass(frozen=True)
 class Worker:
@@ -59,7 +56,7 @@ class Worker:
             self._models()
             if self.sweep.search is None:
                 claims = self.claims()
-                self._drain(claims, lambda: self.sweep.tasks(claims.outcomes()))
+                self._drain(claims, lambda: self.sweep.tasks(claims.outcomes()), self.sweep.run_count)
             else:
                 self._search()
 
@@ -74,7 +71,7 @@ class Worker:
         if not tasks:
             return
         claims = self.claims(models=True)
-        self._drain(claims, lambda: tasks)
+        self._drain(claims, lambda: tasks, len(tasks))
         for task in tasks:
             outcome = claims.outcomes()[task.key]
             if outcome.reason is not None:
@@ -83,7 +80,8 @@ class Worker:
                     "it, and start again with --retry-failed"
                 )
 
-    def _drain(self, claims: Claims, tasks: Callable[[], list[Task]]) -> None:
+    def _drain(self, claims: Claims, tasks: Callable[[], list[Task]], total: int) -> None:
+        pace = _Pace(total, sum(task.key in claims.outcomes() for task in tasks()))
         while True:
             outcomes = claims.outcomes()
             known = tasks()
@@ -103,12 +101,14 @@ class Worker:
                     claim.fail(outcome.reason)
                 else:
                     claim.finish(outcome.values)
-            self._say(task.label, outcome, f"{len(known) - len(rest) + 1} of {len(known)}")
+            outcomes = claims.outcomes()
+            self._say(task.label, outcome, pace.after(sum(task.key in outcomes for task in tasks())))
 
     def _search(self) -> None:
         search = self.sweep.search
         assert search is not None, "this is a search"
         claims = self.claims()
+        pace = _Pace(search.trials, len(claims.outcomes()))
         while len(claims.outcomes()) < search.trials:
             found = claims.draw(search)
             if found is None:
@@ -132,7 +132,7 @@ class Worker:
                     columns = zip(*(outcome.values for outcome in outcomes), strict=True)
                     mean = Outcome(tuple(sum(column) / len(outcomes) for column in columns))
                     claim.finish(mean.values)
-            self._say(label(values), mean, f"{len(claims.outcomes())} of {search.trials}")
+            self._say(label(values), mean, pace.after(len(claims.outcomes())))
 
     def _say(self, name: str, outcome: Outcome, place: str) -> None:
         # A shared model has no objectives, and one value that says it is there.
@@ -178,6 +178,7 @@ class Worker:
         if code is None:
             return None
         state["peak_memory_bytes"] = max(state["peak_memory_bytes"], memory)
+        write_json(folder / STATE_FILE, state)  # it may be an objective
         outcome = Outcome(reason=why_ended(code, folder / LOG_FILE)) if code else self._read(task)
         state["state"] = "finished" if outcome.reason is None else "failed"
         if outcome.reason is not None:
@@ -214,9 +215,13 @@ def read_state(folder: Path) -> dict[str, Any]:
 def objective(folder: Path, name: str) -> float | str:
     """A metric of a finished run, with or without the benchmark's prefix, or why it is absent."""
     chosen = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    costs = read_state(folder)
+    if name == "seconds":  # of the whole run; the chosen evaluation may be an earlier one
+        lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        return float(json.loads(lines[-1])["seconds"])
+    if name == "peak_memory_bytes":  # seen by the worker, not by the run
+        return float(read_state(folder)[name])
     benchmark = json.loads((folder / "run.json").read_text(encoding="utf-8"))["benchmark"]
-    for found in (chosen.get(name), chosen.get(f"{benchmark}/{name}"), costs.get(name) if name in _COSTS else None):
+    for found in (chosen.get(name), chosen.get(f"{benchmark}/{name}")):
         if isinstance(found, int | float) and not isinstance(found, bool):
             return float(found)
     reasons: dict[str, str] = chosen.get("absent") or {}
@@ -266,6 +271,32 @@ def why_ended(code: int, log: Path) -> str:
     lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     said = next((line for line in reversed(lines) if "error" in line.lower()), lines[-1] if lines else "no output")
     return f"{said.removeprefix('sga: error: ')[:400]} (exit code {code})"
+
+
+class _Pace:
+    """How far the work is, and how long the rest takes at the pace of all workers since this one began."""
+
+    def __init__(self, total: int, done: int) -> None:
+        self.total, self.done_before, self.began = total, done, time.monotonic()
+
+    def after(self, done: int) -> str:
+        """In words, once so many pieces are done."""
+        new, left = done - self.done_before, self.total - done
+        if new < 1 or left < 1:
+            return f"{done} of {self.total}"
+        return f"{done} of {self.total}, {duration((time.monotonic() - self.began) / new * left)} left"
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words, to what matters.
+
+    >>> duration(41.3), duration(150), duration(7500)
+    ('41 s', '3 min', '2 h 5 min')
+    """
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = int(seconds / 60 + 0.5)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
 
 
 @contextmanager
