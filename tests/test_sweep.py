@@ -385,6 +385,34 @@ def test_a_changed_file_never_mixes_results(
         Worker(sweep, folder).run()
 
 
+def test_a_worker_that_dies_leaves_the_table_of_what_is_finished(
+    pretended: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its exit code counts where something is missing because of it, and not where others did its work."""
+    path, folder = sweep_file(tmp_path, grid={"model.optimizer.lr": [1e-4, 2e-4]}), tmp_path / "sweep"
+    monkeypatch.setattr(sga.sweep.command, "_check", lambda *_: None)  # the pretended configuration is no real one
+    monkeypatch.setattr(sga.sweep.command, "_work", lambda *_: 9)
+    assert main([str(path), "--folder", str(folder)]) == 9
+    assert not (folder / "results.csv").exists()
+    worker = Worker(read_sweep(path), folder)
+    first, second = worker.sweep.tasks({})
+    for task, code, said in ((first, 9, "1 runs are not finished"), (second, 0, "frontier_area")):
+        worker.outcome(task)
+        assert main([str(path), "--folder", str(folder)]) == code
+        assert said in capsys.readouterr().out
+        assert (folder / "results.csv").exists()
+
+
+def test_the_time_left_goes_by_what_is_done_since_the_worker_began(monkeypatch: pytest.MonkeyPatch) -> None:
+    """10 were there before; 2 in 100 s leave 8 at 50 s each."""
+    now = 1000.0
+    monkeypatch.setattr(sga.sweep.work.time, "monotonic", lambda: now)
+    pace = sga.sweep.work._Pace(total=20, done=10)
+    now += 100
+    assert pace.after(12) == "12 of 20, 7 min left"
+    assert pace.after(20) == "20 of 20"
+
+
 def test_a_failed_trial_is_recorded_and_the_others_finish(pretended: list[str], tmp_path: Path) -> None:
     path = sweep_file(tmp_path, grid={"data.batch_size": [4, 13, 8]}, seeds=[0, 1])
     sweep = read_sweep(path)

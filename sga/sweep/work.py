@@ -81,7 +81,8 @@ class Worker:
                 )
 
     def _drain(self, claims: Claims, tasks: Callable[[], list[Task]], total: int) -> None:
-        pace = _Pace(total, sum(task.key in claims.outcomes() for task in tasks()))
+        outcomes = claims.outcomes()
+        pace = _Pace(total, sum(task.key in outcomes for task in tasks()))
         while True:
             outcomes = claims.outcomes()
             known = tasks()
