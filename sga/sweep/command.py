@@ -176,6 +176,7 @@ def _work(options: argparse.Namespace, arguments: list[str]) -> int:
             process.send_signal(signal.SIGTERM)
         for process in processes:
             process.wait()
+        print("the same command goes on where this was stopped", flush=True)
         raise
     return max((abs(code) for code in codes), default=0)
 
