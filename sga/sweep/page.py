@@ -184,8 +184,8 @@ def _table(sweep: Sweep, rows: Sequence[Row], styles: dict[str, Style], title: s
         f"<thead><tr>{top}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
         f'<p class="small">Mean over seeds, below it the {LEVEL:.0%} interval of the mean (Student\'s t; wide with few '
         "seeds) and the single values. Frontier areas are of whole runs, the other metrics of the chosen evaluation. "
-        "Seconds and tokens: mean of a run; the seconds with evaluations, without start-up. Peak memory: the largest of the "
-        "runs. "
+        "Seconds and tokens: mean of a run; the seconds with evaluations, without start-up. Peak memory: the "
+        "largest of the runs. "
         f'<strong class="best">Marked</strong>: no other is better by the means of {escape(", ".join(names))}.</p>'
         "</section>"
     )
