@@ -19,6 +19,7 @@ train and evaluate (LightningCLI: --config FILE, and any setting as a flag)
   validate   evaluate a Hugging Face folder or a checkpoint, without training
   test       evaluate every row once after training
   predict    write greedy answers as JSON Lines
+  sweep      many fits: a grid or a search, times seeds, with one table
 
 look
   data show  print what the model sees: tokens, answer tokens, groups
@@ -70,7 +71,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _verbs() -> dict[str, Callable[[Sequence[str]], int]]:
     lightning = {verb: _lightning(verb) for verb in ("fit", "validate", "test", "predict")}
-    return {**lightning, "data": _data, "score": _score, "compare": _compare, "report": _report, "demo": _demo}
+    return {
+        **lightning,
+        "data": _data,
+        "score": _score,
+        "compare": _compare,
+        "report": _report,
+        "sweep": _sweep,
+        "demo": _demo,
+    }
 
 
 def _lightning(verb: str) -> Callable[[Sequence[str]], int]:
@@ -105,6 +114,12 @@ def _report(arguments: Sequence[str]) -> int:
     from sga.report.command import main as report
 
     return report(arguments)
+
+
+def _sweep(arguments: Sequence[str]) -> int:
+    from sga.sweep.command import main as sweep
+
+    return sweep(arguments)
 
 
 def _demo(arguments: Sequence[str]) -> int:

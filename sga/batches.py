@@ -45,14 +45,27 @@ class Batch:
         """The same groups without their normal samples (K = 1), for losses that do not read them."""
         if self.group_size == 1:
             return self
-        attention = self.attention_mask[:: self.group_size]
+        return self._columns(slice(0, 1), 1)
+
+    def normals_only(self) -> Batch:
+        """The same groups without their forget samples (K−1 columns); K is at least 2."""
+        assert self.group_size > 1, "there are normal samples"
+        return self._columns(slice(1, None), self.group_size - 1)
+
+    def _columns(self, columns: slice, count: int) -> Batch:
+        """Some of each group's sequences, without the padding that they do not need."""
+
+        def cut(values: Tensor) -> Tensor:
+            return values.view(-1, self.group_size, values.shape[1])[:, columns].flatten(0, 1)  # -> [B*count, T]
+
+        attention = cut(self.attention_mask)
         width = int(attention.sum(dim=1).max())
         return replace(
             self,
-            input_ids=self.input_ids[:: self.group_size, :width],
+            input_ids=cut(self.input_ids)[:, :width],
             attention_mask=attention[:, :width],
-            answer_mask=self.answer_mask[:: self.group_size, :width],
-            group_size=1,
+            answer_mask=cut(self.answer_mask)[:, :width],
+            group_size=count,
             tokens=int(attention.sum()),
         )
 

@@ -27,14 +27,17 @@ from sga.callbacks import (
     Perplexity,
     RunCheckpoints,
     RunFiles,
+    Stopping,
 )
-from sga.callbacks.checkpoints import FOLDER, LAST
+from sga.callbacks.checkpoints import BEST, FOLDER, LAST
 from sga.datamodule import UnlearningData
 from sga.errors import UserError
 from sga.files import write_text
 from sga.module import UnlearningModule
 
 CONFIG_FILE = "config.yaml"
+KEPT = {"best": BEST, "last": LAST}
+"""What --ckpt_path may be called by name: files of the run folder."""
 
 
 class UnlearningCLI(LightningCLI):
@@ -49,6 +52,7 @@ class UnlearningCLI(LightningCLI):
         parser.add_lightning_class_args(Memorization, "memorization")
         parser.add_lightning_class_args(Perplexity, "perplexity")
         parser.add_lightning_class_args(MUSE, "muse")
+        parser.add_lightning_class_args(Stopping, "stop")  # after the evaluator, before the export
         parser.add_lightning_class_args(HuggingFaceExport, "export")
         parser.add_lightning_class_args(RunCheckpoints, "checkpoint")
         parser.link_arguments("run.folder", "trainer.default_root_dir", compute_fn=str)
@@ -68,8 +72,9 @@ class UnlearningCLI(LightningCLI):
         folder = Path(config.run.folder)
         if self.subcommand == "fit":
             _check_folder(folder, config.ckpt_path, _plain(self._parser("fit"), config))
-        elif self.subcommand in ("test", "predict") and config.ckpt_path is None and (folder / FOLDER / LAST).is_file():
-            config.ckpt_path = "last"  # the run's result, not the model that it started from
+        elif self.subcommand in ("test", "predict") and config.ckpt_path is None:
+            # The run's result, which is the rule's choice where it has one; not the model that it started from.
+            config.ckpt_path = next((name for name in KEPT if (folder / FOLDER / KEPT[name]).is_file()), None)
         elif self.subcommand == "validate" and (folder / FOLDER).exists():
             raise UserError(
                 f"{folder} holds a training run, whose results an evaluation would replace: choose another "
@@ -81,6 +86,10 @@ class UnlearningCLI(LightningCLI):
         config.ckpt_path = _checkpoint(folder, config.ckpt_path, required=self.subcommand != "fit")
         if config.ckpt_path is not None:
             config.trainer.num_sanity_val_steps = 0  # the evaluation before the first step has been made
+        elif self.subcommand == "fit" and config.stop.rule is not None and config.trainer.num_sanity_val_steps == 0:
+            raise UserError(
+                "--stop.rule needs the evaluation before the first step: leave out --trainer.num_sanity_val_steps 0"
+            )
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         config = self._get(self.config_init, "trainer")
@@ -136,10 +145,15 @@ class _SaveConfig(SaveConfigCallback):
 
 
 def _checkpoint(folder: Path, checkpoint: str | None, required: bool) -> str | None:
-    """The file that --ckpt_path means; ``last`` is the run folder's own, and none if the run was killed before one."""
+    """The file that --ckpt_path means; ``best`` and ``last`` are the run folder's own, if it has got that far."""
     if checkpoint is None:
         return None
-    path = folder / FOLDER / LAST if checkpoint == "last" else Path(checkpoint)
+    path = folder / FOLDER / KEPT[checkpoint] if checkpoint in KEPT else Path(checkpoint)
+    if path.name == BEST and not required:
+        raise UserError(
+            f"--ckpt_path {checkpoint}: {BEST} holds weights only; to train on from them, start a new run from the "
+            f"model folder (--model.language_model.name_or_path {folder})"
+        )
     if path.is_file():
         if not zipfile.is_zipfile(path):
             raise UserError(f"--ckpt_path {path}: not a checkpoint, or a damaged one; go on from an earlier one")
@@ -169,7 +183,7 @@ def _check_folder(folder: Path, checkpoint: str | None, config: dict[str, Any]) 
         return
     if not stored.exists():
         return
-    _check_same(folder, config, "was started with another configuration and cannot go on with this one")
+    _check_same(folder, config, "was started with another configuration and cannot go on with this one", ("stop",))
 
 
 def _check_same(folder: Path, config: dict[str, Any], what: str, parts: Sequence[str] = ()) -> None:
@@ -178,7 +192,8 @@ def _check_same(folder: Path, config: dict[str, Any], what: str, parts: Sequence
     differences = [
         f"{name}: {old!r} before, {new!r} now"
         for part in ("seed_everything", "model", "data", *parts)
-        for name, old, new in _differences(part, before.get(part), config.get(part))
+        # An option that is newer than the folder had no say there.
+        for name, old, new in _differences(part, before.get(part, config.get(part)), config.get(part))
     ]
     if differences:
         raise UserError(

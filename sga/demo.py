@@ -19,8 +19,7 @@ from typing import Any
 
 import yaml
 
-import sga
-from sga.data.builtin import packaged_path
+from sga.data.builtin import packaged_path, source_hash
 from sga.errors import UserError
 from sga.files import write_json
 
@@ -47,7 +46,7 @@ class Step:
 
     def key(self) -> str:
         """Hash of everything that the result depends on."""
-        content = [self.config.read_text(encoding="utf-8"), self.settings, _source_hash()]
+        content = [self.config.read_text(encoding="utf-8"), self.settings, source_hash()]
         content += [need.key() for need in self.needs]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
@@ -171,12 +170,3 @@ def results(folders: Sequence[Path]) -> list[dict[str, Any]]:
                 }
             )
     return entries
-
-
-def _source_hash() -> str:
-    """Hash of this package's source and built-in data."""
-    digest = hashlib.sha256(sga.__version__.encode())
-    package = Path(sga.__file__).parent
-    for path in sorted([*package.rglob("*.py"), *packaged_path("data").rglob("*.json*")]):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import math
 import warnings
+from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor, nn
 
 from sga.errors import UserError
+from sga.rates import RatePolicy
 
 
 def smoothing_vector(group_size: int, smoothing_rate: float) -> Tensor:
@@ -75,11 +77,59 @@ class Loss(nn.Module):
 
     uses_normals: bool = True
 
+    @property
+    def policy(self) -> RatePolicy | None:
+        """What sets this loss's number as training goes; None where it is fixed or there is none."""
+        return None
+
     def check_group_size(self, group_size: int) -> None:
         """Raises a UserError where this loss cannot work with groups of K = `group_size`."""
 
 
-class SmoothedGradientAscent(Loss):
+class WeighingLoss(Loss, ABC):
+    """A loss w_f·ℓ_f + w_n·ℓ̄_n whose two weights follow from one number, fixed or set by a policy as training goes."""
+
+    parameter: str
+    """Name of that number among the arguments."""
+
+    def __init__(self, setting: float | RatePolicy) -> None:
+        super().__init__()
+        if isinstance(setting, RatePolicy) and setting.parameter not in (None, self.parameter):
+            other = {"smoothing_rate": SmoothedGradientAscent, "normal_weight": GradientDifference}
+            cure = f"; use it with {other[setting.parameter].__name__}" if setting.parameter in other else ""
+            raise UserError(
+                f"{type(self).__name__} takes a policy for its {self.parameter}, but {type(setting).__name__} sets a "
+                f"{setting.parameter}{cure}"
+            )
+        self._setting: float | RatePolicy = setting if isinstance(setting, RatePolicy) else float(setting)
+
+    @property
+    def policy(self) -> RatePolicy | None:
+        return self._setting if isinstance(self._setting, RatePolicy) else None
+
+    @abstractmethod
+    def weights(self, group_size: int, value: float) -> tuple[float, float]:
+        """The weights w_f of ℓ_f and w_n of ℓ̄_n that a number means."""
+
+    def check_group_size(self, group_size: int) -> None:
+        if self.policy is not None and self.policy.dynamic and group_size < 2:
+            raise UserError(
+                f"{type(self.policy).__name__} compares forget with normal samples: group_size must be at least 2, got "
+                f"{group_size} (set --data.group_size)"
+            )
+
+    def _number(self, value: float | None) -> float:
+        """The number to weigh with: the one given, or else the fixed one."""
+        if value is not None:
+            return value
+        if isinstance(self._setting, RatePolicy):
+            raise UserError(
+                f"{self.parameter} is set by {self._setting}, step by step: give its value, as in loss(nll, -0.8)"
+            )
+        return self._setting
+
+
+class SmoothedGradientAscent(WeighingLoss):
     """Ascends the forget sample and, for r < 0, descends on its normal samples, with weights from label smoothing.
 
     L = mean over groups of −Σ_k y_k·nll_k, y = `smoothing_vector(K, r)`:
@@ -90,25 +140,35 @@ class SmoothedGradientAscent(Loss):
     its own label vector; see docs/smoothing-rate.md.
     """
 
-    def __init__(self, smoothing_rate: float = -0.8) -> None:
+    parameter = "smoothing_rate"
+
+    def __init__(self, smoothing_rate: RatePolicy | float = -0.8) -> None:
         """Checks the rate; r > 0 is allowed and warned about once.
 
         Args:
-            smoothing_rate: r in (−∞, 1]. The paper's best fixed values are between −0.8 and −8.
+            smoothing_rate: r in (−∞, 1], or a policy that sets it as training goes, such as sga.rates.MarginRate. The
+                paper's best fixed values are between −0.8 and −8.
         """
-        super().__init__()
-        check_smoothing_rate(smoothing_rate)
-        if smoothing_rate > 0:
+        super().__init__(smoothing_rate)
+        highest = smoothing_rate.bounds[1] if isinstance(smoothing_rate, RatePolicy) else smoothing_rate
+        check_smoothing_rate(highest)
+        if highest > 0:
             warnings.warn(
-                f"smoothing_rate = {smoothing_rate:g} is positive: the normal samples are ascended too, which destroys "
+                f"smoothing_rate = {highest:g} is positive: the normal samples are ascended too, which destroys "
                 "utility. The useful range is r < 0.",
                 stacklevel=2,
             )
-        self.smoothing_rate = float(smoothing_rate)
+        self.smoothing_rate = self._setting
         self.uses_normals = smoothing_rate != 0
 
-    def forward(self, nll: Tensor) -> Tensor:  # [B, K] -> []
-        weights = -smoothing_vector(nll.shape[1], self.smoothing_rate).to(nll)  # [K]
+    def weights(self, group_size: int, value: float) -> tuple[float, float]:
+        """−(1 − ρ) and −ρ with ρ = r(K−1)/K."""
+        check_smoothing_rate(value)
+        rho = value * (group_size - 1) / group_size
+        return -(1 - rho), -rho
+
+    def forward(self, nll: Tensor, smoothing_rate: float | None = None) -> Tensor:  # [B, K] -> []
+        weights = -smoothing_vector(nll.shape[1], self._number(smoothing_rate)).to(nll)  # [K]
         # The forget column apart: r = 0 adds exact zeros to what GradientAscent computes, and is equal to the last bit.
         return (weights[0] * nll[:, 0] + (weights[1:] * nll[:, 1:]).sum(dim=1)).mean()
 
@@ -125,7 +185,7 @@ class GradientAscent(Loss):
         return (-nll[:, 0]).mean()
 
 
-class GradientDifference(Loss):
+class GradientDifference(WeighingLoss):
     """Ascends the forget sample and descends on the mean of its normal samples with a free weight.
 
     L = mean over groups of −nll_0 + λ·mean_k nll_k, k = 1..K−1. λ = 1 is TOFU's gradient difference (on normal samples
@@ -133,16 +193,19 @@ class GradientDifference(Loss):
     its reach. Source: TOFU, Maini et al., arXiv 2401.06121.
     """
 
-    def __init__(self, normal_weight: float = 1.0) -> None:
+    parameter = "normal_weight"
+
+    def __init__(self, normal_weight: RatePolicy | float = 1.0) -> None:
         """Checks the weight.
 
         Args:
-            normal_weight: λ ≥ 0, the weight of the normal samples' mean nll.
+            normal_weight: λ ≥ 0, the weight of the normal samples' mean nll, or a policy that sets it as training goes,
+                such as sga.rates.MarginWeight.
         """
-        super().__init__()
-        if not (math.isfinite(normal_weight) and normal_weight >= 0):
-            raise UserError(f"normal_weight must be a finite number of at least 0, got {normal_weight}")
-        self.normal_weight = float(normal_weight)
+        super().__init__(normal_weight)
+        lowest = normal_weight.bounds[0] if isinstance(normal_weight, RatePolicy) else normal_weight
+        _check_normal_weight(lowest)
+        self.normal_weight = self._setting
 
     def check_group_size(self, group_size: int) -> None:
         if group_size < 2:
@@ -151,8 +214,18 @@ class GradientDifference(Loss):
                 "(set --data.group_size)"
             )
 
-    def forward(self, nll: Tensor) -> Tensor:  # [B, K] -> []
-        return (-nll[:, 0] + self.normal_weight * nll[:, 1:].mean(dim=1)).mean()
+    def weights(self, group_size: int, value: float) -> tuple[float, float]:
+        """−1 and λ."""
+        _check_normal_weight(value)
+        return -1.0, value
+
+    def forward(self, nll: Tensor, normal_weight: float | None = None) -> Tensor:  # [B, K] -> []
+        return (-nll[:, 0] + self._number(normal_weight) * nll[:, 1:].mean(dim=1)).mean()
+
+
+def _check_normal_weight(normal_weight: float) -> None:
+    if not (math.isfinite(normal_weight) and normal_weight >= 0):
+        raise UserError(f"normal_weight must be a finite number of at least 0, got {normal_weight}")
 
 
 class FineTuning(Loss):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
 import torch
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -19,10 +22,13 @@ from sga.errors import DivergenceError, UserError
 from sga.evaluation.inference import Inference
 from sga.evaluation.plan import GenerateBatch, ScoreBatch
 from sga.evaluation.requests import Answer, Generation
+from sga.geometry import Geometry, total
 from sga.language_models import PURE_BFLOAT16, LanguageModel
 from sga.likelihood import sequence_nll
-from sga.losses import FineTuning, Loss
+from sga.losses import FineTuning, Loss, WeighingLoss
 from sga.optimization import LinearSchedule, Schedule
+from sga.rates import RatePolicy, RateState
+from sga.split import SplitGradients
 
 
 def adamw(parameters: Any) -> torch.optim.AdamW:
@@ -59,8 +65,14 @@ class UnlearningModule(pl.LightningModule):
         self.model: PreTrainedModel | None = None
         self.answers: dict[int, Answer] = {}
         """Of the evaluation that is under way, by the plan's jobs; this process's only, until they are gathered."""
+        self.rate_state = RateState()
+        """What the loss's rate policy remembers; its `value` is the number in force."""
+        self.geometry: dict[str, Geometry] = {}
+        """By layer, of the last step at which a rate policy looked at gradients."""
+        self._split: SplitGradients | None = None
         self._inference: Inference | None = None
         self._step_logs: dict[str, Tensor | float] = {}
+        self._rate_logs: dict[str, float] = {}
 
     # ---- weights -----------------------------------------------------------------------------------------------
 
@@ -74,6 +86,17 @@ class UnlearningModule(pl.LightningModule):
                     "unlearn all of it: set --model.loss=sga.FineTuning, or --data.train_on=[forget]"
                 )
             self.loss.check_group_size(self.data.group_size)
+            if self._policy is not None and self._policy.dynamic:
+                self._check_split()
+
+    def _check_split(self) -> None:
+        # Under FSDP and its like a backward pass within training_step() would meet half-gathered parameters.
+        if not isinstance(self.trainer.strategy, SingleDeviceStrategy | DDPStrategy):
+            raise UserError(
+                f"{type(self._policy).__name__} looks at gradients, which works on one device and under "
+                f"--trainer.strategy ddp, not under {type(self.trainer.strategy).__name__}; take a fixed rate or a "
+                "schedule there"
+            )
 
     def configure_model(self) -> None:
         if self.model is None:
@@ -105,29 +128,151 @@ class UnlearningModule(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         assert self.loss is not None, "setup() has checked"
+        policy = self._policy
+        if policy is not None and policy.needs_gradients(self.rate_state, self.global_step):
+            return self._split_step(batch)
         # A loss that does not read normal samples gets [B, 1] and saves their part of the forward pass.
         nll = sequence_nll(self._network, batch if self.loss.uses_normals else batch.forget_only())  # [B, K]
-        loss: Tensor = self.loss(nll)
+        loss: Tensor = self.loss(nll) if policy is None else self.loss(nll, self._decided(policy, None).value)
+        self._check_divergence(loss)
+        values = {"train/loss": loss, "train/forget_nll": nll[:, 0].mean()}
+        if nll.shape[1] > 1:
+            values["train/normal_nll"] = nll[:, 1:].mean()
+        self._log_step(values, batch)
+        return loss * batch.scale
+
+    def _split_step(self, batch: Batch) -> Tensor:
+        """The two parts of the loss, one after the other; Lightning runs the second one's backward pass.
+
+        Returns:
+            ℓ̄_n, whose gradient goes to the parameters' ``grad`` and is clipped, scaled and averaged over processes by
+            Lightning's means. That of ℓ_f waits beside it until `_set_rate`.
+        """
+        if self._split is None:
+            self._split = SplitGradients(self._network.named_parameters())
+        forget = sequence_nll(self._network, batch.forget_only()).mean()
+        self._check_divergence(forget)
+        part = forget * batch.scale / self.trainer.accumulate_grad_batches  # Lightning does the latter to what it gets
+        if self._scaler is not None:
+            part = self._scaler.scale(part)
+        # Neither DDP's hooks (it waits for gradients only after training_step) nor autocast take part in this pass.
+        with self._split.forget_part(), torch.autocast(self.device.type, enabled=False):
+            part.backward()  # type: ignore[no-untyped-call]
+        normal = sequence_nll(self._network, batch.normals_only()).mean()
+        self._check_divergence(normal)
+        self._log_step({"train/forget_nll": forget, "train/normal_nll": normal}, batch)
+        return normal * batch.scale
+
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: Any,
+        optimizer_closure: Callable[[], Any] | None = None,
+    ) -> None:
+        """Sets the rate after the step's last backward pass, before gradients are unscaled, looked at and clipped."""
+
+        def closure() -> Any:
+            assert optimizer_closure is not None, "Lightning gives one"
+            result = optimizer_closure()
+            if self._policy is not None:
+                self._set_rate(self._policy)
+            return result
+
+        super().optimizer_step(epoch, batch_idx, optimizer, closure)
+
+    def _set_rate(self, policy: RatePolicy) -> None:
+        """Decides on the rate of this step and, if its backward pass was split, puts the parts together."""
+        assert isinstance(self.loss, WeighingLoss), "others have no policy"
+        group_size, geometry = self.data.group_size, None
+        if self._split is not None:
+            if self.trainer.world_size > 1:
+                self._split.average()
+            scale = self._scaler.get_scale() if self._scaler is not None else 1.0
+            # The first process's numbers for all, so that none decides otherwise for a last bit.
+            self.geometry = self.trainer.strategy.broadcast(self._split.geometry(group_size, scale))
+            geometry = total(self.geometry.values())
+            if not geometry.finite:
+                if self._scaler is None:
+                    raise DivergenceError(
+                        f"a gradient is no longer a number at step {self.global_step}: training diverged. The weights "
+                        "of the last checkpoint are kept; lower the learning rate, or stop earlier "
+                        "(--trainer.max_epochs)"
+                    )
+                self._split.combine(1.0, 1.0)  # whatever the weights, the scaler finds it and skips the step
+                self._split = None
+                return
+        self.rate_state = self._decided(policy, geometry)
+        assert self.rate_state.value is not None, "a policy decides"
+        forget_weight, normal_weight = self.loss.weights(group_size, self.rate_state.value)
+        if self._split is not None:
+            self._split.combine(forget_weight, normal_weight)
+            self._split = None
+            parts = self._step_logs
+            parts["train/loss"] = forget_weight * parts["train/forget_nll"] + normal_weight * parts["train/normal_nll"]
+        self._rate_logs = self._rate_values(forget_weight, normal_weight)
+
+    def _decided(self, policy: RatePolicy, geometry: Geometry | None) -> RateState:
+        return policy.decide(self.rate_state, self.global_step, self._total_steps(), geometry)
+
+    @property
+    def _policy(self) -> RatePolicy | None:
+        return self.loss.policy if self.loss is not None else None
+
+    @property
+    def _scaler(self) -> Any:
+        """The gradient scaler of fp16 under autocast; None otherwise."""
+        return getattr(self.trainer.precision_plugin, "scaler", None)
+
+    def _check_divergence(self, loss: Tensor) -> None:
         if not torch.isfinite(loss):
             raise DivergenceError(
                 f"the loss is {loss.item()} at step {self.global_step}: training diverged. The weights of the last "
                 "checkpoint are kept; lower the learning rate, or stop earlier (--trainer.max_epochs)"
             )
-        self._log_step(loss.detach(), nll.detach(), batch)
-        return loss * batch.scale
 
-    def _log_step(self, loss: Tensor, nll: Tensor, batch: Batch) -> None:
-        values = {"train/loss": loss, "train/forget_nll": nll[:, 0].mean()}
-        if nll.shape[1] > 1:
-            values["train/normal_nll"] = nll[:, 1:].mean()
+    def _log_step(self, values: dict[str, Tensor], batch: Batch) -> None:
+        """Adds a micro-batch's share to the means over the step's groups."""
         share = batch.scale / self.trainer.accumulate_grad_batches
         for name, value in values.items():
-            self._step_logs[name] = self._step_logs.get(name, 0.0) + value * share
+            self._step_logs[name] = self._step_logs.get(name, 0.0) + value.detach() * share
+
+    def _rate_values(self, forget_weight: float, normal_weight: float) -> dict[str, float]:
+        """The number in force under all its names and, if it is dynamic, what it follows from, as of the last look."""
+        assert isinstance(self.loss, WeighingLoss) and self.rate_state.value is not None
+        state, size = self.rate_state, self.data.group_size
+        values: dict[str, float] = {
+            "train/forget_weight": forget_weight,
+            "train/normal_weight": normal_weight,
+            "train/lambda": -normal_weight / forget_weight,
+        }
+        if self.loss.parameter == "smoothing_rate":
+            values |= {"train/rate": self.rate_state.value, "train/rho": self.rate_state.value * (size - 1) / size}
+        if self.geometry:
+            geometry = total(self.geometry.values())
+            values |= {
+                "train/cosine": geometry.cosine,
+                "train/forget_gradient_norm": geometry.forget_norm,
+                "train/normal_gradient_norm": geometry.normal_norm,
+                "train/clamped_low": state.clamped_low,
+                "train/clamped_high": state.clamped_high,
+                "train/infeasible": state.infeasible,
+            }
+        return values
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Logs means over the step's groups, whatever the micro-batches and processes."""
         self.log_dict(self._step_logs, prog_bar=True, batch_size=1, sync_dist=self.trainer.world_size > 1)
-        self._step_logs = {}
+        self.log_dict(self._rate_logs, batch_size=1)  # the same in every process
+        self._step_logs, self._rate_logs = {}, {}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self._policy is not None:
+            checkpoint["rate_state"] = asdict(self.rate_state)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if "rate_state" in checkpoint:
+            self.rate_state = RateState(**checkpoint["rate_state"])
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         optimizer = self.optimizer(self.parameters())

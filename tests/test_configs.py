@@ -11,7 +11,9 @@ from sga.cli import parsed
 from sga.data.builtin import packaged_path
 
 CONFIGS = sorted(
-    path for path in packaged_path("configs").rglob("*.yaml") if path.parent.name != "demo" and path.is_file()
+    path
+    for path in packaged_path("configs").rglob("*.yaml")
+    if path.parent.name not in ("demo", "sweeps") and path.is_file()
 )
 
 

@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sga.__main__ import main
 from sga.batches import collate
+from sga.callbacks import checkpoints
 from sga.callbacks.run_files import RunFiles
 from sga.cli import UnlearningCLI, run_verb
 from sga.data.own import OwnData
@@ -165,16 +166,16 @@ def test_the_linear_schedule_by_hand() -> None:
 def snapshots(monkeypatch: pytest.MonkeyPatch) -> dict[int, Path]:
     """Copies of the run folder as it was after each save of last.ckpt, in order: what a kill right then would leave."""
     found: dict[int, Path] = {}
-    save = pl.Trainer.save_checkpoint
+    save = checkpoints.save
 
-    def save_and_copy(trainer: pl.Trainer, filepath: Any, *args: Any, **kwargs: Any) -> None:
-        save(trainer, filepath, *args, **kwargs)
+    def save_and_copy(trainer: pl.Trainer, name: str, weights_only: bool = False) -> None:
+        save(trainer, name, weights_only)
         folder = Path(trainer.default_root_dir)
-        if Path(filepath).name == "last.ckpt":
+        if name == "last.ckpt":
             found[len(found)] = folder.with_name(f"{folder.name}-{len(found)}")
             shutil.copytree(folder, found[len(found) - 1], ignore=shutil.ignore_patterns("tensorboard"))
 
-    monkeypatch.setattr(pl.Trainer, "save_checkpoint", save_and_copy)
+    monkeypatch.setattr(checkpoints, "save", save_and_copy)
     return found
 
 
@@ -359,7 +360,8 @@ def test_metrics_have_their_names_and_are_finite(run_folder: tuple[Path, Unlearn
     summary = json.loads((folder / "metrics.json").read_text())
     assert {key: summary[key] for key in points[-1]} == points[-1]
     assert summary["absent"] == {}
-    assert set(summary) - set(points[-1]) == {"chosen", "frontier_area", "frontier_area_ks", "absent", "notes"}
+    extra = {"chosen", "frontier_area", "frontier_area_ks", "absent", "notes", "tokens"}
+    assert set(summary) - set(points[-1]) == extra
 
 
 def test_run_json_and_config_say_what_was_run(run_folder: tuple[Path, UnlearningCLI], own_target: Path) -> None:

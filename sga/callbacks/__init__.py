@@ -10,11 +10,15 @@ from sga.callbacks.model_utility import ModelUtility
 from sga.callbacks.muse import MUSE
 from sga.callbacks.perplexity import Perplexity
 from sga.callbacks.run_files import RunFiles
+from sga.callbacks.stopping import BestForgetQuality, FailureSignatures, ForgetNLLReached, Stopping, StoppingRule
 
 __all__ = [
     "MUSE",
+    "BestForgetQuality",
     "EvaluationCallback",
     "Evaluator",
+    "FailureSignatures",
+    "ForgetNLLReached",
     "ForgetQuality",
     "HuggingFaceExport",
     "MembershipInference",
@@ -23,4 +27,6 @@ __all__ = [
     "Perplexity",
     "RunCheckpoints",
     "RunFiles",
+    "Stopping",
+    "StoppingRule",
 ]

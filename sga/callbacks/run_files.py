@@ -15,7 +15,9 @@ import transformers
 from lightning.pytorch.loggers import TensorBoardLogger
 
 import sga
+from sga.batches import Batch
 from sga.callbacks.evaluation import Evaluator
+from sga.callbacks.stopping import Stopping
 from sga.datamodule import PAIRS_FILE, prediction_request
 from sga.errors import UserError
 from sga.evaluation.evaluation import Evaluation
@@ -24,6 +26,7 @@ from sga.evaluation.requests import Generation
 from sga.evaluation.table import table
 from sga.files import write_json, write_text
 from sga.groups import record_hash, write_groups
+from sga.rates import RatePolicy
 
 
 class RunFiles(pl.Callback):
@@ -53,6 +56,16 @@ class RunFiles(pl.Callback):
         self.texts = texts
         self.sample_texts = sample_texts
         self._started = time.monotonic()
+        self._before = 0.0  # seconds of the run that this one goes on from
+        self._tokens = 0  # that went through the model in this process's training steps
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seconds": time.monotonic() - self._started, "tokens": self._tokens}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        # Under DDP it is the first process's count for all of them, which saw as many groups.
+        self._tokens = int(state_dict["tokens"])
+        self._before = float(state_dict["seconds"])
 
     # ---- the start of a run ------------------------------------------------------------------------------------
 
@@ -77,7 +90,7 @@ class RunFiles(pl.Callback):
 
     def _describe(self, trainer: pl.Trainer, module: Any, stage: str) -> None:
         """Writes run.json and, for a fit, the pairing."""
-        self._started = time.monotonic()
+        self._started = time.monotonic() - (self._before if stage == "fit" else 0.0)
         if not trainer.is_global_zero:
             return
         data = module.data
@@ -86,7 +99,7 @@ class RunFiles(pl.Callback):
         if stage == "fit" and any(group.normals for group in data.groups) and not (folder / PAIRS_FILE).exists():
             write_groups(folder / PAIRS_FILE, data.groups, self.texts)
         parameters = {
-            name: value
+            name: str(value) if isinstance(value, RatePolicy) else value
             for name, value in (vars(module.loss) if module.loss is not None else {}).items()
             if not name.startswith("_") and name not in ("training", "uses_normals")
         }
@@ -124,6 +137,13 @@ class RunFiles(pl.Callback):
         """``sga test`` writes to a folder of its own inside the run's, everything else to the run's."""
         return self.folder / "test" if stage == "test" else self.folder
 
+    # ---- training ----------------------------------------------------------------------------------------------
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        self._tokens += (batch if pl_module.loss.uses_normals else batch.forget_only()).tokens
+
     # ---- evaluations -------------------------------------------------------------------------------------------
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -140,6 +160,7 @@ class RunFiles(pl.Callback):
             print(f"\n{table(pl_module.evaluation)}\n\nwritten to {folder / 'metrics.json'}, rows to rows.jsonl")
 
     def _write(self, trainer: pl.Trainer, pl_module: Any, folder: Path) -> None:
+        cost = self._cost(trainer) if trainer.state.fn == "fit" else {}
         if not trainer.is_global_zero:
             return
         evaluation: Evaluation = pl_module.evaluation
@@ -165,8 +186,17 @@ class RunFiles(pl.Callback):
             rows.append({"step": step, "set": name, "id": record_id, **texts, **values})
         write_text(folder / "rows.jsonl", _jsonl(rows))
         write_text(folder / "metrics.jsonl", _jsonl(points))
-        write_json(folder / "metrics.json", _summary(points, evaluation))
+        write_json(folder / "metrics.json", {**_summary(points, evaluation, _stopping(trainer)), **cost})
         self._log(trainer, evaluation, step)
+
+    def _cost(self, trainer: pl.Trainer) -> dict[str, int]:
+        """Tokens trained on by all processes; on a GPU the most memory that the first process's tensors have taken."""
+        device = trainer.strategy.root_device
+        tokens = trainer.strategy.reduce(torch.tensor(self._tokens, device=device), reduce_op="sum")
+        cost = {"tokens": int(tokens)}
+        if device.type == "cuda":
+            cost["peak_gpu_memory_bytes"] = torch.cuda.max_memory_allocated(device)
+        return cost
 
     def _log(self, trainer: pl.Trainer, evaluation: Evaluation, step: int) -> None:
         for logger in trainer.loggers:
@@ -208,9 +238,20 @@ class RunFiles(pl.Callback):
         print(f"{len(lines)} answers written to {path}")
 
 
-def _summary(points: list[dict[str, Any]], evaluation: Evaluation) -> dict[str, Any]:
-    """metrics.json: the last evaluation, the frontier area over all of them, and what is absent and why."""
+def _summary(points: list[dict[str, Any]], evaluation: Evaluation, stopping: Stopping | None) -> dict[str, Any]:
+    """metrics.json: the chosen evaluation and why, the frontier area over all of them, what is absent and why."""
     summary: dict[str, Any] = {"chosen": "the last evaluation", **points[-1]}
+    absent, notes = evaluation.absent, evaluation.notes
+    if stopping is not None and stopping.rule is not None:
+        choice = stopping.choice
+        of_choice = [point for point in points if choice is not None and point["step"] == choice.step]
+        if choice is None or not of_choice:
+            summary["because"] = f"no evaluation qualifies as {stopping.rule.declaration()}"
+        else:
+            summary = {"chosen": stopping.rule.declaration(), "because": choice.because, **of_choice[0]}
+            absent, notes = choice.absent, choice.notes
+        if stopping.stopped is not None:
+            summary["stopped"] = stopping.stopped
     prefix = next((key.split("/")[0] for key in points[-1] if key.endswith("/model_utility")), None)
     trade_off = [
         (point[f"{prefix}/forget_quality_log10"], 1 - point[f"{prefix}/ks_statistic"], point[f"{prefix}/model_utility"])
@@ -220,9 +261,15 @@ def _summary(points: list[dict[str, Any]], evaluation: Evaluation) -> dict[str, 
     if trade_off:
         summary["frontier_area"] = frontier_area([(quality, utility) for quality, _, utility in trade_off])
         summary["frontier_area_ks"] = frontier_area_ks([(near, utility) for _, near, utility in trade_off])
-    summary["absent"] = evaluation.absent
-    summary["notes"] = evaluation.notes
+    summary["absent"] = absent
+    summary["notes"] = notes
     return summary
+
+
+def _stopping(trainer: pl.Trainer) -> Stopping | None:
+    """The rule's callback while training; a finished run that is evaluated again has one evaluation only."""
+    callbacks = trainer.callbacks if trainer.state.fn == "fit" else ()  # type: ignore[attr-defined]
+    return next((callback for callback in callbacks if isinstance(callback, Stopping)), None)
 
 
 def _reference(trainer: pl.Trainer) -> str | None:

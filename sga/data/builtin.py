@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import sga
@@ -31,3 +32,12 @@ def packaged_path(name: str) -> Path:
 def builtin_path(name: str) -> Path:
     """The path of a file of the built-in data, such as ``"world_facts.jsonl"``; see `packaged_path`."""
     return packaged_path(f"data/{name}")
+
+
+def source_hash() -> str:
+    """Hash of this package's source and built-in data."""
+    digest = hashlib.sha256(sga.__version__.encode())
+    package = Path(sga.__file__).parent
+    for path in sorted([*package.rglob("*.py"), *packaged_path("data").rglob("*.json*")]):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()

@@ -102,6 +102,52 @@ def frontier_chart(curves: Sequence[Curve], retain: Line | None, level: float, i
         level: Forget quality at which the region begins.
         identifier: Prefix of the element ids, unique on the page.
     """
+    frame, parts = _trade_off(retain, level)
+    for curve in curves:
+        places = [(frame.x(max(x, FLOOR)), frame.y(y)) for x, y in curve.points]
+        parts.append(_curve(curve, places))
+    starts = {(round(frame.x(max(x, FLOOR)), 1), round(frame.y(y), 1)) for x, y in (c.points[0] for c in curves)}
+    parts += [f'<circle class="start" cx="{x}" cy="{y}" r="10"/>' for x, y in sorted(starts)]
+    described = "; ".join(
+        f"{c.label}: from ({_signed(c.points[0][0])}, {c.points[0][1]:.2f}) "
+        f"to ({_signed(c.points[-1][0])}, {c.points[-1][1]:.2f}) in {len(c.points)} evaluations"
+        for c in curves
+    )
+    return _svg(frame, identifier, "Model utility against forget quality", f"{described}.", parts)
+
+
+def pareto_chart(
+    clouds: Sequence[Curve], front: Sequence[tuple[float, float]], retain: Line | None, level: float, identifier: str
+) -> str:
+    """Points of (log10 forget quality, model utility) of many configurations, and the line of the best trade-offs.
+
+    Args:
+        clouds: One for each configuration; its points are not joined.
+        front: Points that no other beats in both, by ascending forget quality.
+        retain: The retain model's utility.
+        level: Forget quality at which the KS test sees no difference.
+        identifier: Prefix of the element ids, unique on the page.
+    """
+    frame, parts = _trade_off(retain, level)
+    stairs: list[tuple[float, float]] = []
+    for x, y in front:  # down to the right: what is reached at a quality is reached at every lower one
+        place = (frame.x(max(x, FLOOR)), frame.y(y))
+        stairs += [(stairs[-1][0] if stairs else frame.left, place[1]), place]
+    if stairs:
+        parts.append(_path([*stairs, (stairs[-1][0], frame.bottom)], Style("retain", "", "")))
+    for cloud in clouds:
+        marks = []
+        for i, (x, y) in enumerate(cloud.points):
+            note = f"<title>{escape(cloud.notes[i])}</title>" if cloud.notes else ""
+            mark = _marker(frame.x(max(x, FLOOR)), frame.y(y), 6 if (x, y) in front else 3.2, cloud.style)
+            marks.append(f"<g>{note}{mark}</g>")
+        parts.append(f"<g><title>{escape(cloud.label)}</title>{''.join(marks)}</g>")
+    described = "; ".join(f"({_signed(round(x, 2))}, {y:.2f})" for x, y in front)
+    return _svg(frame, identifier, "Best trade-offs of all configurations", f"On the front: {described}.", parts)
+
+
+def _trade_off(retain: Line | None, level: float) -> tuple[_Frame, list[str]]:
+    """Axes of (log10 forget quality, model utility) with the region in which the KS test sees no difference."""
     frame = _Frame(700, 440, (FLOOR - 0.35, 0.25), (-0.03, 1.04))
     edge = frame.x(math.log10(level))
     parts = [
@@ -118,17 +164,7 @@ def frontier_chart(curves: Sequence[Curve], retain: Line | None, level: float, i
     ]
     if retain is not None:
         parts.append(frame.level(retain, 0.45))
-    for curve in curves:
-        places = [(frame.x(max(x, FLOOR)), frame.y(y)) for x, y in curve.points]
-        parts.append(_curve(curve, places))
-    starts = {(round(frame.x(max(x, FLOOR)), 1), round(frame.y(y), 1)) for x, y in (c.points[0] for c in curves)}
-    parts += [f'<circle class="start" cx="{x}" cy="{y}" r="10"/>' for x, y in sorted(starts)]
-    described = "; ".join(
-        f"{c.label}: from ({_signed(c.points[0][0])}, {c.points[0][1]:.2f}) "
-        f"to ({_signed(c.points[-1][0])}, {c.points[-1][1]:.2f}) in {len(c.points)} evaluations"
-        for c in curves
-    )
-    return _svg(frame, identifier, "Model utility against forget quality", f"{described}.", parts)
+    return frame, parts
 
 
 def distribution_chart(

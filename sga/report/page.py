@@ -165,7 +165,9 @@ def _table(settings: Sequence[Setting], styles: Mapping[str, Style]) -> str:
     rules = sorted(
         {str(rule) for s in settings for r in s.runs if r.role == "unlearn" and (rule := r.chosen.get("chosen"))}
     )
+    ended = [run for s in settings for run in s.runs if run.role == "unlearn" and run.chosen.get("stopped")]
     rule = f"Chosen evaluation: {'; '.join(rules)}. " if rules else ""
+    rule += f"A rule ended {len(ended)} of these runs early (why: at the foot). " if ended else ""
     several_seeds = any(len(setting.runs) > 1 for setting in settings)
     mean_note = (
         "Several seeds: the mean (of perplexities the geometric one), the range below it. " if several_seeds else ""
@@ -214,7 +216,7 @@ def _frontier(settings: Sequence[Setting], styles: Mapping[str, Style]) -> str:
     chart = frontier_chart(curves, line, FORGET_QUALITY_LEVEL, "frontier-chart")
     return (
         f"{heading}<figure>{_legend(shown, styles, rings=True)}{chart}<figcaption>Each run from the starting model "
-        "along its evaluations to its last (large marker); up and to the right is better. "
+        "along its evaluations to its last (large marker; a ring is the chosen one); up and to the right is better. "
         f"In the shaded region the KS test sees no difference from the retain model (p &gt; "
         f"{FORGET_QUALITY_LEVEL}); values below 10<sup>−12</sup> are drawn at the left edge.</figcaption></figure>"
         "</section>"
@@ -229,7 +231,7 @@ def _distributions(settings: Sequence[Setting], styles: Mapping[str, Style]) -> 
     samples, shown = [], []
     for setting in compared:
         run = setting.first
-        rows = run.rows_at(run.evaluations[-1]["step"], "forget")
+        rows = run.rows_at(run.chosen_step, "forget")
         values = [float(v) for row in rows if isinstance(v := row.get("log_truth_ratio"), (int, float))]
         if values:
             samples.append((setting.label, styles[setting.label], values))
@@ -243,8 +245,8 @@ def _distributions(settings: Sequence[Setting], styles: Mapping[str, Style]) -> 
     return (
         f"{heading}<figure>{_legend(shown, styles)}{chart}<figcaption>Share of forget samples whose log truth ratio, "
         "log R = avg_nll(right) − mean avg_nll(wrong), is at most so much; markers at the quartiles. Forget quality is "
-        "the KS test between a curve and the retain model's: D is their largest vertical distance. Last evaluation of "
-        f"each run, first seed.{clipped}</figcaption></figure></section>"
+        "the KS test between a curve and the retain model's: D is their largest vertical distance. Chosen evaluation "
+        f"of each run, first seed.{clipped}</figcaption></figure></section>"
     )
 
 
@@ -394,6 +396,9 @@ def _foot(runs: Sequence[Run], holds_texts: bool) -> str:
             f"retain reference {run.info.get('reference') or 'none'}",
             f"chosen: step {run.chosen_step} of {run.evaluations[-1]['step']}",
         ]
+        facts += [f"by the rule: {rule}"] if (rule := run.chosen.get("chosen")) else []
+        facts += [f"because: {because}"] if (because := run.chosen.get("because")) else []
+        facts += [f"stopped {stopped}"] if (stopped := run.chosen.get("stopped")) else []
         evaluation = ", ".join(f"{k} = {v}" for k, v in (run.info.get("evaluation") or {}).items())
         facts += [f"evaluation: {evaluation}"] if evaluation else []
         configurations.append(

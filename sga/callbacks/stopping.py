@@ -1,0 +1,445 @@
+"""The principled stop: a declared rule chooses the evaluation a run is judged by, keeps its weights, and may end it.
+
+Differs from early stopping on a validation loss: unlearning passes *through* its best trade-off and goes on, so that
+the last weights are seldom the ones to keep, and which ones are depends on what is asked for. The rule says what that
+is, before the run and in its files.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+
+from sga.callbacks.checkpoints import BEST, FOLDER, save
+from sga.callbacks.evaluation import Evaluator
+from sga.callbacks.export import HuggingFaceExport
+from sga.callbacks.model_utility import ModelUtility
+from sga.errors import DivergenceError, UserError
+from sga.evaluation.evaluation import Evaluation
+from sga.evaluation.reference import read_reference, reference_for
+
+FORGET_NLL = "forget_nll"
+REFERENCE_NLL = "reference_forget_nll"
+UTILITY = "model_utility"
+QUALITY = "forget_quality_log10"
+NORMAL_PERPLEXITY = "perplexity/normal/log"
+PRIVLEAK = "privleak"
+_OF_REFERENCE = (QUALITY, REFERENCE_NLL)  # PrivLeak can do with an assumed AUC
+
+
+# ---- rules: pure functions of evaluations ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Point:
+    """What a rule sees of one evaluation.
+
+    Attributes:
+        step: Optimiser steps taken.
+        metrics: Value by name, without the benchmark's prefix: ``model_utility``, ``forget_quality_log10``,
+            ``perplexity/normal/log``, ``privleak``, …; also ``forget_nll`` (mean avg_nll of the forget set, nats per
+            token) and, where the reference's log has it, ``reference_forget_nll`` over the same rows.
+    """
+
+    step: int
+    metrics: Mapping[str, float]
+
+    def __getitem__(self, name: str) -> float:
+        return self.metrics[name]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a rule says about one evaluation.
+
+    Attributes:
+        choose: Whether this evaluation is to be the chosen one from now on.
+        because: Why it would be, with its numbers; for people.
+        stop: Why the run ends here; None where it goes on.
+    """
+
+    choose: bool
+    because: str
+    stop: str | None = None
+
+
+class StoppingRule(ABC):
+    """Says of each evaluation whether it is the one to keep so far, and whether the run ends with it.
+
+    A rule of one's own is a frozen dataclass with three short methods, given by its class path. It must be a function
+    of its arguments alone: a resumed run, and each process of several, asks it again and must hear the same.
+    """
+
+    @abstractmethod
+    def declaration(self) -> str:
+        """What is chosen, in words that need no number of a run; stands in metrics.json and on the report."""
+
+    @abstractmethod
+    def needs(self) -> tuple[str, ...]:
+        """Names of the metrics that it decides by; a run in which one is absent is refused."""
+
+    @abstractmethod
+    def judge(self, point: Point, start: Point, chosen: Point | None) -> Verdict:
+        """The verdict on an evaluation.
+
+        Args:
+            point: The evaluation.
+            start: The first one, of the starting model; `point` itself when it is that one.
+            chosen: The one chosen so far; None where none has been yet.
+        """
+
+
+@dataclass(frozen=True)
+class BestForgetQuality(StoppingRule):
+    """Chooses the highest forget quality among evaluations that keep a share of the starting model's utility.
+
+    Args:
+        utility_share: Utility budget: least model utility as a share of the starting model's, above 0 and at most 1.
+        stop_below_budget: End the run at the first evaluation below the budget. Off by default: utility can come back
+            later in a run.
+    """
+
+    utility_share: float = 0.9
+    stop_below_budget: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 < self.utility_share <= 1:
+            raise UserError(f"utility_share must be above 0 and at most 1, got {self.utility_share}")
+
+    def declaration(self) -> str:
+        return f"best forget quality with at least {self.utility_share:g} of the starting model's utility"
+
+    def needs(self) -> tuple[str, ...]:
+        return QUALITY, UTILITY
+
+    def judge(self, point: Point, start: Point, chosen: Point | None) -> Verdict:
+        least = self.utility_share * start[UTILITY]
+        affordable = point[UTILITY] >= least
+        better = chosen is None or (point[QUALITY], point[UTILITY]) > (chosen[QUALITY], chosen[UTILITY])
+        utility = f"model utility {point[UTILITY]:.3f}, of which {least:.3f} was asked"
+        stop = None
+        if self.stop_below_budget and not affordable:
+            stop = f"model utility {point[UTILITY]:.3f} is below the budget of {least:.3f}"
+        return Verdict(affordable and better, f"log10 forget quality {point[QUALITY]:.2f} at {utility}", stop)
+
+
+@dataclass(frozen=True)
+class ForgetNLLReached(StoppingRule):
+    """Ends the run once the forget nll is the reference's or above, and chooses the evaluation nearest to it."""
+
+    def declaration(self) -> str:
+        return "forget nll nearest to the reference's"
+
+    def needs(self) -> tuple[str, ...]:
+        return FORGET_NLL, REFERENCE_NLL
+
+    def judge(self, point: Point, start: Point, chosen: Point | None) -> Verdict:
+        nll, goal = point[FORGET_NLL], point[REFERENCE_NLL]
+        nearer = chosen is None or abs(nll - goal) < abs(chosen[FORGET_NLL] - goal)
+        numbers = f"forget nll {nll:.3f}, the reference's {goal:.3f}"
+        return Verdict(
+            nearer, numbers, f"the forget nll has reached the reference's ({numbers})" if nll >= goal else None
+        )
+
+
+@dataclass(frozen=True)
+class FailureSignatures(StoppingRule):
+    """Ends the run at the first evaluation that shows a declared failure, and chooses the last one that shows none.
+
+    Thresholds are those of the paper (arXiv 2510.22376); null does not look at a signature. Without an evaluation that
+    shows none, the last one stays the result.
+
+    Args:
+        normal_perplexity: Divergence: perplexity on normal text above this.
+        model_utility: Over-unlearning: model utility below this. The paper's 0.4 is of TOFU's models; take a share of
+            the starting model's utility for others.
+        forget_quality: Over-unlearning: forget quality below this (the paper: 0.01) while the forget nll is above the
+            reference's. Below the reference's, a low forget quality means that there is more to unlearn.
+        privleak: Over-unlearning: PrivLeak above this, which is at least 0 (a percentage).
+    """
+
+    normal_perplexity: float | None = 1e10
+    model_utility: float | None = 0.4
+    forget_quality: float | None = None
+    privleak: float | None = None
+
+    def __post_init__(self) -> None:
+        if {self.normal_perplexity, self.model_utility, self.forget_quality, self.privleak} == {None}:
+            raise UserError("FailureSignatures looks at no signature; set at least one threshold")
+        if self.normal_perplexity is not None and not self.normal_perplexity > 1:
+            raise UserError(f"normal_perplexity must be above 1, got {self.normal_perplexity}")
+        for name in ("model_utility", "forget_quality"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < 1:
+                raise UserError(f"{name} must be between 0 and 1, got {value}")
+        if self.privleak is not None and not self.privleak >= 0:
+            raise UserError(f"privleak must be at least 0, got {self.privleak}")
+
+    def declaration(self) -> str:
+        looked_at = [
+            f"{name} {side} {value:g}"
+            for name, side, value in (
+                ("perplexity on normal text", "above", self.normal_perplexity),
+                ("model utility", "below", self.model_utility),
+                ("forget quality on the over-unlearned side", "below", self.forget_quality),
+                ("PrivLeak", "above", self.privleak),
+            )
+            if value is not None
+        ]
+        return f"last evaluation without a failure ({', '.join(looked_at)})"
+
+    def needs(self) -> tuple[str, ...]:
+        quality = (QUALITY, FORGET_NLL, REFERENCE_NLL)
+        return (
+            *((NORMAL_PERPLEXITY,) if self.normal_perplexity is not None else ()),
+            *((UTILITY,) if self.model_utility is not None else ()),
+            *(quality if self.forget_quality is not None else ()),
+            *((PRIVLEAK,) if self.privleak is not None else ()),
+        )
+
+    def judge(self, point: Point, start: Point, chosen: Point | None) -> Verdict:
+        found = []
+        # In logarithms: the perplexity of a collapsed model is beyond what a float holds.
+        if self.normal_perplexity is not None and point[NORMAL_PERPLEXITY] > math.log(self.normal_perplexity):
+            found.append(
+                f"perplexity on normal text is e^{point[NORMAL_PERPLEXITY]:.1f}, above {self.normal_perplexity:g}"
+            )
+        if self.model_utility is not None and point[UTILITY] < self.model_utility:
+            found.append(f"model utility {point[UTILITY]:.3f} is below {self.model_utility:g}")
+        if self.forget_quality is not None:
+            low = point[QUALITY] < math.log10(self.forget_quality)
+            if low and point[FORGET_NLL] > point[REFERENCE_NLL]:
+                found.append(
+                    f"log10 forget quality {point[QUALITY]:.2f} is below that of {self.forget_quality:g} and the model "
+                    f"over-unlearned (forget nll {point[FORGET_NLL]:.3f}, the reference's {point[REFERENCE_NLL]:.3f})"
+                )
+        if self.privleak is not None and point[PRIVLEAK] > self.privleak:
+            found.append(f"PrivLeak {point[PRIVLEAK]:.1f} is above {self.privleak:g}")
+        return Verdict(not found, "no sign of failure", "; ".join(found) or None)
+
+
+# ---- the callback ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The chosen evaluation.
+
+    Attributes:
+        step: Its optimiser step.
+        because: Why the rule chose it, with its numbers.
+        metrics: As in `Point`.
+        absent: Why metrics of it are absent, by name.
+        notes: What a reader of its numbers should know.
+    """
+
+    step: int
+    because: str
+    metrics: dict[str, float]
+    absent: dict[str, str]
+    notes: list[str]
+
+
+class Stopping(pl.Callback):
+    """Asks a rule after each evaluation which one to keep and whether to end, and makes the chosen weights the result.
+
+    The chosen weights are in ``checkpoints/best.ckpt`` (weights only), written whole or not at all and only when the
+    choice changes; when the run ends they are what is exported, and their evaluation is the one in metrics.json, with
+    the rule, why it chose, and why the run was ended. The evaluation before the first step counts, so that a run can
+    be rolled back to the starting model.
+
+    Without a rule nothing is ended or chosen: the last evaluation is the result, as published comparisons of methods
+    at equal length want it.
+    """
+
+    def __init__(self, rule: StoppingRule | None = None) -> None:
+        """Notes the rule.
+
+        Args:
+            rule: Which evaluation the run is judged by, and when it ends; null takes the last one and never ends it
+                early. BestForgetQuality, ForgetNLLReached, FailureSignatures, or a class path of one's own. The weights
+                it chooses take a third of the disk space of a checkpoint that a run can go on from, and twice that for
+                a moment when they change.
+        """
+        self.rule = rule
+        self.choice: Choice | None = None
+        """None without a rule, and as long as no evaluation qualifies."""
+        self.stopped: str | None = None
+        """Why the run ended; None where no rule ended it."""
+        self._start: Point | None = None
+        self._reference_nll: float | None = None
+        self._reference_rows: int | None = None
+        self._settled = False
+
+    # ---- what can be refused before training -------------------------------------------------------------------
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self._settled = False
+        if self.rule is None or stage != "fit":
+            return
+        callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        place = callbacks.index(self)
+        evaluators = [callback for callback in callbacks[:place] if isinstance(callback, Evaluator)]
+        if not evaluators or any(isinstance(callback, HuggingFaceExport) for callback in callbacks[:place]):
+            raise UserError(
+                "among the trainer's callbacks Stopping stands after Evaluator and before HuggingFaceExport"
+            )
+        data = pl_module.data.evaluation_data()  # type: ignore[operator, union-attr]
+        needs = self.rule.needs()
+        if any(name in needs for name in _OF_REFERENCE):
+            path = evaluators[0].reference_path
+            if path is None:
+                raise self._lacks(
+                    next(name for name in needs if name in _OF_REFERENCE),
+                    "there is no reference: give the run folder of a model trained without the forget data "
+                    "(--evaluation.reference)",
+                )
+            ids = [record.id for record in data.sets.get("forget", ())]
+            reference = reference_for(read_reference(path), ids, data.settings)
+            if reference.answer_nll is not None:
+                self._reference_nll, self._reference_rows = float(reference.answer_nll.mean()), len(reference)
+            elif REFERENCE_NLL in needs:
+                raise self._lacks(REFERENCE_NLL, f"{path} has ready-made truth ratios only; use a log with losses")
+        if UTILITY in needs and any(isinstance(c, ModelUtility) and not c.generate for c in callbacks):
+            raise self._lacks(UTILITY, "generation is switched off (--model_utility.generate)")
+        if NORMAL_PERPLEXITY in needs and not data.normals:
+            raise self._lacks(NORMAL_PERPLEXITY, "these groups have no normal samples")
+
+    @property
+    def _name(self) -> str:
+        return type(self.rule).__name__
+
+    def _lacks(self, metric: str, reason: str) -> UserError:
+        return UserError(f"--stop.rule {self._name} decides by {metric}, which is absent: {reason}")
+
+    # ---- going on ----------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        if self.rule is None:
+            return {}
+        return {
+            "rule": repr(self.rule),
+            "start": None if self._start is None else asdict(self._start),
+            "choice": None if self.choice is None else asdict(self.choice),
+            "stopped": self.stopped,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if self.rule is None:
+            return
+        self._start = None if state_dict["start"] is None else Point(**state_dict["start"])
+        if state_dict["rule"] == repr(self.rule):  # in another folder a checkpoint may go on under another rule
+            self.choice = None if state_dict["choice"] is None else Choice(**state_dict["choice"])
+            self.stopped = state_dict["stopped"]
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.stopped is not None:  # killed between the decision and the end
+            trainer.should_stop = True
+
+    def _settle(self, trainer: pl.Trainer) -> None:
+        """Sees to it, once, that the choice and the weights on disk are of the same step.
+
+        A run that was killed after an evaluation and before the next checkpoint has weights on disk that its state
+        does not know yet. Where the run repeats itself to the bit, it will choose them again; where it does not (on a
+        GPU), weights and numbers of different runs must not be taken for each other.
+        """
+        if self._settled:
+            return
+        self._settled = True
+        kept = trainer.strategy.broadcast(_step_of(_best(trainer)) if trainer.is_global_zero else None)
+        if self.choice is not None and kept != self.choice.step:
+            self.choice = None
+        if self.choice is None and trainer.is_global_zero:
+            _best(trainer).unlink(missing_ok=True)
+
+    # ---- after each evaluation ---------------------------------------------------------------------------------
+
+    # Before any callback's on_validation_end, where the run folder's files are written.
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.rule is None or trainer.state.fn != "fit":
+            return
+        self._settle(trainer)
+        evaluation: Evaluation = pl_module.evaluation  # type: ignore[assignment]
+        point = self._point(trainer.global_step, evaluation)
+        for name in self.rule.needs():
+            if name not in point.metrics:
+                raise self._lacks(name, _why_absent(evaluation, name))
+        if self._start is None:
+            if point.step > 0:
+                raise UserError(
+                    f"--stop.rule {self._name} needs the evaluation before the first step, which this checkpoint does "
+                    "not have; start the run anew"
+                )
+            self._start = point
+        chosen = None if self.choice is None else Point(self.choice.step, self.choice.metrics)
+        verdict = self.rule.judge(point, self._start, chosen)
+        if verdict.choose:
+            self.choice = Choice(
+                point.step, verdict.because, dict(point.metrics), dict(evaluation.absent), list(evaluation.notes)
+            )
+            save(trainer, BEST, weights_only=True)
+        if verdict.stop is not None:
+            trainer.should_stop = True
+            if self.stopped is None:
+                self.stopped = f"at step {point.step}: {verdict.stop}"
+                if trainer.is_global_zero:
+                    print(f"stopped {self.stopped}")
+
+    def _point(self, step: int, evaluation: Evaluation) -> Point:
+        metrics = {name.removeprefix(f"{evaluation.name}/"): value for name, value in evaluation.values().items()}
+        nll = evaluation.column("forget", "avg_nll")
+        if nll is not None:
+            metrics[FORGET_NLL] = float(nll[: self._reference_rows].mean())
+        if self._reference_nll is not None:
+            metrics[REFERENCE_NLL] = self._reference_nll
+        return Point(step, metrics)
+
+    # ---- the end -----------------------------------------------------------------------------------------------
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Puts the chosen weights into the module, from which they are exported."""
+        if self.rule is None or not trainer.is_global_zero:
+            return
+        if self.choice is None:
+            print(f"no evaluation qualifies as {self.rule.declaration()}: the last weights are the result")
+            return
+        path = _best(trainer)
+        if self.choice.step != trainer.global_step:
+            kept = _step_of(path)
+            if kept != self.choice.step:
+                raise UserError(
+                    f"{path} holds the weights of step {kept} and not of the chosen step {self.choice.step}: "
+                    "go on from an earlier checkpoint, or start the run anew"
+                )
+            pl_module.load_state_dict(_read(path)["state_dict"])
+        print(f"the result is step {self.choice.step} of {trainer.global_step}, by the rule: {self.rule.declaration()}")
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        if isinstance(exception, DivergenceError) and self.choice is not None and trainer.is_global_zero:
+            print(f"{_best(trainer)} holds the weights that the rule chose, of step {self.choice.step}")
+
+
+def _best(trainer: pl.Trainer) -> Path:
+    return Path(trainer.default_root_dir) / FOLDER / BEST
+
+
+def _read(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    return content
+
+
+def _step_of(path: Path) -> int | None:
+    return int(_read(path)["global_step"]) if path.is_file() else None
+
+
+def _why_absent(evaluation: Evaluation, metric: str) -> str:
+    name = metric.removesuffix("_log10").removesuffix("/log")
+    candidates = (metric, name, f"{evaluation.name}/{metric}", f"{evaluation.name}/{name}")
+    return next((evaluation.absent[key] for key in candidates if key in evaluation.absent), "no callback gives it")
