@@ -75,9 +75,9 @@ def our_evaluation(
         answers.update(zip(batch.indices, inference.answer(batch.to(model.device)), strict=True))
         seconds["scoring" if isinstance(batch, ScoreBatch) else "generation"] += time.perf_counter() - begun
     begun = time.perf_counter()
-    evaluation = Evaluation("tofu")
+    evaluation, by_request = Evaluation("tofu"), plan.answers(answers)
     for callback in callbacks:
-        callback.evaluate(data, plan.answers(answers), evaluation)
+        callback.evaluate(data, by_request, evaluation)
     seconds["metrics"] = time.perf_counter() - begun
     seconds["total"] = time.perf_counter() - start
     return evaluation, seconds

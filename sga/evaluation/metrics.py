@@ -17,7 +17,10 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from nltk.stem.porter import PorterStemmer
 from rouge_score.rouge_scorer import RougeScorer
+from rouge_score.tokenize import tokenize
+from rouge_score.tokenizers import Tokenizer
 from sacrebleu.metrics.bleu import BLEU
 from sklearn.metrics import roc_auc_score
 
@@ -365,7 +368,23 @@ def _check_texts(name: str, generated: Sequence[str], truth: Sequence[str]) -> N
 
 @lru_cache(maxsize=2)
 def _rouge_scorer(stemmer: bool) -> Any:
-    return RougeScorer(["rouge1", "rougeL"], use_stemmer=stemmer)
+    return RougeScorer(["rouge1", "rougeL"], tokenizer=_RougeTokenizer(stemmer))
+
+
+class _RougeTokenizer(Tokenizer):  # type: ignore[misc]  # untyped
+    """rouge_score's own, which stems a word once only: texts of one benchmark share most of theirs."""
+
+    def __init__(self, stemmer: bool) -> None:
+        self._stemmer = _RememberingStemmer() if stemmer else None
+
+    def tokenize(self, text: str) -> list[str]:
+        tokens: list[str] = tokenize(text, self._stemmer)
+        return tokens
+
+
+class _RememberingStemmer:
+    def __init__(self) -> None:
+        self.stem = lru_cache(maxsize=1 << 16)(PorterStemmer().stem)
 
 
 @lru_cache(maxsize=2)

@@ -301,9 +301,12 @@ class EvaluationPlan:
         by_key: dict[str, int] = {}
         requests = list(dict.fromkeys(requests))
         pairs = [(request.question, request.answer) for request in requests if isinstance(request, Score)]
-        encoded = dict(zip(pairs, encoder.encode_all(pairs), strict=True))
+        questions = [request.question for request in requests if isinstance(request, Generate)]
+        of_pairs, of_questions = encoder.encode_all(pairs, questions)
+        encoded = dict(zip(pairs, of_pairs, strict=True))
+        prompts = dict(zip(questions, of_questions, strict=True))
         for request in requests:
-            job = self._job(request, encoded)
+            job = self._job(request, encoded, prompts)
             index = by_key.setdefault(job.key, len(self.jobs))
             if index == len(self.jobs):
                 self.jobs.append(job)
@@ -314,7 +317,12 @@ class EvaluationPlan:
         self._groups = self._grouped(share_prompts)
         self._length = len(self._dealt(set(range(len(self.jobs)))))
 
-    def _job(self, request: Request, encoded: Mapping[tuple[str, str], Encoded]) -> Job:
+    def _job(
+        self,
+        request: Request,
+        encoded: Mapping[tuple[str, str], Encoded],
+        prompts: Mapping[str, tuple[int, ...]],
+    ) -> Job:
         if isinstance(request, Score):
             pair = encoded[request.question, request.answer]
             return ScoreJob(pair.ids, pair.prompt_length, request.detail, ends=True, cut=False)
@@ -322,7 +330,7 @@ class EvaluationPlan:
             ids, cut = self._encoder.encode_text(request.text)
             return ScoreJob(ids, 1, request.detail, ends=False, cut=cut)
         if isinstance(request, Generate):
-            ids = self._encoder.encode_prompt(request.question)
+            ids = prompts[request.question]
             limit = min(request.max_new_tokens, self._encoder.max_length - len(ids))
             if request.count_prompt:
                 limit = max(0, min(limit, request.max_new_tokens - len(ids)))
