@@ -76,7 +76,7 @@ def _styles(rows: Sequence[Row], runs: dict[Path, Run]) -> dict[str, Style]:
     """One for each configuration, the same in both stages."""
     styles: dict[str, Style] = {}
     counts: dict[str, int] = {}
-    for row in rows:
+    for row in sorted(rows, key=lambda row: row.stage != "final"):  # those of the plot differ from each other
         if row.label in styles:
             continue
         methods = [runs[path].method for path in row.folders.values()]
@@ -130,14 +130,16 @@ def _pareto(rows: Sequence[Row], runs: dict[Path, Run], styles: dict[str, Style]
     named: dict[str, list[str]] = {}
     for place in front:
         for point, name, step in owners:
-            if point == place:
+            if point == place and step > 0:
                 named.setdefault(name, []).append(f"step {step}")
-    who = "; ".join(f"{name} ({', '.join(steps)})" for name, steps in named.items())
+    best = [f"{name} ({', '.join(steps)})" for name, steps in named.items()]
+    if any(step == 0 and point in front for point, _, step in owners):
+        best.insert(0, "the starting model")
     return (
         f'{heading}<figure><ul class="legend">{legend}</ul>{chart}<figcaption>Each mark is one evaluation of one '
         "configuration, mean over its seeds (log₁₀ p raised to −12 first); up and to the right is better. The line "
-        f"joins the marks that no other beats in both: {escape(who)}. One configuration's end is not its best "
-        "trade-off: the frontier area counts all its evaluations.</figcaption></figure></section>"
+        f"joins the marks that no other beats in both: {escape('; '.join(best))}. One configuration's end is not its "
+        "best trade-off: the frontier area counts all its evaluations.</figcaption></figure></section>"
     )
 
 
