@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from sga.errors import UserError
 
 if TYPE_CHECKING:
-    import numpy.typing as npt
     from transformers import PreTrainedModel
 
     from sga.cli import UnlearningCLI
@@ -68,6 +67,7 @@ def main(arguments: Sequence[str]) -> int:
         raise UserError(f"--output {options.output} is a file; name a folder")
 
     from sga.cli import configured
+    from sga.evaluation.table import hanging
     from sga.files import write_json, write_text
     from sga.rate.page import rate_page
 
@@ -76,10 +76,8 @@ def main(arguments: Sequence[str]) -> int:
     folder: Path = options.output or Path(cli.trainer.default_root_dir) / "rate"
     rules, layers = rules_table(result), layers_table(result)
     print("\n".join([*result.about, "", aligned(rules), "", aligned(layers), ""]))
-    from sga.evaluation.table import hanging
-
     print("\n".join(hanging("- ", sentence) for sentence in result.advice))
-    title = f"Smoothing rate: {result.content['model']} on {result.content['benchmark']}"
+    title = f"Smoothing rate: {Path(result.content['model']).name} on {result.content['benchmark']}"
     page = rate_page(
         title, result.about, result.advice, result.rules, result.layers, [rules, layers], result.sample.group_size
     )
@@ -123,7 +121,7 @@ def _measured(cli: UnlearningCLI, options: argparse.Namespace) -> Result:
     from sga.cli import plain_config
     from sga.evaluation.bootstrap import Bootstrap
     from sga.evaluation.inference import free_memory
-    from sga.rate.advice import Sample, advice
+    from sga.rate.advice import advice
     from sga.rate.estimates import UNINFORMED, Estimator, rules, total_gram
     from sga.rate.gram import ChunkGradients, cut_into_chunks, gram_of_layers
 
@@ -224,7 +222,8 @@ def _network(cli: UnlearningCLI) -> PreTrainedModel:
 
     run_folder, checkpoint = Path(cli.trainer.default_root_dir), cli.config["fit"].ckpt_path
     path = checkpoint_file(run_folder, checkpoint, required=True)
-    network = cli.trainer.precision_plugin.convert_module(cli.model.language_model.network(cli.datamodule.tokenizer))
+    network = cli.model.language_model.network(cli.datamodule.tokenizer)
+    cli.trainer.precision_plugin.convert_module(network)  # in place
     if path is not None:
         prefix = "model."
         state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
@@ -233,8 +232,8 @@ def _network(cli: UnlearningCLI) -> PreTrainedModel:
             network.load_state_dict(weights)
         except RuntimeError as error:
             raise UserError(f"--ckpt_path {checkpoint}: not of this model ({str(error).splitlines()[0]})") from None
-    placed: PreTrainedModel = network.to(cli.trainer.strategy.root_device).eval()
-    return placed
+    network.to(cli.trainer.strategy.root_device)  # type: ignore[arg-type]
+    return network.eval()
 
 
 # ---- tables ---------------------------------------------------------------------------------------------------------

@@ -26,15 +26,18 @@ class Rule:
     name: str
     policy: DynamicRate
 
-    @property
-    def limit(self) -> float:
-        """Where its number goes when it ceases to have one: c → n for the margin, ‖u‖ → 0, ‖ḡ_n‖ → 0 for λ."""
-        return math.inf if isinstance(self.policy, MinNormRate | MarginWeight) else -math.inf
-
     def proposal(self, geometry: Geometry) -> float:
-        """Its number before any clamp; `limit` where it has none."""
+        """Its number before any clamp; where it has none, ±∞: what it goes to when it ceases to have one."""
         found = self.policy.propose(geometry)
-        return self.limit if found is None else found
+        if found is not None:
+            return found
+        if isinstance(self.policy, PaperRate):  # ‖u‖ → 0
+            return math.copysign(math.inf, geometry.forget_dot_u)
+        if isinstance(self.policy, MinNormRate):
+            return math.copysign(math.inf, -geometry.forget_dot_u)
+        if isinstance(self.policy, MarginWeight):  # ‖ḡ_n‖ → 0
+            return math.copysign(math.inf, geometry.inner)
+        return -math.inf  # c → n
 
     def rate(self, number: float, group_size: int) -> float:
         """Its number as r: −∞ where no r reaches it."""

@@ -1,8 +1,8 @@
 """Gram matrices of the gradients of a sample of groups, and the geometries that follow from them.
 
-The sample is cut into C chunks of groups. Inner products of all pairs of chunk gradients are kept, 3·C² numbers for each
-layer, and no gradient is. From them follow, exactly and without the model, the geometry of the mean gradients over the
-sample, its value without noise, and both for every bootstrap resample of the chunks.
+The sample is cut into C chunks of groups. Inner products of all pairs of chunk gradients are kept, 3·C² numbers for
+each layer, and no gradient is. From them follow, exactly and without the model, the geometry of the mean gradients over
+the sample, its value without noise, and both for every bootstrap resample of the chunks.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -96,7 +97,7 @@ class Gram:
             noise_free = ((weights @ off) * weights).sum(axis=1) / pairs
             spread = (weights * self.sizes) @ diagonal - (weights @ self.sizes) * noise_free
             found.append(noise_free + spread / whole / groups)
-        return [Geometry(*map(float, row), self.group_size) for row in zip(*found, strict=True)]
+        return [Geometry(float(f), float(n), float(c), self.group_size) for f, n, c in zip(*found, strict=True)]
 
 
 def cut_into_chunks(count: int, chunks: int) -> list[range]:
@@ -106,7 +107,7 @@ def cut_into_chunks(count: int, chunks: int) -> list[range]:
     [range(0, 2), range(2, 5)]
     """
     edges = [count * number // chunks for number in range(chunks + 1)]
-    return [range(low, high) for low, high in zip(edges, edges[1:], strict=False)]
+    return [range(low, high) for low, high in pairwise(edges)]
 
 
 class ChunkGradients:

@@ -44,12 +44,13 @@ def rate_page(
         f"<li>{swatch(_NOISE_FREE)} without noise</li></ul>"
     )
     sentences = "".join(f"<li>{escape(sentence)}</li>" for sentence in advice)
-    drawn = {name: geometry for name, geometry in layers.items() if geometry.sample.finite}
     ratios = [
         end
-        for geometry in drawn.values()
-        for end in (geometry.interference.low, geometry.interference.high, geometry.interference_noise_free.value)
+        for geometry in layers.values()
+        for estimate in (geometry.interference, geometry.interference_noise_free)
+        for end in (estimate.low, estimate.high)
     ]
+    cosines = [end for g in layers.values() for e in (g.cosine, g.cosine_noise_free) for end in (e.low, e.high)]
     return document(
         title,
         [
@@ -62,16 +63,20 @@ def rate_page(
             f"</figcaption></figure>{_table(tables[0])}</section>",
             f"<section><h2>Layers</h2><figure>{legend}"
             + _layers_chart(
-                drawn, lambda g: (g.cosine, g.cosine_noise_free), (-1.0, 1.0), "cosine of g_f and ḡ_n", "cosines"
+                layers,
+                lambda g: (g.cosine, g.cosine_noise_free),
+                _bounds([*cosines, 0.0, 1.0], -1.0, 1.0),
+                "cosine of g_f and ḡ_n",
+                "cosines",
             )
             + _layers_chart(
-                drawn,
+                layers,
                 lambda g: (g.interference, g.interference_noise_free),
                 _bounds([*ratios, 0.0, 1.0], -4.0, 4.0),
                 "c/n, the λ below which the normal loss rises",
                 "ratios",
             )
-            + "<figcaption>What a rule would read if a layer were all there is. A rate is set for all of them together: "
+            + "<figcaption>What a rule would read if a layer were all there is. One rate is set for all of them: "
             f"the sums of inner products count, not the mean of these numbers.</figcaption></figure>{_table(tables[1])}"
             "</section>",
         ],
