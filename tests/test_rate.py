@@ -499,7 +499,7 @@ def test_a_run_s_own_rule_and_checkpoint_are_looked_at_and_the_run_is_left_alone
         assert {path.name for path in (tmp_path / name).rglob("*")} == {"rate", "rate.json", "rate.html"}
         found.append(json.loads((tmp_path / name / "rate" / "rate.json").read_text()))
     assert found[0]["groups"] == found[0]["groups_available"] == found[0]["chunks"] == 6
-    assert "MarginRate(margin=0.3, lowest=-2.0)" in found[0]["rules"]
+    assert "MarginRate(lowest=-2.0, margin=0.3)" in found[0]["rules"]
     assert found[1]["geometry"]["sample"] == pytest.approx(found[0]["geometry"]["sample"], rel=1e-5)
     assert found[1]["checkpoint"].endswith("last.ckpt") and found[0]["checkpoint"] is None
     assert {path: path.stat().st_mtime_ns for path in own_target.rglob("*") if path.is_file()} == before
