@@ -222,7 +222,7 @@ def _network(cli: UnlearningCLI) -> PreTrainedModel:
 
     run_folder, checkpoint = Path(cli.trainer.default_root_dir), cli.config["fit"].ckpt_path
     path = checkpoint_file(run_folder, checkpoint, required=True)
-    network = cli.model.language_model.network(cli.datamodule.tokenizer)
+    network: PreTrainedModel = cli.model.language_model.network(cli.datamodule.tokenizer)
     cli.trainer.precision_plugin.convert_module(network)  # in place
     if path is not None:
         prefix = "model."
@@ -232,8 +232,9 @@ def _network(cli: UnlearningCLI) -> PreTrainedModel:
             network.load_state_dict(weights)
         except RuntimeError as error:
             raise UserError(f"--ckpt_path {checkpoint}: not of this model ({str(error).splitlines()[0]})") from None
-    network.to(cli.trainer.strategy.root_device)  # type: ignore[arg-type]
-    return network.eval()
+    network.to(cli.trainer.strategy.root_device)
+    network.eval()
+    return network
 
 
 # ---- tables ---------------------------------------------------------------------------------------------------------
