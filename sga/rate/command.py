@@ -232,8 +232,8 @@ def _network(cli: UnlearningCLI) -> PreTrainedModel:
             network.load_state_dict(weights)
         except RuntimeError as error:
             raise UserError(f"--ckpt_path {checkpoint}: not of this model ({str(error).splitlines()[0]})") from None
-    network.to(cli.trainer.strategy.root_device)
-    network.eval()
+    network.to(cli.trainer.strategy.root_device)  # type: ignore[arg-type]
+    network.eval()  # type: ignore[no-untyped-call]
     return network
 
 
