@@ -23,6 +23,7 @@ train and evaluate (LightningCLI: --config FILE, and any setting as a flag)
 
 look
   data show  print what the model sees: tokens, answer tokens, groups
+  rate       what gradients say about the smoothing rate, before training
   score      compute the metrics of a log: a run's, TOFU's or open-unlearning's
   compare    say whether two evaluations of the same rows differ, or it is noise
   report     draw runs as one self-contained HTML page
@@ -74,6 +75,7 @@ def _verbs() -> dict[str, Callable[[Sequence[str]], int]]:
     return {
         **lightning,
         "data": _data,
+        "rate": _rate,
         "score": _score,
         "compare": _compare,
         "report": _report,
@@ -96,6 +98,12 @@ def _data(arguments: Sequence[str]) -> int:
     from sga.show import main as show
 
     return show(arguments)
+
+
+def _rate(arguments: Sequence[str]) -> int:
+    from sga.rate.command import main as rate
+
+    return rate(arguments)
 
 
 def _score(arguments: Sequence[str]) -> int:

@@ -71,7 +71,7 @@ class UnlearningCLI(LightningCLI):
             config.weights_only = True  # a checkpoint is data: code that came with it is never run
         folder = Path(config.run.folder)
         if self.subcommand == "fit":
-            _check_folder(folder, config.ckpt_path, _plain(self._parser("fit"), config))
+            _check_folder(folder, config.ckpt_path, plain_config(self._parser("fit"), config))
         elif self.subcommand in ("test", "predict") and config.ckpt_path is None:
             # The run's result, which is the rule's choice where it has one; not the model that it started from.
             config.ckpt_path = next((name for name in KEPT if (folder / FOLDER / KEPT[name]).is_file()), None)
@@ -81,9 +81,9 @@ class UnlearningCLI(LightningCLI):
                 f"--run.folder (and, for its checkpoint, --ckpt_path {folder / FOLDER / LAST})"
             )
         elif self.subcommand == "validate" and (folder / CONFIG_FILE).exists():
-            plain = _plain(self._parser("validate"), config)
+            plain = plain_config(self._parser("validate"), config)
             _check_same(folder, plain, "already holds another evaluation", ("ckpt_path",))
-        config.ckpt_path = _checkpoint(folder, config.ckpt_path, required=self.subcommand != "fit")
+        config.ckpt_path = checkpoint_file(folder, config.ckpt_path, required=self.subcommand != "fit")
         if config.ckpt_path is not None:
             config.trainer.num_sanity_val_steps = 0  # the evaluation before the first step has been made
         elif self.subcommand == "fit" and config.stop.rule is not None and config.trainer.num_sanity_val_steps == 0:
@@ -144,7 +144,7 @@ class _SaveConfig(SaveConfigCallback):
             write_text(path, self.parser.dump(self.config))
 
 
-def _checkpoint(folder: Path, checkpoint: str | None, required: bool) -> str | None:
+def checkpoint_file(folder: Path, checkpoint: str | None, required: bool) -> str | None:
     """The file that --ckpt_path means; ``best`` and ``last`` are the run folder's own, if it has got that far."""
     if checkpoint is None:
         return None
@@ -165,7 +165,8 @@ def _checkpoint(folder: Path, checkpoint: str | None, required: bool) -> str | N
     raise UserError(f"--ckpt_path {checkpoint}: no such file as {path}")
 
 
-def _plain(parser: LightningArgumentParser, config: Any) -> dict[str, Any]:
+def plain_config(parser: LightningArgumentParser, config: Any) -> dict[str, Any]:
+    """A verb's configuration as it would be read back from its file."""
     values = yaml.safe_load(parser.dump(config, skip_validation=True))
     assert isinstance(values, dict)
     return values

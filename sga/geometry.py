@@ -27,6 +27,8 @@ LARGE_CHUNK = 1 << 24
 class Geometry:
     """Inner products of g_f and ḡ_n over some parameters; those of disjoint parameters add up.
 
+    Unbiased estimates of the squares may be negative where there is nothing but noise; the norm is 0 then.
+
     Attributes:
         forget_squared: ‖g_f‖².
         normal_squared: n = ‖ḡ_n‖².
@@ -56,12 +58,12 @@ class Geometry:
     @property
     def forget_norm(self) -> float:
         """‖g_f‖."""
-        return math.sqrt(self.forget_squared)
+        return 0.0 if self.forget_squared < 0 else math.sqrt(self.forget_squared)
 
     @property
     def normal_norm(self) -> float:
         """‖ḡ_n‖."""
-        return math.sqrt(self.normal_squared)
+        return 0.0 if self.normal_squared < 0 else math.sqrt(self.normal_squared)
 
     @property
     def cosine(self) -> float:
@@ -162,6 +164,24 @@ def geometry_by_layer(
     return found
 
 
+def gram_by_layer(names: Sequence[str], rows: Sequence[Tensor], columns: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Inner products of many gradients with many others per layer, accumulated in float64.
+
+    Args:
+        names: Parameter names, as ``named_parameters`` gives them.
+        rows: For each parameter R gradients, [R, numel].
+        columns: For each parameter S gradients, [S, numel]; may be `rows` itself.
+
+    Returns:
+        [R, S] for each layer, on the CPU.
+    """
+    found: dict[str, Tensor] = {}
+    for name, left, right in zip(names, rows, columns, strict=True):
+        layer, product = layer_of(name), _gram(left, right)
+        found[layer] = found[layer] + product if layer in found else product
+    return {layer: product.cpu() for layer, product in found.items()}
+
+
 def total(geometries: Iterable[Geometry]) -> Geometry:
     """The geometry over all parameters from those of its parts, of which there is at least one."""
     first, *others = geometries
@@ -181,6 +201,19 @@ def layer_of(parameter: str) -> str:
         if part.isdigit():
             return ".".join(parts[: position + 1])
     return ".".join(parts[:-1]) or parameter
+
+
+def _gram(rows: Tensor, columns: Tensor) -> Tensor:
+    """rows · columnsᵀ of one parameter, [R, S]."""
+    device = rows.device
+    wide = torch.float32 if device.type == "mps" else torch.float64  # as in _products
+    sums = torch.zeros(len(rows), len(columns), dtype=torch.float64, device="cpu" if device.type == "mps" else device)
+    size = max(1, CHUNK.get(device.type, LARGE_CHUNK) // (len(rows) + len(columns)))
+    for start in range(0, rows.shape[1], size):
+        left = rows[:, start : start + size].to(wide)
+        right = left if columns is rows else columns[:, start : start + size].to(wide)
+        sums += (left @ right.T).to(sums)
+    return sums
 
 
 def _products(forget: Tensor | None, normal: Tensor | None) -> Tensor:

@@ -68,6 +68,17 @@ def equivalent_normal_weight(group_size: int, smoothing_rate: float) -> float:
     return -rho / (1 - rho)
 
 
+def equivalent_smoothing_rate(group_size: int, normal_weight: float) -> float | None:
+    """The r whose loss is a positive multiple of −ℓ_f + λ·ℓ̄_n; None for λ ≥ 1, which no r reaches.
+
+    >>> round(equivalent_smoothing_rate(4, 0.375), 6)
+    -0.8
+    """
+    if normal_weight >= 1:
+        return None
+    return -normal_weight / (1 - normal_weight) * group_size / (group_size - 1)
+
+
 class Loss(nn.Module):
     """What a method is: a scalar from nll [B, K].
 

@@ -26,7 +26,7 @@ LAYERS = (
     {"sga.module"},
     {"sga.callbacks"},
     {"sga.cli", "sga.report"},
-    {"sga.show", "sga.score", "sga.compare", "sga.demo", "sga.sweep"},
+    {"sga.show", "sga.score", "sga.compare", "sga.demo", "sga.sweep", "sga.rate"},
     {"sga.__main__"},
 )
 """A module may import from earlier layers and, within a subpackage, from its own; never from a later one. The longest

@@ -121,13 +121,7 @@ class RunFiles(pl.Callback):
                 "forget_records": len(data.benchmark.training["forget"]),
                 "retain_records": len(data.benchmark.training["retain"]),
                 "evaluation": data.evaluation_data(every_row=stage == "test").settings,
-                "versions": {
-                    "sga": sga.__version__,
-                    "torch": torch.__version__,
-                    "lightning": lightning.__version__,
-                    "transformers": transformers.__version__,
-                    "python": platform.python_version(),
-                },
+                "versions": versions(),
                 "device": _device(trainer),
                 "processes": trainer.world_size,
             },
@@ -236,6 +230,17 @@ class RunFiles(pl.Callback):
         path = self.folder / "predictions.jsonl"
         write_text(path, _jsonl(lines))
         print(f"{len(lines)} answers written to {path}")
+
+
+def versions() -> dict[str, str]:
+    """Of what numbers come from."""
+    return {
+        "sga": sga.__version__,
+        "torch": torch.__version__,
+        "lightning": lightning.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+    }
 
 
 def _summary(points: list[dict[str, Any]], evaluation: Evaluation, stopping: Stopping | None) -> dict[str, Any]:

@@ -120,7 +120,7 @@ def most_tokens(model: nn.Module, device: torch.device) -> int:
     """
     config: Any = model.config
     per_token = 4 * (3 * config.vocab_size + 24 * config.hidden_size)  # logits and what a layer holds, in bytes
-    return int(min(max(_free_memory(device) // 3 // per_token, 256), 2048 if device.type == "cpu" else 65536))
+    return int(min(max(free_memory(device) // 3 // per_token, 256), 2048 if device.type == "cpu" else 65536))
 
 
 def most_rows(model: nn.Module, device: torch.device, length: int) -> int:
@@ -133,11 +133,11 @@ def most_rows(model: nn.Module, device: torch.device, length: int) -> int:
     """
     config: Any = model.config
     per_row = 2 * 4 * config.num_hidden_layers * config.hidden_size * length  # grouped queries need less than this
-    return int(min(max(_free_memory(device) // 3 // per_row, 1), 1024))
+    return int(min(max(free_memory(device) // 3 // per_row, 1), 1024))
 
 
-def _free_memory(device: torch.device) -> int:
-    """Bytes."""
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free on a device, in main memory for a CPU."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     if hasattr(os, "sysconf") and "SC_AVPHYS_PAGES" in os.sysconf_names:

@@ -55,6 +55,17 @@ class Line:
     style: Style
 
 
+@dataclass(frozen=True)
+class Span:
+    """A number with an interval; ends and number may be infinite or lie outside the axis."""
+
+    value: float
+    low: float
+    high: float
+    style: Style
+    note: str = ""
+
+
 def style_of(method: str, index: int) -> Style:
     """The style of a setting: fixed for target, retain, GA and the first GD, by turns for the others.
 
@@ -254,6 +265,52 @@ def panel(
     return _svg(frame, identifier, f"{title} over training", f"{described}.", parts)
 
 
+def interval_chart(
+    rows: Sequence[tuple[str, Sequence[Span]]],
+    levels: Sequence[Line],
+    bounds: tuple[float, float],
+    x_label: str,
+    y_label: str,
+    identifier: str,
+) -> str:
+    """Numbers with their intervals, a row for each name, on one axis; what lies outside it is written at its edge.
+
+    Args:
+        rows: A name and its numbers, drawn one below the other; the first row is at the top.
+        levels: Vertical lines to hold them against.
+        bounds: What the axis covers.
+        x_label: What the numbers are.
+        y_label: What the names are.
+        identifier: Prefix of the element ids, unique on the page.
+    """
+    widest = max(len(name) for name, _ in rows)
+    frame = _Frame(700, 100 + 34 * len(rows), bounds, (0.0, float(len(rows))), left=24 + 7.2 * widest)
+    marks = [(len(rows) - 0.5 - i, name) for i, (name, _) in enumerate(rows)]
+    parts = [frame.axes([(t, _signed(t)) for t in ticks(*bounds)], marks, x_label, y_label)]
+    for level in levels:
+        x = frame.x(level.value)
+        parts.append(_path([(x, frame.top), (x, frame.bottom)], level.style))
+        parts.append(f'<text class="note" x="{x:.1f}" y="{frame.top - 5:.1f}" text-anchor="middle">'
+                     f"{escape(level.label)}</text>")  # fmt: skip
+    for (middle, name), (_, spans) in zip(marks, rows, strict=True):
+        for i, span in enumerate(spans):
+            y = frame.y(middle) + 11 * (i - (len(spans) - 1) / 2)
+            low, high = (min(max(end, bounds[0]), bounds[1]) for end in (span.low, span.high))
+            drawn = _path([(frame.x(low), y), (frame.x(high), y)], Style(span.style.colour, "", ""))
+            if bounds[0] <= span.value <= bounds[1]:
+                drawn += _marker(frame.x(span.value), y, 4.5, span.style)
+            else:
+                right = span.value > bounds[1]
+                text = f"{_signed(round(span.value, 2))} →" if right else f"← {_signed(round(span.value, 2))}"
+                drawn += (
+                    f'<text class="note" x="{(frame.right - 4) if right else (frame.left + 4):.1f}" y="{y:.1f}" '
+                    f'dy=".35em" text-anchor="{"end" if right else "start"}">{escape(text)}</text>'
+                )
+            parts.append(f"<g><title>{escape(f'{name}: {span.note}')}</title>{drawn}</g>")
+    described = "; ".join(f"{name}: {', '.join(span.note for span in spans)}" for name, spans in rows)
+    return _svg(frame, identifier, x_label, f"{described}.", parts)
+
+
 def ticks(low: float, high: float, most: int = 7) -> list[float]:
     """Round numbers within an interval, at most so many.
 
@@ -272,10 +329,17 @@ class _Frame:
     """The rectangle that data are drawn in: from data to drawing coordinates, and the axes around it."""
 
     def __init__(
-        self, width: int, height: int, xs: tuple[float, float], ys: tuple[float, float], small: bool = False
+        self,
+        width: int,
+        height: int,
+        xs: tuple[float, float],
+        ys: tuple[float, float],
+        small: bool = False,
+        left: float | None = None,
     ) -> None:
         self.width, self.height, self.small = width, height, small
         self.left, self.right = (54.0, width - 12.0) if small else (58.0, width - 14.0)
+        self.left = self.left if left is None else left
         self.top, self.bottom = (34.0, height - 46.0) if small else (38.0, height - 60.0)
         self._xs, self._ys = xs, ys
 
@@ -376,4 +440,4 @@ def _power(exponent: int) -> str:
 
 
 def _signed(value: float) -> str:
-    return f"{value:.6g}".replace("-", "−")
+    return f"{value:.6g}".replace("-", "−").replace("inf", "∞")

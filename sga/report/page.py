@@ -24,7 +24,7 @@ from sga.report.charts import (
 )
 from sga.report.conclusions import FORGET_QUALITY_LEVEL, cautions, compared_gradient_difference, conclusions
 from sga.report.runs import Run, Setting, by_setting, pick, plain, read_runs
-from sga.report.style import STYLE
+from sga.report.style import document
 from sga.report.summary import ABSENT, best_settings, columns, epochs, fixed, p_value, retain_mean, seeds, span
 
 # Metric, title, whether it lies in [0, 1], and what is drawn of it.
@@ -74,16 +74,7 @@ def report_page(runs: Sequence[Run], title: str) -> str:
         groups,
         _foot(runs, holds_texts),
     ]
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        '<meta name="color-scheme" content="light dark">\n'
-        # Even if escaping failed somewhere, nothing is fetched and no script runs.
-        """<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">\n"""
-        f"<title>{_text(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
-        + "\n".join(body)
-        + "\n</main>\n</body>\n</html>\n"
-    )
+    return document(title, body)
 
 
 def _styles(settings: Sequence[Setting]) -> dict[str, Style]:

@@ -1,4 +1,9 @@
-"""The style sheet of the report: light and dark, narrow and wide, screen and paper."""
+"""The frame of every page and its style sheet: light and dark, narrow and wide, screen and paper."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
 
 # Colours: dark on light and light on dark with at least 3 : 1, told apart under the common colour-vision deficiencies
 # together with dashes and markers.
@@ -93,3 +98,22 @@ pre { background: var(--soft); padding: .7rem; overflow-x: auto; font-size: .75r
   .numbers { font-size: 7pt; } .numbers th, .numbers td { padding: 2pt; } .numbers tbody th { position: static; }
   h2, h3, caption { break-after: avoid; } figure, tr { break-inside: avoid; } pre { white-space: pre-wrap; } }
 """
+
+
+def document(title: str, body: Sequence[str]) -> str:
+    """A whole page that needs nothing else.
+
+    Args:
+        title: Of the page, plain text.
+        body: Its parts as HTML.
+    """
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        '<meta name="color-scheme" content="light dark">\n'
+        # Even if escaping failed somewhere, nothing is fetched and no script runs.
+        """<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">\n"""
+        f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
+        + "\n".join(body)
+        + "\n</main>\n</body>\n</html>\n"
+    )

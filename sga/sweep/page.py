@@ -9,7 +9,7 @@ from pathlib import Path
 from sga.report import Run, read_run
 from sga.report.charts import FLOOR, Curve, Line, Style, pareto_chart, style_of, swatch
 from sga.report.conclusions import FORGET_QUALITY_LEVEL
-from sga.report.style import STYLE
+from sga.report.style import document
 from sga.report.summary import ABSENT, fixed, p_value
 from sga.sweep.plan import Sweep, Task
 from sga.sweep.results import COSTS, LEVEL, Row, best_rows, metrics, pareto_front
@@ -38,16 +38,7 @@ def sweep_page(sweep: Sweep, rows: Sequence[Row], folder: Path, left_over: Seque
         _table(sweep, first, styles, "Runs that settings were chosen by") if first else "",
         _notes(sweep, rows, left_over),
     ]
-    title = escape(f"Sweep {sweep.path.stem}")
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        '<meta name="color-scheme" content="light dark">\n'
-        """<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">\n"""
-        f"<title>{title}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
-        + "\n".join(body)
-        + "\n</main>\n</body>\n</html>\n"
-    )
+    return document(f"Sweep {sweep.path.stem}", body)
 
 
 def mean_points(runs: Sequence[Run]) -> dict[int, Point]:
