@@ -104,7 +104,8 @@ class UnlearningData(pl.LightningDataModule):
             predict_sets: Evaluation sets that ``sga predict`` answers.
             refusals: A text file with one refusal a line, for methods that answer forget questions with one; null takes
                 those that come with the package.
-            seed: Seed of the order of groups, of refusals and other answers, and of random pairings (linked to ``seed_everything``).
+            seed: Seed of the order of groups, of refusals and other answers, and of random pairings (linked to
+                ``seed_everything``).
         """
         super().__init__()
         if evaluation_rows is not None and evaluation_rows < 2:

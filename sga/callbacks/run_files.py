@@ -192,8 +192,9 @@ class RunFiles(pl.Callback):
         self._log(trainer, evaluation, step)
 
     def _cost(self, trainer: pl.Trainer) -> dict[str, int]:
-        """Tokens trained on by all processes, and those that their starting models read beside them, if any; on a GPU the
-        most memory that the first process's tensors have taken."""
+        """Tokens trained on by all processes, and those that their starting models read beside them, if any; on a GPU
+        the most memory that the first process's tensors have taken.
+        """
         device = trainer.strategy.root_device
         counts = torch.tensor([self._tokens["tokens"], self._tokens["reference_tokens"]], device=device)
         tokens, reference_tokens = trainer.strategy.reduce(counts, reduce_op="sum").tolist()

@@ -89,8 +89,8 @@ class TokenLoss(Loss):
 class RetainingLoss(TokenLoss, ABC):
     """γ·L_forget + α·L_retain, the latter over the group's normal samples.
 
-    L_retain is ``nll``, the mean of their nll; ``kl``, KL(p_ref ‖ p_θ); or ``reverse_kl``, KL(p_θ ‖ p_ref), both averaged
-    over answer tokens, with p_ref of the starting model.
+    L_retain is ``nll``, the mean of their nll; ``kl``, KL(p_ref ‖ p_θ); or ``reverse_kl``, KL(p_θ ‖ p_ref), both
+    averaged over answer tokens, with p_ref of the starting model.
     """
 
     forget_roles: tuple[str, ...] = (FORGET,)

@@ -1,4 +1,4 @@
-"""Ascent on the forget sample beside other terms: in turn, with a divergence, with other answers, with retain samples."""
+"""Ascent on the forget sample beside other terms: in turn, with a divergence, other answers or retain samples."""
 
 from __future__ import annotations
 
@@ -33,8 +33,9 @@ class Alternating(TokenLoss):
 class KLMinimization(RetainingLoss):
     """Ascends the forget sample and holds the normal samples' predictions where the starting model has them.
 
-    L = mean over groups of −nll_0 + α·KL(p_ref ‖ p_θ) on normal samples, averaged over their answer tokens. Differs from
-    published codes, which count prompt and padding positions too. Source: TOFU, Maini et al., arXiv 2401.06121.
+    L = mean over groups of −nll_0 + α·KL(p_ref ‖ p_θ) on normal samples, averaged over their answer tokens. Differs
+    from published codes, which count prompt and padding positions too.
+    Source: TOFU, Maini et al., arXiv 2401.06121.
     """
 
     def __init__(self, retain_weight: float = 1.0) -> None:
@@ -91,9 +92,9 @@ class LLMU(RetainingLoss):
 class SmoothedGradientDifference(TokenLoss):
     """Smoothed Gradient Ascent with descent on retain samples that are drawn apart from the normal samples.
 
-    L = L_SGA(r) + α·mean nll of `retain_samples` random records of the retain split for each group. At r = 0 it is TOFU's
-    gradient difference on random retain samples. Source: L_SGA of Pang et al., arXiv 2510.22376, with the retain term
-    of TOFU, arXiv 2401.06121.
+    L = L_SGA(r) + α·mean nll of `retain_samples` random records of the retain split for each group. At r = 0 it is
+    TOFU's gradient difference on random retain samples. Source: L_SGA of Pang et al., arXiv 2510.22376, with the retain
+    term of TOFU, arXiv 2401.06121.
     """
 
     def __init__(self, smoothing_rate: float = -0.8, retain_weight: float = 1.0, retain_samples: int = 1) -> None:

@@ -20,7 +20,7 @@ DIVERGENCES: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tens
     "jensen_shannon": (lambda x: math.log(2) - softplus(-x), lambda u: -(2 - u.exp()).log()),
     "pearson": (lambda x: x, lambda u: u * u / 4 + u),
 }
-"""The optimal variational function g* and the conjugate f* of each divergence (Table 1 of Nowozin et al., 1606.00709)."""
+"""The variational function g* and the conjugate f* of each divergence, as arXiv 2410.11143 has them."""
 
 
 class FLAT(TokenLoss):

@@ -71,9 +71,9 @@ class Mismatch(PreferenceOptimization):
 class DPO(RetainingLoss):
     """Prefers a refusal to the forget answer, both relative to the starting model.
 
-    L = γ·mean over groups of −(1/β)·log σ(β·[log(p/p_ref)(refusal) − log(p/p_ref)(forget)]) + α·L_retain, with log p summed
-    over answer tokens. Source: Rafailov et al., arXiv 2305.18290, in the form of Eq. 2 of NPO, arXiv 2404.05868; codes
-    that share a function with NPO have the factor 2/β, which is forget_weight 2.
+    L = γ·mean over groups of −(1/β)·log σ(β·[log(p/p_ref)(refusal) − log(p/p_ref)(forget)]) + α·L_retain, with log p
+    summed over answer tokens. Source: Rafailov et al., arXiv 2305.18290, in the form of Eq. 2 of NPO, arXiv 2404.05868;
+    codes that share a function with NPO have the factor 2/β, which is forget_weight 2.
     """
 
     forget_roles = (FORGET, ALTERNATIVE)
@@ -111,9 +111,9 @@ class DPO(RetainingLoss):
 class NPO(RetainingLoss):
     """The half of DPO that rejects: ascent that fades out where a sample has become less likely than it was.
 
-    L = γ·mean over groups of −(2/β)·log σ(−β·log(p/p_ref)(forget)) + α·L_retain, with log p summed over answer tokens. For
-    β → 0 its gradient is that of ascent on the summed nll. Source: Eq. 3 of Zhang et al., arXiv 2404.05868, whose NPO+KL
-    is written with KL(p_θ ‖ p_ref), ``reverse_kl``; published codes compute KL(p_ref ‖ p_θ), ``kl``.
+    L = γ·mean over groups of −(2/β)·log σ(−β·log(p/p_ref)(forget)) + α·L_retain, with log p summed over answer tokens.
+    For β → 0 its gradient is that of ascent on the summed nll. Source: Eq. 3 of Zhang et al., arXiv 2404.05868, whose
+    NPO+KL is written with KL(p_θ ‖ p_ref), ``reverse_kl``; published codes compute KL(p_ref ‖ p_θ), ``kl``.
     """
 
     def __init__(

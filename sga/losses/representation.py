@@ -16,9 +16,10 @@ from sga.losses.base import Needs, TokenLoss, check_normals, check_numbers
 class RMU(TokenLoss):
     """Steers a block's output on forget answers to a random direction and holds it on normal answers.
 
-    L = mean over groups and answer tokens of ‖h(x_f) − c·u‖² + α·‖h(x_n) − h_ref(x_n)‖², u a random unit vector with entries
-    drawn from [0, 1) before normalisation. Published code averages over the hidden size too, which is norm ``mean``; the
-    paper's settings for a 7 B model are c = 6.5 and α = 1200. Source: WMDP, Li et al., arXiv 2403.03218.
+    L = mean over groups and answer tokens of ‖h(x_f) − c·u‖² + α·‖h(x_n) − h_ref(x_n)‖², u a random unit vector with
+    entries drawn from [0, 1) before normalisation. Published code averages over the hidden size too, which is norm
+    ``mean``; the paper's settings for a 7 B model are c = 6.5 and α = 1200.
+    Source: WMDP, Li et al., arXiv 2403.03218.
     """
 
     def __init__(

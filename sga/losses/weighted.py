@@ -11,7 +11,8 @@ from sga.losses.base import RetainingLoss, RetainTerm, check_numbers
 class WGA(RetainingLoss):
     """Weighted gradient ascent: tokens that the model no longer predicts are left alone.
 
-    L = γ·mean over groups and tokens of −p^β·ce + α·L_retain, the weight p^β without gradient. β = 0 is gradient ascent.
+    L = γ·mean over groups and tokens of −p^β·ce + α·L_retain, the weight p^β without gradient. β = 0 is gradient
+    ascent.
     Source: Wang et al., arXiv 2502.19301.
     """
 
