@@ -233,7 +233,7 @@ class WhosHarryPotter(LanguageModel):
         return ContrastedModel(base, reinforced, self.strength)
 
 
-class ContrastedModel(PreTrainedModel):
+class ContrastedModel(PreTrainedModel):  # type: ignore[no-untyped-call]  # of __init_subclass__
     """The decoder of `WhosHarryPotter` as a model: called like one, and with a key-value cache for both."""
 
     _supports_sdpa = True
@@ -245,8 +245,9 @@ class ContrastedModel(PreTrainedModel):
         self.generation_config = base.generation_config
         # Both models write to one cache, the second one to layers of its own beyond the first one's.
         for module in reinforced.modules():
-            if hasattr(module, "layer_idx"):
-                module.layer_idx = int(module.layer_idx) + int(base.config.num_hidden_layers)
+            place: Any = getattr(module, "layer_idx", None)
+            if place is not None:
+                module.layer_idx = place + base.config.num_hidden_layers
 
     def get_output_embeddings(self) -> None:
         """There is no single head that could be given fewer positions."""

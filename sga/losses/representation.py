@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from sga.answers import FORGET, NORMAL, Answers
 from sga.errors import UserError
@@ -65,7 +66,7 @@ class RMU(TokenLoss):
     def direction(self, size: int) -> Tensor:
         """u, [size]."""
         u = torch.rand(size, dtype=torch.float64, generator=torch.Generator().manual_seed(self.seed))
-        return u / u.norm()
+        return functional.normalize(u, dim=0)
 
     def forward(self, answers: Answers) -> Tensor:
         forget, normal = answers.of(FORGET), answers.of(NORMAL)
