@@ -188,9 +188,10 @@ def _alternative_answer(
                 "(set --data.group_size)"
             )
         return group.normals[0].answer
-    for place in draws.permutation(len(pool)).tolist():
-        if pool[place].content[1] != forget.content[1]:
-            return pool[place].answer
+    for place in draws.permutation(len(pool)):
+        other = pool[int(place)]
+        if other.content[1] != forget.content[1]:
+            return other.answer
     raise UserError(f"the retain pool has no answer other than that of forget record {forget.id}; give more records")
 
 

@@ -267,7 +267,7 @@ class ContrastedModel(PreTrainedModel):  # type: ignore[no-untyped-call]  # of _
                 attention_mask=attention_mask,
                 position_ids=position_ids,
                 past_key_values=past_key_values,
-                use_cache=use_cache,
+                use_cache=bool(use_cache) and past_key_values is not None,  # one of its own has no room for two models
                 logits_to_keep=logits_to_keep,
             ).logits
             return found
