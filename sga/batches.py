@@ -9,7 +9,7 @@ in the last, smaller step of an epoch.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sga.answers import FORGET, NORMAL, columns_of
 from sga.encoding import Encoded
 from sga.errors import UserError
 
@@ -25,13 +26,18 @@ from sga.errors import UserError
 class Batch:
     """B groups of K sequences, flattened; row b·K is the forget sample of group b.
 
+    Some methods read more sequences than a group's forget and normal samples: these follow them, and K counts them.
+
     Attributes:
         input_ids: [B*K, T], padded on the right.
         attention_mask: [B*K, T], 1 on real tokens; from lengths, because pad and end-of-sequence may be the same id.
         answer_mask: [B*K, T], True on answer tokens, the end-of-sequence token included. Column 0 is always False.
-        group_size: K.
+        group_size: K, the sequences of each group that are in this batch.
         scale: Factor on the mean loss over these B groups (see the module's first paragraph); 1 for a whole step.
         tokens: Number of real tokens.
+        roles: Role of each of the K sequences, see `sga.answers`.
+        reference_nll: [B, K], negative log-likelihood of each answer under the starting model (nats, summed over its
+            tokens; NaN where it is not known); None where no loss asks for it.
     """
 
     input_ids: Tensor
@@ -40,20 +46,23 @@ class Batch:
     group_size: int
     scale: float
     tokens: int
+    roles: tuple[str, ...]
+    reference_nll: Tensor | None = None
 
     def forget_only(self) -> Batch:
         """The same groups without their normal samples (K = 1), for losses that do not read them."""
-        if self.group_size == 1:
-            return self
-        return self._columns(slice(0, 1), 1)
+        return self.select(FORGET)
 
     def normals_only(self) -> Batch:
         """The same groups without their forget samples (K−1 columns); K is at least 2."""
-        assert self.group_size > 1, "there are normal samples"
-        return self._columns(slice(1, None), self.group_size - 1)
+        return self.select(NORMAL)
 
-    def _columns(self, columns: slice, count: int) -> Batch:
-        """Some of each group's sequences, without the padding that they do not need."""
+    def select(self, *roles: str) -> Batch:
+        """The sequences of some roles alone, without the padding that they do not need."""
+        columns = columns_of(self.roles, roles)
+        assert columns, f"there is a sequence of role {' or '.join(roles)}"
+        if len(columns) == self.group_size:
+            return self
 
         def cut(values: Tensor) -> Tensor:
             return values.view(-1, self.group_size, values.shape[1])[:, columns].flatten(0, 1)  # -> [B*count, T]
@@ -65,14 +74,32 @@ class Batch:
             input_ids=cut(self.input_ids)[:, :width],
             attention_mask=attention[:, :width],
             answer_mask=cut(self.answer_mask)[:, :width],
-            group_size=count,
+            group_size=len(columns),
             tokens=int(attention.sum()),
+            roles=tuple(self.roles[column] for column in columns),
+            reference_nll=None if self.reference_nll is None else self.reference_nll[:, columns],
         )
 
 
-def collate(groups: Sequence[Sequence[Encoded]], scale: float = 1.0, pad_id: int = 0) -> Batch:
-    """Pads B groups of K sequences on the right into one batch."""
+def collate(
+    groups: Sequence[Sequence[Encoded]],
+    scale: float = 1.0,
+    pad_id: int = 0,
+    roles: Sequence[str] | None = None,
+    reference: Mapping[Encoded, float] | None = None,
+) -> Batch:
+    """Pads B groups of K sequences on the right into one batch.
+
+    Args:
+        groups: The encoded groups.
+        scale: Factor on their mean loss.
+        pad_id: Id that fills up short rows.
+        roles: Role of each of the K sequences; by default a forget sample and its normal samples.
+        reference: Negative log-likelihoods under the starting model, for those sequences that need one.
+    """
     group_size = len(groups[0])
+    roles = (FORGET, *[NORMAL] * (group_size - 1)) if roles is None else tuple(roles)
+    assert len(roles) == group_size, "a role for each sequence"
     rows = [sequence for group in groups for sequence in group]
     assert len(rows) == group_size * len(groups), "groups of one size"
     lengths = torch.tensor([len(row.ids) for row in rows])
@@ -90,6 +117,10 @@ def collate(groups: Sequence[Sequence[Encoded]], scale: float = 1.0, pad_id: int
         group_size=group_size,
         scale=scale,
         tokens=int(lengths.sum()),
+        roles=roles,
+        reference_nll=None
+        if reference is None
+        else torch.tensor([reference.get(row, math.nan) for row in rows]).view(-1, group_size),  # [B*K] -> [B, K]
     )
 
 
@@ -106,6 +137,7 @@ class GroupLoader:
         rank: This process.
         world_size: Number of processes.
         pad_id: Id that fills up short rows; never attended to.
+        roles: Role of each sequence of a group; see `collate`.
     """
 
     def __init__(
@@ -117,6 +149,7 @@ class GroupLoader:
         rank: int = 0,
         world_size: int = 1,
         pad_id: int = 0,
+        roles: Sequence[str] | None = None,
     ) -> None:
         if not groups:
             raise UserError("there is nothing to train on: the training splits hold no record")
@@ -127,6 +160,9 @@ class GroupLoader:
         self.batch_size = batch_size
         self.micro_batch_size = micro_batch_size or math.ceil(batch_size / world_size)
         self.seed, self.rank, self.world_size, self.pad_id = seed, rank, world_size, pad_id
+        self.roles = roles
+        self.reference: Mapping[Encoded, float] | None = None
+        """Negative log-likelihoods under the starting model, once they are known; see `collate`."""
         self.epoch = 0
         self.position = 0  # micro-batches of this epoch that were handed out
 
@@ -151,7 +187,8 @@ class GroupLoader:
             if number < self.position:
                 continue
             self.position = number + 1
-            yield collate([self.groups[index] for index in indices], scale, self.pad_id)
+            groups = [self.groups[index] for index in indices]
+            yield collate(groups, scale, self.pad_id, self.roles, self.reference)
 
     def _plan(self, epoch: int) -> Iterator[tuple[list[int], float]]:
         """Group indices and scale of each of this process's micro-batches."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,17 +11,20 @@ from typing import Any
 import lightning.pytorch as pl
 from transformers import PreTrainedTokenizerBase
 
+from sga.answers import ALTERNATIVE, FORGET, NORMAL, RETAIN, columns_of
 from sga.batches import GroupLoader
 from sga.data.authors import Authors
 from sga.data.records import Benchmark, Record, Source
+from sga.data.refusals import read_refusals
 from sga.encoding import Encoded, Encoder, PlainTemplate, Template
 from sga.errors import UserError
 from sga.evaluation.inference import most_rows, most_tokens
 from sga.evaluation.plan import EvaluationPlan
 from sga.evaluation.reference import Reference
 from sga.evaluation.requests import Generate, Request
-from sga.groups import Group, NearestNormals, Pairing, make_groups, read_groups
+from sga.groups import Group, NearestNormals, Pairing, extended, make_groups, read_groups
 from sga.language_models import LanguageModel
+from sga.losses import Needs
 
 PAIRS_FILE = "pairs.jsonl"
 SCHEMA_VERSION = "2"
@@ -74,6 +77,7 @@ class UnlearningData(pl.LightningDataModule):
         evaluation_tokens: int | None = None,
         generation_rows: int | None = None,
         predict_sets: Sequence[str] = ("forget", "retain"),
+        refusals: str | None = None,
         seed: int = 0,
     ) -> None:
         """Notes the settings; nothing is read yet.
@@ -98,7 +102,10 @@ class UnlearningData(pl.LightningDataModule):
                 that is free. Changes memory and speed only; where it is too much for the memory it is halved.
             generation_rows: Most rows of a batch that is generated, likewise.
             predict_sets: Evaluation sets that ``sga predict`` answers.
-            seed: Seed of the order of groups and of random pairings (linked to ``seed_everything``).
+            refusals: A text file with one refusal a line, for methods that answer forget questions with one; null takes
+                those that come with the package.
+            seed: Seed of the order of groups, of refusals and other answers, and of random pairings (linked to
+                ``seed_everything``).
         """
         super().__init__()
         if evaluation_rows is not None and evaluation_rows < 2:
@@ -121,6 +128,7 @@ class UnlearningData(pl.LightningDataModule):
         self.template, self.max_length = template, max_length
         self.evaluation_rows, self.predict_sets = evaluation_rows, tuple(predict_sets)
         self.evaluation_tokens, self.generation_rows = evaluation_tokens, generation_rows
+        self.refusals = refusals
         self.seed = seed
         self.benchmark: Benchmark | None = None
         self.groups: list[Group] = []
@@ -171,7 +179,38 @@ class UnlearningData(pl.LightningDataModule):
                 seen[record.id] = self.encoder.encode(record.question, record.answer)
             return seen[record.id]
 
-        return [[encoded(record) for record in (group.forget, *group.normals)] for group in groups]
+        return [
+            [encoded(record) for record in (group.forget, *group.normals, *group.alternatives, *group.retain)]
+            for group in groups
+        ]
+
+    def sequences(self, roles: Sequence[str]) -> list[Encoded]:
+        """Token ids of all groups' sequences of some roles; setup() for training has run."""
+        assert self._loader is not None, "setup() has run"
+        columns = columns_of(self.roles, roles)
+        return [group[column] for group in self._loader.groups for column in columns]
+
+    def set_reference(self, total_nll: Mapping[Encoded, float] | None) -> None:
+        """Stores the starting model's negative log-likelihoods of sequences with the data; see `collate`."""
+        assert self._loader is not None, "setup() has run"
+        self._loader.reference = total_nll
+
+    def extend(self, needs: Needs) -> None:
+        """Adds to the groups what a loss reads besides forget and normal samples."""
+        assert self.benchmark is not None, "read() first"
+        pool, refusals = self.benchmark.training["retain"], read_refusals(self.refusals)
+        self.groups = extended(self.groups, needs.alternative, needs.retain, pool, refusals, self.seed)
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """Role of each sequence of a group, as `encode` puts them."""
+        group = self.groups[0]
+        return (
+            FORGET,
+            *[NORMAL] * len(group.normals),
+            *[ALTERNATIVE] * len(group.alternatives),
+            *[RETAIN] * len(group.retain),
+        )
 
     def evaluation_data(self, every_row: bool = False) -> EvaluationData:
         """The records that metrics ask about, cut to `evaluation_rows` unless every row is wanted."""
@@ -218,6 +257,9 @@ class UnlearningData(pl.LightningDataModule):
         assert trainer is not None
         self.read(Path(trainer.default_root_dir) if stage == "fit" else None)
         if stage == "fit":
+            loss: Any = trainer.lightning_module.loss
+            if loss is not None:
+                self.extend(loss.needs)
             self._loader = GroupLoader(
                 self.encode(self.groups),
                 self.batch_size,
@@ -226,6 +268,7 @@ class UnlearningData(pl.LightningDataModule):
                 trainer.global_rank,
                 trainer.world_size,
                 self.tokenizer.pad_token_id or 0,
+                self.roles if self.groups else None,
             )
             if trainer.accumulate_grad_batches not in (1, self._loader.accumulation):
                 raise UserError(

@@ -6,9 +6,9 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -16,20 +16,28 @@ from sga.data.records import Record, read_jsonl
 from sga.errors import UserError
 from sga.files import write_text
 
+AlternativeKind = Literal["refusal", "retain_answer", "normal_answer"]
+"""Another answer to a forget question: a refusal, the answer of a random record of the retain pool, or that of the
+group's most similar normal sample."""
+
 
 @dataclass(frozen=True)
 class Group:
-    """A forget sample with its normal samples.
+    """A forget sample with its normal samples, and with what else a method reads.
 
     Attributes:
         forget: The sample to forget (for plain fine-tuning: the sample to learn).
         normals: K−1 samples to keep, most similar first.
         scores: Their similarity to the forget sample, one each; cosine in [−1, 1] for embedders, 0 for random ones.
+        alternatives: The forget question with another answer, for methods that ask for one.
+        retain: Random records of the retain pool that are none of the normals, for methods that ask for them.
     """
 
     forget: Record
     normals: tuple[Record, ...] = ()
     scores: tuple[float, ...] = ()
+    alternatives: tuple[Record, ...] = ()
+    retain: tuple[Record, ...] = ()
 
 
 class Pairing(ABC):
@@ -119,6 +127,72 @@ def make_groups(
     if group_size == 1:
         return [Group(record) for record in forget]
     return pairing.pair(forget, pool, group_size - 1, seed)
+
+
+def extended(
+    groups: Sequence[Group],
+    alternative: AlternativeKind | None,
+    retain: int,
+    pool: Sequence[Record],
+    refusals: Sequence[str],
+    seed: int,
+) -> list[Group]:
+    """Groups with another answer to each forget question and with random retain samples, where these are asked for.
+
+    Each draw follows from (seed, forget record) alone, so that it is the same in every process, epoch and resumed run.
+
+    Raises:
+        UserError: a forget record is plain text, which has no question to answer otherwise; there is no normal sample
+            whose answer could be taken; or the pool is too small.
+    """
+    found = []
+    for group in groups:
+        draws = np.random.default_rng([seed, 0xA17E, int(record_hash(group.forget), 16)])
+        if alternative is not None:
+            answer = _alternative_answer(group, alternative, pool, refusals, draws)
+            record = Record(f"{group.forget.id}/{alternative}", group.forget.question, answer)
+            group = replace(group, alternatives=(record,))
+        if retain:
+            normals = {record.id for record in group.normals}
+            others = [record for record in pool if record.id not in normals]
+            if len(others) < retain:
+                raise UserError(
+                    f"the loss asks for {retain} random retain samples beside {len(normals)} normal samples, but the "
+                    f"retain pool has {len(pool)} records; ask for fewer or give more retain records"
+                )
+            places = draws.choice(len(others), size=retain, replace=False)
+            group = replace(group, retain=tuple(others[place] for place in places))
+        found.append(group)
+    return found
+
+
+def _alternative_answer(
+    group: Group,
+    kind: AlternativeKind,
+    pool: Sequence[Record],
+    refusals: Sequence[str],
+    draws: np.random.Generator,
+) -> str:
+    forget = group.forget
+    if forget.is_text:
+        raise UserError(
+            f"forget record {forget.id} is plain text: it has no question that a {kind.replace('_', ' ')} could be "
+            "given to; take a method without other answers"
+        )
+    if kind == "refusal":
+        return refusals[int(draws.integers(len(refusals)))]
+    if kind == "normal_answer":
+        if not group.normals:
+            raise UserError(
+                "alternative normal_answer takes the answer of a normal sample: group_size must be at least 2 "
+                "(set --data.group_size)"
+            )
+        return group.normals[0].answer
+    for place in draws.permutation(len(pool)):
+        other = pool[int(place)]
+        if other.content[1] != forget.content[1]:
+            return other.answer
+    raise UserError(f"the retain pool has no answer other than that of forget record {forget.id}; give more records")
 
 
 def record_hash(record: Record) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -10,7 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
+from sga.answers import Answers
 from sga.batches import Batch
+from sga.errors import UserError
 
 
 def logits_at(model: nn.Module, predicting: Tensor, **arguments: Any) -> Tensor:
@@ -51,7 +55,11 @@ def answer_logits(model: nn.Module, batch: Batch) -> Tensor:
     """
     predicting = batch.answer_mask.roll(-1, dims=1)  # position t predicts token t + 1; column 0 is False
     logits = logits_at(model, predicting, input_ids=batch.input_ids, attention_mask=batch.attention_mask)
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return _at_least_float32(logits)
+
+
+def _at_least_float32(values: Tensor) -> Tensor:
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def takes(model: nn.Module, argument: str) -> bool:
@@ -71,11 +79,59 @@ def sequence_nll(model: nn.Module, batch: Batch) -> Tensor:
     Returns:
         [B, K], nats per token.
     """
-    logits = answer_logits(model, batch)
+    return read_answers(model, batch).nll
+
+
+def read_answers(model: nn.Module, batch: Batch, keep_logits: bool = False, hidden_layer: int | None = None) -> Answers:
+    """What the model says about a batch's answer tokens, in one forward pass for all groups.
+
+    Args:
+        model: A Hugging Face causal language model, or anything that is called like one.
+        batch: B groups of K sequences.
+        keep_logits: Whether the logits are wanted: M rows of the vocabulary's size.
+        hidden_layer: The block, counted from 0, whose output is wanted; negative ones count from the last.
+    """
+    with _block_outputs(model, hidden_layer) as outputs:
+        logits = answer_logits(model, batch)
     targets = batch.input_ids[batch.answer_mask]  # [M]
-    losses = functional.cross_entropy(logits, targets, reduction="none")
-    sums = torch.zeros(batch.answer_mask.shape[0], dtype=losses.dtype, device=losses.device)
-    rows = batch.answer_mask.nonzero()[:, 0]
-    sums = sums.index_add(0, rows, losses)
-    means = sums / batch.answer_mask.sum(dim=1)
-    return means.view(-1, batch.group_size)  # [B*K] -> [B, K]
+    return Answers(
+        roles=batch.roles,
+        token_nll=functional.cross_entropy(logits, targets, reduction="none"),
+        targets=targets,
+        rows=batch.answer_mask.nonzero()[:, 0],
+        lengths=batch.answer_mask.sum(dim=1).view(-1, batch.group_size),  # [B*K] -> [B, K]
+        sequence_lengths=batch.attention_mask.sum(dim=1).view(-1, batch.group_size),
+        logits=logits if keep_logits else None,
+        hidden=_at_least_float32(outputs[0][batch.answer_mask]) if outputs else None,  # [B*K, T, H] -> [M, H]
+        reference_nll=batch.reference_nll,
+    )
+
+
+def blocks(model: nn.Module) -> nn.ModuleList:
+    """The transformer blocks: the outermost list of modules, in which each block may hold further ones (experts).
+
+    Raises:
+        UserError: the model holds none.
+    """
+    for module in model.modules():  # the outer before the inner
+        if isinstance(module, nn.ModuleList):
+            return module
+    raise UserError(f"{type(model).__name__} has no list of blocks, so that no hidden layer can be named")
+
+
+@contextmanager
+def _block_outputs(model: nn.Module, layer: int | None) -> Iterator[list[Tensor]]:
+    """Collects a block's output [N, T, H] in forward passes that are made within it."""
+    found: list[Tensor] = []
+    if layer is None:
+        yield found
+        return
+
+    def keep(module: nn.Module, inputs: Any, output: Any) -> None:
+        found.append(output[0] if isinstance(output, tuple) else output)
+
+    handle = blocks(model)[layer].register_forward_hook(keep)
+    try:
+        yield found
+    finally:
+        handle.remove()

@@ -1,10 +1,12 @@
-"""The LightningModule: a language model, a loss on nll [B, K], an optimiser."""
+"""The LightningModule: a language model, a loss on what it says about groups, an optimiser."""
 
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -16,19 +18,22 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from sga.batches import Batch
+from sga.answers import Answers
+from sga.batches import Batch, collate
 from sga.datamodule import UnlearningData
+from sga.encoding import Encoded
 from sga.errors import DivergenceError, UserError
 from sga.evaluation.inference import Inference
 from sga.evaluation.plan import GenerateBatch, ScoreBatch
 from sga.evaluation.requests import Answer, Generation
 from sga.geometry import Geometry, total
 from sga.language_models import PURE_BFLOAT16, LanguageModel
-from sga.likelihood import sequence_nll
-from sga.losses import FineTuning, Loss, WeighingLoss
+from sga.likelihood import blocks, read_answers, sequence_nll
+from sga.losses import FineTuning, Loss, Needs, WeighingLoss
 from sga.optimization import LinearSchedule, Schedule
 from sga.rates import RatePolicy, RateState
 from sga.split import SplitGradients
+from sga.starting_model import StartingModel, starting_model
 
 
 def adamw(parameters: Any) -> torch.optim.AdamW:
@@ -69,6 +74,10 @@ class UnlearningModule(pl.LightningModule):
         """What the loss's rate policy remembers; its `value` is the number in force."""
         self.geometry: dict[str, Geometry] = {}
         """By layer, of the last step at which a rate policy looked at gradients."""
+        self.tokens: Counter[str] = Counter()
+        """That went through the model in training steps (``tokens``) and through the starting model beside it
+        (``reference_tokens``), in this process, since whoever counts them up took them last."""
+        self._starting: StartingModel | None = None
         self._split: SplitGradients | None = None
         self._inference: Inference | None = None
         self._step_logs: dict[str, Tensor | float] = {}
@@ -84,6 +93,10 @@ class UnlearningModule(pl.LightningModule):
                 raise UserError(
                     f"train_on {list(self.data.train_on)} is for plain fine-tuning; {type(self.loss).__name__} would "
                     "unlearn all of it: set --model.loss=sga.FineTuning, or --data.train_on=[forget]"
+                )
+            if not self.language_model.trainable:
+                raise UserError(
+                    f"{type(self.language_model).__name__} cannot be trained; evaluate it with sga validate"
                 )
             self.loss.check_group_size(self.data.group_size)
             if self._policy is not None and self._policy.dynamic:
@@ -105,6 +118,7 @@ class UnlearningModule(pl.LightningModule):
                 warnings.warn(PURE_BFLOAT16, stacklevel=2)
             if self.trainer.precision == "64-true":
                 self.model.double()  # before a checkpoint is read: Lightning converts after it, which would round
+            check_layers(self.model, self._needs)
             if self.gradient_checkpointing:
                 self.model.gradient_checkpointing_enable()  # type: ignore[no-untyped-call]
 
@@ -117,7 +131,40 @@ class UnlearningModule(pl.LightningModule):
         return data
 
     def on_fit_start(self) -> None:
+        self._starting, reference = starting_model(
+            self._network,
+            resumed=self.trainer.ckpt_path is not None,
+            load=self._load_again,
+            needs=self._needs,
+            sequences=self.data.sequences(self._needs.reference_nll),
+            score=self._score,
+            folder=Path(self.trainer.default_root_dir),
+            writes=self.trainer.is_global_zero,
+        )
+        self.data.set_reference(reference)
         self._network.train()  # from_pretrained leaves a model in eval mode; Lightning keeps the mode it finds
+
+    def _load_again(self) -> PreTrainedModel:
+        """The starting model, where this run's own weights no longer are."""
+        network = self.language_model.network(self.data.tokenizer)
+        if self.trainer.precision == "64-true":
+            network.double()
+        network.to(self.device)  # type: ignore[arg-type]
+        return network
+
+    def _score(self, model: StartingModel, sequences: list[Encoded]) -> list[float]:
+        """Negative log-likelihoods under the starting model, each summed over its answer tokens."""
+        found: list[float] = []
+        rows = self.data.train_dataloader().micro_batch_size
+        for start in range(0, len(sequences), rows):
+            batch = collate(
+                [[row] for row in sequences[start : start + rows]], pad_id=self.data.tokenizer.pad_token_id or 0
+            )
+            self.tokens["reference_tokens"] += batch.tokens
+            batch = self.transfer_batch_to_device(batch, self.device, 0)
+            with self.trainer.precision_plugin.forward_context():
+                found += model.answers(batch).total_nll.flatten().tolist()
+        return found
 
     # ---- training ----------------------------------------------------------------------------------------------
 
@@ -131,15 +178,26 @@ class UnlearningModule(pl.LightningModule):
         policy = self._policy
         if policy is not None and policy.needs_gradients(self.rate_state, self.global_step):
             return self._split_step(batch)
-        # A loss that does not read normal samples gets [B, 1] and saves their part of the forward pass.
-        nll = sequence_nll(self._network, batch if self.loss.uses_normals else batch.forget_only())  # [B, K]
-        loss: Tensor = self.loss(nll) if policy is None else self.loss(nll, self._decided(policy, None).value)
+        # A loss that does not read normal samples, say, saves their part of the forward pass.
+        batch = batch.select(*self.loss.roles(self.global_step))
+        answers = self._answers(batch)
+        value = None if policy is None else self._decided(policy, None).value
+        loss = self.loss.of(answers) if value is None else self.loss.of(answers, value)
         self._check_divergence(loss)
-        values = {"train/loss": loss, "train/forget_nll": nll[:, 0].mean()}
-        if nll.shape[1] > 1:
-            values["train/normal_nll"] = nll[:, 1:].mean()
-        self._log_step(values, batch)
+        values = {f"train/{role}_nll": answers.of(role).nll.mean() for role in dict.fromkeys(answers.roles)}
+        self._log_step({"train/loss": loss, **values}, batch)
         return loss * batch.scale
+
+    def _answers(self, batch: Batch) -> Answers:
+        """What the loss reads, and nothing that it does not ask for."""
+        needs = self._needs
+        self.tokens["tokens"] += batch.tokens
+        answers = read_answers(self._network, batch, needs.logits, needs.hidden_layer)
+        if self._starting is None or not needs.reference:
+            return answers
+        beside = batch.select(*needs.reference)
+        self.tokens["reference_tokens"] += beside.tokens
+        return replace(answers, reference=self._starting.answers(beside, needs.logits, needs.hidden_layer))
 
     def _split_step(self, batch: Batch) -> Tensor:
         """The two parts of the loss, one after the other; Lightning runs the second one's backward pass.
@@ -148,6 +206,7 @@ class UnlearningModule(pl.LightningModule):
             ℓ̄_n, whose gradient goes to the parameters' ``grad`` and is clipped, scaled and averaged over processes by
             Lightning's means. That of ℓ_f waits beside it until `_set_rate`.
         """
+        self.tokens["tokens"] += batch.tokens
         if self._split is None:
             self._split = SplitGradients(self._network.named_parameters())
         forget = sequence_nll(self._network, batch.forget_only()).mean()
@@ -216,6 +275,10 @@ class UnlearningModule(pl.LightningModule):
         return policy.decide(self.rate_state, self.global_step, self._total_steps(), geometry)
 
     @property
+    def _needs(self) -> Needs:
+        return self.loss.needs if self.loss is not None else Needs()
+
+    @property
     def _policy(self) -> RatePolicy | None:
         return self.loss.policy if self.loss is not None else None
 
@@ -275,7 +338,7 @@ class UnlearningModule(pl.LightningModule):
             self.rate_state = RateState(**checkpoint["rate_state"])
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        optimizer = self.optimizer(self.parameters())
+        optimizer = self.optimizer([parameter for parameter in self.parameters() if parameter.requires_grad])
         scheduler = self.schedule.scheduler(optimizer, self._total_steps(), self.data.steps_per_epoch)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
@@ -331,3 +394,25 @@ class UnlearningModule(pl.LightningModule):
     def _network(self) -> PreTrainedModel:
         assert self.model is not None, "configure_model() has run"
         return self.model
+
+
+def check_layers(model: PreTrainedModel, needs: Needs) -> None:
+    """Freezes all but the blocks that a loss trains, where it names any.
+
+    Raises:
+        UserError: a loss names a block that the model does not have.
+    """
+    named = [*(needs.trained_layers or ()), *([] if needs.hidden_layer is None else [needs.hidden_layer])]
+    if not named:
+        return
+    layers = blocks(model)
+    wrong = [layer for layer in named if not -len(layers) <= layer < len(layers)]
+    if wrong:
+        raise UserError(
+            f"the loss names layer {wrong[0]}, but the model has {len(layers)}, 0 to {len(layers) - 1} (or −1 to "
+            f"−{len(layers)} from the last); set --model.loss.layer"
+        )
+    if needs.trained_layers is not None:
+        model.requires_grad_(False)
+        for layer in needs.trained_layers:
+            layers[layer].requires_grad_(True)

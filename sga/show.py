@@ -42,6 +42,8 @@ def main(arguments: Sequence[str]) -> int:
     cli = configured(rest)
     data = cli.datamodule
     data.read(Path(cli.trainer.default_root_dir))
+    if cli.model.loss is not None:
+        data.extend(cli.model.loss.needs)
     print(_overview(data))
     if options.set is not None:
         sets = data.evaluation_data().sets
@@ -71,6 +73,8 @@ def _side_by_side(group: Group, width: int = 100) -> str:
     records = [("forget", group.forget)] + [
         (f"normal {score:.3f}", record) for record, score in zip(group.normals, group.scores, strict=True)
     ]
+    records += [("alternative", record) for record in group.alternatives]
+    records += [("retain", record) for record in group.retain]
     column = max(18, width // len(records) - 2)
     cells = [
         [title, record.id, ""]

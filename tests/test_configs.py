@@ -23,7 +23,7 @@ def test_there_are_configurations() -> None:
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_it_parses(path: Path) -> None:
-    verb = "validate" if path.stem == "evaluate" else "fit"
+    verb = "validate" if path.stem in ("evaluate", "task-vector", "whp") else "fit"
     config = parsed([verb, "--config", str(path)])[verb]
     assert config.run.folder.startswith("runs/")
     assert config.data.language_model == config.model.language_model

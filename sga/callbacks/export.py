@@ -12,18 +12,26 @@ import lightning.pytorch as pl
 class HuggingFaceExport(pl.Callback):
     """Writes ``model/`` into the run folder when training ends: weights as safetensors, configuration, tokenizer."""
 
-    def __init__(self, enabled: bool = True) -> None:
-        """Notes the switch.
+    def __init__(self, enabled: bool = True, evaluated: bool = False) -> None:
+        """Notes the switches.
 
         Args:
             enabled: False leaves the Lightning checkpoint as the only copy of the weights.
+            evaluated: Also write the model that ``sga validate`` has evaluated: one that is made without training, such
+                as TaskVector, or a checkpoint's.
         """
-        self.enabled = enabled
+        self.enabled, self.evaluated = enabled, evaluated
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.enabled and trainer.is_global_zero:
             export(pl_module, Path(trainer.default_root_dir) / "model")
         trainer.strategy.barrier("export")
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.evaluated and trainer.state.fn == "validate":
+            if trainer.is_global_zero:
+                export(pl_module, Path(trainer.default_root_dir) / "model")
+            trainer.strategy.barrier("export")
 
 
 def export(module: Any, folder: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -57,14 +58,14 @@ class RunFiles(pl.Callback):
         self.sample_texts = sample_texts
         self._started = time.monotonic()
         self._before = 0.0  # seconds of the run that this one goes on from
-        self._tokens = 0  # that went through the model in this process's training steps
+        self._tokens: Counter[str] = Counter()  # that went through models in this process's training steps
 
     def state_dict(self) -> dict[str, Any]:
-        return {"seconds": time.monotonic() - self._started, "tokens": self._tokens}
+        return {"seconds": time.monotonic() - self._started, "tokens": 0, "reference_tokens": 0, **self._tokens}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         # Under DDP it is the first process's count for all of them, which saw as many groups.
-        self._tokens = int(state_dict["tokens"])
+        self._tokens = Counter({name: int(state_dict.get(name, 0)) for name in ("tokens", "reference_tokens")})
         self._before = float(state_dict["seconds"])
 
     # ---- the start of a run ------------------------------------------------------------------------------------
@@ -136,7 +137,8 @@ class RunFiles(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        self._tokens += (batch if pl_module.loss.uses_normals else batch.forget_only()).tokens
+        self._tokens.update(pl_module.tokens)
+        pl_module.tokens.clear()
 
     # ---- evaluations -------------------------------------------------------------------------------------------
 
@@ -184,10 +186,13 @@ class RunFiles(pl.Callback):
         self._log(trainer, evaluation, step)
 
     def _cost(self, trainer: pl.Trainer) -> dict[str, int]:
-        """Tokens trained on by all processes; on a GPU the most memory that the first process's tensors have taken."""
+        """Tokens trained on by all processes, and those that their starting models read beside them, if any; on a GPU
+        the most memory that the first process's tensors have taken.
+        """
         device = trainer.strategy.root_device
-        tokens = trainer.strategy.reduce(torch.tensor(self._tokens, device=device), reduce_op="sum")
-        cost = {"tokens": int(tokens)}
+        counts = torch.tensor([self._tokens["tokens"], self._tokens["reference_tokens"]], device=device)
+        tokens, reference_tokens = trainer.strategy.reduce(counts, reduce_op="sum").tolist()
+        cost = {"tokens": tokens, **({"reference_tokens": reference_tokens} if reference_tokens else {})}
         if device.type == "cuda":
             cost["peak_gpu_memory_bytes"] = torch.cuda.max_memory_allocated(device)
         return cost

@@ -1,8 +1,6 @@
-"""Losses on per-sequence negative log-likelihoods, by the equations of Smoothed Gradient Ascent and its controls.
+"""Smoothed Gradient Ascent and its controls: losses on nll [B, K] alone.
 
-A loss sees numbers, never a model: `nll` [B, K] holds for each of B groups the mean negative log-likelihood (nats per
-answer token) of the forget sample (column 0) and of its K−1 normal samples (columns 1..K−1). It returns the mean over
-groups. docs/smoothing-rate.md derives the equations in one sign convention.
+docs/smoothing-rate.md derives the equations in one sign convention.
 """
 
 from __future__ import annotations
@@ -12,9 +10,10 @@ import warnings
 from abc import ABC, abstractmethod
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sga.errors import UserError
+from sga.losses.base import Loss
 from sga.rates import RatePolicy
 
 
@@ -77,24 +76,6 @@ def equivalent_smoothing_rate(group_size: int, normal_weight: float) -> float | 
     if normal_weight >= 1:
         return None
     return -normal_weight / (1 - normal_weight) * group_size / (group_size - 1)
-
-
-class Loss(nn.Module):
-    """What a method is: a scalar from nll [B, K].
-
-    Subclasses set `uses_normals` to False where the columns after the first do not matter; the module then leaves
-    those sequences out of the forward pass.
-    """
-
-    uses_normals: bool = True
-
-    @property
-    def policy(self) -> RatePolicy | None:
-        """What sets this loss's number as training goes; None where it is fixed or there is none."""
-        return None
-
-    def check_group_size(self, group_size: int) -> None:
-        """Raises a UserError where this loss cannot work with groups of K = `group_size`."""
 
 
 class WeighingLoss(Loss, ABC):

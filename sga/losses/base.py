@@ -1,0 +1,155 @@
+"""What a loss is and what it may ask for.
+
+Three kinds, each a few lines to add: a `Loss` reads nll [B, K]; a `TokenLoss` reads everything in `Answers`; a
+`RetainingLoss` is a TokenLoss that gives its forget term and has the usual retain terms beside it.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from sga.answers import FORGET, NORMAL, Answers
+from sga.errors import UserError
+from sga.groups import AlternativeKind
+from sga.rates import RatePolicy
+
+RetainTerm = Literal["nll", "kl", "reverse_kl"]
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a loss reads besides the nll of forget and normal samples; nothing that is not named here is computed.
+
+    Attributes:
+        alternative: Another answer to each forget question, in a column of role ``alternative``.
+        retain: How many retain samples are drawn at random for each group, in columns of role ``retain``.
+        reference_nll: Roles whose answers the starting model scores once, before training.
+        reference: Roles whose sequences the starting model reads at every step: a second model in memory.
+        logits: Whether the [M, V] logits are kept, the reference's too.
+        hidden_layer: The block, counted from 0, whose output at the answer tokens is read.
+        trained_layers: The only blocks that are trained; None trains everything.
+    """
+
+    alternative: AlternativeKind | None = None
+    retain: int = 0
+    reference_nll: tuple[str, ...] = ()
+    reference: tuple[str, ...] = ()
+    logits: bool = False
+    hidden_layer: int | None = None
+    trained_layers: tuple[int, ...] | None = None
+
+
+class Loss(nn.Module):
+    """A scalar from nll [B, K]: the mean negative log-likelihood (nats per answer token) of each of B groups' forget
+    sample (column 0) and of its K−1 normal samples. It is a mean over groups, so that micro-batches change nothing.
+
+    Subclasses set `uses_normals` to False where the columns after the first do not matter; the module then leaves
+    those sequences out of the forward pass.
+    """
+
+    uses_normals: bool = True
+
+    @property
+    def needs(self) -> Needs:
+        """What is to be computed for this loss."""
+        return Needs()
+
+    @property
+    def policy(self) -> RatePolicy | None:
+        """What sets this loss's number as training goes; None where it is fixed or there is none."""
+        return None
+
+    def check_group_size(self, group_size: int) -> None:
+        """Raises a UserError where this loss cannot work with groups of K = `group_size`."""
+
+    def roles(self, step: int) -> tuple[str, ...]:
+        """Roles of the sequences that take part in the forward pass after `step` optimiser steps."""
+        return (FORGET, NORMAL) if self.uses_normals else (FORGET,)
+
+    def of(self, answers: Answers, *settings: float) -> Tensor:
+        """The loss of what a model says; `settings` is the policy's number, where there is a policy."""
+        loss: Tensor = self(answers.nll, *settings)
+        return loss
+
+
+class TokenLoss(Loss):
+    """A scalar from `Answers`; its `forward` takes them and gives the mean over groups."""
+
+    def of(self, answers: Answers, *settings: float) -> Tensor:
+        loss: Tensor = self(answers)
+        return loss
+
+
+class RetainingLoss(TokenLoss, ABC):
+    """γ·L_forget + α·L_retain, the latter over the group's normal samples.
+
+    L_retain is ``nll``, the mean of their nll; ``kl``, KL(p_ref ‖ p_θ); or ``reverse_kl``, KL(p_θ ‖ p_ref), both
+    averaged over answer tokens, with p_ref of the starting model.
+    """
+
+    forget_roles: tuple[str, ...] = (FORGET,)
+    """What `forget` reads."""
+
+    def __init__(self, retain: RetainTerm | None, forget_weight: float, retain_weight: float) -> None:
+        super().__init__()
+        if retain not in (None, "nll", "kl", "reverse_kl"):
+            raise UserError(f"retain must be nll, kl, reverse_kl or null, got {retain!r}")
+        check_numbers(0, forget_weight=forget_weight, retain_weight=retain_weight)
+        self.retain, self.forget_weight, self.retain_weight = retain, forget_weight, retain_weight
+        self.uses_normals = retain is not None
+
+    @abstractmethod
+    def forget(self, answers: Answers) -> Tensor:
+        """The forget term of each group, [B, 1]."""
+
+    @property
+    def needs(self) -> Needs:
+        divergence = self.retain in ("kl", "reverse_kl")
+        return Needs(reference=(NORMAL,) if divergence else (), logits=divergence)
+
+    def check_group_size(self, group_size: int) -> None:
+        if self.retain is not None:
+            check_normals(self, group_size)
+
+    def roles(self, step: int) -> tuple[str, ...]:
+        return (*self.forget_roles, NORMAL) if self.uses_normals else self.forget_roles
+
+    def forward(self, answers: Answers) -> Tensor:
+        loss = self.forget_weight * self.forget(answers).mean()
+        if self.retain is not None:
+            loss = loss + self.retain_weight * retain_term(answers.of(NORMAL), self.retain)
+        return loss
+
+
+def retain_term(normal: Answers, kind: RetainTerm) -> Tensor:
+    """The mean over groups of what `RetainingLoss` adds for the normal samples."""
+    if kind == "nll":
+        return normal.nll.mean()
+    assert normal.reference is not None, "the loss's needs name the reference of normal samples"
+    ours, theirs = normal.log_probabilities, normal.reference.log_probabilities  # [M, V]
+    p, q = (theirs, ours) if kind == "kl" else (ours, theirs)
+    return normal.mean(functional.kl_div(q, p, log_target=True, reduction="none").sum(dim=-1)).mean()
+
+
+def check_normals(loss: Loss, group_size: int) -> None:
+    """Raises a UserError where there are no normal samples."""
+    if group_size < 2:
+        raise UserError(
+            f"{type(loss).__name__} needs normal samples: group_size must be at least 2, got {group_size} "
+            "(set --data.group_size)"
+        )
+
+
+def check_numbers(lowest: float, above: bool = False, **values: float) -> None:
+    """Raises a UserError unless every value is a finite number of at least `lowest`, or above it."""
+    for name, value in values.items():
+        if not (math.isfinite(value) and value >= lowest and not (above and value == lowest)):
+            raise UserError(
+                f"{name} must be a finite number {'above' if above else 'of at least'} {lowest:g}, got {value}"
+            )

@@ -1,0 +1,125 @@
+"""Ascent on the forget sample beside other terms: in turn, with a divergence, other answers or retain samples."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch import Tensor
+
+from sga.answers import ALTERNATIVE, FORGET, NORMAL, RETAIN, Answers
+from sga.errors import UserError
+from sga.groups import AlternativeKind
+from sga.losses.ascent import SmoothedGradientAscent
+from sga.losses.base import Needs, RetainingLoss, TokenLoss, check_normals, check_numbers
+
+
+class Alternating(TokenLoss):
+    """Ascends the forget sample at one optimiser step and descends on its normal samples at the next, in turn.
+
+    L = mean over groups of −nll_0 at even steps, and of mean_k nll_k at odd ones. An epoch makes half as many forget
+    passes as other methods make: train for twice as many. Source: the motivation of Pang et al., arXiv 2510.22376.
+    """
+
+    def check_group_size(self, group_size: int) -> None:
+        check_normals(self, group_size)
+
+    def roles(self, step: int) -> tuple[str, ...]:
+        return (FORGET,) if step % 2 == 0 else (NORMAL,)
+
+    def forward(self, answers: Answers) -> Tensor:
+        return -answers.nll.mean() if FORGET in answers.roles else answers.nll.mean()
+
+
+class KLMinimization(RetainingLoss):
+    """Ascends the forget sample and holds the normal samples' predictions where the starting model has them.
+
+    L = mean over groups of −nll_0 + α·KL(p_ref ‖ p_θ) on normal samples, averaged over their answer tokens. Differs
+    from published codes, which count prompt and padding positions too.
+    Source: TOFU, Maini et al., arXiv 2401.06121.
+    """
+
+    def __init__(self, retain_weight: float = 1.0) -> None:
+        """Checks the weight.
+
+        Args:
+            retain_weight: α, the weight of the divergence.
+        """
+        super().__init__("kl", 1.0, retain_weight)
+
+    def forget(self, answers: Answers) -> Tensor:
+        return -answers.of(FORGET).nll
+
+
+class LLMU(RetainingLoss):
+    """Ascent, unrelated answers to the forget question, and a divergence on normal samples.
+
+    L = mean over groups of −γ·nll_0 + μ·nll(forget question, other answer) + α·KL(p_ref ‖ p_θ) on normal samples.
+    Source: Yao et al., arXiv 2310.10683.
+    """
+
+    forget_roles = (FORGET, ALTERNATIVE)
+
+    def __init__(
+        self,
+        forget_weight: float = 0.5,
+        mismatch_weight: float = 1.0,
+        retain_weight: float = 1.0,
+        alternative: AlternativeKind = "retain_answer",
+    ) -> None:
+        """Checks the weights.
+
+        Args:
+            forget_weight: γ, the weight of the ascent.
+            mismatch_weight: μ, the weight of the other answer.
+            retain_weight: α, the weight of the divergence.
+            alternative: Which other answer.
+        """
+        super().__init__("kl", forget_weight, retain_weight)
+        check_numbers(0, mismatch_weight=mismatch_weight)
+        self.mismatch_weight, self.alternative = mismatch_weight, alternative
+
+    @property
+    def needs(self) -> Needs:
+        return replace(super().needs, alternative=self.alternative)
+
+    def forget(self, answers: Answers) -> Tensor:
+        return -answers.of(FORGET).nll
+
+    def forward(self, answers: Answers) -> Tensor:
+        return super().forward(answers) + self.mismatch_weight * answers.of(ALTERNATIVE).nll.mean()
+
+
+class SmoothedGradientDifference(TokenLoss):
+    """Smoothed Gradient Ascent with descent on retain samples that are drawn apart from the normal samples.
+
+    L = L_SGA(r) + α·mean nll of `retain_samples` random records of the retain split for each group. At r = 0 it is
+    TOFU's gradient difference on random retain samples. Source: L_SGA of Pang et al., arXiv 2510.22376, with the retain
+    term of TOFU, arXiv 2401.06121.
+    """
+
+    def __init__(self, smoothing_rate: float = -0.8, retain_weight: float = 1.0, retain_samples: int = 1) -> None:
+        """Checks the settings.
+
+        Args:
+            smoothing_rate: r in (−∞, 1].
+            retain_weight: α, the weight of the retain samples' mean nll.
+            retain_samples: How many there are for each group; the same ones in every epoch.
+        """
+        super().__init__()
+        check_numbers(0, retain_weight=retain_weight)
+        if retain_samples < 1:
+            raise UserError(f"retain_samples must be at least 1, got {retain_samples}")
+        self._ascent = SmoothedGradientAscent(smoothing_rate)
+        self.uses_normals = self._ascent.uses_normals
+        self.smoothing_rate, self.retain_weight, self.retain_samples = smoothing_rate, retain_weight, retain_samples
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(retain=self.retain_samples)
+
+    def roles(self, step: int) -> tuple[str, ...]:
+        return (*super().roles(step), RETAIN)
+
+    def forward(self, answers: Answers) -> Tensor:
+        ascent: Tensor = self._ascent(answers.of(FORGET, NORMAL).nll)
+        return ascent + self.retain_weight * answers.of(RETAIN).nll.mean()

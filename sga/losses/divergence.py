@@ -1,0 +1,69 @@
+"""Forgetting as maximising an f-divergence between two answers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Literal
+
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from sga.answers import ALTERNATIVE, FORGET, Answers
+from sga.errors import UserError
+from sga.groups import AlternativeKind
+from sga.losses.base import Needs, TokenLoss
+
+DIVERGENCES: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
+    "total_variation": (lambda x: x.tanh() / 2, lambda u: u),
+    "kl": (lambda x: x, lambda u: (u - 1).exp()),
+    "jensen_shannon": (lambda x: math.log(2) - softplus(-x), lambda u: -(2 - u.exp()).log()),
+    "pearson": (lambda x: x, lambda u: u * u / 4 + u),
+}
+"""The variational function g* and the conjugate f* of each divergence, as arXiv 2410.11143 has them."""
+
+
+class FLAT(TokenLoss):
+    """Makes another answer to the forget question likely and the forget answer unlikely, weighed by an f-divergence.
+
+    L = mean over groups of −g*(P_good) + f*(g*(P_bad)), where P is the mean over an answer's tokens of their
+    probability, good the other answer and bad the forget answer. No retain data.
+    Source: Wang et al., arXiv 2410.11143.
+    """
+
+    uses_normals = False
+
+    def __init__(
+        self,
+        divergence: Literal["total_variation", "kl", "jensen_shannon", "pearson"] = "total_variation",
+        alternative: AlternativeKind = "refusal",
+        average: Literal["answer", "sequence"] = "answer",
+    ) -> None:
+        """Checks the settings.
+
+        Args:
+            divergence: Which f.
+            alternative: The good answer.
+            average: Over which positions P is averaged. ``answer`` is the paper's definition; ``sequence`` counts each
+                prompt position as 0, as the published code does (which counts padding too).
+        """
+        super().__init__()
+        if divergence not in DIVERGENCES:
+            raise UserError(f"divergence must be one of {', '.join(DIVERGENCES)}, got {divergence!r}")
+        if average not in ("answer", "sequence"):
+            raise UserError(f"average must be answer or sequence, got {average!r}")
+        self.divergence, self.alternative, self.average = divergence, alternative, average
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(alternative=self.alternative)
+
+    def roles(self, step: int) -> tuple[str, ...]:
+        return FORGET, ALTERNATIVE
+
+    def forward(self, answers: Answers) -> Tensor:
+        lengths = answers.lengths if self.average == "answer" else answers.sequence_lengths
+        probability = answers.total((-answers.token_nll).exp()) / lengths  # [B, 2]
+        bad, good = (probability[:, answers.roles.index(role)] for role in (FORGET, ALTERNATIVE))
+        optimal, conjugate = DIVERGENCES[self.divergence]
+        return (conjugate(optimal(bad)) - optimal(good)).mean()

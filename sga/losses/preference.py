@@ -1,0 +1,179 @@
+"""Other answers in place of the forget answer, and preferences against it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from sga.answers import ALTERNATIVE, FORGET, Answers
+from sga.groups import AlternativeKind
+from sga.losses.base import Needs, RetainingLoss, RetainTerm, check_numbers
+
+
+class PreferenceOptimization(RetainingLoss):
+    """Descends on a refusal to each forget question and on the normal samples; TOFU's PO, also called IDK.
+
+    L = mean over groups of nll(forget question, refusal) + α·mean_k nll_k. The forget answer itself is never read.
+    Source: TOFU, Maini et al., arXiv 2401.06121.
+    """
+
+    forget_roles = (ALTERNATIVE,)
+
+    def __init__(
+        self,
+        alternative: AlternativeKind = "refusal",
+        retain: RetainTerm | None = "nll",
+        forget_weight: float = 1.0,
+        retain_weight: float = 1.0,
+    ) -> None:
+        """Checks the settings.
+
+        Args:
+            alternative: Which answer is learned: a refusal, the answer of a random retain record, or that of the most
+                similar normal sample.
+            retain: What holds the normal samples; null leaves them out.
+            forget_weight: Weight of the other answer's nll.
+            retain_weight: α, the weight of the retain term.
+        """
+        super().__init__(retain, forget_weight, retain_weight)
+        self.alternative = alternative
+
+    @property
+    def needs(self) -> Needs:
+        return replace(super().needs, alternative=self.alternative)
+
+    def forget(self, answers: Answers) -> Tensor:
+        return answers.of(ALTERNATIVE).nll
+
+
+class Mismatch(PreferenceOptimization):
+    """Descends on the answer of another sample, unrelated to the forget question, and on the normal samples.
+
+    L = mean over groups of nll(forget question, other answer) + α·mean_k nll_k. Source: the baseline of that name in
+    FLAT, Wang et al., arXiv 2410.11143, after LLMU, arXiv 2310.10683.
+    """
+
+    def __init__(
+        self, retain: RetainTerm | None = "nll", forget_weight: float = 1.0, retain_weight: float = 1.0
+    ) -> None:
+        """Checks the settings.
+
+        Args:
+            retain: What holds the normal samples; null leaves them out.
+            forget_weight: Weight of the other answer's nll.
+            retain_weight: α, the weight of the retain term.
+        """
+        super().__init__("retain_answer", retain, forget_weight, retain_weight)
+
+
+class DPO(RetainingLoss):
+    """Prefers a refusal to the forget answer, both relative to the starting model.
+
+    L = γ·mean over groups of −(1/β)·log σ(β·[log(p/p_ref)(refusal) − log(p/p_ref)(forget)]) + α·L_retain, with log p
+    summed over answer tokens. Source: Rafailov et al., arXiv 2305.18290, in the form of Eq. 2 of NPO, arXiv 2404.05868;
+    codes that share a function with NPO have the factor 2/β, which is forget_weight 2.
+    """
+
+    forget_roles = (FORGET, ALTERNATIVE)
+
+    def __init__(
+        self,
+        beta: float = 0.1,
+        alternative: AlternativeKind = "refusal",
+        retain: RetainTerm | None = None,
+        forget_weight: float = 1.0,
+        retain_weight: float = 1.0,
+    ) -> None:
+        """Checks the settings.
+
+        Args:
+            beta: β, the inverse temperature.
+            alternative: Which answer is preferred.
+            retain: What holds the normal samples; null leaves them out.
+            forget_weight: γ, the weight of the preference term.
+            retain_weight: α, the weight of the retain term.
+        """
+        super().__init__(retain, forget_weight, retain_weight)
+        check_numbers(0, above=True, beta=beta)
+        self.beta, self.alternative = beta, alternative
+
+    @property
+    def needs(self) -> Needs:
+        return replace(super().needs, alternative=self.alternative, reference_nll=self.forget_roles)
+
+    def forget(self, answers: Answers) -> Tensor:
+        margin = answers.of(ALTERNATIVE).log_ratio - answers.of(FORGET).log_ratio  # [B, 1]
+        return -logsigmoid(self.beta * margin) / self.beta
+
+
+class NPO(RetainingLoss):
+    """The half of DPO that rejects: ascent that fades out where a sample has become less likely than it was.
+
+    L = γ·mean over groups of −(2/β)·log σ(−β·log(p/p_ref)(forget)) + α·L_retain, with log p summed over answer tokens.
+    For β → 0 its gradient is that of ascent on the summed nll. Source: Eq. 3 of Zhang et al., arXiv 2404.05868, whose
+    NPO+KL is written with KL(p_θ ‖ p_ref), ``reverse_kl``; published codes compute KL(p_ref ‖ p_θ), ``kl``.
+    """
+
+    def __init__(
+        self,
+        beta: float = 0.1,
+        retain: RetainTerm | None = None,
+        forget_weight: float = 1.0,
+        retain_weight: float = 1.0,
+    ) -> None:
+        """Checks the settings.
+
+        Args:
+            beta: β, the inverse temperature.
+            retain: What holds the normal samples; null leaves them out.
+            forget_weight: γ, the weight of the preference term.
+            retain_weight: α, the weight of the retain term.
+        """
+        super().__init__(retain, forget_weight, retain_weight)
+        check_numbers(0, above=True, beta=beta)
+        self.beta = beta
+
+    @property
+    def needs(self) -> Needs:
+        return replace(super().needs, reference_nll=(FORGET,))
+
+    def forget(self, answers: Answers) -> Tensor:
+        return -2 / self.beta * logsigmoid(-self.beta * answers.of(FORGET).log_ratio)
+
+
+class SimNPO(RetainingLoss):
+    """NPO without a reference: the length-normalised nll and a margin take its place.
+
+    L = γ·mean over groups of −(2/β)·log σ(β·nll_0 − δ) + α·L_retain. The defaults are the paper's for TOFU forget10.
+    Source: Fan et al., arXiv 2410.07163; published code computes σ(β·(nll_0 − δ)), which is `scaled_margin`.
+    """
+
+    def __init__(
+        self,
+        beta: float = 4.5,
+        margin: float = 0.0,
+        scaled_margin: bool = False,
+        retain: RetainTerm | None = "nll",
+        forget_weight: float = 0.125,
+        retain_weight: float = 1.0,
+    ) -> None:
+        """Checks the settings.
+
+        Args:
+            beta: β, the inverse temperature.
+            margin: δ, the reward margin.
+            scaled_margin: Whether β multiplies the margin too.
+            retain: What holds the normal samples; null leaves them out.
+            forget_weight: γ, the weight of the preference term.
+            retain_weight: α, the weight of the retain term.
+        """
+        super().__init__(retain, forget_weight, retain_weight)
+        check_numbers(0, above=True, beta=beta)
+        check_numbers(0, margin=margin)
+        self.beta, self.margin, self.scaled_margin = beta, margin, scaled_margin
+
+    def forget(self, answers: Answers) -> Tensor:
+        margin = self.beta * self.margin if self.scaled_margin else self.margin
+        return -2 / self.beta * logsigmoid(self.beta * answers.of(FORGET).nll - margin)

@@ -1,0 +1,82 @@
+"""Forgetting by steering a hidden layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from sga.answers import FORGET, NORMAL, Answers
+from sga.errors import UserError
+from sga.losses.base import Needs, TokenLoss, check_normals, check_numbers
+
+
+class RMU(TokenLoss):
+    """Steers a block's output on forget answers to a random direction and holds it on normal answers.
+
+    L = mean over groups and answer tokens of ‖h(x_f) − c·u‖² + α·‖h(x_n) − h_ref(x_n)‖², u a random unit vector with
+    entries drawn from [0, 1) before normalisation. Published code averages over the hidden size too, which is norm
+    ``mean``; the paper's settings for a 7 B model are c = 6.5 and α = 1200.
+    Source: WMDP, Li et al., arXiv 2403.03218.
+    """
+
+    def __init__(
+        self,
+        layer: int = 7,
+        trained_layers: Sequence[int] | None = None,
+        steering: float = 2.0,
+        retain_weight: float = 1.0,
+        norm: Literal["sum", "mean"] = "sum",
+        seed: int = 0,
+    ) -> None:
+        """Checks the settings.
+
+        Args:
+            layer: The block whose output is steered, counted from 0; negative ones count from the last.
+            trained_layers: The blocks that are trained; null takes `layer` and the two before it.
+            steering: c, the length of the vector that forget answers are steered to.
+            retain_weight: α, the weight of what holds the normal samples.
+            norm: Whether squares are summed or averaged over the hidden size.
+            seed: Seed of u.
+        """
+        super().__init__()
+        check_numbers(0, steering=steering, retain_weight=retain_weight)
+        if norm not in ("sum", "mean"):
+            raise UserError(f"norm must be sum or mean, got {norm!r}")
+        if trained_layers is None:
+            trained_layers = [place for place in range(layer - 2, layer + 1) if (place < 0) == (layer < 0)]
+        if not trained_layers or any((place < 0) != (layer < 0) or place > layer for place in trained_layers):
+            raise UserError(
+                f"trained_layers must be blocks up to layer {layer}, counted from the same end, got "
+                f"{list(trained_layers)}: later ones do not change what is steered"
+            )
+        self.layer, self.trained_layers = layer, tuple(trained_layers)
+        self.steering, self.retain_weight, self.norm, self.seed = steering, retain_weight, norm, seed
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(reference=(NORMAL,), hidden_layer=self.layer, trained_layers=self.trained_layers)
+
+    def check_group_size(self, group_size: int) -> None:
+        check_normals(self, group_size)
+
+    def direction(self, size: int) -> Tensor:
+        """u, [size]."""
+        u = torch.rand(size, dtype=torch.float64, generator=torch.Generator().manual_seed(self.seed))
+        return functional.normalize(u, dim=0)
+
+    def forward(self, answers: Answers) -> Tensor:
+        forget, normal = answers.of(FORGET), answers.of(NORMAL)
+        assert forget.hidden is not None and normal.hidden is not None, "named among the needs"
+        assert normal.reference is not None and normal.reference.hidden is not None, "named among the needs"
+        target = self.steering * self.direction(forget.hidden.shape[-1]).to(forget.hidden)
+        away = forget.mean(self._squared(forget.hidden - target)).mean()
+        kept = normal.mean(self._squared(normal.hidden - normal.reference.hidden)).mean()
+        return away + self.retain_weight * kept
+
+    def _squared(self, difference: Tensor) -> Tensor:  # [M, H] -> [M]
+        squares = difference.square()
+        return squares.sum(dim=-1) if self.norm == "sum" else squares.mean(dim=-1)
