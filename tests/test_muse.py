@@ -652,22 +652,22 @@ def test_min_k_is_over_every_token_of_the_text_but_the_first(
 def encoder_for(folder: Path, max_length: int) -> Encoder:
     records = MUSENews().load(str(folder)).training
     texts = [record.answer for split in records.values() for record in split]
-    return Encoder(train_tokenizer(texts, 400, max_length), PlainTemplate(), max_length)
+    return Encoder(train_tokenizer(texts, 260, max_length), PlainTemplate(), max_length)
 
 
 def test_training_texts_are_cut_into_blocks_of_one_article_each(folder: Path) -> None:
-    source, encoder = MUSENews(block_tokens=16), encoder_for(folder, 64)
+    source, encoder = MUSENews(block_tokens=32), encoder_for(folder, 64)
     loaded = source.load(str(folder))
     found = source.cut(loaded, encoder)
     for split, records in found.training.items():
         assert len(records) > len(loaded.training[split])
-        assert max(len(encoder.encode("", record.answer).ids) for record in records) <= 16
+        assert max(len(encoder.encode("", record.answer).ids) for record in records) <= 32
         assert all(record.is_text for record in records)
         for article in loaded.training[split]:
             parts = [record.answer for record in records if record.id.rpartition("/")[0] == article.id]
             assert " ".join(parts).split() == article.answer.split()
     assert found.evaluation == loaded.evaluation, "evaluation texts stay whole"
-    assert MUSENews().cut(loaded, encoder_for(folder, 16)).training == found.training, "a short context lowers it"
+    assert MUSENews().cut(loaded, encoder_for(folder, 32)).training == found.training, "a short context lowers it"
     with pytest.raises(UserError, match="block_tokens must be at least 16, got 8"):
         MUSENews(block_tokens=8)
 
@@ -754,8 +754,8 @@ def test_end_to_end_the_target_leaks_and_a_model_retrained_with_another_seed_doe
     files = {}
     for name in FILES:
         rows = json.loads((muse_root / f"{name}.json").read_text(encoding="utf-8"))
-        files[name] = [row[:500] for row in rows[:8]] if name.startswith("privleak") else rows[:4]
-    files["verbmem/forget"] = [{"prompt": text[:200], "gt": text[200:]} for text in files["privleak/forget"]]
+        files[name] = [row[:300] for row in rows[:8]] if name.startswith("privleak") else rows[:4]
+    files["verbmem/forget"] = [{"prompt": text[:150], "gt": text[150:]} for text in files["privleak/forget"]]
     options = [
         *SMALL,
         f"--data.root={write(tmp_path / 'muse_news', files)}",

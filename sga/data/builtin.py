@@ -38,6 +38,7 @@ def source_hash() -> str:
     """Hash of this package's source and built-in data."""
     digest = hashlib.sha256(sga.__version__.encode())
     package = Path(sga.__file__).parent
-    for path in sorted([*package.rglob("*.py"), *packaged_path("data").rglob("*.json*")]):
+    data = packaged_path("data")
+    for path in sorted([*package.rglob("*.py"), *data.rglob("*.json*"), *data.rglob("*.txt")]):
         digest.update(path.read_bytes())
     return digest.hexdigest()
