@@ -37,6 +37,9 @@ def blocks(text: str, most: int, tokens: TokenCounter) -> list[str]:
     Raises:
         UserError: `most` leaves no room for a word.
     """
+    whole = text.strip()
+    if tokens.token_counts([whole])[0] <= most:
+        return [whole] if whole else []
     parts = pieces(text)
     sizes = _sizes(parts, tokens)
     before = [0, *accumulate(sizes)]
@@ -45,7 +48,7 @@ def blocks(text: str, most: int, tokens: TokenCounter) -> list[str]:
         share = before[-1] / number
         cut: list[list[str]] = [[] for _ in range(number)]
         for part, start in zip(parts, before, strict=False):
-            cut[min(int(start / share), number - 1) if share else 0].append(part)
+            cut[min(int(start / share), number - 1)].append(part)
         found = [block for words in cut if (block := "".join(words).strip())]
         if all(count <= most for count in tokens.token_counts(found)):
             return found
