@@ -85,7 +85,7 @@ def test_text_without_spaces_is_cut_too_and_a_word_that_does_not_fit_is_refused(
     cut = blocks(text, 30, Words())
     assert "".join(cut) == text and max(map(len, cut)) <= 30
     assert "".join(pieces(text + " \n")) == text + " \n"
-    with pytest.raises(UserError, match="blocks of 4 tokens are too short for 'impossible'"):
+    with pytest.raises(UserError, match="blocks of 4 tokens are too short for a word of 'impossible'"):
         blocks("impossible", 4, Words())
 
 

@@ -52,9 +52,9 @@ def blocks(text: str, most: int, tokens: TokenCounter) -> list[str]:
         found = [block for words in cut if (block := "".join(words).strip())]
         if all(count <= most for count in tokens.token_counts(found)):
             return found
-        if number >= len(parts):
-            raise UserError(f"blocks of {most} tokens are too short for {text.strip()[:60]!r}; allow longer ones")
-        number += 1
+        if number >= before[-1] or max(sizes) > most:  # a word a block at the latest
+            raise UserError(f"blocks of {most} tokens are too short for a word of {whole[:60]!r}; allow longer ones")
+        number = max(number + 1, number * 21 // 20)
 
 
 def split_after(text: str, most: int, tokens: TokenCounter) -> tuple[str, str]:
