@@ -24,7 +24,7 @@ def pieces(text: str) -> list[str]:
 
 
 def blocks(text: str, most: int, tokens: TokenCounter) -> list[str]:
-    """Cuts a text into as few blocks of about equal length as `most` tokens each allow.
+    """Cuts a text into blocks of about equal length, about as few as at most `most` tokens each allow.
 
     Every word of the text is in one block, in order; white space around blocks is removed. Tokens are counted word by
     word; that no block is longer is then checked on the blocks themselves, because some tokenizers join words.
