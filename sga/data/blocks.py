@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import accumulate
 
@@ -37,23 +37,25 @@ def blocks(text: str, most: int, tokens: TokenCounter) -> list[str]:
     Raises:
         UserError: `most` leaves no room for a word.
     """
-    whole = text.strip()
-    if tokens.token_counts([whole])[0] <= most:
-        return [whole] if whole else []
     parts = pieces(text)
-    sizes = _sizes(parts, tokens)
+    return _blocks(parts, most, tokens, _sizes(parts, tokens))
+
+
+def _blocks(parts: Sequence[str], most: int, tokens: TokenCounter, by_part: Mapping[str, int]) -> list[str]:
+    sizes = [by_part[part] for part in parts]
     before = [0, *accumulate(sizes)]
     number = max(1, -(-before[-1] // most))
     while True:
         share = before[-1] / number
         cut: list[list[str]] = [[] for _ in range(number)]
         for part, start in zip(parts, before, strict=False):
-            cut[min(int(start / share), number - 1)].append(part)
+            cut[min(int(start / share), number - 1) if share else 0].append(part)
         found = [block for words in cut if (block := "".join(words).strip())]
         if all(count <= most for count in tokens.token_counts(found)):
             return found
         if number >= before[-1] or max(sizes) > most:  # a word a block at the latest
-            raise UserError(f"blocks of {most} tokens are too short for a word of {whole[:60]!r}; allow longer ones")
+            beginning = "".join(parts).strip()[:60]
+            raise UserError(f"blocks of {most} tokens are too short for a word of {beginning!r}; allow longer ones")
         number = max(number + 1, number * 21 // 20)
 
 
@@ -63,7 +65,8 @@ def split_after(text: str, most: int, tokens: TokenCounter) -> tuple[str, str]:
     Tokens are counted word by word. At least one word goes to the beginning.
     """
     parts = pieces(text)
-    ends = list(accumulate(_sizes(parts, tokens)))
+    by_part = _sizes(parts, tokens)
+    ends = list(accumulate(by_part[part] for part in parts))
     first = max(1, sum(end <= most for end in ends))
     return "".join(parts[:first]).strip(), "".join(parts[first:]).strip()
 
@@ -73,17 +76,18 @@ def cut_records(records: Sequence[Record], most: int, tokens: TokenCounter) -> t
 
     Blocks never mix two records, so that folds of records are folds of blocks. A record with a question stays as it is.
     """
+    parts = {record.id: pieces(record.answer) for record in records if record.is_text}
+    by_part = _sizes([part for several in parts.values() for part in several], tokens)  # each word counted once for all
     cut: list[Record] = []
     for record in records:
         if not record.is_text:
             cut.append(record)
             continue
-        for number, block in enumerate(blocks(record.answer, most, tokens)):
+        for number, block in enumerate(_blocks(parts[record.id], most, tokens, by_part)):
             cut.append(replace(record, id=f"{record.id}/{number}", answer=block))
     return tuple(cut)
 
 
-def _sizes(parts: Sequence[str], tokens: TokenCounter) -> list[int]:
+def _sizes(parts: Sequence[str], tokens: TokenCounter) -> dict[str, int]:
     distinct = list(dict.fromkeys(parts))
-    by_part = dict(zip(distinct, tokens.token_counts(distinct), strict=True))
-    return [by_part[part] for part in parts]
+    return dict(zip(distinct, tokens.token_counts(distinct), strict=True))
