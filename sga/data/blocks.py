@@ -74,7 +74,7 @@ def split_after(text: str, most: int, tokens: TokenCounter) -> tuple[str, str]:
 def cut_records(records: Sequence[Record], most: int, tokens: TokenCounter) -> tuple[Record, ...]:
     """Plain-text records as blocks of at most `most` tokens, special ones not counted; ids are ``id/0``, ``id/1``, …
 
-    Blocks never mix two records, so that folds of records are folds of blocks. A record with a question stays as it is.
+    Blocks never mix two records. A record with a question stays as it is.
     """
     parts = {record.id: pieces(record.answer) for record in records if record.is_text}
     by_part = _sizes([part for several in parts.values() for part in several], tokens)  # each word counted once for all
