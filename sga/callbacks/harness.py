@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -88,7 +89,7 @@ class Harness(EvaluationCallback):
         with isolate_rng():  # the harness sets every global seed
             model = HFLM(
                 pretrained=self._module.model,
-                tokenizer=self._module.data.tokenizer,
+                tokenizer=copy.deepcopy(self._module.data.tokenizer),  # it may be given a pad token there
                 max_length=data.encoder.max_length,
                 batch_size=self.batch_size,
             )
