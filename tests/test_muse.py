@@ -772,7 +772,12 @@ def test_end_to_end_the_target_leaks_and_a_model_retrained_with_another_seed_doe
 
     def learned(name: str, splits: str, *more: str) -> dict[str, Any]:
         folder = tmp_path / name
-        training = [*training_options(50), "--data.batch_size=4", f"--data.train_on={splits}"]
+        training = [
+            *training_options(150),
+            "--model.optimizer.lr=5e-3",
+            "--data.batch_size=4",
+            f"--data.train_on={splits}",
+        ]
         run_verb(["fit", *options, *scratch, *training, *more, f"--run.folder={folder}"])
         found = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
         assert isinstance(found, dict)
@@ -784,7 +789,7 @@ def test_end_to_end_the_target_leaks_and_a_model_retrained_with_another_seed_doe
     target = learned("target", "[forget,retain]", reference)
     assert target["muse/privleak"] < -50 and target["muse/privleak/ci_high"] < 0
     assert again["muse/privleak/ci_low"] < 0 < again["muse/privleak/ci_high"]
-    assert target["muse/verbmem"] > again["muse/verbmem"] + 30
+    assert target["muse/verbmem"] > again["muse/verbmem"] + 20
     run_verb(
         [
             "fit",
@@ -802,4 +807,4 @@ def test_end_to_end_the_target_leaks_and_a_model_retrained_with_another_seed_doe
     )
     after = json.loads((tmp_path / "ga" / "metrics.json").read_text(encoding="utf-8"))
     assert after["muse/privleak"] > target["muse/privleak"] + 50
-    assert after["muse/verbmem"] < target["muse/verbmem"] - 30
+    assert after["muse/verbmem"] < target["muse/verbmem"] / 2
