@@ -773,8 +773,7 @@ def test_end_to_end_the_target_leaks_and_a_model_retrained_with_another_seed_doe
     def learned(name: str, splits: str, *more: str) -> dict[str, Any]:
         folder = tmp_path / name
         training = [
-            *training_options(150),
-            "--model.optimizer.lr=5e-3",
+            *training_options(50),
             "--data.batch_size=4",
             f"--data.train_on={splits}",
         ]
@@ -789,7 +788,7 @@ def test_end_to_end_the_target_leaks_and_a_model_retrained_with_another_seed_doe
     target = learned("target", "[forget,retain]", reference)
     assert target["muse/privleak"] < -50 and target["muse/privleak/ci_high"] < 0
     assert again["muse/privleak/ci_low"] < 0 < again["muse/privleak/ci_high"]
-    assert target["muse/verbmem"] > again["muse/verbmem"] + 20
+    assert target["muse/verbmem"] > again["muse/verbmem"] + 10
     run_verb(
         [
             "fit",
