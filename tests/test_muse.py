@@ -798,7 +798,7 @@ def test_end_to_end_the_target_leaks_and_a_model_retrained_with_another_seed_doe
             f"--model.language_model.name_or_path={tmp_path / 'target'}",
             "--model.loss=sga.GradientAscent",
             "--model.optimizer=torch.optim.AdamW",
-            "--model.optimizer.lr=1e-3",
+            "--model.optimizer.lr=5e-3",
             "--data.batch_size=4",
             "--trainer.max_epochs=4",
             f"--run.folder={tmp_path / 'ga'}",
