@@ -19,6 +19,7 @@ _PUBLIC = {
     "Authors": "sga.data.authors",
     "Batch": "sga.batches",
     "Benchmark": "sga.data.records",
+    "Book": "sga.data.book",
     "ChatTemplate": "sga.encoding",
     "Encoded": "sga.encoding",
     "Encoder": "sga.encoding",

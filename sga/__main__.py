@@ -20,6 +20,7 @@ train and evaluate (LightningCLI: --config FILE, and any setting as a flag)
   test       evaluate every row once after training
   predict    write greedy answers as JSON Lines
   sweep      many fits: a grid or a search, times seeds, with one table
+  sequence   unlearning requests one after the other, each from the last result
 
 look
   data show  print what the model sees: tokens, answer tokens, groups
@@ -80,6 +81,7 @@ def _verbs() -> dict[str, Callable[[Sequence[str]], int]]:
         "compare": _compare,
         "report": _report,
         "sweep": _sweep,
+        "sequence": _sequence,
         "demo": _demo,
     }
 
@@ -128,6 +130,12 @@ def _sweep(arguments: Sequence[str]) -> int:
     from sga.sweep.command import main as sweep
 
     return sweep(arguments)
+
+
+def _sequence(arguments: Sequence[str]) -> int:
+    from sga.sequence import main as sequence
+
+    return sequence(arguments)
 
 
 def _demo(arguments: Sequence[str]) -> int:

@@ -18,8 +18,10 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from sga.callbacks import (
     MUSE,
+    BookContinuations,
     Evaluator,
     ForgetQuality,
+    Harness,
     HuggingFaceExport,
     MembershipInference,
     Memorization,
@@ -52,6 +54,8 @@ class UnlearningCLI(LightningCLI):
         parser.add_lightning_class_args(Memorization, "memorization")
         parser.add_lightning_class_args(Perplexity, "perplexity")
         parser.add_lightning_class_args(MUSE, "muse")
+        parser.add_lightning_class_args(BookContinuations, "book")
+        parser.add_lightning_class_args(Harness, "harness")
         parser.add_lightning_class_args(Stopping, "stop")  # after the evaluator, before the export
         parser.add_lightning_class_args(HuggingFaceExport, "export")
         parser.add_lightning_class_args(RunCheckpoints, "checkpoint")

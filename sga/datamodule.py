@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,8 @@ class UnlearningData(pl.LightningDataModule):
         source: Source = Authors(),  # noqa: B008  (frozen)
         root: str | None = None,
         train_on: Sequence[str] = ("forget",),
+        folds: int = 1,
+        forget_folds: Sequence[int] | None = None,
         group_size: int = 4,
         pairing: Pairing = NearestNormals(),  # noqa: B008  (frozen)
         pairs: str | None = None,
@@ -88,6 +90,9 @@ class UnlearningData(pl.LightningDataModule):
             root: Folder of the benchmark's files, where it has any.
             train_on: Training splits. ``[forget]`` unlearns; several splits (forget, retain, real_authors,
                 world_facts) train a target or a retain model by plain fine-tuning, without normals.
+            folds: Into how many parts of successive records (of long texts: blocks) the forget split is cut.
+            forget_folds: Which of them are there to be trained on, counted from 1; null takes all. Evaluation sets stay
+                whole, so that runs on different folds can be compared.
             group_size: K: one forget sample and K−1 normal samples.
             pairing: How normal samples are chosen from the retain split.
             pairs: A pairing made before (``pairs.jsonl``); null pairs afresh, or re-reads the run folder's on resume.
@@ -115,6 +120,11 @@ class UnlearningData(pl.LightningDataModule):
                 raise UserError(f"{name} must be at least 1, got {value}")
         if not train_on:
             raise UserError("train_on must name at least one split, such as [forget]")
+        wrong = [number for number in forget_folds or () if not 1 <= number <= folds]
+        if folds < 1 or wrong or (forget_folds is not None and len(set(forget_folds)) != max(1, len(forget_folds))):
+            raise UserError(
+                f"forget_folds must name different folds from 1 to folds = {folds}, at least one, got {forget_folds}"
+            )
         if list(train_on) != ["forget"] and group_size != 1:
             raise UserError(
                 f"train_on {list(train_on)} is plain fine-tuning, which has no normal samples: "
@@ -123,6 +133,7 @@ class UnlearningData(pl.LightningDataModule):
         self.language_model = language_model
         self.source, self.root = source, root
         self.train_on, self.group_size = tuple(train_on), group_size
+        self.folds, self.forget_folds = folds, None if forget_folds is None else tuple(forget_folds)
         self.pairing, self.pairs = pairing, pairs
         self.batch_size, self.micro_batch_size = batch_size, micro_batch_size
         self.template, self.max_length = template, max_length
@@ -154,6 +165,15 @@ class UnlearningData(pl.LightningDataModule):
                 f"train_on names {', '.join(missing)}, which {benchmark.name} does not have; "
                 f"its training splits are {', '.join(benchmark.training)}"
             )
+        # Of whole texts and all folds: runs on different ones have the same tokenizer.
+        self.tokenizer: PreTrainedTokenizerBase = self.language_model.tokenizer(_texts(benchmark))
+        context = self.language_model.context()
+        length = min(self.max_length, context) if context else self.max_length
+        self.encoder = Encoder(self.tokenizer, self.template, length)
+        benchmark = self.source.cut(benchmark, self.encoder)
+        if self.forget_folds is not None:
+            wanted = in_folds(benchmark.training["forget"], self.folds, self.forget_folds)
+            benchmark = replace(benchmark, training={**benchmark.training, "forget": wanted})
         forget, pool = benchmark.training["forget"], benchmark.training["retain"]
         kept = run_folder / PAIRS_FILE if run_folder is not None else None
         if self.train_on != ("forget",):
@@ -164,10 +184,6 @@ class UnlearningData(pl.LightningDataModule):
             self.groups = read_groups(kept, forget, pool, self.group_size)
         else:
             self.groups = make_groups(forget, pool, self.group_size, self.pairing, self.seed)
-        self.tokenizer: PreTrainedTokenizerBase = self.language_model.tokenizer(_texts(benchmark))
-        context = self.language_model.context()
-        length = min(self.max_length, context) if context else self.max_length
-        self.encoder = Encoder(self.tokenizer, self.template, length)
         self.benchmark = benchmark
 
     def encode(self, groups: Sequence[Group]) -> list[list[Encoded]]:
@@ -342,6 +358,22 @@ def _predictions(data: UnlearningData) -> Iterator[Request]:
 def prediction_request(record: Record) -> Generate:
     """What `sga predict` asks about a record: its greedy answer, 200 tokens as in open-unlearning."""
     return Generate(record.question, 200)
+
+
+def in_folds(records: Sequence[Record], folds: int, wanted: Sequence[int]) -> tuple[Record, ...]:
+    """The records of the wanted folds, in order: fold k of n has those from (k−1)·N/n up to k·N/n, rounded down.
+
+    >>> records = [Record(str(number), "", "text") for number in range(5)]
+    >>> [record.id for record in in_folds(records, 2, [2])]
+    ['2', '3', '4']
+
+    Raises:
+        UserError: there are fewer records than folds.
+    """
+    if len(records) < folds:
+        raise UserError(f"{len(records)} forget records cannot be cut into {folds} folds; lower --data.folds")
+    ends = [number * len(records) // folds for number in range(folds + 1)]
+    return tuple(record for fold in sorted(wanted) for record in records[ends[fold - 1] : ends[fold]])
 
 
 def _evenly(records: Sequence[Record], limit: int | None) -> tuple[Record, ...]:

@@ -278,6 +278,24 @@ class Encoder:
             raise UserError(f"the prompt {prompt[:60]!r} gives no token at all")
         return tuple(ids[-room:]), first > 0 or len(ids) > room
 
+    @property
+    def special_tokens(self) -> int:
+        """Special tokens that `encode` adds to plain text: what the tokenizer puts in front, and the one at the end."""
+        return len(self._ids("", special_tokens=True)) + 1
+
+    @property
+    def text_room(self) -> int:
+        """The most tokens of plain text that `encode` takes, special tokens not counted."""
+        return self.max_length - self.special_tokens
+
+    def token_counts(self, texts: Sequence[str]) -> list[int]:
+        """Number of tokens of each text, without special tokens."""
+        if not texts:
+            return []
+        rows = self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+        assert isinstance(rows, list)
+        return [len(row) for row in rows]
+
     def first_tokens(self, text: str, count: int) -> str:
         """The beginning of a text: its first `count` tokens, a beginning-of-sequence token counted as one of them."""
         return self.decode(self._ids(text, special_tokens=True)[:count])

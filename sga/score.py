@@ -34,6 +34,7 @@ from sga.evaluation.scores import (
     MEMBERSHIP_SCORES,
     MEMORIZATION_SCORES,
     UTILITY_SETS,
+    add_book,
     add_forget_quality,
     add_membership,
     add_memorization,
@@ -165,6 +166,8 @@ def score(
     reasons = _reasons(evaluation, aligned)
     if evaluation.name == "muse":
         add_muse(evaluation, reasons)
+    elif evaluation.name == "book":
+        add_book(evaluation, reasons)
     else:
         add_utility(evaluation, reasons)
         add_forget_quality(evaluation, aligned, reasons, mean)

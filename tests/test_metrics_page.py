@@ -74,9 +74,9 @@ def test_its_links_within_the_page_lead_somewhere() -> None:
 def test_every_metric_name_has_one_of_our_prefixes() -> None:
     names = re.findall(r"`([a-z_]+)/[^`]*`", PAGE)
     assert (
-        {"tofu", "muse", "perplexity", "authors"}
+        {"tofu", "muse", "book", "perplexity", "authors"}
         <= set(names)
-        <= {"tofu", "muse", "perplexity", "authors", "src", "tests"}
+        <= {"tofu", "muse", "book", "perplexity", "authors", "src", "tests"}
     )
 
 

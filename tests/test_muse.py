@@ -6,7 +6,7 @@ import doctest
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL_LLAMA, TinyNetwork
+from conftest import SMALL_LLAMA, TinyNetwork, training_options
 from rouge_score.rouge_scorer import RougeScorer
 from sklearn.metrics import roc_auc_score
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
@@ -31,6 +31,7 @@ from sga.errors import UserError
 from sga.evaluation.evaluation import Evaluation
 from sga.evaluation.metrics import privleak
 from sga.evaluation.requests import Answers, Continue, Generation
+from sga.language_models import train_tokenizer
 from sga.score import main as score
 
 
@@ -643,3 +644,166 @@ def test_min_k_is_over_every_token_of_the_text_but_the_first(
     assert run.metrics["muse/mia/min_k"] == pytest.approx(
         roc_auc_score([1] * 4 + [0] * 4, [-score for score in (*scores[0], *scores[1])])
     )
+
+
+# ---- training -------------------------------------------------------------------------------------------------------
+
+
+def encoder_for(folder: Path, max_length: int) -> Encoder:
+    records = MUSENews().load(str(folder)).training
+    texts = [record.answer for split in records.values() for record in split]
+    return Encoder(train_tokenizer(texts, 260, max_length), PlainTemplate(), max_length)
+
+
+def test_training_texts_are_cut_into_blocks_of_one_article_each(folder: Path) -> None:
+    source, encoder = MUSENews(block_tokens=32), encoder_for(folder, 64)
+    loaded = source.load(str(folder))
+    found = source.cut(loaded, encoder)
+    for split, records in found.training.items():
+        assert len(records) > len(loaded.training[split])
+        assert max(len(encoder.encode("", record.answer).ids) for record in records) <= 32
+        assert all(record.is_text for record in records)
+        for article in loaded.training[split]:
+            parts = [record.answer for record in records if record.id.rpartition("/")[0] == article.id]
+            assert " ".join(parts).split() == article.answer.split()
+    assert found.evaluation == loaded.evaluation, "evaluation texts stay whole"
+    assert MUSENews().cut(loaded, encoder_for(folder, 32)).training == found.training, "a short context lowers it"
+    with pytest.raises(UserError, match="block_tokens must be at least 16, got 8"):
+        MUSENews(block_tokens=8)
+
+
+def test_a_subset_and_the_rows_that_belong_to_it(folder: Path) -> None:
+    """Of the continuations only the first one stands in the first two texts as it is, white space apart."""
+    write(
+        folder, {"privleak/forget": ["On Monday the  mayor of\nOslo resigned over the bridge.", "Rain.", "More rain."]}
+    )
+    rows = [{"prompt": "On", "gt": " Oslo resigned over the bridge."}, {"prompt": "a", "gt": "More rain."}]
+    write(folder, {"verbmem/forget": rows})
+    found = MUSENews(forget="privleak/forget", texts=2).load(str(folder))
+    assert found.training == {"forget": found.evaluation["forget"], "retain": found.evaluation["retain"]}
+    assert [len(found.evaluation[name]) for name in ("forget", "retain", "holdout")] == [2, 2, 2]
+    assert [record.id for record in found.evaluation["verbmem"]] == ["verbmem/forget/0"]
+    assert len(MUSENews(forget="privleak/forget").load(str(folder)).evaluation["verbmem"]) == 2
+    write(folder, {"verbmem/forget": [{"prompt": "On", "gt": "something else"}]})
+    none = MUSENews(forget="privleak/forget").load(str(folder))
+    assert "verbmem" not in none.evaluation and "privleak/forget" in none.absent["verbmem"]
+    with pytest.raises(UserError, match="texts must be at least 2, got 1"):
+        MUSENews(texts=1)
+
+
+def test_other_files_of_muse_are_read_where_they_are_and_named_where_they_are_not(folder: Path) -> None:
+    with pytest.raises(UserError, match=r"raw.retain1\.json: no such file.*--data\.source\.retain name are files too"):
+        MUSENews(retain="raw/retain1").load(str(folder))
+    write(folder, {"raw/retain1": ["A calm day."], "sust/forget_2": ["The second request."]})
+    found = MUSENews(forget="sust/forget_2", retain="raw/retain1").load(str(folder))
+    assert [record.id for split in found.training.values() for record in split] == ["sust/forget_2/0", "raw/retain1/0"]
+
+
+def test_blocks_of_the_published_articles(muse_root: Path) -> None:
+    """Every word of them in blocks that training takes; an article that fits is one block."""
+    source = MUSENews()
+    loaded = source.load(str(muse_root))
+    loaded = replace(loaded, training={**loaded.training, "forget": loaded.training["forget"][:100]})
+    encoder = Encoder(train_tokenizer([loaded.training["retain"][0].answer], 1000, 2048), PlainTemplate(), 2048)
+    found = source.cut(loaded, encoder)
+    counts = encoder.token_counts([record.answer for record in loaded.training["forget"]])
+    lengths = [len(encoder.encode("", record.answer).ids) for record in found.training["forget"]]
+    assert max(lengths) <= 2048
+    for article, count in zip(loaded.training["forget"], counts, strict=True):
+        blocks = [record for record in found.training["forget"] if record.id.rpartition("/")[0] == article.id]
+        assert len(blocks) == 1 if count <= 2046 else len(blocks) > 1
+    words = [word for record in found.training["forget"] for word in record.answer.split()]
+    assert words == [word for record in loaded.training["forget"] for word in record.answer.split()]
+
+
+SMALL = [
+    "--data.source=MUSENews",
+    "--data.max_length=128",
+    "--trainer.accelerator=cpu",
+    "--trainer.enable_progress_bar=false",
+    "--evaluation.resamples=200",
+]
+
+
+@pytest.mark.parametrize("loss", ["GradientAscent", "GradientDifference", "SmoothedGradientAscent"])
+def test_two_steps_of_each_method(folder: Path, tmp_path: Path, loss: str) -> None:
+    run_verb(
+        [
+            "fit",
+            *SMALL,
+            *SMALL_LLAMA,
+            f"--data.root={folder}",
+            "--data.source.block_tokens=16",
+            "--data.group_size=2",
+            "--data.batch_size=2",
+            f"--model.loss=sga.{loss}",
+            "--muse.verbmem_tokens=8",
+            "--muse.knowmem_tokens=8",
+            "--trainer.max_steps=2",
+            f"--run.folder={tmp_path / 'run'}",
+        ]
+    )
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text(encoding="utf-8"))
+    assert metrics["step"] == 2
+    assert all(0 <= metrics[f"muse/{name}"] <= 100 for name in ("verbmem", "knowmem_forget", "knowmem_retain"))
+    pairs = [json.loads(line) for line in (tmp_path / "run" / "pairs.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert all(pair["forget_id"].startswith("raw/forget/") for pair in pairs)
+    assert all(normal["id"].startswith("privleak/retain2/") for pair in pairs for normal in pair["normals"])
+
+
+@pytest.mark.slow
+def test_end_to_end_the_target_leaks_and_a_model_retrained_with_another_seed_does_not(
+    muse_root: Path, tmp_path: Path
+) -> None:
+    """A tiny model from scratch on 8 + 8 texts' beginnings; then ascent, which ends the leak."""
+    files = {}
+    for name in FILES:
+        rows = json.loads((muse_root / f"{name}.json").read_text(encoding="utf-8"))
+        files[name] = [row[:300] for row in rows[:8]] if name.startswith("privleak") else rows[:4]
+    files["verbmem/forget"] = [{"prompt": text[:150], "gt": text[150:]} for text in files["privleak/forget"]]
+    options = [
+        *SMALL,
+        f"--data.root={write(tmp_path / 'muse_news', files)}",
+        "--data.source.forget=privleak/forget",
+        "--muse.verbmem_tokens=48",
+        "--muse.knowmem_tokens=8",
+    ]
+    scratch = [*SMALL_LLAMA, "--model.language_model.hidden_size=64", "--model.language_model.vocabulary=600"]
+
+    def learned(name: str, splits: str, *more: str) -> dict[str, Any]:
+        folder = tmp_path / name
+        training = [
+            *training_options(50),
+            "--data.batch_size=4",
+            f"--data.train_on={splits}",
+        ]
+        run_verb(["fit", *options, *scratch, *training, *more, f"--run.folder={folder}"])
+        found = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+        assert isinstance(found, dict)
+        return found
+
+    learned("retain", "[retain]", "--run.role=retain")
+    reference = f"--evaluation.reference={tmp_path / 'retain'}"
+    again = learned("again", "[retain]", "--seed_everything=1", reference)
+    target = learned("target", "[forget,retain]", reference)
+    assert target["muse/privleak"] < -50 and target["muse/privleak/ci_high"] < 0
+    assert again["muse/privleak/ci_low"] < 0 < again["muse/privleak/ci_high"]
+    assert target["muse/verbmem"] > again["muse/verbmem"] + 10
+    run_verb(
+        [
+            "fit",
+            *options,
+            reference,
+            "--model.language_model=sga.language_models.Pretrained",
+            f"--model.language_model.name_or_path={tmp_path / 'target'}",
+            "--model.loss=sga.GradientAscent",
+            "--model.optimizer=torch.optim.AdamW",
+            "--model.optimizer.lr=5e-3",
+            "--data.batch_size=4",
+            "--trainer.max_epochs=4",
+            f"--run.folder={tmp_path / 'ga'}",
+        ]
+    )
+    after = json.loads((tmp_path / "ga" / "metrics.json").read_text(encoding="utf-8"))
+    assert after["muse/privleak"] > target["muse/privleak"] + 50
+    assert after["muse/verbmem"] < target["muse/verbmem"] / 2

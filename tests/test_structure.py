@@ -26,13 +26,13 @@ LAYERS = (
     {"sga.module"},
     {"sga.callbacks"},
     {"sga.cli", "sga.report"},
-    {"sga.show", "sga.score", "sga.compare", "sga.demo", "sga.sweep", "sga.rate"},
+    {"sga.show", "sga.score", "sga.compare", "sga.demo", "sga.sweep", "sga.sequence", "sga.rate"},
     {"sga.__main__"},
 )
 """A module may import from earlier layers and, within a subpackage, from its own; never from a later one. The longest
 name that fits decides, so that a subpackage stands for all its modules but those that are named."""
 
-SIBLINGS = {"sga.files": {"sga.errors"}}
+SIBLINGS = {"sga.files": {"sga.errors"}, "sga.sequence": {"sga.sweep"}}
 """Imports within a layer that are not within a subpackage."""
 
 

@@ -1,9 +1,11 @@
 """Metrics at validation time, and what a run leaves behind."""
 
+from sga.callbacks.book import BookContinuations
 from sga.callbacks.checkpoints import RunCheckpoints
 from sga.callbacks.evaluation import EvaluationCallback, Evaluator
 from sga.callbacks.export import HuggingFaceExport
 from sga.callbacks.forget_quality import ForgetQuality
+from sga.callbacks.harness import Harness
 from sga.callbacks.membership_inference import MembershipInference
 from sga.callbacks.memorization import Memorization
 from sga.callbacks.model_utility import ModelUtility
@@ -15,11 +17,13 @@ from sga.callbacks.stopping import BestForgetQuality, FailureSignatures, ForgetN
 __all__ = [
     "MUSE",
     "BestForgetQuality",
+    "BookContinuations",
     "EvaluationCallback",
     "Evaluator",
     "FailureSignatures",
     "ForgetNLLReached",
     "ForgetQuality",
+    "Harness",
     "HuggingFaceExport",
     "MembershipInference",
     "Memorization",

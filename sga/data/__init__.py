@@ -1,9 +1,10 @@
 """Benchmarks as records: where they come from and what they are checked for."""
 
 from sga.data.authors import Authors
+from sga.data.book import Book
 from sga.data.muse import MUSENews
 from sga.data.own import OwnData
 from sga.data.records import Benchmark, Record, Source
 from sga.data.tofu import TOFU
 
-__all__ = ["TOFU", "Authors", "Benchmark", "MUSENews", "OwnData", "Record", "Source"]
+__all__ = ["TOFU", "Authors", "Benchmark", "Book", "MUSENews", "OwnData", "Record", "Source"]

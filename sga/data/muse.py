@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import datasets
 
-from sga.data.records import Benchmark, Record, Source
+from sga.data.blocks import cut_records
+from sga.data.records import Benchmark, Record, Source, TokenCounter
 from sga.errors import UserError
 
 HUB_NAME = "muse-bench/MUSE-News"
@@ -24,9 +25,25 @@ _ON_THE_HUB = {
     "knowmem/forget_qa_icl": ("knowmem", "forget_qa_icl"),
     "knowmem/retain2_qa": ("knowmem", "retain_qa"),
     "knowmem/retain2_qa_icl": ("knowmem", "retain_qa_icl"),
-    "raw/forget": ("raw", "forget"),
+    **{f"raw/{split}": ("raw", split) for split in ("forget", "retain1", "retain2")},
+    **{f"{part}/forget_{fold}": (part, f"forget_{fold}") for part in ("scal", "sust") for fold in (1, 2, 3, 4)},
 }
-"""Configuration and split of each file: the Hub calls retain what the files call retain2."""
+"""Configuration and split of each file: the Hub calls retain what the files of questions and PrivLeak call retain2."""
+
+ForgetSplit = Literal[
+    "raw/forget",
+    "privleak/forget",
+    "scal/forget_1",
+    "scal/forget_2",
+    "scal/forget_3",
+    "scal/forget_4",
+    "sust/forget_1",
+    "sust/forget_2",
+    "sust/forget_3",
+    "sust/forget_4",
+]
+RetainSplit = Literal["raw/retain1", "raw/retain2", "privleak/retain2"]
+_PRIVLEAK = ("privleak/forget", "privleak/retain2", "privleak/holdout")
 
 
 @dataclass(frozen=True)
@@ -40,9 +57,34 @@ class MUSENews(Source):
     beginnings of forget articles (as questions) with their true continuations (as answers); ``knowmem_forget`` and
     ``knowmem_retain``, questions with short answers and ten worked examples each.
 
-    Training splits: ``forget``, the 889 forget articles but one that is empty; ``retain``, the 100 retain texts of the
-    evaluation. MUSE's own retain split is larger; the one here is the same wherever the benchmark is read from.
+    Training splits: the texts of the files `forget` and `retain`, each cut into blocks of at most `block_tokens`
+    tokens. A block holds whole words of one article, and the blocks of an article are about equally long. Published
+    runs cut a stream of articles into blocks of 2048 tokens wherever that falls. Articles without text are left out.
+
+    A subset is for models that are small or trained from scratch: with `texts`, PrivLeak's sets are cut to as many,
+    and so are training splits that are one of them. Where `forget` is not all forget articles, VerbMem keeps the rows
+    whose true continuation stands in it; the questions of KnowMem, which name no text, stay as they are.
+
+    Args:
+        forget: The file that training takes the forget split from. The published target knows ``raw/forget``;
+            ``scal/forget_1`` to ``_4`` are MUSE's growing forget sets, ``sust/forget_1`` to ``_4`` its successive ones.
+        retain: The same for the retain split, from which normal samples come. ``raw/retain2`` is what the published
+            target was trained on, ``raw/retain1`` what MUSE regularises with while unlearning.
+        texts: Only the first so many texts of PrivLeak's files; null takes all.
+        block_tokens: The most tokens of a block, special ones included; a model or ``max_length`` that takes fewer
+            lowers it.
     """
+
+    forget: ForgetSplit = "raw/forget"
+    retain: RetainSplit = "privleak/retain2"
+    texts: int | None = None
+    block_tokens: int = 2048
+
+    def __post_init__(self) -> None:
+        if self.texts is not None and self.texts < 2:
+            raise UserError(f"texts must be at least 2, got {self.texts}")
+        if self.block_tokens < 16:
+            raise UserError(f"block_tokens must be at least 16, got {self.block_tokens}")
 
     def load(self, root: str | None) -> Benchmark:
         """Reads the files.
@@ -52,10 +94,14 @@ class MUSENews(Source):
                 reached.
         """
         folder = _folder(root)
+        read = {name: _texts(folder, name)[: self.texts] for name in _PRIVLEAK}
+        for name in (self.forget, self.retain):
+            if name not in read:
+                read[name] = _texts(folder, name, leave_out_empty=True)
         evaluation = {
-            "forget": _texts(folder, "privleak/forget"),
-            "retain": _texts(folder, "privleak/retain2"),
-            "holdout": _texts(folder, "privleak/holdout"),
+            "forget": read["privleak/forget"],
+            "retain": read["privleak/retain2"],
+            "holdout": read["privleak/holdout"],
             "verbmem": _pairs(folder, "verbmem/forget", "prompt", "gt"),
             "knowmem_forget": _pairs(folder, "knowmem/forget_qa"),
             "knowmem_retain": _pairs(folder, "knowmem/retain2_qa"),
@@ -64,11 +110,25 @@ class MUSENews(Source):
             "knowmem_forget": _pairs(folder, "knowmem/forget_qa_icl"),
             "knowmem_retain": _pairs(folder, "knowmem/retain2_qa_icl"),
         }
-        training = {
-            "forget": _texts(folder, "raw/forget", leave_out_empty=True),
-            "retain": evaluation["retain"],
-        }
-        return Benchmark("muse", training, evaluation, examples=examples)
+        training = {"forget": read[self.forget], "retain": read[self.retain]}
+        absent = {}
+        if self.forget != "raw/forget":
+            evaluation["verbmem"] = _standing_in(evaluation["verbmem"], training["forget"])
+            if not evaluation["verbmem"]:
+                del evaluation["verbmem"]
+                absent["verbmem"] = f"no true continuation stands in {self.forget}, as far as it is trained on"
+        return Benchmark("muse", training, evaluation, absent, examples)
+
+    def cut(self, benchmark: Benchmark, tokens: TokenCounter) -> Benchmark:
+        most = min(self.block_tokens - tokens.special_tokens, tokens.text_room)
+        cut = {name: cut_records(records, most, tokens) for name, records in benchmark.training.items()}
+        return replace(benchmark, training=cut)
+
+
+def _standing_in(pairs: tuple[Record, ...], texts: tuple[Record, ...]) -> tuple[Record, ...]:
+    """The records whose answer stands in the texts, white space apart."""
+    whole = "\n".join(" ".join(record.answer.split()) for record in texts)
+    return tuple(record for record in pairs if " ".join(record.answer.split()) in whole)
 
 
 def _folder(root: str | None) -> Path | None:
@@ -145,7 +205,11 @@ def _from_hub(name: str) -> list[Any]:
 
 def _read_array(path: Path) -> list[Any]:
     if not path.is_file():
-        raise UserError(f"{path}: no such file; MUSE-News needs {', '.join(f'{name}.json' for name in _ON_THE_HUB)}")
+        raise UserError(
+            f"{path}: no such file. Every run needs MUSE-News' privleak/, verbmem/ and knowmem/; the splits that "
+            "--data.source.forget and --data.source.retain name are files too (without raw/retain1.json and "
+            "raw/retain2.json, privleak/retain2 is a retain split that is there)"
+        )
     try:
         items = json.loads(path.read_bytes().decode("utf-8"))
     except UnicodeDecodeError as error:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from sga.errors import UserError
 
@@ -20,6 +20,8 @@ EVALUATION_SETS = (
     "verbmem",
     "knowmem_forget",
     "knowmem_retain",
+    "forget_passages",
+    "holdout_passages",
 )
 """Names of the sets that metrics refer to. A benchmark has those of them that its data allows."""
 
@@ -58,7 +60,7 @@ class Benchmark:
     """Records by purpose.
 
     Attributes:
-        name: Prefix of the metric names: ``"tofu"``, ``"authors"``, ``"muse"``, ``"own"``.
+        name: Prefix of the metric names: ``"tofu"``, ``"authors"``, ``"muse"``, ``"book"``, ``"own"``.
         training: Records by split that a model may be trained on. Always has ``"forget"`` and ``"retain"``; the latter
             is the pool that normal samples are drawn from. May have ``"real_authors"`` and ``"world_facts"``.
         evaluation: Records by evaluation set, a subset of ``EVALUATION_SETS``.
@@ -73,12 +75,35 @@ class Benchmark:
     examples: Mapping[str, tuple[Record, ...]] = field(default_factory=dict)
 
 
+class TokenCounter(Protocol):
+    """What cutting text needs to know of a tokenizer; `sga.encoding.Encoder` is one."""
+
+    @property
+    def text_room(self) -> int:
+        """The most tokens of a plain text that is trained on, special tokens not counted."""
+
+    @property
+    def special_tokens(self) -> int:
+        """Special tokens of a plain text that is trained on, the end-of-sequence token included."""
+
+    def token_counts(self, texts: Sequence[str]) -> list[int]:
+        """Number of tokens of each text, without special tokens."""
+
+
 class Source(ABC):
     """Where a benchmark comes from. Implementations are frozen dataclasses, chosen by class path in a config."""
 
     @abstractmethod
     def load(self, root: str | None) -> Benchmark:
         """Reads the benchmark; `root` is the folder that the user points to, None where none was given."""
+
+    def cut(self, benchmark: Benchmark, tokens: TokenCounter) -> Benchmark:
+        """The benchmark, its long texts cut into blocks of tokens; only sources of long texts have something to cut.
+
+        It is called after `load`, when the tokenizer is there: one that is trained on the data sees whole texts, so
+        that a target and a retain model, and any two folds, have the same one.
+        """
+        return benchmark
 
 
 def read_jsonl(path: str | Path) -> list[tuple[int, dict[str, Any]]]:

@@ -36,6 +36,7 @@ from sga.evaluation.reference import Reference
 UTILITY_SETS = ("retain", "real_authors", "world_facts")
 MEMBERSHIP_SCORES = ("loss", "min_k", "min_k_plus_plus", "zlib", "reference")
 MUSE_SETS = ("verbmem", "knowmem_forget", "knowmem_retain")
+PASSAGE_SETS = ("forget_passages", "holdout_passages")
 MEMORIZATION_SCORES = ("exact_memorization", "extraction_strength")
 
 Reasons = Mapping[str, str]
@@ -261,3 +262,16 @@ def add_muse(evaluation: Evaluation, reasons: Reasons) -> None:
             evaluation.absent[name] = _reason(reasons, set_name, "rouge_l_fmeasure", f"there is no {set_name} set")
         else:
             evaluation.add_mean(name, set_name, 100 * values)
+
+
+def add_book(evaluation: Evaluation, reasons: Reasons) -> None:
+    """Adds ``book/forget/bleu``, 0 to 100, ``book/forget/rouge_l_recall``, 0 to 1, and the same of the holdout."""
+    for set_name in PASSAGE_SETS:
+        part = set_name.removesuffix("_passages")
+        for score in ("bleu", "rouge_l_recall"):
+            values = evaluation.column(set_name, score)
+            name = f"{evaluation.name}/{part}/{score}"
+            if values is None:
+                evaluation.absent[name] = _reason(reasons, set_name, score, f"there is no {set_name} set")
+            else:
+                evaluation.add_mean(name, set_name, values)

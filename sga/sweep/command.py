@@ -64,7 +64,7 @@ def main(arguments: Sequence[str]) -> int:
         raise UserError(f"--workers must be at least 1, got {options.workers}")
     if options.stale_after <= 0:
         raise UserError(f"--stale-after must be positive, got {options.stale_after}")
-    sweep = read_sweep(options.config, _settings(options.set))
+    sweep = read_sweep(options.config, settings_from(options.set))
     folder: Path = options.folder or Path("runs/sweeps", options.config.stem)
     worker = Worker(sweep, folder, options.storage, options.stale_after)
     if options.worker:
@@ -90,7 +90,8 @@ def main(arguments: Sequence[str]) -> int:
     return code if missing else 0
 
 
-def _settings(pairs: Sequence[str]) -> Values:
+def settings_from(pairs: Sequence[str]) -> Values:
+    """What ``--set NAME=VALUE`` says, values as in YAML."""
     settings: dict[str, Any] = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")

@@ -393,12 +393,24 @@ def _seeds(wanted: Any, where: str) -> tuple[int, ...]:
 
 
 def _merged(path: Path, names: Any) -> dict[str, Any]:
-    """Configuration files one over the other; the last wins, and lists named ``key+`` are appended."""
-    config: dict[str, Any] = {}
-    for name in [names] if isinstance(names, str) else _list(names, f"{path}: config"):
-        file = path.parent / str(name)
+    """Configuration files that `path` names relative to itself, as `read_config`."""
+    files = [
+        path.parent / str(name) for name in ([names] if isinstance(names, str) else _list(names, f"{path}: config"))
+    ]
+    for file in files:
         if not file.is_file():
             raise UserError(f"{path}: names {file}, which does not exist")
+    return read_config(files)
+
+
+def read_config(files: Sequence[Path]) -> dict[str, Any]:
+    """Configuration files one over the other; the last wins, and lists named ``key+`` are appended.
+
+    Raises:
+        UserError: a file is missing, or not YAML with names and values.
+    """
+    config: dict[str, Any] = {}
+    for file in files:
         _merge(config, _mapping(_read_yaml(file), str(file)))
     return config
 

@@ -1,0 +1,66 @@
+"""How a model continues a book: passages that it is to forget, and held-out ones beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from sga.callbacks.evaluation import EvaluationCallback
+from sga.data.records import Record
+from sga.datamodule import EvaluationData
+from sga.errors import UserError
+from sga.evaluation.evaluation import Evaluation
+from sga.evaluation.metrics import bleu, rouge
+from sga.evaluation.requests import Answers, Continue, Request
+from sga.evaluation.scores import PASSAGE_SETS, add_book
+
+
+class BookContinuations(EvaluationCallback):
+    """BLEU and ROUGE-L recall of greedy continuations of a book's prompts against the book's own continuations.
+
+    Rows of ``forget_passages`` and ``holdout_passages`` have ``bleu``, in [0, 100], ``rouge_l_recall``, in [0, 1], with
+    stemmer, and ``generation``. What a model that never saw the book reaches on the held-out passages is the value to
+    aim at on the others.
+    """
+
+    def __init__(self, new_tokens: int | None = None) -> None:
+        """Checks the setting.
+
+        Args:
+            new_tokens: Tokens of a continuation; null generates as many as the book's own has. 400 after prompts of 200
+                is the published 600 tokens in all.
+        """
+        if new_tokens is not None and new_tokens < 1:
+            raise UserError(f"new_tokens must be at least 1, got {new_tokens}")
+        self.new_tokens = new_tokens
+
+    def settings(self) -> dict[str, str]:
+        return {} if self.new_tokens is None else {"book_new_tokens": str(self.new_tokens)}
+
+    def requests(self, data: EvaluationData) -> Iterable[Request]:
+        for name in PASSAGE_SETS:
+            yield from self._continuations(data.sets.get(name, ()), data)
+
+    def _continuations(self, records: Iterable[Record], data: EvaluationData) -> list[Continue]:
+        records = list(records)
+        lengths = data.encoder.token_counts([record.answer for record in records])
+        return [
+            Continue(record.question, self.new_tokens or length)
+            for record, length in zip(records, lengths, strict=True)
+        ]
+
+    def evaluate(self, data: EvaluationData, answers: Answers, evaluation: Evaluation) -> None:
+        for name in PASSAGE_SETS:
+            records = data.sets.get(name, ())
+            found = [answers.generation(request) for request in self._continuations(records, data)]
+            texts, truth = [generation.text for generation in found], [record.answer for record in records]
+            recalls = rouge(texts, truth)["rougeL_recall"]
+            for record, text, value, recall in zip(records, texts, bleu(texts, truth), recalls, strict=True):
+                evaluation.row(name, record).update(bleu=value, rouge_l_recall=recall, generation=text)
+            cut = sum(generation.cut for generation in found)
+            if cut:
+                evaluation.note(
+                    f"{cut} of {len(records)} {name} prompts lost their beginning to leave room for new tokens in "
+                    f"{data.encoder.max_length}, the context"
+                )
+        if evaluation.name == "book":  # no other benchmark is expected to have these sets
+            add_book(evaluation, data.absent)

@@ -1,0 +1,219 @@
+"""`sga sequence`: requests one after the other, each from the last result; what is reused, resumed and refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from sga.cli import parsed
+from sga.data.builtin import packaged_path
+from sga.errors import UserError
+from sga.files import write_text
+from sga.sequence import main, read_sequence
+
+FILES = sorted(packaged_path("configs").rglob("sequential*.yaml"))
+
+
+def test_there_are_sequences() -> None:
+    assert {path.parent.name for path in FILES} >= {"authors", "book", "muse"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.parent.name)
+def test_every_request_of_a_shipped_sequence_parses(path: Path, tmp_path: Path) -> None:
+    requests = read_sequence(path, tmp_path)
+    assert len(requests) >= 2
+    for number, request in enumerate(requests, start=1):
+        (tmp_path / "fit.yaml").write_text(yaml.safe_dump(request.config), encoding="utf-8")
+        config = parsed(["fit", "--config", str(tmp_path / "fit.yaml")]).fit
+        assert config.run.folder == str(tmp_path / f"request-{number}")
+        assert config.data.forget_folds == [number] and config.data.folds == len(requests)
+        start = config.model.language_model.init_args.name_or_path
+        assert (start == str(tmp_path / f"request-{number - 1}")) == (number > 1)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """A sequence of two requests on a configuration that says little."""
+    (tmp_path / "base.yaml").write_text(
+        "model:\n  language_model:\n    class_path: sga.language_models.Pretrained\n"
+        "    init_args: {name_or_path: target, dtype: bfloat16, tokenizer_name_or_path: elsewhere}\n"
+        "data: {batch_size: 4}\n",
+        encoding="utf-8",
+    )
+    path = tmp_path / "sequence.yaml"
+    path.write_text("config: base.yaml\nfolds: 2\nsettings: {trainer.max_epochs: 3}\n", encoding="utf-8")
+    return path
+
+
+def test_the_configurations_of_two_requests(file: Path, tmp_path: Path) -> None:
+    first, second = read_sequence(file, tmp_path / "runs", {"data.batch_size": 2})
+    assert first.config["model"]["language_model"]["init_args"]["name_or_path"] == "target"
+    assert second.config["model"]["language_model"] == {
+        "class_path": "sga.language_models.Pretrained",
+        # The tokenizer is beside the model that a request leaves, the type of the weights is kept.
+        "init_args": {"dtype": "bfloat16", "name_or_path": str(tmp_path / "runs" / "request-1")},
+    }
+    assert first.config["data"] == {"batch_size": 2, "folds": 2, "forget_folds": [1]}
+    assert second.config["data"] == {"batch_size": 2, "folds": 2, "forget_folds": [2]}
+    assert first.config["trainer"] == second.config["trainer"] == {"max_epochs": 3}
+
+
+def test_keys_hold_what_a_result_depends_on_and_not_where_it_is(file: Path, tmp_path: Path) -> None:
+    here, there = (read_sequence(file, tmp_path / name) for name in ("a", "b"))
+    assert [one.key for one in here] == [one.key for one in there]
+    other = read_sequence(file, tmp_path / "a", {"data.batch_size": 2})
+    assert not {one.key for one in here} & {one.key for one in other}
+    # A change of the first request is one of the second too, which starts from it; the other way round it is not.
+    for number, same in ((1, []), (2, [1])):
+        requests = [{"data.folds": 2, "data.forget_folds": [k]} for k in (1, 2)]
+        requests[number - 1]["trainer.max_epochs"] = 4
+        file.write_text(yaml.safe_dump({"config": "base.yaml", "requests": requests}), encoding="utf-8")
+        changed = read_sequence(file, tmp_path / "a", {"trainer.min_epochs": 1})
+        requests[number - 1]["trainer.max_epochs"] = 5
+        file.write_text(yaml.safe_dump({"config": "base.yaml", "requests": requests}), encoding="utf-8")
+        again = read_sequence(file, tmp_path / "a", {"trainer.min_epochs": 1})
+        equal = [k for k, (one, two) in enumerate(zip(changed, again, strict=True), start=1) if one.key == two.key]
+        assert equal == same
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("folds: 2\n", "needs config and either folds or requests"),
+        ("config: base.yaml\n", "needs config and either folds or requests"),
+        ("config: base.yaml\nfolds: 2\nrequests: []\n", "needs config and either folds or requests"),
+        ("config: base.yaml\nfolds: 2\nfold: 1\n", "needs config and either folds or requests"),
+        ("config: base.yaml\nfolds: 1\n", "folds must be a whole number from 2 on, got 1"),
+        ("config: base.yaml\nrequests: [{}]\n", "requests must be a list of settings, at least one each"),
+        ("config: 7\nfolds: 2\n", "config must be a file or a list of files"),
+        ("config: none.yaml\nfolds: 2\n", r"none\.yaml: no such file"),
+        ("config: base.yaml\nfolds: 2\nsettings: {export.enabled: false}\n", "keeps no model that the next request"),
+        ("a: [\n", "not YAML"),
+    ],
+)
+def test_malformed_files_are_refused(file: Path, tmp_path: Path, content: str, message: str) -> None:
+    file.write_text(content, encoding="utf-8")
+    with pytest.raises(UserError, match=message):
+        read_sequence(file, tmp_path / "runs")
+
+
+# ---- what is reused -------------------------------------------------------------------------------------------------
+
+
+class Fits:
+    """Stands in for `sga fit`: notes the runs, leaves what the summary reads, and fails where it is told to."""
+
+    def __init__(self) -> None:
+        self.ran: list[str] = []
+        self.code = 0
+
+    def __call__(self, config: Path) -> int:
+        self.ran.append(config.parent.name)
+        write_text(config.parent / "metrics.jsonl", json.dumps({"step": 2, "own/forget/avg_nll": 1.0}) + "\n")
+        return self.code
+
+
+@pytest.fixture
+def fits(monkeypatch: pytest.MonkeyPatch) -> Fits:
+    import sga.report
+
+    stand_in = Fits()
+    monkeypatch.setattr(sga.sequence, "fit", stand_in)
+    monkeypatch.setattr(sga.report, "read_run", lambda folder: folder)
+    monkeypatch.setattr(sga.report, "table", lambda runs: f"table of {len(runs)} runs")
+    return stand_in
+
+
+def test_finished_requests_are_reused_and_the_others_go_on(file: Path, tmp_path: Path, fits: Fits, capsys: Any) -> None:
+    arguments = ["--config", str(file), "--folder", str(tmp_path / "runs")]
+    fits.code = 1
+    assert main(arguments) == 1 and fits.ran == ["request-1"]
+    fits.code = 0
+    assert main(arguments) == 0 and fits.ran == ["request-1", "request-1", "request-2"]
+    assert "[1/2] request-1: going on where it stopped" in capsys.readouterr().out
+    assert main(arguments) == 0 and len(fits.ran) == 3
+    assert "[2/2] request-2: reused" in capsys.readouterr().out
+    found = json.loads((tmp_path / "runs" / "results.json").read_text(encoding="utf-8"))
+    assert [(one["request"], one["step"]) for one in found] == [(1, 2), (2, 2)]
+
+
+def test_another_sequence_in_the_same_folder_is_refused_and_nothing_is_lost(
+    file: Path, tmp_path: Path, fits: Fits
+) -> None:
+    arguments = ["--config", str(file), "--folder", str(tmp_path / "runs")]
+    main(arguments)
+    with pytest.raises(UserError, match=r"request-1 holds a run of another sequence or configuration: choose another"):
+        main([*arguments, "--set", "data.batch_size=2"])
+    (tmp_path / "runs" / "request-2" / "request.json").unlink()
+    with pytest.raises(UserError, match=r"request-2 holds a run that sga sequence did not make"):
+        main(arguments)
+    assert fits.ran == ["request-1", "request-2"] and (tmp_path / "runs" / "request-2" / "metrics.jsonl").is_file()
+
+
+# ---- end to end -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_two_requests_killed_between_and_gone_on_with(own_root: Path, own_target: Path, tmp_path: Path) -> None:
+    """Killed while the first or second request runs; the end is that of an undisturbed sequence, to the last bit."""
+    import torch
+    from safetensors.torch import load_file
+
+    base = {
+        "trainer": {"accelerator": "cpu", "max_epochs": 6, "enable_progress_bar": False},
+        "model": {
+            "language_model": {
+                "class_path": "sga.language_models.Pretrained",
+                "init_args": {"name_or_path": str(own_target)},
+            },
+            "loss": {"class_path": "sga.SmoothedGradientAscent", "init_args": {"smoothing_rate": -4.0}},
+            "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.001}},
+        },
+        "data": {
+            "source": {
+                "class_path": "sga.OwnData",
+                "init_args": {"forget": "forget.jsonl", "retain": "retain.jsonl", "holdout": "holdout.jsonl"},
+            },
+            "root": str(own_root),
+            "batch_size": 2,
+        },
+        "model_utility": {"max_new_tokens": 12},
+        "checkpoint": {"every_n_steps": 1},
+    }
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(base), encoding="utf-8")
+    file = tmp_path / "sequence.yaml"
+    file.write_text("config: base.yaml\nfolds: 2\n", encoding="utf-8")
+    command = [sys.executable, "-m", "sga", "sequence", "--config", str(file), "--folder"]
+    process = subprocess.Popen([*command, str(tmp_path / "killed")])
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "killed" / "request-1" / "checkpoints" / "last.ckpt").exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    for name in ("killed", "whole"):
+        subprocess.run([*command, str(tmp_path / name)], check=True)
+    models = [load_file(tmp_path / name / "request-2" / "model" / "model.safetensors") for name in ("killed", "whole")]
+    assert all(torch.equal(models[0][key], models[1][key]) for key in models[0])
+    target = load_file(own_target / "model" / "model.safetensors")
+    assert any(not torch.equal(target[key], models[0][key]) for key in target)
+    first, second = (
+        [json.loads(line) for line in (tmp_path / "whole" / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("request-1", "request-2")
+    )
+    name = "own/forget/avg_nll"
+    assert second[0][name] == pytest.approx(first[-1][name], abs=1e-5), "the second starts where the first ended"
+    ids = [
+        [json.loads(line)["forget_id"] for line in (tmp_path / "whole" / run / "pairs.jsonl").read_text().splitlines()]
+        for run in ("request-1", "request-2")
+    ]
+    assert ids == [["forget/0", "forget/1", "forget/2"], ["forget/3", "forget/4", "forget/5"]]
