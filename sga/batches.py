@@ -106,6 +106,8 @@ class GroupLoader:
         rank: This process.
         world_size: Number of processes.
         pad_id: Id that fills up short rows; never attended to.
+        group_size: K; of a group with more sequences each epoch takes the first and K−1 of the others, drawn from
+            (seed, epoch, group). None takes groups whole.
     """
 
     def __init__(
@@ -117,6 +119,7 @@ class GroupLoader:
         rank: int = 0,
         world_size: int = 1,
         pad_id: int = 0,
+        group_size: int | None = None,
     ) -> None:
         if not groups:
             raise UserError("there is nothing to train on: the training splits hold no record")
@@ -127,6 +130,7 @@ class GroupLoader:
         self.batch_size = batch_size
         self.micro_batch_size = micro_batch_size or math.ceil(batch_size / world_size)
         self.seed, self.rank, self.world_size, self.pad_id = seed, rank, world_size, pad_id
+        self.group_size = group_size
         self.epoch = 0
         self.position = 0  # micro-batches of this epoch that were handed out
 
@@ -151,7 +155,16 @@ class GroupLoader:
             if number < self.position:
                 continue
             self.position = number + 1
-            yield collate([self.groups[index] for index in indices], scale, self.pad_id)
+            yield collate([self._drawn(index) for index in indices], scale, self.pad_id)
+
+    def _drawn(self, index: int) -> Sequence[Encoded]:
+        """A group as this epoch has it; whatever process asks, and wherever in the epoch."""
+        group = self.groups[index]
+        if self.group_size is None or len(group) <= self.group_size:
+            return group
+        draws = np.random.default_rng([self.seed, self.epoch, index, 0xD4A3])
+        places = np.sort(draws.choice(len(group) - 1, size=self.group_size - 1, replace=False)) + 1
+        return [group[0], *(group[place] for place in places)]
 
     def _plan(self, epoch: int) -> Iterator[tuple[list[int], float]]:
         """Group indices and scale of each of this process's micro-batches."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,7 @@ class UnlearningData(pl.LightningDataModule):
         group_size: int = 4,
         pairing: Pairing = NearestNormals(),  # noqa: B008  (frozen)
         pairs: str | None = None,
+        pool_size: int | None = None,
         batch_size: int = 32,
         micro_batch_size: int | None = None,
         template: Template = PlainTemplate(),  # noqa: B008  (frozen)
@@ -86,7 +88,9 @@ class UnlearningData(pl.LightningDataModule):
                 world_facts) train a target or a retain model by plain fine-tuning, without normals.
             group_size: K: one forget sample and K−1 normal samples.
             pairing: How normal samples are chosen from the retain split.
-            pairs: A pairing made before (``pairs.jsonl``); null pairs afresh, or re-reads the run folder's on resume.
+            pairs: A normal-data file, such as ``sga normals`` writes or a run's ``pairs.jsonl``; null pairs afresh, or
+                re-reads the run folder's on resume.
+            pool_size: Normals that each forget sample is paired with, from which each epoch draws K−1; null for K−1.
             batch_size: Groups per optimiser step, over all processes and accumulation.
             micro_batch_size: Groups per forward pass and process; null takes a step's groups in one pass. Changes
                 memory and speed, never the result.
@@ -116,7 +120,7 @@ class UnlearningData(pl.LightningDataModule):
         self.language_model = language_model
         self.source, self.root = source, root
         self.train_on, self.group_size = tuple(train_on), group_size
-        self.pairing, self.pairs = pairing, pairs
+        self.pairing, self.pairs, self.pool_size = pairing, pairs, pool_size
         self.batch_size, self.micro_batch_size = batch_size, micro_batch_size
         self.template, self.max_length = template, max_length
         self.evaluation_rows, self.predict_sets = evaluation_rows, tuple(predict_sets)
@@ -148,14 +152,19 @@ class UnlearningData(pl.LightningDataModule):
             )
         forget, pool = benchmark.training["forget"], benchmark.training["retain"]
         kept = run_folder / PAIRS_FILE if run_folder is not None else None
+
+        @cache
+        def make() -> list[Group]:
+            return make_groups(forget, pool, self.group_size, self.pairing, self.seed, self.pool_size)
+
         if self.train_on != ("forget",):
             self.groups = [Group(record) for split in self.train_on for record in benchmark.training[split]]
-        elif self.pairs is not None:
-            self.groups = read_groups(Path(self.pairs), forget, pool, self.group_size)
-        elif kept is not None and kept.is_file():
-            self.groups = read_groups(kept, forget, pool, self.group_size)
+        elif self.pairs is not None or (kept is not None and kept.is_file()):
+            path = kept if self.pairs is None else Path(self.pairs)
+            assert path is not None, "one of the two is there"
+            self.groups = read_groups(path, forget, pool, self.group_size, self.pool_size, make)
         else:
-            self.groups = make_groups(forget, pool, self.group_size, self.pairing, self.seed)
+            self.groups = make()
         self.tokenizer: PreTrainedTokenizerBase = self.language_model.tokenizer(_texts(benchmark))
         context = self.language_model.context()
         length = min(self.max_length, context) if context else self.max_length
@@ -226,6 +235,7 @@ class UnlearningData(pl.LightningDataModule):
                 trainer.global_rank,
                 trainer.world_size,
                 self.tokenizer.pad_token_id or 0,
+                self.group_size,
             )
             if trainer.accumulate_grad_batches not in (1, self._loader.accumulation):
                 raise UserError(

@@ -69,7 +69,8 @@ def main(arguments: Sequence[str]) -> int:
 def _side_by_side(group: Group, width: int = 100) -> str:
     """A group as columns, the forget sample first."""
     records = [("forget", group.forget)] + [
-        (f"normal {score:.3f}", record) for record, score in zip(group.normals, group.scores, strict=True)
+        ("normal" if score is None else f"normal {score:.3f}", record)
+        for record, score in zip(group.normals, group.scores, strict=True)
     ]
     column = max(18, width // len(records) - 2)
     cells = [
