@@ -23,6 +23,7 @@ train and evaluate (LightningCLI: --config FILE, and any setting as a flag)
 
 look
   data show  print what the model sees: tokens, answer tokens, groups
+  normals    retrieve, generate, check and show normal data
   score      compute the metrics of a log: a run's, TOFU's or open-unlearning's
   compare    say whether two evaluations of the same rows differ, or it is noise
   report     draw runs as one self-contained HTML page
@@ -74,6 +75,7 @@ def _verbs() -> dict[str, Callable[[Sequence[str]], int]]:
     return {
         **lightning,
         "data": _data,
+        "normals": _normals,
         "score": _score,
         "compare": _compare,
         "report": _report,
@@ -96,6 +98,12 @@ def _data(arguments: Sequence[str]) -> int:
     from sga.show import main as show
 
     return show(arguments)
+
+
+def _normals(arguments: Sequence[str]) -> int:
+    from sga.normals.command import main as normals
+
+    return normals(arguments)
 
 
 def _score(arguments: Sequence[str]) -> int:

@@ -35,7 +35,7 @@ LAYERS = (
 """A module may import from earlier layers and, within a subpackage, from its own; never from a later one. The longest
 name that fits decides, so that a subpackage stands for all its modules but those that are named."""
 
-SIBLINGS = {"sga.files": {"sga.errors"}}
+SIBLINGS = {"sga.files": {"sga.errors"}, "sga.normals.command": {"sga.show"}}
 """Imports within a layer that are not within a subpackage."""
 
 
