@@ -254,7 +254,8 @@ class LocalModel(Writer):
         if not self._loaded:
             described = Pretrained(self.model)
             tokenizer = described.tokenizer(())
-            self._loaded += [tokenizer, described.network(tokenizer).to(self.device).eval(), described.context()]  # type: ignore[arg-type]
+            network = described.network(tokenizer).to(self.device).eval()  # type: ignore[arg-type]
+            self._loaded.extend([tokenizer, network, described.context()])
         tokenizer, network, context = self._loaded
         if tokenizer.chat_template:
             text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)

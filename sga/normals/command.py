@@ -20,7 +20,7 @@ from sga.groups import Group, NearestNormals, Origin, make_groups, read_groups, 
 from sga.normals.checks import Checker, Checks
 from sga.normals.client import Endpoint, LocalModel, Writer
 from sga.normals.generation import Generation, Journal, read_prompt
-from sga.normals.mending import Failure, mended
+from sga.normals.mending import Failure, OnFailure, mended
 from sga.show import side_by_side
 
 if TYPE_CHECKING:
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 _USAGE = """\
 usage: sga normals VERB [options]        (sga normals VERB --help lists a verb's options)
 
-Normal data: what each forget sample is grouped with. All verbs write or read one normal-data file, JSON Lines of a forget
-record with its normals, which `sga fit` takes with --data.pairs FILE.
+Normal data: what each forget sample is grouped with. All verbs write or read one normal-data file, JSON Lines of a
+forget record with its normals, which `sga fit` takes with --data.pairs FILE.
 
   retrieve   the nearest retain records
   generate   written by a language model
@@ -168,8 +168,8 @@ def _generate(arguments: list[str]) -> int:
     )
     if failed and options.on_failure == "replace":
         print(
-            f"sga: error: {len(failed)} of {len(generation.slots)} normals are missing, so nothing was written; run the "
-            "command again, with more --attempts where answers were refused, or with --on-failure drop or keep",
+            f"sga: error: {len(failed)} of {len(generation.slots)} normals are missing, so nothing was written; run "
+            "the command again, with more --attempts where answers were refused, or with --on-failure drop or keep",
             file=sys.stderr,
         )
         return 1
@@ -222,8 +222,8 @@ def _progress(total: int) -> Any:
 def _check(arguments: list[str]) -> int:
     parser = _parser(
         "check",
-        "Check the normals of a file; exit code 1 if one fails. With --output the file is written with what --on-failure "
-        "makes of them. " + _FIT,
+        "Check the normals of a file; exit code 1 if one fails. With --output the file is written with what "
+        "--on-failure makes of them. " + _FIT,
     )
     parser.add_argument("file", type=Path, help="a normal-data file, such as a run's pairs.jsonl")
     _add_output(parser, required=False)
@@ -233,7 +233,7 @@ def _check(arguments: list[str]) -> int:
     data, forget, pool = _data(rest)
     groups = read_groups(options.file, forget, pool, data.group_size, data.pool_size)
     checker = Checker(_checks(data), forget, pool)
-    way = options.on_failure if options.output is not None else "keep"
+    way: OnFailure = options.on_failure if options.output is not None else "keep"
     mended_groups, failures = mended(groups, checker, way, pool, _nearest(data))
     _report(failures, sum(len(group.normals) for group in groups))
     if options.output is not None:

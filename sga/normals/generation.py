@@ -24,10 +24,10 @@ from sga.groups import Group, Origin
 from sga.normals.checks import Checker
 from sga.normals.client import GaveUp, Message, Reply, Writer
 from sga.normals.embedders import TFIDF
+from sga.normals.mending import OnFailure
 
 CHARACTERS_PER_TOKEN = 4
 """A rule of thumb for English, for estimates."""
-OnFailure = Literal["replace", "drop", "keep"]
 
 
 @dataclass(frozen=True)
@@ -210,7 +210,7 @@ class Generation:
         """Looks at the answers that are there already."""
         expected = {self.key(slot, 0): slot for slot in self.slots}
         for line in journal.lines:
-            slot = expected.pop(line.get("key"), None)
+            slot = expected.pop(str(line.get("key")), None)
             if slot is None:  # of another prompt, model or data
                 continue
             self._look(slot, line)
@@ -325,7 +325,7 @@ class Generation:
 
 
 def scored(groups: Sequence[Group]) -> list[Group]:
-    """Groups with normals that have no score given their TF-IDF cosine, frequencies being those of all groups' texts."""
+    """Gives normals without a score their TF-IDF cosine, document frequencies being those of all groups' texts."""
     texts = [(record.question, record.answer) for group in groups for record in (group.forget, *group.normals)]
     try:
         embed = TFIDF().fitted(texts)

@@ -54,8 +54,8 @@ class MixedNormals(Pairing):
 class CorruptedNormals(Pairing):
     """Another pairing with a share of its normals' words replaced by words drawn from the retain pool.
 
-    Question and answer are both corrupted. The words are drawn as often as they occur; a record is corrupted in one way,
-    however many groups it is in.
+    Question and answer are both corrupted. The words are drawn as often as they occur; a record is corrupted in one
+    way, however many groups it is in.
 
     Args:
         rate: Probability of each word, from 0 to 1.

@@ -21,8 +21,8 @@ from sga.sweep.work import STATE_FILE, objective, read_state
 METRICS = ("frontier_area", "frontier_area_ks", "forget_quality_log10", "model_utility")
 """Shown beside the objectives; frontier areas are of whole runs, the others of the chosen evaluation."""
 NORMAL_DATA = ("normals/similarity", "normals/gradient_cosine", "normals/paper_rate")
-"""Shown where the normal data is what varies: mean TF-IDF cosine to the forget sample, and of the first epoch's looks at
-gradients the mean cosine and r*."""
+"""Shown where the normal data is what varies: mean TF-IDF cosine to the forget sample, and of the first epoch's looks
+at gradients the mean cosine and r*."""
 COSTS = ("seconds", "tokens", "peak_memory_bytes", "peak_gpu_memory_bytes")
 LEVEL = 0.95
 
