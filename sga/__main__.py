@@ -24,6 +24,7 @@ train and evaluate (LightningCLI: --config FILE, and any setting as a flag)
 
 look
   data show  print what the model sees: tokens, answer tokens, groups
+  normals    retrieve, generate, check and show normal data
   rate       what gradients say about the smoothing rate, before training
   score      compute the metrics of a log: a run's, TOFU's or open-unlearning's
   compare    say whether two evaluations of the same rows differ, or it is noise
@@ -76,6 +77,7 @@ def _verbs() -> dict[str, Callable[[Sequence[str]], int]]:
     return {
         **lightning,
         "data": _data,
+        "normals": _normals,
         "rate": _rate,
         "score": _score,
         "compare": _compare,
@@ -106,6 +108,12 @@ def _rate(arguments: Sequence[str]) -> int:
     from sga.rate.command import main as rate
 
     return rate(arguments)
+
+
+def _normals(arguments: Sequence[str]) -> int:
+    from sga.normals.command import main as normals
+
+    return normals(arguments)
 
 
 def _score(arguments: Sequence[str]) -> int:

@@ -138,6 +138,8 @@ class GroupLoader:
         world_size: Number of processes.
         pad_id: Id that fills up short rows; never attended to.
         roles: Role of each sequence of a group; see `collate`.
+        group_size: K; of a group with more normal samples each epoch takes K−1, drawn from (seed, epoch, group). None
+            takes groups whole.
     """
 
     def __init__(
@@ -150,6 +152,7 @@ class GroupLoader:
         world_size: int = 1,
         pad_id: int = 0,
         roles: Sequence[str] | None = None,
+        group_size: int | None = None,
     ) -> None:
         if not groups:
             raise UserError("there is nothing to train on: the training splits hold no record")
@@ -160,9 +163,10 @@ class GroupLoader:
         self.batch_size = batch_size
         self.micro_batch_size = micro_batch_size or math.ceil(batch_size / world_size)
         self.seed, self.rank, self.world_size, self.pad_id = seed, rank, world_size, pad_id
-        self.roles = roles
+        self.roles = (FORGET, *[NORMAL] * (len(groups[0]) - 1)) if roles is None else tuple(roles)
         self.reference: Mapping[Encoded, float] | None = None
         """Negative log-likelihoods under the starting model, once they are known; see `collate`."""
+        self.group_size = group_size
         self.epoch = 0
         self.position = 0  # micro-batches of this epoch that were handed out
 
@@ -187,8 +191,27 @@ class GroupLoader:
             if number < self.position:
                 continue
             self.position = number + 1
-            groups = [self.groups[index] for index in indices]
-            yield collate(groups, scale, self.pad_id, self.roles, self.reference)
+            groups = [self._drawn(index) for index in indices]
+            yield collate(groups, scale, self.pad_id, self._drawn_roles, self.reference)
+
+    def _drawn(self, index: int) -> Sequence[Encoded]:
+        """A group as this epoch has it; whatever process asks, and wherever in the epoch."""
+        group, normals = self.groups[index], columns_of(self.roles, [NORMAL])
+        if self.group_size is None or len(normals) < self.group_size:
+            return group
+        draws = np.random.default_rng([self.seed, self.epoch, index, 0xD4A3])
+        kept = {normals[place] for place in draws.choice(len(normals), size=self.group_size - 1, replace=False)}
+        return [row for place, row in enumerate(group) if place in kept or place not in normals]
+
+    @property
+    def _drawn_roles(self) -> Sequence[str]:
+        normals = self.roles.count(NORMAL)
+        count = normals if self.group_size is None else min(normals, self.group_size - 1)
+        return (
+            [role for role in self.roles if role != NORMAL][:1]
+            + [NORMAL] * count
+            + [role for role in self.roles if role != NORMAL][1:]
+        )
 
     def _plan(self, epoch: int) -> Iterator[tuple[list[int], float]]:
         """Group indices and scale of each of this process's micro-batches."""

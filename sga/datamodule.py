@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,7 @@ class UnlearningData(pl.LightningDataModule):
         group_size: int = 4,
         pairing: Pairing = NearestNormals(),  # noqa: B008  (frozen)
         pairs: str | None = None,
+        pool_size: int | None = None,
         batch_size: int = 32,
         micro_batch_size: int | None = None,
         template: Template = PlainTemplate(),  # noqa: B008  (frozen)
@@ -95,7 +97,9 @@ class UnlearningData(pl.LightningDataModule):
                 whole, so that runs on different folds can be compared.
             group_size: K: one forget sample and K−1 normal samples.
             pairing: How normal samples are chosen from the retain split.
-            pairs: A pairing made before (``pairs.jsonl``); null pairs afresh, or re-reads the run folder's on resume.
+            pairs: A normal-data file, such as ``sga normals`` writes or a run's ``pairs.jsonl``; null pairs afresh, or
+                re-reads the run folder's on resume.
+            pool_size: Normals that each forget sample is paired with, from which each epoch draws K−1; null for K−1.
             batch_size: Groups per optimiser step, over all processes and accumulation.
             micro_batch_size: Groups per forward pass and process; null takes a step's groups in one pass. Changes
                 memory and speed, never the result.
@@ -134,7 +138,7 @@ class UnlearningData(pl.LightningDataModule):
         self.source, self.root = source, root
         self.train_on, self.group_size = tuple(train_on), group_size
         self.folds, self.forget_folds = folds, None if forget_folds is None else tuple(forget_folds)
-        self.pairing, self.pairs = pairing, pairs
+        self.pairing, self.pairs, self.pool_size = pairing, pairs, pool_size
         self.batch_size, self.micro_batch_size = batch_size, micro_batch_size
         self.template, self.max_length = template, max_length
         self.evaluation_rows, self.predict_sets = evaluation_rows, tuple(predict_sets)
@@ -176,14 +180,19 @@ class UnlearningData(pl.LightningDataModule):
             benchmark = replace(benchmark, training={**benchmark.training, "forget": wanted})
         forget, pool = benchmark.training["forget"], benchmark.training["retain"]
         kept = run_folder / PAIRS_FILE if run_folder is not None else None
+
+        @cache
+        def make() -> list[Group]:
+            return make_groups(forget, pool, self.group_size, self.pairing, self.seed, self.pool_size)
+
         if self.train_on != ("forget",):
             self.groups = [Group(record) for split in self.train_on for record in benchmark.training[split]]
-        elif self.pairs is not None:
-            self.groups = read_groups(Path(self.pairs), forget, pool, self.group_size)
-        elif kept is not None and kept.is_file():
-            self.groups = read_groups(kept, forget, pool, self.group_size)
+        elif self.pairs is not None or (kept is not None and kept.is_file()):
+            path = kept if self.pairs is None else Path(self.pairs)
+            assert path is not None, "one of the two is there"
+            self.groups = read_groups(path, forget, pool, self.group_size, self.pool_size, make)
         else:
-            self.groups = make_groups(forget, pool, self.group_size, self.pairing, self.seed)
+            self.groups = make()
         self.benchmark = benchmark
 
     def encode(self, groups: Sequence[Group]) -> list[list[Encoded]]:
@@ -285,6 +294,7 @@ class UnlearningData(pl.LightningDataModule):
                 trainer.world_size,
                 self.tokenizer.pad_token_id or 0,
                 self.roles if self.groups else None,
+                self.group_size,
             )
             if trainer.accumulate_grad_batches not in (1, self._loader.accumulation):
                 raise UserError(

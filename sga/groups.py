@@ -5,16 +5,39 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from sga.data.records import Record, read_jsonl
+from sga.data.records import Record, read_jsonl, record_from_row
 from sga.errors import UserError
 from sga.files import write_text
+from sga.normals.checks import Checker, Checks
+from sga.normals.embedders import TFIDF, Embedder
+from sga.normals.search import Embedding, nearest, similarities
+from sga.normals.selection import select
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a normal sample comes from.
+
+    Attributes:
+        source: ``retain`` for a record of the retain pool, which a file need only name; any other word (``generated``,
+            ``edited``, ``corrupted``, …) for text that stands in the file.
+        by: The embedder that found it, or the model that wrote it.
+        prompt: Hash of the prompt template that it was written by.
+        checks: Reasons for which it would have been refused, had it not been kept by choice.
+    """
+
+    source: str = "retain"
+    by: str | None = None
+    prompt: str | None = None
+    checks: tuple[str, ...] = ()
+
 
 AlternativeKind = Literal["refusal", "retain_answer", "normal_answer"]
 """Another answer to a forget question: a refusal, the answer of a random record of the retain pool, or that of the
@@ -27,17 +50,27 @@ class Group:
 
     Attributes:
         forget: The sample to forget (for plain fine-tuning: the sample to learn).
-        normals: K−1 samples to keep, most similar first.
-        scores: Their similarity to the forget sample, one each; cosine in [−1, 1] for embedders, 0 for random ones.
+        normals: K−1 samples to keep, or a larger pool from which each epoch draws K−1; most similar first.
+        scores: Their similarity to the forget sample, one each; cosine in [−1, 1] for embedders, 0 for random ones,
+            None where nobody has computed one.
+        origins: Where they come from, one each; empty where all are plain records of the retain pool.
         alternatives: The forget question with another answer, for methods that ask for one.
         retain: Random records of the retain pool that are none of the normals, for methods that ask for them.
     """
 
     forget: Record
     normals: tuple[Record, ...] = ()
-    scores: tuple[float, ...] = ()
+    scores: tuple[float | None, ...] = ()
+    origins: tuple[Origin, ...] = ()
     alternatives: tuple[Record, ...] = ()
     retain: tuple[Record, ...] = ()
+
+    def __post_init__(self) -> None:
+        assert len(self.normals) == len(self.scores) and len(self.origins) in (0, len(self.normals)), "one each"
+
+    def origin(self, index: int) -> Origin:
+        """Where a normal comes from."""
+        return self.origins[index] if self.origins else Origin()
 
 
 class Pairing(ABC):
@@ -45,49 +78,103 @@ class Pairing(ABC):
 
     @abstractmethod
     def pair(self, forget: Sequence[Record], pool: Sequence[Record], count: int, seed: int) -> list[Group]:
-        """Gives each forget record `count` distinct records of the pool; the same arguments give the same groups."""
+        """Gives each forget record `count` distinct normals; the same arguments give the same groups."""
 
 
 @dataclass(frozen=True)
 class NearestNormals(Pairing):
-    """The K−1 nearest pool records by cosine of TF-IDF vectors over question and answer; ties go to pool order.
+    """The nearest pool records by cosine of embedded question and answer; ties go to pool order.
 
     Args:
-        ngrams: Longest word n-gram that counts as a term.
+        embedder: What makes vectors of texts.
+        diversity: d of maximal marginal relevance, (1 − d)·similarity to the forget sample − d·largest similarity to a
+            normal chosen before; 0 takes the nearest.
+        answer_ceiling: Largest cosine that a normal's answer may have to the forget answer, so that a normal does not
+            teach back what is to be forgotten; null for no ceiling.
+        max_reuse: How many forget samples may share a retain record; null for any number.
+        checks: What each normal must satisfy, else the next candidate takes its place; null checks nothing.
     """
 
-    ngrams: int = 2
+    embedder: Embedder = TFIDF()  # noqa: RUF009  (frozen)
+    diversity: float = 0.0
+    answer_ceiling: float | None = None
+    max_reuse: int | None = None
+    checks: Checks | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.diversity <= 1:
+            raise UserError(f"diversity must be from 0 (nearest) to 1, got {self.diversity}")
+        if self.max_reuse is not None and self.max_reuse < 1:
+            raise UserError(f"max_reuse must be at least 1, or null for any number, got {self.max_reuse}")
 
     def pair(self, forget: Sequence[Record], pool: Sequence[Record], count: int, seed: int) -> list[Group]:
-        from sklearn.feature_extraction.text import TfidfVectorizer
-
-        vectorizer = TfidfVectorizer(ngram_range=(1, self.ngrams), sublinear_tf=True)
-        try:
-            pool_vectors = vectorizer.fit_transform([f"{record.question} {record.answer}" for record in pool])
-        except ValueError as error:
+        if self.max_reuse is not None and self.max_reuse * len(pool) < count * len(forget):
             raise UserError(
-                f"the retain pool has no words that TF-IDF could compare ({error}); use --data.pairing=RandomNormals"
-            ) from None
-        forget_vectors = vectorizer.transform([f"{record.question} {record.answer}" for record in forget])
-        groups = []
-        for start in range(0, len(forget), 256):  # blocks, so that N x M is never held whole
-            similarity = (forget_vectors[start : start + 256] @ pool_vectors.T).toarray().round(9)  # [block, M]
-            order = np.argsort(-similarity, axis=1, kind="stable")[:, :count]
-            for row, record in enumerate(forget[start : start + 256]):
-                chosen = order[row]
-                groups.append(
-                    Group(
-                        record,
-                        tuple(pool[index] for index in chosen),
-                        tuple(round(float(similarity[row, index]), 6) for index in chosen),
-                    )
+                f"max_reuse {self.max_reuse} allows {self.max_reuse * len(pool)} uses of {len(pool)} retain records, "
+                f"but {len(forget)} forget records need {count} normals each; raise max_reuse"
+            )
+        texts = [(record.question, record.answer) for record in pool]
+        embed = self.embedder.fitted(texts)
+        vectors, queries = embed(texts), embed([(record.question, record.answer) for record in forget])
+        decimals = 9 if isinstance(self.embedder, TFIDF) else 6  # float64 and float32
+        fits = self._filter(forget, pool, embed)
+
+        def similarity(index: int, others: Sequence[int]) -> Any:
+            return similarities(vectors[[index]], vectors[list(others)], decimals)[0]
+
+        plain = not self.diversity and self.max_reuse is None and self.answer_ceiling is None and self.checks is None
+        examined = min(len(pool), count if plain else max(4 * count, 32))
+        while True:
+            scores, found = nearest(queries, vectors, examined, decimals)
+            places = [
+                [place for place, index in enumerate(indices) if fits(row, int(index))]
+                for row, indices in enumerate(found.tolist())
+            ]
+            candidates = [[int(found[row, place]) for place in kept] for row, kept in enumerate(places)]
+            values = [[float(scores[row, place]) for place in kept] for row, kept in enumerate(places)]
+            chosen = select(candidates, values, count, self.diversity, self.max_reuse, similarity)
+            short = next((row for row, taken in enumerate(chosen) if len(taken) < count), None)
+            if short is None:
+                break
+            if examined == len(pool):
+                raise UserError(
+                    f"forget record {forget[short].id} finds {len(chosen[short])} of {count} normals: of {len(pool)} "
+                    f"retain records {len(candidates[short])} pass answer_ceiling and checks"
+                    + (f", at most {self.max_reuse} uses each" if self.max_reuse is not None else "")
+                    + "; loosen what refuses them (answer_ceiling, max_reuse, checks)"
                 )
-        return groups
+            examined = min(len(pool), 4 * examined)
+        origin = Origin(by=repr(self.embedder))
+        return [
+            Group(
+                record,
+                tuple(pool[candidates[row][place]] for place in chosen[row]),
+                tuple(round(values[row][place], 6) for place in chosen[row]),
+                (origin,) * count,
+            )
+            for row, record in enumerate(forget)
+        ]
+
+    def _filter(self, forget: Sequence[Record], pool: Sequence[Record], embed: Embedding) -> Callable[[int, int], bool]:
+        """Whether the ceiling and the checks let a forget record (by index) have a pool record."""
+        checker = None if self.checks is None else Checker(self.checks, forget, pool)
+        ceiling, answers = self.answer_ceiling, None
+        if ceiling is not None:
+            answers = tuple(embed([("", record.answer) for record in records]) for records in (forget, pool))
+        known: dict[tuple[int, int], bool] = {}
+
+        def fits(row: int, index: int) -> bool:
+            if (row, index) not in known:
+                low = answers is None or similarities(answers[0][[row]], answers[1][[index]])[0, 0] <= ceiling
+                known[row, index] = bool(low and (checker is None or not checker.failures(pool[index], forget[row])))
+            return known[row, index]
+
+        return fits
 
 
 @dataclass(frozen=True)
 class RandomNormals(Pairing):
-    """K−1 pool records at random, without replacement within a group: the control for every retrieval."""
+    """Pool records at random, without replacement within a group: the control for every retrieval."""
 
     def pair(self, forget: Sequence[Record], pool: Sequence[Record], count: int, seed: int) -> list[Group]:
         draws = np.random.default_rng([seed, 0x5EED])
@@ -102,9 +189,14 @@ class RandomNormals(Pairing):
 
 
 def make_groups(
-    forget: Sequence[Record], pool: Sequence[Record], group_size: int, pairing: Pairing, seed: int
+    forget: Sequence[Record],
+    pool: Sequence[Record],
+    group_size: int,
+    pairing: Pairing,
+    seed: int,
+    pool_size: int | None = None,
 ) -> list[Group]:
-    """Pairs every forget record with group_size − 1 records of the pool.
+    """Pairs every forget record with group_size − 1 records of the pool, or with `pool_size` to draw those from.
 
     Raises:
         UserError: K is below 1 or larger than the pool allows, or a forget record also stands in the pool (same
@@ -119,14 +211,18 @@ def make_groups(
                 f"forget record {record.id} also stands in the retain pool, as {kept[record.content].id}: "
                 f"{(record.question or record.answer)[:80]!r}; remove it from one of the two"
             )
-    if group_size - 1 > len(pool):
+    if pool_size is not None and pool_size < group_size - 1:
+        raise UserError(f"pool_size must be at least group_size − 1 = {group_size - 1}, got {pool_size}")
+    count = group_size - 1 if pool_size is None else pool_size
+    if count > len(pool):
+        asked = f"group_size {group_size}" if pool_size is None else f"pool_size {pool_size}"
         raise UserError(
-            f"group_size {group_size} needs {group_size - 1} normal samples for each forget sample, but the retain "
-            f"pool has {len(pool)}; lower --data.group_size or give more retain records"
+            f"{asked} needs {count} normal samples for each forget sample, but the retain pool has {len(pool)}; lower "
+            f"--data.{asked.split()[0]} or give more retain records"
         )
     if group_size == 1:
         return [Group(record) for record in forget]
-    return pairing.pair(forget, pool, group_size - 1, seed)
+    return pairing.pair(forget, pool, count, seed)
 
 
 def extended(
@@ -201,7 +297,10 @@ def record_hash(record: Record) -> str:
 
 
 def write_groups(path: Path, groups: Sequence[Group], texts: bool = True) -> None:
-    """Writes groups as JSONL: ids, scores, hashes, and the texts unless `texts` is False."""
+    """Writes a normal-data file: JSONL, one forget record with its normals a line.
+
+    Each normal has id, hash, score and origin, and its text unless `texts` is False.
+    """
 
     def row(record: Record) -> dict[str, Any]:
         text = {"question": record.question, "answer": record.answer} if texts else {}
@@ -209,43 +308,119 @@ def write_groups(path: Path, groups: Sequence[Group], texts: bool = True) -> Non
 
     lines = []
     for group in groups:
-        normals = [{**row(record), "score": score} for record, score in zip(group.normals, group.scores, strict=True)]
+        normals = [
+            {**row(record), "score": group.scores[index], **_described(group.origin(index))}
+            for index, record in enumerate(group.normals)
+        ]
         forget = row(group.forget)
-        lines.append(json.dumps({"forget_id": forget.pop("id"), "forget": forget, "normals": normals}))
+        lines.append(
+            json.dumps({"forget_id": forget.pop("id"), "forget": forget, "normals": normals}, ensure_ascii=False)
+        )
     write_text(path, "".join(line + "\n" for line in lines))
 
 
-def read_groups(path: Path, forget: Sequence[Record], pool: Sequence[Record], group_size: int) -> list[Group]:
-    """Reads groups written by `write_groups` back against the records that they name.
+def _described(origin: Origin) -> dict[str, Any]:
+    found = {"by": origin.by, "prompt": origin.prompt, "checks": list(origin.checks)}
+    return {"source": origin.source} | {name: value for name, value in found.items() if value}
+
+
+def read_groups(
+    path: Path,
+    forget: Sequence[Record],
+    pool: Sequence[Record],
+    group_size: int,
+    pool_size: int | None = None,
+    remade: Callable[[], Sequence[Group]] | None = None,
+) -> list[Group]:
+    """Reads a normal-data file back against the records that it names.
+
+    A normal with ``source`` ``retain`` is the record of that id, with the hash of the time of pairing. Any other
+    stands in the file with its text; so does one whose text was edited there, whatever its hash says.
+
+    Args:
+        path: The file.
+        forget: The records to forget; each needs a line.
+        pool: The retain records.
+        group_size: K; a line has K−1 normals.
+        pool_size: With it a line has from K−1 to so many.
+        remade: The same groups made again, for files without texts whose normals are not all of the pool.
 
     Raises:
         UserError: a line is malformed, names a record that is not there or whose text has changed, is repeated, has
-            another number of normals than K−1, or a forget record has no line.
+            another number of normals, a forget sample among them, or a forget record has no line.
     """
     forget_by_id, pool_by_id = ({record.id: record for record in records} for records in (forget, pool))
+    contents = {record.content: record.id for record in forget}
+    own: dict[str, Record] = {}
     groups: dict[str, Group] = {}
+
+    def normal(item: Mapping[str, Any], where: str) -> tuple[Record, Origin]:
+        origin = Origin(
+            item.get("source", "retain"), item.get("by"), item.get("prompt"), tuple(item.get("checks") or ())
+        )
+        record_id, record_hash_ = item["id"], item.get("sha256")
+        if not isinstance(item.get("answer"), str):  # nothing but a name
+            if origin.source != "retain" and remade is not None:
+                made = {one.id: one for group in remade() for one in group.normals}
+                return _named(made, record_id, item["sha256"], where), origin
+            return _named(pool_by_id, record_id, item["sha256"], where), origin
+        text = record_from_row({"question": item.get("question") or "", "answer": item["answer"]}, record_id, where)
+        named = pool_by_id.get(record_id)
+        if named is not None and origin.source == "retain" and record_hash(text) == record_hash(named):
+            return named, origin
+        if origin.source == "retain":
+            # The hash is of the time of pairing: if it fits the text, then it is the data that changed, or is another.
+            if record_hash_ is not None and record_hash_ == record_hash(text):
+                return _named(pool_by_id, record_id, record_hash_, where), origin
+            if named is not None and record_hash_ is not None and record_hash_ != record_hash(named):
+                return _named(pool_by_id, record_id, record_hash_, where), origin
+            text = replace(text, id=f"{record_id}/edited-{record_hash(text)[:6]}")
+            origin = replace(origin, source="edited", by=None, checks=())
+        if text.id in pool_by_id or text.id in forget_by_id:
+            raise UserError(f"{where}: {text.id} is the id of another record; give the {origin.source} text its own")
+        if own.setdefault(text.id, text).content != text.content:
+            raise UserError(f"{where}: {text.id} stands for two different texts in this file; give each its own id")
+        return own[text.id], origin
+
     for number, line in read_jsonl(path):
         where = f"{path}:{number}"
         try:
             forget_id, forget_hash = line["forget_id"], line["forget"]["sha256"]
-            normals = [(item["id"], item["sha256"], float(item["score"])) for item in line["normals"]]
+            items = [dict(item) for item in line["normals"]]
+            scores = tuple(None if _unscored(item) else float(item["score"]) for item in items)
+            ids = [item["id"] for item in items]
+            named_only = [item["sha256"] for item in items if "answer" not in item]
+            words = [item.get(name) for item in items for name in ("source", "by", "prompt")]
+            words += [reason for item in items for reason in item.get("checks") or ()]
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{where}: not a line of a pairing ({error!r}); delete the file to pair afresh") from None
-        if not all(isinstance(name, str) for name in (forget_id, *(item_id for item_id, _, _ in normals))):
-            raise UserError(f"{where}: ids must be strings; delete the file to pair afresh")
-        if len({item_id for item_id, _, _ in normals}) < len(normals):
-            raise UserError(f"{where}: a normal sample stands twice in the group of {forget_id}; replace one of them")
+        if not all(isinstance(name, str) for name in (forget_id, forget_hash, *ids, *named_only)):
+            raise UserError(f"{where}: ids and hashes must be strings; delete the file to pair afresh")
+        if not all(word is None or isinstance(word, str) for word in words):
+            raise UserError(f"{where}: source, by, prompt and each of checks must be strings")
         if forget_id in groups:
             raise UserError(f"{where}: forget record {forget_id} has a second line; delete one of them")
-        if len(normals) != group_size - 1:
+        low, high = group_size - 1, group_size - 1 if pool_size is None else pool_size
+        if not low <= len(items) <= high:
+            needed = f"{low}" if low == high else f"{low} to {high}"
             raise UserError(
-                f"{where}: {len(normals)} normal samples, but group_size {group_size} needs {group_size - 1}; "
-                "set --data.group_size to match, or delete the file to pair afresh"
+                f"{where}: {len(items)} normal samples, but group_size {group_size} needs {needed}; "
+                "set --data.group_size or --data.pool_size to match, or delete the file to pair afresh"
             )
+        forgotten = _named(forget_by_id, forget_id, forget_hash, where)
+        found = [normal(item, where) for item in items]
+        records = [record for record, _ in found]
+        if len({record.id for record in records}) < len(records):
+            raise UserError(f"{where}: a normal sample stands twice in the group of {forget_id}; replace one of them")
+        for record in records:
+            if record.content in contents:
+                raise UserError(
+                    f"{where}: normal {record.id} says what {contents[record.content]} says, which is to be forgotten; "
+                    "replace it"
+                )
+        origins = tuple(origin for _, origin in found)
         groups[forget_id] = Group(
-            _named(forget_by_id, forget_id, forget_hash, where),
-            tuple(_named(pool_by_id, item_id, item_hash, where) for item_id, item_hash, _ in normals),
-            tuple(score for _, _, score in normals),
+            forgotten, tuple(records), scores, origins if any(one != Origin() for one in origins) else ()
         )
     missing = [record.id for record in forget if record.id not in groups]
     if missing:
@@ -253,6 +428,11 @@ def read_groups(path: Path, forget: Sequence[Record], pool: Sequence[Record], gr
             f"{path}: no line for {len(missing)} forget records, first {missing[0]}; delete it to pair afresh"
         )
     return [groups[record.id] for record in forget]
+
+
+def _unscored(item: Mapping[str, Any]) -> bool:
+    """Only text that stands in the file need not have a score."""
+    return item.get("score") is None and "answer" in item
 
 
 def _named(records: Mapping[str, Record], record_id: str, expected_hash: str, where: str) -> Record:

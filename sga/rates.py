@@ -265,6 +265,25 @@ class PaperRate(DynamicRate):
 
 
 @dataclass(frozen=True)
+class ObservedRate(DynamicRate):
+    """A fixed rate, with a look at the gradients all the same: what they say is logged and changes nothing.
+
+    Args:
+        rate: r.
+    """
+
+    rate: float = -4.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.lowest <= self.rate <= self.highest:
+            raise UserError(f"rate must be from lowest {self.lowest} to highest {self.highest}, got {self.rate}")
+
+    def propose(self, geometry: Geometry) -> float | None:
+        return self.rate
+
+
+@dataclass(frozen=True)
 class MinNormRate(DynamicRate):
     """The literal minimiser of ‖∇L_SGA(r)‖, −r*; as a rule positive, which ascends the normal samples. A diagnostic."""
 

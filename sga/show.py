@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sga.errors import UserError
+from sga.groups import Group, Origin
 
 if TYPE_CHECKING:
     from sga.datamodule import UnlearningData
     from sga.encoding import Encoded
-    from sga.groups import Group
 
 _DESCRIPTION = """\
 Print what the model sees: each sequence's tokens, which of them are answer tokens (those are scored and trained on),
@@ -62,28 +62,37 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     for number, group in enumerate(data.groups[: options.groups], start=1):
         print(f"\n{f' group {number} ':─^100}")
-        print(_side_by_side(group))
+        print(side_by_side(group))
         print("tokens of the forget sample, answer tokens in [brackets]:")
         print(tokens(data, data.encode([group])[0][0]))
     return 0
 
 
-def _side_by_side(group: Group, width: int = 100) -> str:
+def side_by_side(group: Group, width: int = 100) -> str:
     """A group as columns, the forget sample first."""
     records = [("forget", group.forget)] + [
-        (f"normal {score:.3f}", record) for record, score in zip(group.normals, group.scores, strict=True)
+        ("normal" if score is None else f"normal {score:.3f}", record)
+        for record, score in zip(group.normals, group.scores, strict=True)
     ]
     records += [("alternative", record) for record in group.alternatives]
     records += [("retain", record) for record in group.retain]
     column = max(18, width // len(records) - 2)
     cells = [
-        [title, record.id, ""]
+        [title, record.id, *textwrap.wrap(notes, column), ""]
         + ([*textwrap.wrap(f"Q {record.question}", column), ""] if record.question else [])
         + textwrap.wrap(f"A {record.answer}" if record.question else record.answer, column)
-        for title, record in records
+        for (title, record), notes in zip(
+            records, ("", *map(_origin, group.origins or [Origin()] * len(records[1:]))), strict=True
+        )
     ]
     lines = ["  ".join(cell.ljust(column) for cell in row).rstrip() for row in zip_longest(*cells, fillvalue="")]
     return "\n".join([*lines, ""])
+
+
+def _origin(origin: Origin) -> str:
+    """Where a normal comes from, if that is more than retain, and what is wrong with it."""
+    parts = [] if origin.source == "retain" else [origin.source + (f" by {origin.by}" if origin.by else "")]
+    return " ".join([*parts, *(f"[{reason}]" for reason in origin.checks)])
 
 
 def _overview(data: UnlearningData) -> str:

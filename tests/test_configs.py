@@ -13,7 +13,7 @@ from sga.data.builtin import packaged_path
 CONFIGS = sorted(
     path
     for path in packaged_path("configs").rglob("*.yaml")
-    if path.parent.name not in ("demo", "sweeps") and path.stem != "sequential" and path.is_file()
+    if path.parent.name not in ("demo", "prompts", "sweeps") and path.stem != "sequential" and path.is_file()
 )
 
 

@@ -27,6 +27,7 @@ from sga.groups import (
     record_hash,
     write_groups,
 )
+from sga.normals.embedders import TFIDF
 
 
 def records(name: str, people: Sequence[int]) -> list[Record]:
@@ -59,7 +60,7 @@ def slow_similarity(forget: Sequence[Record], pool: Sequence[Record], ngrams: in
 @pytest.mark.parametrize("ngrams", [1, 2, 3])
 def test_the_nearest_normals_are_those_of_the_slow_computation(ngrams: int) -> None:
     similarity = slow_similarity(FORGET, POOL, ngrams)
-    groups = make_groups(FORGET, POOL, 5, NearestNormals(ngrams), seed=0)
+    groups = make_groups(FORGET, POOL, 5, NearestNormals(TFIDF(ngrams)), seed=0)
     assert [group.forget for group in groups] == FORGET
     for row, group in zip(similarity, groups, strict=True):
         best = np.argsort(-np.round(row, 9), kind="stable")[:4]  # ties go to pool order

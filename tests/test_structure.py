@@ -16,23 +16,39 @@ ROOT = PACKAGE.parent
 LAYERS = (
     {"sga"},
     {"sga.errors", "sga.files"},
-    {"sga.data"},
+    {"sga.data", "sga.language_models"},
+    {"sga.normals.search"},
+    {"sga.normals.embedders", "sga.normals.selection", "sga.normals.checks"},
     {"sga.groups", "sga.encoding", "sga.answers"},
+    {"sga.normals"},
     {"sga.batches"},
     {"sga.likelihood", "sga.geometry", "sga.evaluation.requests"},
     {"sga.rates", "sga.split"},
-    {"sga.losses", "sga.optimization", "sga.language_models", "sga.evaluation"},
+    {"sga.losses", "sga.optimization", "sga.evaluation"},
     {"sga.datamodule", "sga.starting_model"},
     {"sga.module"},
     {"sga.callbacks"},
     {"sga.cli", "sga.report"},
-    {"sga.show", "sga.score", "sga.compare", "sga.demo", "sga.sweep", "sga.sequence", "sga.rate"},
+    {
+        "sga.show",
+        "sga.score",
+        "sga.compare",
+        "sga.demo",
+        "sga.sweep",
+        "sga.sequence",
+        "sga.rate",
+        "sga.normals.command",
+    },
     {"sga.__main__"},
 )
 """A module may import from earlier layers and, within a subpackage, from its own; never from a later one. The longest
 name that fits decides, so that a subpackage stands for all its modules but those that are named."""
 
-SIBLINGS = {"sga.files": {"sga.errors"}, "sga.sequence": {"sga.sweep"}}
+SIBLINGS = {
+    "sga.files": {"sga.errors"},
+    "sga.sequence": {"sga.sweep"},
+    "sga.normals.command": {"sga.show"},
+}
 """Imports within a layer that are not within a subpackage."""
 
 
@@ -118,7 +134,7 @@ def test_a_loss_never_sees_a_model_or_lightning() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", [name for name in MODULES if name.startswith(("sga.data.", "sga.report", "sga.groups"))]
+    "module", [name for name in MODULES if name.startswith(("sga.data.", "sga.report", "sga.groups", "sga.normals"))]
 )
 def test_records_groups_and_the_report_need_no_torch_and_no_lightning(module: str) -> None:
     """At their top, that is: `sga report` and `sga --help` start at once."""

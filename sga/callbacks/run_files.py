@@ -26,7 +26,9 @@ from sga.evaluation.metrics import frontier_area, frontier_area_ks
 from sga.evaluation.requests import Generation
 from sga.evaluation.table import table
 from sga.files import write_json, write_text
+from sga.geometry import Geometry, paper_rate, total
 from sga.groups import record_hash, write_groups
+from sga.normals.quality import similarity_of_normals
 from sga.rates import RatePolicy
 
 
@@ -59,14 +61,19 @@ class RunFiles(pl.Callback):
         self._started = time.monotonic()
         self._before = 0.0  # seconds of the run that this one goes on from
         self._tokens: Counter[str] = Counter()  # that went through models in this process's training steps
+        self._looks: list[tuple[float, float | None]] = []  # at gradients in the first epoch: cosine and r*
+        self._last_look: dict[str, Geometry] = {}
+        self._similarity: float | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        return {"seconds": time.monotonic() - self._started, "tokens": 0, "reference_tokens": 0, **self._tokens}
+        counts = {"tokens": 0, "reference_tokens": 0, **self._tokens}
+        return {"seconds": time.monotonic() - self._started, "looks": self._looks, **counts}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         # Under DDP it is the first process's count for all of them, which saw as many groups.
         self._tokens = Counter({name: int(state_dict.get(name, 0)) for name in ("tokens", "reference_tokens")})
         self._before = float(state_dict["seconds"])
+        self._looks = list(state_dict.get("looks", ()))
 
     # ---- the start of a run ------------------------------------------------------------------------------------
 
@@ -99,6 +106,8 @@ class RunFiles(pl.Callback):
         folder.mkdir(parents=True, exist_ok=True)
         if stage == "fit" and any(group.normals for group in data.groups) and not (folder / PAIRS_FILE).exists():
             write_groups(folder / PAIRS_FILE, data.groups, self.texts)
+        if stage == "fit":
+            self._similarity = similarity_of_normals(data.groups, data.benchmark.training["retain"])
         parameters = {
             name: str(value) if isinstance(value, RatePolicy) else value
             for name, value in (vars(module.loss) if module.loss is not None else {}).items()
@@ -139,6 +148,10 @@ class RunFiles(pl.Callback):
     ) -> None:
         self._tokens.update(pl_module.tokens)
         pl_module.tokens.clear()
+        if trainer.current_epoch == 0 and pl_module.geometry and pl_module.geometry is not self._last_look:
+            self._last_look = pl_module.geometry
+            geometry = total(pl_module.geometry.values())
+            self._looks.append((geometry.cosine, paper_rate(geometry)))
 
     # ---- evaluations -------------------------------------------------------------------------------------------
 
@@ -156,7 +169,7 @@ class RunFiles(pl.Callback):
             print(f"\n{table(pl_module.evaluation)}\n\nwritten to {folder / 'metrics.json'}, rows to rows.jsonl")
 
     def _write(self, trainer: pl.Trainer, pl_module: Any, folder: Path) -> None:
-        cost = self._cost(trainer) if trainer.state.fn == "fit" else {}
+        cost = {**self._cost(trainer), **self._normal_data()} if trainer.state.fn == "fit" else {}
         if not trainer.is_global_zero:
             return
         evaluation: Evaluation = pl_module.evaluation
@@ -196,6 +209,16 @@ class RunFiles(pl.Callback):
         if device.type == "cuda":
             cost["peak_gpu_memory_bytes"] = torch.cuda.max_memory_allocated(device)
         return cost
+
+    def _normal_data(self) -> dict[str, float]:
+        """How near the normals are, and what the gradients of the first epoch say, if anything looked at them."""
+        found = {"normals/similarity": self._similarity}
+        for name, values in (
+            ("normals/gradient_cosine", [cosine for cosine, _ in self._looks]),
+            ("normals/paper_rate", [rate for _, rate in self._looks if rate is not None]),
+        ):
+            found[name] = sum(values) / len(values) if values else None
+        return {name: value for name, value in found.items() if value is not None}
 
     def _log(self, trainer: pl.Trainer, evaluation: Evaluation, step: int) -> None:
         for logger in trainer.loggers:

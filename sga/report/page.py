@@ -353,8 +353,12 @@ def _groups(settings: Sequence[Setting]) -> tuple[str, bool]:
             if run.has_texts and member.get("answer"):
                 shows_texts = True
                 words = f"<p><strong>{_long(member.get('question') or '')}</strong></p><p>{_long(member['answer'])}</p>"
+            source = member.get("source", "retain")
+            origin = "" if source == "retain" else ", ".join(["", str(source), *filter(None, [member.get("by")])])
+            failed = "".join(f"; fails: {reason}" for reason in member.get("checks") or ())
             members.append(
-                f'<div class="{kind}" dir="auto"><p class="range">{kind}: {_text(str(member["id"]))}{scored}</p>'
+                f'<div class="{kind}" dir="auto"><p class="range">{kind}: {_text(str(member["id"]))}{scored}'
+                f"{_text(origin + failed)}</p>"
                 f"{words}</div>"
             )
         cards.append(f'<article class="group">{members[0]}<div class="normals">{"".join(members[1:])}</div></article>')

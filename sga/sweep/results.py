@@ -19,6 +19,9 @@ from sga.sweep.work import STATE_FILE, objective, read_state
 
 METRICS = ("frontier_area", "frontier_area_ks", "forget_quality_log10", "model_utility")
 """Shown beside the objectives; frontier areas are of whole runs, the others of the chosen evaluation."""
+NORMAL_DATA = ("normals/similarity", "normals/gradient_cosine", "normals/paper_rate")
+"""Shown where the normal data is what varies: mean TF-IDF cosine to the forget sample, and of the first epoch's looks
+at gradients the mean cosine and r*."""
 COSTS = ("seconds", "tokens", "peak_memory_bytes", "peak_gpu_memory_bytes")
 LEVEL = 0.95
 
@@ -146,7 +149,10 @@ def others(tasks: Iterable[Task], folder: Path) -> list[str]:
 
 def metrics(sweep: Sweep) -> list[str]:
     """What the table shows: objectives first."""
-    return [*sweep.objectives, *(name for name in METRICS if name not in sweep.objectives)]
+    varied = [*sweep.grid, *(sweep.search.space if sweep.search is not None else ())]
+    about_normals = any(name.startswith(("data.pairing", "data.pairs", "data.pool_size")) for name in varied)
+    names = [*METRICS, *(NORMAL_DATA if about_normals else ())]
+    return [*sweep.objectives, *(name for name in names if name not in sweep.objectives)]
 
 
 def best_rows(sweep: Sweep, rows: Sequence[Row]) -> list[int]:

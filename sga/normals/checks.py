@@ -1,0 +1,187 @@
+"""What is wrong with a normal sample, whatever its source: reasons in words, by rules that are stated.
+
+The rules on facts, language and refusals are heuristics over surface words. They find what can be found that way; a
+paraphrase of a fact passes.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from sga.data.records import Record
+from sga.errors import UserError
+
+_WORD = re.compile(r"\w+(?:['’-]\w+)*")
+_REFUSAL = re.compile(
+    r"^\W*(i['’]?m sorry|i am sorry|sorry,|i apologi[sz]e|i can(?:no|['’])t\b|i can not\b|i am (?:not able|unable)"
+    r"|i['’]m (?:not able|unable)|i won['’]t|i will not|as an? (?:ai|artificial|language|large)\b|unfortunately, i\b)"
+    r"|\bas an ai\b|\b(?:ai|large) language model\b",
+    re.IGNORECASE,
+)
+_SENTENCE_END = re.compile(r"[.!?][\"'”’)]*\s+[\"'“‘(]*$")
+_SHINGLE = 3
+_FUNCTION_WORDS = 40
+
+
+@dataclass(frozen=True)
+class Checks:
+    """What a normal sample must satisfy; each rule can be switched off.
+
+    Args:
+        near_duplicate: Largest share of word 3-grams in common (Jaccard) with a forget sample or another normal of the
+            group; null allows duplicates that are not exact.
+        facts: Refuse normals that contain distinctive facts of the forget answer: capitalised words, numbers of three
+            digits or more, and word 4-grams that stand in the answer and in hardly any record of the pool.
+        rare_share: A fact is distinctive if at most this share of the pool (but at least one record may) has it.
+        length: The answer's words, as multiples of the shortest and of the longest forget answer; null for any length.
+        language: Refuse answers in another script than the forget data, or of eight words or more that have hardly any
+            of its 40 most frequent words.
+        refusal: Refuse what reads like an assistant's refusal.
+    """
+
+    near_duplicate: float | None = 0.8
+    facts: bool = True
+    rare_share: float = 0.005
+    length: tuple[float, float] | None = (0.5, 2.0)
+    language: bool = True
+    refusal: bool = True
+
+    def __post_init__(self) -> None:
+        if self.near_duplicate is not None and not 0 < self.near_duplicate <= 1:
+            raise UserError(f"near_duplicate must be above 0 and at most 1, or null, got {self.near_duplicate}")
+        if not 0 <= self.rare_share <= 1:
+            raise UserError(f"rare_share must be from 0 to 1, got {self.rare_share}")
+        if self.length is not None and not 0 <= self.length[0] <= self.length[1]:
+            raise UserError(f"length must be two numbers, the smaller first and not negative, got {self.length}")
+
+
+class Checker:
+    """`Checks` made ready for one forget set and one pool.
+
+    Args:
+        checks: The rules.
+        forget: All that is to be forgotten.
+        pool: The retain records, by which facts and function words are told apart; may be empty.
+    """
+
+    def __init__(self, checks: Checks, forget: Sequence[Record], pool: Sequence[Record]) -> None:
+        self.checks = checks
+        self._forget = {record.content for record in forget}
+        self._shingles = [_shingles(record) for record in forget]
+        self._by_shingle: dict[tuple[str, ...], list[int]] = {}
+        for index, shingles in enumerate(self._shingles):
+            for shingle in shingles:
+                self._by_shingle.setdefault(shingle, []).append(index)
+        self._ids = [record.id for record in forget]
+        self._limit = max(1, int(checks.rare_share * len(pool)))
+        self._facts: dict[str, set[tuple[str, ...]]] = {}
+        if checks.facts:
+            found = {record.id: _fact_candidates(record.answer) for record in forget}
+            wanted = set().union(*found.values()) if found else set()
+            counts: Counter[tuple[str, ...]] = Counter()
+            for record in pool:
+                counts.update(_grams(_words(f"{record.question} {record.answer}"), (1, 4)) & wanted)
+            self._facts = {key: {fact for fact in facts if counts[fact] <= self._limit} for key, facts in found.items()}
+        lengths = [len(_words(record.answer)) for record in forget]
+        self._lengths = (min(lengths, default=0), max(lengths, default=0))
+        text = " ".join(f"{record.question} {record.answer}" for record in forget)
+        self._script = _script(text)
+        words = Counter(_words(text))
+        self._function_words = {word for word, _ in words.most_common(_FUNCTION_WORDS)}
+        self._usual_share = sum(words[word] for word in self._function_words) / max(1, words.total())
+
+    def failures(self, normal: Record, forget: Record, others: Iterable[Record] = ()) -> list[str]:
+        """Why `normal` should not stand beside `forget`; empty if nothing is wrong.
+
+        Args:
+            normal: The sample to look at.
+            forget: Its group's forget sample, one of those that the checker was made for.
+            others: The group's other normals.
+        """
+        checks, found = self.checks, []
+        if normal.content in self._forget:
+            found.append("stands in the forget set")
+        elif checks.near_duplicate is not None:
+            twin = self._near_duplicate(normal, checks.near_duplicate)
+            found += [f"near-duplicate of {twin}"] if twin else []
+        for other in others:
+            alike = other.content == normal.content
+            if not alike and checks.near_duplicate is not None:
+                alike = _jaccard(_shingles(normal), _shingles(other)) >= checks.near_duplicate
+            if alike:
+                found.append(f"repeats {other.id}")
+                break
+        facts = self._facts.get(forget.id)
+        if facts:
+            said = facts & _grams(_words(f"{normal.question} {normal.answer}"), (1, 4))
+            if said:
+                named = ", ".join(sorted((" ".join(fact) for fact in said), key=lambda fact: (len(fact), fact))[:3])
+                found.append(f"contains facts of the forget answer ({named})")
+        if checks.length is not None:
+            low, high = checks.length[0] * self._lengths[0], checks.length[1] * self._lengths[1]
+            words = len(_words(normal.answer))
+            if not low <= words <= high:
+                found.append(f"length of {words} words, not {low:g} to {high:g}")
+        if checks.language:
+            found += self._language(normal)
+        if checks.refusal and _REFUSAL.search(normal.answer):
+            found.append("reads like a refusal")
+        return found
+
+    def _near_duplicate(self, normal: Record, limit: float) -> str | None:
+        shingles = _shingles(normal)
+        shared = Counter(index for shingle in shingles for index in self._by_shingle.get(shingle, ()))
+        for index, common in shared.most_common(8):
+            if common / len(shingles | self._shingles[index]) >= limit:
+                return self._ids[index]
+        return None
+
+    def _language(self, normal: Record) -> list[str]:
+        script = _script(normal.answer)
+        if script is not None and self._script is not None and script != self._script:
+            return [f"{script.lower()} script, the forget data has {self._script.lower()}"]
+        words = _words(normal.answer)
+        share = sum(word in self._function_words for word in words) / max(1, len(words))
+        if len(words) >= 8 and share < 0.2 * self._usual_share:
+            return ["hardly any frequent word of the forget data: another language?"]
+        return []
+
+
+def _words(text: str) -> list[str]:
+    return [word.casefold() for word in _WORD.findall(text)]
+
+
+def _grams(words: Sequence[str], lengths: Iterable[int]) -> set[tuple[str, ...]]:
+    return {tuple(words[i : i + n]) for n in lengths for i in range(len(words) - n + 1)}
+
+
+def _shingles(record: Record) -> set[tuple[str, ...]]:
+    words = _words(f"{record.question} {record.answer}")
+    return _grams(words, (min(_SHINGLE, max(1, len(words))),))
+
+
+def _jaccard(a: set[tuple[str, ...]], b: set[tuple[str, ...]]) -> float:
+    return len(a & b) / len(a | b) if a | b else 0.0
+
+
+def _fact_candidates(answer: str) -> set[tuple[str, ...]]:
+    """Capitalised words but those that only begin a sentence, numbers of three digits or more, word 4-grams."""
+    found = _grams(_words(answer), (4,))
+    for match in _WORD.finditer(answer):
+        word = match[0]
+        begins = not answer[: match.start()].strip() or re.search(
+            r"[.!?][\"'”’)]*\s+[\"'“‘(]*$", answer[: match.start()]
+        )
+        if (word[0].isupper() and not begins) or (sum(c.isdigit() for c in word) >= 3):
+            found.add((word.casefold(),))
+    return found
+
+
+def _script(text: str) -> str | None:
+    """The Unicode script of most letters, by the first word of their names; None without a letter."""
+    counts = Counter(unicodedata.name(c, "?").split()[0] for c in text[:20000] if c.isalpha())
+    return counts.most_common(1)[0][0] if counts else None

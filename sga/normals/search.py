@@ -1,0 +1,105 @@
+"""Exact nearest neighbours by cosine, in blocks: the whole [N, M] matrix never exists."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+Vectors: TypeAlias = Any
+"""[N, D] rows of length 1 (or 0): a float NumPy array, a memory map, or a SciPy CSR matrix."""
+Floats: TypeAlias = NDArray[np.float64]
+Indices: TypeAlias = NDArray[np.int64]
+
+QUERIES_PER_BLOCK = 256
+POOL_PER_BLOCK = 65536
+FAISS_FROM = 100_000
+"""Pool vectors from which on FAISS is used where it is installed."""
+
+
+def nearest(
+    queries: Vectors, pool: Vectors, count: int, decimals: int = 6, use_faiss: bool | None = None
+) -> tuple[Floats, Indices]:
+    """The `count` pool rows with the largest inner product with each query; of equals the earlier ones.
+
+    Time is N·M·D; memory is one block of [256, 65536] products beside the vectors.
+
+    Args:
+        queries: [N, D].
+        pool: [M, D], M at least `count`. A memory map is read block by block.
+        count: How many.
+        decimals: Similarities are rounded to so many digits first, so that what differs only in the order of summation
+            ties.
+        use_faiss: Whether to search with FAISS; None where it is installed, M is large and vectors are dense. FAISS
+            keeps a copy of the pool, and which of several equals at the end of a list it takes is its own affair.
+
+    Returns:
+        Similarities [N, count], descending, and pool indices [N, count].
+    """
+    assert 0 < count <= pool.shape[0], "as many pool rows as are asked for"
+    if use_faiss is None:
+        dense = isinstance(pool, np.ndarray)
+        use_faiss = dense and pool.shape[0] >= FAISS_FROM and importlib.util.find_spec("faiss") is not None
+    if use_faiss:
+        return _faiss_nearest(queries, pool, count, decimals)
+    scores = np.empty((queries.shape[0], count))
+    indices = np.empty((queries.shape[0], count), dtype=np.int64)
+    for start in range(0, queries.shape[0], QUERIES_PER_BLOCK):
+        block = slice(start, start + QUERIES_PER_BLOCK)
+        scores[block], indices[block] = _nearest_of_block(queries[block], pool, count, decimals)
+    return scores, indices
+
+
+def _nearest_of_block(queries: Vectors, pool: Vectors, count: int, decimals: int) -> tuple[Floats, Indices]:
+    rows = queries.shape[0]
+    best = np.full((rows, count), -np.inf)
+    places = np.full((rows, count), -1, dtype=np.int64)
+    for start in range(0, pool.shape[0], POOL_PER_BLOCK):
+        products = similarities(queries, pool[start : start + POOL_PER_BLOCK], decimals)  # [rows, block]
+        # What ties with the worst that is kept stands later in the pool and loses; only larger ones are looked at.
+        bar = best[:, -1:]
+        if start == 0 and products.shape[1] > count:
+            bar = np.nextafter(np.partition(products, -count, axis=1)[:, [-count]], -np.inf)
+        row, column = np.nonzero(products > bar)
+        if not len(row):
+            continue
+        every_row = np.concatenate([np.repeat(np.arange(rows), count), row])
+        every_score = np.concatenate([best.ravel(), products[row, column]])
+        every_place = np.concatenate([places.ravel(), column + start])
+        order = np.lexsort((every_place, -every_score, every_row))
+        first = np.searchsorted(every_row[order], np.arange(rows))  # each row has at least `count` entries
+        kept = order[first[:, None] + np.arange(count)]  # [rows, count]
+        best, places = every_score[kept], every_place[kept]
+    return best, places
+
+
+def similarities(queries: Vectors, pool: Vectors, decimals: int = 6) -> Any:
+    """Inner products [N, M] of a block, rounded."""
+    products = queries @ pool.T
+    dense = products if isinstance(products, np.ndarray) else products.toarray()
+    return np.round(dense, decimals, out=dense)
+
+
+def _faiss_nearest(queries: Vectors, pool: Vectors, count: int, decimals: int) -> tuple[Floats, Indices]:
+    import faiss
+
+    index = faiss.IndexFlatIP(pool.shape[1])
+    for start in range(0, pool.shape[0], POOL_PER_BLOCK):
+        index.add(np.ascontiguousarray(pool[start : start + POOL_PER_BLOCK], dtype=np.float32))
+    found, places = index.search(np.ascontiguousarray(queries, dtype=np.float32), count)
+    scores = np.round(found.astype(np.float64), decimals)
+    order = np.lexsort((places, -scores), axis=1)
+    return np.take_along_axis(scores, order, 1), np.take_along_axis(places, order, 1).astype(np.int64)
+
+
+def unit(vectors: Any) -> Any:
+    """Dense rows scaled to length 1, rows of zeros left as they are."""
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors / np.where(lengths > 0, lengths, 1.0)
+
+
+Embedding: TypeAlias = Callable[[Sequence[tuple[str, str]]], Vectors]
+"""From N pairs of question and answer (an empty question: the answer alone) to [N, D] unit vectors."""
