@@ -26,8 +26,9 @@ from sga.errors import UserError
 from sga.sweep.claims import Claims, open_storage
 from sga.sweep.command import known_tasks, main
 from sga.sweep.fit import end_with_parent
+from sga.sweep.page import write_results
 from sga.sweep.plan import Outcome, Task, applied, label, read_sweep, set_value, short_names, slug
-from sga.sweep.results import best_rows, collect, disk_outcomes, estimate, others, pareto_front, write_results
+from sga.sweep.results import best_rows, collect, disk_outcomes, estimate, others, pareto_front
 from sga.sweep.work import Worker, read_state, why_ended
 
 SWEEPS = sorted(packaged_path("configs/sweeps").glob("*.yaml"))

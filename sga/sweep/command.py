@@ -189,7 +189,7 @@ def _cores() -> int:
 
 def _finish(worker: Worker) -> int:
     """Writes the results, and says where; the number of runs that are not finished."""
-    from sga.sweep.results import write_results
+    from sga.sweep.page import write_results
 
     sweep, folder = worker.sweep, worker.folder
     rows = write_results(sweep, known_tasks(worker), folder)

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
+from sga.files import write_json, write_text
 from sga.report import Run, read_run
 from sga.report.charts import FLOOR, Curve, Line, Style, pareto_chart, style_of, swatch
 from sga.report.conclusions import FORGET_QUALITY_LEVEL
 from sga.report.style import document
 from sga.report.summary import ABSENT, fixed, p_value
 from sga.sweep.plan import Sweep, Task
-from sga.sweep.results import COSTS, LEVEL, Row, best_rows, metrics, pareto_front
+from sga.sweep.results import COSTS, LEVEL, Row, best_rows, collect, metrics, others, pareto_front, summary, table
 from sga.sweep.work import read_state
 
 Point = tuple[float, float]
@@ -23,6 +24,16 @@ _COST_HEADS = {
     "peak_memory_bytes": ("Peak memory, GiB", 2.0**30),
     "peak_gpu_memory_bytes": ("Peak GPU memory, GiB", 2.0**30),
 }
+
+
+def write_results(sweep: Sweep, tasks: Sequence[Task], folder: Path) -> list[Row]:
+    """Writes results.csv, results.json and sweep.html into the sweep folder."""
+    rows = collect(tasks, folder)
+    left_over = others(tasks, folder)
+    write_text(folder / "results.csv", table(sweep, rows))
+    write_json(folder / "results.json", summary(sweep, rows, left_over))
+    write_text(folder / "sweep.html", sweep_page(sweep, rows, folder, left_over))
+    return rows
 
 
 def sweep_page(sweep: Sweep, rows: Sequence[Row], folder: Path, left_over: Sequence[str]) -> str:

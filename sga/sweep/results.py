@@ -14,7 +14,6 @@ from typing import Any
 
 from scipy import stats
 
-from sga.files import write_json, write_text
 from sga.sweep.plan import Outcome, Stage, Sweep, Task, Values, label, short_names
 from sga.sweep.work import STATE_FILE, objective, read_state
 
@@ -160,18 +159,6 @@ def best_rows(sweep: Sweep, rows: Sequence[Row]) -> list[int]:
     ]
     front = pareto_front([mean for _, mean in known], list(sweep.objectives.values()))
     return [known[number][0] for number in front]
-
-
-def write_results(sweep: Sweep, tasks: Sequence[Task], folder: Path) -> list[Row]:
-    """Writes results.csv, results.json and sweep.html into the sweep folder."""
-    from sga.sweep.page import sweep_page
-
-    rows = collect(tasks, folder)
-    write_text(folder / "results.csv", table(sweep, rows))
-    left_over = others(tasks, folder)
-    write_json(folder / "results.json", summary(sweep, rows, left_over))
-    write_text(folder / "sweep.html", sweep_page(sweep, rows, folder, left_over))
-    return rows
 
 
 def table(sweep: Sweep, rows: Sequence[Row]) -> str:
