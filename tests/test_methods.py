@@ -465,7 +465,7 @@ EVALUATED_ONLY = ("task-vector", "whp")
 TRAINED = sorted(
     path.stem
     for path in packaged_path("configs/authors").glob("*.yaml")
-    if path.stem not in ("target", "retain", *EVALUATED_ONLY)
+    if path.stem not in ("target", "retain", "sequential", *EVALUATED_ONLY)
 )
 TINY_AUTHORS = [
     *SMALL_LLAMA,
@@ -688,6 +688,49 @@ def test_every_method_takes_two_steps_on_tofu(stem: str, tofu_root: Path, tiny_m
         ]
     )
     assert run.trainer.global_step == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("benchmark", ["book", "muse"])
+@pytest.mark.parametrize("stem", TRAINED)
+def test_every_method_takes_two_steps_on_text_or_says_why_not(
+    stem: str, benchmark: str, tofu_root: Path, tmp_path: Path
+) -> None:
+    config = yaml.safe_load(packaged_path(f"configs/authors/{stem}.yaml").read_text(encoding="utf-8"))
+    loss = tmp_path / "loss.yaml"
+    loss.write_text(yaml.safe_dump({"model": {"loss": config["model"]["loss"]}}), encoding="utf-8")
+    data = {
+        "book": ["--data.source=Book", "--data.source.prompt_tokens=16", "--data.source.continuation_tokens=16"],
+        "muse": [
+            "--data.source=MUSENews",
+            f"--data.root={tofu_root.parent / 'muse_news'}",
+            "--data.source.forget=privleak/forget",
+            "--data.source.texts=4",
+            "--data.source.block_tokens=60",
+        ],
+    }[benchmark]
+    options = [
+        "fit",
+        f"--config={loss}",
+        *SMALL_LLAMA,
+        *data,
+        "--data.max_length=64",
+        "--data.batch_size=4",
+        f"--data.group_size={1 if stem == 'reinforced' else 3}",
+        "--trainer.accelerator=cpu",
+        "--trainer.enable_progress_bar=false",
+        "--trainer.logger=false",
+        "--export.enabled=false",
+        f"--run.folder={tmp_path / 'run'}",
+        *UNEVALUATED,
+    ]
+    if stem in ("dpo", "flat-js", "flat-kl", "flat-pearson", "flat-tv", "idk", "llmu", "mismatch"):
+        with pytest.raises(UserError, match="is plain text: it has no question"):
+            run_verb(options)
+        return
+    run = run_verb(options)
+    assert run.trainer.global_step == 2
+    assert all(torch.isfinite(parameter).all() for parameter in run.model.parameters())
 
 
 # ---- the page -------------------------------------------------------------------------------------------------------

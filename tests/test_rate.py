@@ -25,7 +25,13 @@ from sga.evaluation.bootstrap import Bootstrap
 from sga.evaluation.metrics import Floats
 from sga.geometry import Geometry, geometry_by_layer, margin_rate, margin_weight, min_norm_rate, paper_rate, total
 from sga.likelihood import sequence_nll
-from sga.losses import GradientDifference, SmoothedGradientAscent, equivalent_normal_weight, equivalent_smoothing_rate
+from sga.losses import (
+    GradientDifference,
+    SmoothedGradientAscent,
+    ascent,
+    equivalent_normal_weight,
+    equivalent_smoothing_rate,
+)
 from sga.rate import advice, gram
 from sga.rate.advice import Sample
 from sga.rate.estimates import Estimate, Estimator, Rule, RuleEstimates, rules, total_gram
@@ -52,7 +58,7 @@ def values(geometry: Geometry) -> tuple[float, float, float]:
 
 
 def test_docstring_examples() -> None:
-    for module in (gram, advice, losses):
+    for module in (gram, advice, ascent):
         result = doctest.testmod(module)
         assert result.attempted >= 1 and result.failed == 0
 
