@@ -95,15 +95,15 @@ def tofu(options: argparse.Namespace) -> dict[str, object]:
     forget, pool = benchmark.training["forget"], benchmark.training["retain"]
     pairings: dict[str, Pairing] = {
         "tfidf": NearestNormals(TFIDF()),
-        "states": NearestNormals(ModelStates(options.model or "", options.layer, options.template)),
+        "states": NearestNormals(ModelStates(options.model, options.layer, options.template)),
         "sentence": NearestNormals(SentenceEmbeddings(options.model or "")),
         "random": RandomNormals(),
     }
     started = time.perf_counter()
     groups = make_groups(forget, pool, 4, pairings[options.embedder], 0)
     seconds = time.perf_counter() - started
-    step = max(1, len(groups) // options.show) if options.show else len(groups)
-    for group in groups[::step][: options.show]:
+    for number in range(options.show):  # not at a fixed place within an author's twenty questions
+        group = groups[(number * len(groups) // options.show + 7 * number) % len(groups)]
         print(f"\n* {group.forget.question} | {group.forget.answer[:110]}")
         for normal, score in zip(group.normals, group.scores, strict=True):
             print(f"    {score:.2f} {normal.question} | {normal.answer[:90]}")

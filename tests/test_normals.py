@@ -30,6 +30,7 @@ from sga.groups import (
     make_groups,
     read_groups,
     record_hash,
+    with_model,
     write_groups,
 )
 from sga.language_models import Pretrained
@@ -138,8 +139,18 @@ def test_model_states_are_means_over_the_tokens_of_the_layer_asked_for(own_targe
     for layer in (-1, 0, 1):
         found = ModelStates(str(own_target), layer).fitted(texts[:5])(texts)
         np.testing.assert_allclose(found, slow(layer), rtol=0, atol=1e-5)
+    with pytest.raises(UserError, match="needs a name_or_path"):
+        ModelStates().fitted(texts)
     with pytest.raises(UserError, match="layer must be from -3 to 2"):
         ModelStates(str(own_target), 3).fitted(texts)
+
+
+def test_model_states_without_a_name_are_the_run_s_model_s_at_any_depth() -> None:
+    inner = CorruptedNormals(0.1, NearestNormals(ModelStates(layer=1)))
+    bound = with_model(MixedNormals(0.5, inner), "runs/target")
+    assert bound == MixedNormals(0.5, CorruptedNormals(0.1, NearestNormals(ModelStates("runs/target", 1))))
+    named = NearestNormals(ModelStates("mine"))
+    assert with_model(named, "runs/target") == named and with_model(RandomNormals(), None) == RandomNormals()
 
 
 def sentence_model() -> str:
