@@ -23,7 +23,7 @@ from sga.evaluation.inference import most_rows, most_tokens
 from sga.evaluation.plan import EvaluationPlan
 from sga.evaluation.reference import Reference
 from sga.evaluation.requests import Generate, Request
-from sga.groups import Group, NearestNormals, Pairing, extended, make_groups, read_groups
+from sga.groups import Group, NearestNormals, Pairing, extended, make_groups, read_groups, with_model
 from sga.language_models import LanguageModel
 from sga.losses import Needs
 
@@ -138,7 +138,8 @@ class UnlearningData(pl.LightningDataModule):
         self.source, self.root = source, root
         self.train_on, self.group_size = tuple(train_on), group_size
         self.folds, self.forget_folds = folds, None if forget_folds is None else tuple(forget_folds)
-        self.pairing, self.pairs, self.pool_size = pairing, pairs, pool_size
+        self.pairing = with_model(pairing, getattr(language_model, "name_or_path", None))
+        self.pairs, self.pool_size = pairs, pool_size
         self.batch_size, self.micro_batch_size = batch_size, micro_batch_size
         self.template, self.max_length = template, max_length
         self.evaluation_rows, self.predict_sets = evaluation_rows, tuple(predict_sets)

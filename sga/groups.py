@@ -6,7 +6,7 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ from sga.data.records import Record, read_jsonl, record_from_row
 from sga.errors import UserError
 from sga.files import write_text
 from sga.normals.checks import Checker, Checks
-from sga.normals.embedders import TFIDF, Embedder
+from sga.normals.embedders import TFIDF, Embedder, ModelStates
 from sga.normals.search import Embedding, nearest, similarities
 from sga.normals.selection import select
 
@@ -186,6 +186,20 @@ class RandomNormals(Pairing):
             )
             for record in forget
         ]
+
+
+def with_model(pairing: Pairing, model: str | None) -> Pairing:
+    """A pairing whose embedders by model states, at whatever depth, read the states of `model` unless they name one."""
+
+    def bound(value: Any) -> Any:
+        if isinstance(value, ModelStates):
+            return replace(value, name_or_path=value.name_or_path or model)
+        if isinstance(value, Pairing) and is_dataclass(value):
+            return replace(value, **{one.name: bound(getattr(value, one.name)) for one in fields(value)})
+        return value
+
+    found: Pairing = bound(pairing)
+    return found
 
 
 def make_groups(

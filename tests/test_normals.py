@@ -30,6 +30,7 @@ from sga.groups import (
     make_groups,
     read_groups,
     record_hash,
+    with_model,
     write_groups,
 )
 from sga.language_models import Pretrained
@@ -86,7 +87,7 @@ def test_blocked_search_is_the_search_of_the_whole_matrix(
         pool = np.load(tmp_path / "pool.npy", mmap_mode="r")
     found = nearest(queries, pool, count)
     np.testing.assert_array_equal(found[1], places)
-    np.testing.assert_allclose(found[0], scores, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(found[0], scores, rtol=0, atol=2e-6)  # rounded to six digits
 
 
 def test_the_whole_matrix_is_never_there(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,8 +139,18 @@ def test_model_states_are_means_over_the_tokens_of_the_layer_asked_for(own_targe
     for layer in (-1, 0, 1):
         found = ModelStates(str(own_target), layer).fitted(texts[:5])(texts)
         np.testing.assert_allclose(found, slow(layer), rtol=0, atol=1e-5)
+    with pytest.raises(UserError, match="needs a name_or_path"):
+        ModelStates().fitted(texts)
     with pytest.raises(UserError, match="layer must be from -3 to 2"):
         ModelStates(str(own_target), 3).fitted(texts)
+
+
+def test_model_states_without_a_name_are_the_run_s_model_s_at_any_depth() -> None:
+    inner = CorruptedNormals(0.1, NearestNormals(ModelStates(layer=1)))
+    bound = with_model(MixedNormals(0.5, inner), "runs/target")
+    assert bound == MixedNormals(0.5, CorruptedNormals(0.1, NearestNormals(ModelStates("runs/target", 1))))
+    named = NearestNormals(ModelStates("mine"))
+    assert with_model(named, "runs/target") == named and with_model(RandomNormals(), None) == RandomNormals()
 
 
 def sentence_model() -> str:
@@ -325,12 +336,12 @@ def checker() -> Checker:
     [
         (SUBJECT[1].question.upper(), f"  {SUBJECT[1].answer} ", "stands in the forget set"),
         (SUBJECT[0].question, SUBJECT[0].answer.replace("judge", "clerk"), "near-duplicate of f/0"),
-        (GOOD.question, GOOD.answer.replace("Turin", "Oslo"), "contains facts of the forget answer (oslo)"),
-        (GOOD.question, GOOD.answer.replace("spring", "year 1931"), "(1931)"),
-        ("Where was it?", "It was there, and then she was born in Turin on 7 May of some year.", "on 7 may"),
-        (GOOD.question, "In Turin.", "length of 2 words, not 6 to 30"),
-        (GOOD.question, GOOD.answer * 3, "length of 42 words"),
-        (GOOD.question, "Ева Фрост родилась в Турине весной, она была дочерью пекаря.", "cyrillic script, the forget data"),
+        (GOOD.question, GOOD.answer.replace("Turin", "Oslo"), "facts of the forget answer (Oslo, was born in oslo)"),
+        (GOOD.question, GOOD.answer.replace("spring", "year 1931"), "(1931, 1931 as the child)"),
+        ("Where was it?", "It was there, and then she was born in Turin on a day in May.", "(May)"),
+        (GOOD.question, "In Turin.", "length of 2 words, not 6 to 32"),
+        (GOOD.question, GOOD.answer * 3, "length of 45 words"),
+        (GOOD.question, "Ева Фрост родилась в Турине весной, она была дочерью.", "cyrillic script, the forget data"),
         (
             GOOD.question,
             "Diese Dichterin kam damals irgendwo im Norden zur Welt und lebte dort lange Zeit.",
@@ -348,6 +359,8 @@ def test_what_is_wrong_is_said(checker: Checker, question: str, answer: str, sai
 def test_negative_control_nothing_is_wrong_with_good_ones(checker: Checker) -> None:
     assert checker.failures(GOOD, SUBJECT[0]) == []
     assert all(checker.failures(record, SUBJECT[0]) == [] for record in OTHERS)
+    may = Record("n/1", GOOD.question, GOOD.answer.replace("in the spring", "or may have been"))
+    assert checker.failures(may, SUBJECT[0]) == [], "the month is a fact, the verb is not"
     apology = Record("n/1", "What did she say?", "She said that she was sorry as the child of a baker was born.")
     assert checker.failures(apology, SUBJECT[0]) == [], "a refusal opens the answer"
 
@@ -356,7 +369,7 @@ def test_facts_are_those_of_the_group_s_own_answer_and_rare(checker: Checker) ->
     """Oslo is a fact of f/0, not of f/1; 'born in the town of' is in each record of the pool and no fact."""
     oslo = Record("n/1", GOOD.question, GOOD.answer.replace("Turin", "Oslo"))
     assert checker.failures(oslo, SUBJECT[1]) == []
-    everywhere = [Record(r.id, r.question, r.answer + " Not Oslo.") for r in OTHERS]
+    everywhere = [Record(r.id, r.question, r.answer + " She was born in Oslo.") for r in OTHERS]
     assert Checker(Checks(), SUBJECT, everywhere).failures(oslo, SUBJECT[0]) == []
 
 
@@ -585,7 +598,7 @@ def test_retrieve_check_show_and_what_fit_takes(
     more = ("--data.pairing=sga.NearestNormals", loose, "--output", mended_path)
     assert normals("check", own_options, path, *more, "--on-failure=keep") == 0
     capsys.readouterr()
-    assert main(["normals", "show", str(mended_path), "--groups=1"]) == 0
+    assert main(["normals", "show", str(mended_path), "--groups=1", "--width=400"]) == 0
     shown = capsys.readouterr().out
     assert "[reads like a refusal]" in shown and "edited 1" in shown and "forget/0" in shown
     assert normals("check", own_options, path, *more, "--overwrite") == 0
@@ -611,7 +624,7 @@ def test_show_takes_files_without_texts_and_names_what_it_cannot_read(
 def test_tofu_by_tf_idf_and_with_everything_on(tofu_root: Path) -> None:
     from sga.data.tofu import TOFU
 
-    benchmark = TOFU().load(str(tofu_root))
+    benchmark = TOFU("forget01").load(str(tofu_root))
     forget, pool = benchmark.training["forget"], benchmark.training["retain"]
     pairing = NearestNormals(TFIDF(), diversity=0.3, answer_ceiling=0.6, max_reuse=3, checks=Checks())
     groups = make_groups(forget, pool, 4, pairing, 0)

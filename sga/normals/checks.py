@@ -84,7 +84,7 @@ class Checker:
             wanted = set().union(*found.values()) if found else set()
             counts: Counter[tuple[str, ...]] = Counter()
             for record in pool:
-                counts.update(_grams(_words(f"{record.question} {record.answer}"), (1, 4)) & wanted)
+                counts.update(_terms(record) & wanted)
             self._facts = {key: {fact for fact in facts if counts[fact] <= self._limit} for key, facts in found.items()}
         lengths = [len(_words(record.answer)) for record in forget]
         self._lengths = (min(lengths, default=0), max(lengths, default=0))
@@ -117,7 +117,7 @@ class Checker:
                 break
         facts = self._facts.get(forget.id)
         if facts:
-            said = facts & _grams(_words(f"{normal.question} {normal.answer}"), (1, 4))
+            said = facts & _terms(normal)
             if said:
                 named = ", ".join(sorted((" ".join(fact) for fact in said), key=lambda fact: (len(fact), fact))[:3])
                 found.append(f"contains facts of the forget answer ({named})")
@@ -168,6 +168,12 @@ def _jaccard(a: set[tuple[str, ...]], b: set[tuple[str, ...]]) -> float:
     return len(a & b) / len(a | b) if a | b else 0.0
 
 
+def _terms(record: Record) -> set[tuple[str, ...]]:
+    """What facts are looked for in: words as they are written (May is not may), and word 4-grams in lower case."""
+    text = f"{record.question} {record.answer}"
+    return {(word,) for word in _WORD.findall(text)} | _grams(_words(text), (4,))
+
+
 def _fact_candidates(answer: str) -> set[tuple[str, ...]]:
     """Capitalised words but those that only begin a sentence, numbers of three digits or more, word 4-grams."""
     found = _grams(_words(answer), (4,))
@@ -177,7 +183,7 @@ def _fact_candidates(answer: str) -> set[tuple[str, ...]]:
             r"[.!?][\"'”’)]*\s+[\"'“‘(]*$", answer[: match.start()]
         )
         if (word[0].isupper() and not begins) or (sum(c.isdigit() for c in word) >= 3):
-            found.add((word.casefold(),))
+            found.add((word,))
     return found
 
 

@@ -56,7 +56,7 @@ class ModelStates(Embedder):
     1909.00512).
 
     Args:
-        name_or_path: The model: a name on the Hub, a local folder, or a run folder, whose ``model/`` is taken; mostly
+        name_or_path: The model: a name on the Hub, a local folder, or a run folder, whose ``model/`` is taken; null for
             the one that is to unlearn.
         layer: 0 is the token embeddings, 1 the first block's output; negative ones count from the last, −1.
         template: How question and answer become one text; an empty question leaves the answer alone.
@@ -64,7 +64,7 @@ class ModelStates(Embedder):
         device: Where the model runs.
     """
 
-    name_or_path: str
+    name_or_path: str | None = None
     layer: int = -1
     template: str = "Question: {question}\nAnswer: {answer}"
     max_length: int = 512
@@ -75,6 +75,10 @@ class ModelStates(Embedder):
 
         from sga.language_models import Pretrained
 
+        if self.name_or_path is None:
+            raise UserError(
+                "ModelStates needs a name_or_path, because the model to be trained is not one from a folder"
+            )
         described = Pretrained(self.name_or_path)
         tokenizer = described.tokenizer(())
         model = described.network(tokenizer).to(self.device).eval()  # type: ignore[arg-type]
