@@ -89,6 +89,7 @@ def test_the_sweep_of_normal_data_parses_and_shows_geometry() -> None:
     assert set(NORMAL_DATA) <= set(metrics(sweep))
     assert not set(NORMAL_DATA) & set(metrics(read_sweep(packaged_path("configs/sweeps/quick.yaml"))))
     labels = {label({"data.pairing": values["data.pairing"]}) for values in sweep.combinations()}
+    assert not any("\n" in words for words in labels), "a label is one line"
     assert len(labels) == 7 and len(sweep.combinations()) == 21
 
 

@@ -360,7 +360,7 @@ def test_metrics_have_their_names_and_are_finite(run_folder: tuple[Path, Unlearn
     summary = json.loads((folder / "metrics.json").read_text())
     assert {key: summary[key] for key in points[-1]} == points[-1]
     assert summary["absent"] == {}
-    extra = {"chosen", "frontier_area", "frontier_area_ks", "absent", "notes", "tokens"}
+    extra = {"chosen", "frontier_area", "frontier_area_ks", "absent", "notes", "tokens", "normals/similarity"}
     assert set(summary) - set(points[-1]) == extra
 
 

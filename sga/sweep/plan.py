@@ -561,7 +561,7 @@ def described(value: Any) -> str:
         return " ".join(f"{key}={_nested(one)}" for key, one in value.items())
     if isinstance(value, list):
         return "[" + ", ".join(described(one) for one in value) + "]"
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{value:g}" if isinstance(value, float) else " ".join(str(value).split())
 
 
 def _nested(value: Any) -> str:
