@@ -342,16 +342,16 @@ def test_retry_after_is_a_number_or_a_date() -> None:
 
 
 def test_requests_per_minute_spaces_requests() -> None:
-    """At 600 a minute, five requests at once begin within 0.4 s at the earliest."""
+    """At 300 a minute, five requests at once begin within 0.8 s; the first may be seen late on a busy machine."""
 
     async def several(writer: Endpoint) -> None:
         await asyncio.gather(*(writer.write([{"role": "user", "content": str(i)}], 0) for i in range(5)))
         await writer.close()
 
     with Misbehaving(kinds=()) as server:
-        asyncio.run(several(endpoint(server.url, requests_per_minute=600.0, timeout=5)))
+        asyncio.run(several(endpoint(server.url, requests_per_minute=300.0, timeout=5)))
         starts = sorted(server.starts)
-    assert starts[-1] - starts[0] >= 0.35
+    assert starts[-1] - starts[0] >= 0.5
 
 
 # ---- prompts, replies, local models ---------------------------------------------------------------------------------
