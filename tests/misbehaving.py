@@ -6,7 +6,6 @@ import json
 import random
 import socket
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -50,7 +49,6 @@ class Misbehaving:
         self.asked: Counter[str] = Counter()
         self.faults: Counter[str] = Counter()
         self.keys: set[str | None] = set()
-        self.starts: list[float] = []
         self.in_flight = self.most_in_flight = 0
         self.reply: Callable[[str, int], tuple[int, dict[str, str], bytes] | None] | None = None
         self._lock = threading.Lock()
@@ -91,7 +89,6 @@ class Misbehaving:
         body = handler.rfile.read(int(handler.headers["Content-Length"]))
         message = json.loads(body)["messages"][-1]["content"]
         with self._lock:
-            self.starts.append(time.monotonic())
             self.asked[message] += 1
             count = self.asked[message]
             self.keys.add(handler.headers.get("Authorization"))

@@ -28,7 +28,8 @@ from sga.normals.client import Endpoint, GaveUp, LocalModel, _retry_after
 from sga.normals.generation import Generation, Journal, Prompt, parsed, read_prompt
 
 KEY = "sk-secret-0123456789"
-QUICK = ["--timeout=0.5", "--backoff=0.01", "--concurrency=8", "--attempts=12"]
+# The timeout is far above what a busy machine takes for an answer, and below what a hanging socket does.
+QUICK = ["--timeout=2", "--backoff=0.01", "--concurrency=8", "--attempts=12"]
 
 
 def people(count: int) -> list[dict[str, str]]:
@@ -81,7 +82,7 @@ def test_a_server_that_fails_in_every_way_leaves_nothing_out(
     data: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "normals.jsonl"
-    with Misbehaving(hang=3.0) as server:
+    with Misbehaving(hang=6.0) as server:
         assert main(command(server, output, data)) == 0
         assert all(server.faults[kind] > 0 for kind in server.kinds), "each fault took place"
         assert server.most_in_flight <= 8 + server.faults["hang"]  # those that hang are given up by the client
@@ -135,7 +136,7 @@ benchmark = OwnData("forget.jsonl", "retain.jsonl").load(str(folder))
 forget, pool = benchmark.training["forget"], benchmark.training["retain"]
 generation = Generation(
     forget, 3, read_prompt(packaged_path("configs/prompts/qa.yaml")),
-    Endpoint(url, "m", timeout=0.5, backoff=0.01, concurrency=4), Checker(Checks(), forget, pool), attempts=12,
+    Endpoint(url, "m", timeout=2, backoff=0.01, concurrency=4), Checker(Checks(), forget, pool), attempts=12,
 )
 journal = Journal(folder / "normals.jsonl.answers")
 generation.replay(journal)
@@ -147,7 +148,7 @@ assert all(slot.normal is not None for slot in generation.slots)
 def test_a_killed_process_goes_on_and_repeats_at_most_what_was_in_flight(tmp_path: Path) -> None:
     """The part of the command that asks, by itself: it starts faster."""
     benchmark(tmp_path, 12)
-    with Misbehaving(share=0.1, hang=3.0, delay=0.02) as server:
+    with Misbehaving(share=0.1, hang=6.0, delay=0.02) as server:
         arguments = [sys.executable, "-c", SCRIPT, str(tmp_path), server.url]
         killed_twice(server, arguments, tmp_path / "normals.jsonl.answers", 10, 4)
 
@@ -155,7 +156,7 @@ def test_a_killed_process_goes_on_and_repeats_at_most_what_was_in_flight(tmp_pat
 @pytest.mark.slow
 def test_four_hundred_times_three_killed_twice(tmp_path: Path) -> None:
     data, output = benchmark(tmp_path, 400), tmp_path / "normals.jsonl"
-    with Misbehaving(share=0.1, hang=3.0, delay=0.02) as server:
+    with Misbehaving(share=0.1, hang=6.0, delay=0.02) as server:
         arguments = [sys.executable, "-m", "sga", *command(server, output, data)]
         killed_twice(server, arguments, tmp_path / "normals.jsonl.answers", 300, 8)
         assert all(server.faults[kind] > 50 for kind in server.kinds)
@@ -342,16 +343,16 @@ def test_retry_after_is_a_number_or_a_date() -> None:
 
 
 def test_requests_per_minute_spaces_requests() -> None:
-    """At 300 a minute, five requests at once begin within 0.8 s; the first may be seen late on a busy machine."""
+    """At 600 a minute the fifth of five requests at once begins 0.4 s after the first at the earliest."""
 
-    async def several(writer: Endpoint) -> None:
+    async def several(writer: Endpoint) -> float:
+        started = time.monotonic()
         await asyncio.gather(*(writer.write([{"role": "user", "content": str(i)}], 0) for i in range(5)))
         await writer.close()
+        return time.monotonic() - started
 
     with Misbehaving(kinds=()) as server:
-        asyncio.run(several(endpoint(server.url, requests_per_minute=300.0, timeout=5)))
-        starts = sorted(server.starts)
-    assert starts[-1] - starts[0] >= 0.5
+        assert asyncio.run(several(endpoint(server.url, requests_per_minute=600.0, timeout=5))) >= 0.4
 
 
 # ---- prompts, replies, local models ---------------------------------------------------------------------------------
