@@ -204,14 +204,10 @@ class GroupLoader:
         return [row for place, row in enumerate(group) if place in kept or place not in normals]
 
     @property
-    def _drawn_roles(self) -> Sequence[str]:
-        normals = self.roles.count(NORMAL)
-        count = normals if self.group_size is None else min(normals, self.group_size - 1)
-        return (
-            [role for role in self.roles if role != NORMAL][:1]
-            + [NORMAL] * count
-            + [role for role in self.roles if role != NORMAL][1:]
-        )
+    def _drawn_roles(self) -> list[str]:
+        """Role of each sequence of a group as an epoch has it."""
+        surplus = columns_of(self.roles, [NORMAL])[self.group_size - 1 :] if self.group_size is not None else []
+        return [role for place, role in enumerate(self.roles) if place not in surplus]
 
     def _plan(self, epoch: int) -> Iterator[tuple[list[int], float]]:
         """Group indices and scale of each of this process's micro-batches."""

@@ -237,3 +237,19 @@ def test_negative_control_without_the_scale_an_uneven_cut_shows(tiny_network: Ti
     whole = step_gradient(tiny_network, None, 1, lambda batch: batch.scale)
     unscaled = step_gradient(tiny_network, 3, 1, lambda batch: 1.0)
     assert max((a - b).abs().max() for a, b in zip(unscaled, whole, strict=True)) > 1e-4
+
+
+def test_of_a_larger_pool_only_normal_samples_are_drawn() -> None:
+    """Roles with other answers and retain samples after a pool of five normals; K = 3 takes two of these."""
+    roles = ["forget", *["normal"] * 5, "alternative", "retain"]
+    group = [Encoded((1, 10 + place, 2), 1) for place in range(8)]
+    loader = GroupLoader([group], 1, None, seed=0, roles=roles, group_size=3)
+    seen = set()
+    for _ in range(30):
+        (batch,) = loader
+        assert batch.roles == ("forget", "normal", "normal", "alternative", "retain")
+        tokens = batch.input_ids[:, 1].tolist()
+        assert tokens[0] == 10 and tokens[3:] == [16, 17]
+        assert 11 <= tokens[1] < tokens[2] <= 15
+        seen |= set(tokens[1:3])
+    assert seen == {11, 12, 13, 14, 15}, "every normal has its turn"
