@@ -160,6 +160,7 @@ class GroupLoader:
             if value is not None and value < 1:
                 raise UserError(f"{name} must be at least 1, got {value}")
         self.groups = groups
+        self._sizes = [sum(len(row.ids) for row in group) for group in groups]
         self.batch_size = batch_size
         self.micro_batch_size = micro_batch_size or math.ceil(batch_size / world_size)
         self.seed, self.rank, self.world_size, self.pad_id = seed, rank, world_size, pad_id
@@ -213,7 +214,8 @@ class GroupLoader:
         """Group indices and scale of each of this process's micro-batches."""
         order = np.random.default_rng([self.seed, epoch]).permutation(len(self.groups)).tolist()
         for start in range(0, len(order), self.batch_size):
-            step = order[start : start + self.batch_size]
+            # Longest first: what is forwarded together is of one length, and so is what the processes have to do.
+            step = sorted(order[start : start + self.batch_size], key=self._sizes.__getitem__, reverse=True)
             mine = step[self.rank :: self.world_size]
             passes = math.ceil(len(step) / (self.micro_batch_size * self.world_size))
             for number in range(passes):

@@ -197,18 +197,12 @@ class UnlearningData(pl.LightningDataModule):
         self.benchmark = benchmark
 
     def encode(self, groups: Sequence[Group]) -> list[list[Encoded]]:
-        """Token ids of groups; a record that stands in many groups is tokenised once."""
-        seen: dict[str, Encoded] = {}
-
-        def encoded(record: Record) -> Encoded:
-            if record.id not in seen:
-                seen[record.id] = self.encoder.encode(record.question, record.answer)
-            return seen[record.id]
-
-        return [
-            [encoded(record) for record in (group.forget, *group.normals, *group.alternatives, *group.retain)]
-            for group in groups
-        ]
+        """Token ids of groups; the tokenizer gets all texts at once, a record that stands in many groups once."""
+        rows = [(group.forget, *group.normals, *group.alternatives, *group.retain) for group in groups]
+        records = list({record.id: record for row in rows for record in row}.values())
+        encoded, _ = self.encoder.encode_all([(record.question, record.answer) for record in records])
+        by_id = {record.id: sequence for record, sequence in zip(records, encoded, strict=True)}
+        return [[by_id[record.id] for record in row] for row in rows]
 
     def sequences(self, roles: Sequence[str]) -> list[Encoded]:
         """Token ids of all groups' sequences of some roles; setup() for training has run."""

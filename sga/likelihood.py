@@ -5,46 +5,62 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from sga.answers import Answers
 from sga.batches import Batch
 from sga.errors import UserError
+from sga.packing import packed, padded, visible
 
 
-def logits_at(model: nn.Module, predicting: Tensor, **arguments: Any) -> Tensor:
-    """Logits at chosen positions, row by row in reading order.
+def logits_at(model: nn.Module, places: Tensor, **arguments: Any) -> Tensor:
+    """Logits at chosen places, in their order.
 
-    The language-model head sees these M positions and no others: what it is given is cut on the way in, so that
+    The language-model head sees these M places and no others: what it is given is cut on the way in, so that
     whatever the model does after it (scaling, soft-capping) is done as always.
 
     Args:
         model: A Hugging Face causal language model, or anything that is called like one.
-        predicting: [N, T], True on the positions.
-        arguments: Arguments of the forward pass, ``input_ids`` [N, T] among them.
+        places: [M], in the flattened [R·T].
+        arguments: Arguments of the forward pass, ``input_ids`` [R, T] among them.
 
     Returns:
         [M, V], in the type in which the model gives them.
     """
-    head = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None  # type: ignore[no-untyped-call]
+    head = head_of(model)
     if head is None:
         whole: Tensor = model(**arguments, use_cache=False).logits
-        return whole[predicting]  # [N, T, V] -> [M, V]
+        return whole.flatten(0, 1)[places]  # [R, T, V] -> [M, V]
+    with _cut(head, places):
+        logits: Tensor = model(**arguments, use_cache=False).logits[0]  # [1, M, V] -> [M, V]
+    return logits
+
+
+def head_of(model: nn.Module) -> nn.Module | None:
+    """The language-model head; None where a model has no single one."""
+    found: nn.Module | None = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None  # type: ignore[no-untyped-call]
+    return found
+
+
+@contextmanager
+def _cut(head: nn.Module, places: Tensor) -> Iterator[None]:
+    """Within it the head is given M places only, [R, T, H] -> [1, M, H]."""
 
     def cut(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (inputs[0][predicting][None], *inputs[1:])  # [N, T, H] -> [1, M, H]
+        return (inputs[0].flatten(0, 1)[places][None], *inputs[1:])
 
     handle = head.register_forward_pre_hook(cut)
     try:
-        logits: Tensor = model(**arguments, use_cache=False).logits[0]  # [1, M, V] -> [M, V]
+        yield
     finally:
         handle.remove()
-    return logits
 
 
 def answer_logits(model: nn.Module, batch: Batch) -> Tensor:
@@ -53,9 +69,8 @@ def answer_logits(model: nn.Module, batch: Batch) -> Tensor:
     Returns:
         [M, V] for the M answer tokens; float32 at least, whatever the weights' type.
     """
-    predicting = batch.answer_mask.roll(-1, dims=1)  # position t predicts token t + 1; column 0 is False
-    logits = logits_at(model, predicting, input_ids=batch.input_ids, attention_mask=batch.attention_mask)
-    return _at_least_float32(logits)
+    layout = padded(batch)
+    return _at_least_float32(logits_at(model, layout.predicting, **layout.arguments))
 
 
 def _at_least_float32(values: Tensor) -> Tensor:
@@ -67,7 +82,26 @@ def takes(model: nn.Module, argument: str) -> bool:
     return argument in inspect.signature(model.forward).parameters
 
 
-def sequence_nll(model: nn.Module, batch: Batch) -> Tensor:
+@dataclass(frozen=True)
+class Reading:
+    """How a model reads batches; of no consequence for what it says but for rounding.
+
+    Attributes:
+        packing: Whether several sequences stand in a row; see `sga.packing`.
+        room: Most tokens of such a row, where that is more than the longest sequence has. Attention that makes a mask
+            of whole rows takes time and memory with their square; to the other kind all goes in one row.
+        given_mask: Whether the model is given a mask of what sees what. Most make it from the positions themselves.
+        max_logits: Most logits (answer tokens times vocabulary) that exist at a time; where there are more, the head
+            is run on parts of the answer tokens, and once more in the backward pass. None has no limit.
+    """
+
+    packing: bool = False
+    room: int = 0
+    given_mask: bool = False
+    max_logits: int | None = None
+
+
+def sequence_nll(model: nn.Module, batch: Batch, reading: Reading = Reading()) -> Tensor:
     """Mean negative log-likelihood of each sequence's answer tokens, in one forward pass for all groups.
 
     nll = −(1/T)·Σ_t log p(a_t | prompt, a_<t), the end-of-sequence token counted.
@@ -75,14 +109,21 @@ def sequence_nll(model: nn.Module, batch: Batch) -> Tensor:
     Args:
         model: A Hugging Face causal language model, or anything that is called like one.
         batch: B groups of K sequences.
+        reading: How the model reads them.
 
     Returns:
         [B, K], nats per token.
     """
-    return read_answers(model, batch).nll
+    return read_answers(model, batch, reading=reading).nll
 
 
-def read_answers(model: nn.Module, batch: Batch, keep_logits: bool = False, hidden_layer: int | None = None) -> Answers:
+def read_answers(
+    model: nn.Module,
+    batch: Batch,
+    keep_logits: bool = False,
+    hidden_layer: int | None = None,
+    reading: Reading = Reading(),
+) -> Answers:
     """What the model says about a batch's answer tokens, in one forward pass for all groups.
 
     Args:
@@ -90,21 +131,119 @@ def read_answers(model: nn.Module, batch: Batch, keep_logits: bool = False, hidd
         batch: B groups of K sequences.
         keep_logits: Whether the logits are wanted: M rows of the vocabulary's size.
         hidden_layer: The block, counted from 0, whose output is wanted; negative ones count from the last.
+        reading: How the model reads them.
     """
-    with _block_outputs(model, hidden_layer) as outputs:
-        logits = answer_logits(model, batch)
+    layout = padded(batch)
+    if reading.packing:
+        layout = packed(batch, batch.tokens if _attends_by_length(model) else reading.room)
+        if reading.given_mask:
+            sees = visible(layout.arguments["position_ids"])
+            layout.arguments["attention_mask"] = attention_mask(model, sees)
     targets = batch.input_ids[batch.answer_mask]  # [M]
+    head = head_of(model)
+    logits = None
+    with _block_outputs(model, hidden_layer) as outputs:
+        if head is None or keep_logits or not _exceeds(reading.max_logits, len(targets), head):
+            logits = _at_least_float32(logits_at(model, layout.predicting, **layout.arguments))
+            token_nll = functional.cross_entropy(logits, targets, reduction="none")
+        else:
+            assert reading.max_logits is not None, "it is exceeded"
+            with _cut(head, layout.predicting), _in_chunks(head, targets, reading.max_logits):
+                token_nll = model(**layout.arguments, use_cache=False).logits[0, :, 0]  # [1, M, 1] -> [M]
     return Answers(
         roles=batch.roles,
-        token_nll=functional.cross_entropy(logits, targets, reduction="none"),
+        token_nll=token_nll,
         targets=targets,
         rows=batch.answer_mask.nonzero()[:, 0],
         lengths=batch.answer_mask.sum(dim=1).view(-1, batch.group_size),  # [B*K] -> [B, K]
         sequence_lengths=batch.attention_mask.sum(dim=1).view(-1, batch.group_size),
         logits=logits if keep_logits else None,
-        hidden=_at_least_float32(outputs[0][batch.answer_mask]) if outputs else None,  # [B*K, T, H] -> [M, H]
+        hidden=_at_least_float32(outputs[0].flatten(0, 1)[layout.answers]) if outputs else None,  # -> [M, H]
         reference_nll=batch.reference_nll,
     )
+
+
+def _attends_by_length(model: nn.Module) -> bool:
+    """Whether attention takes the lengths of packed sequences instead of a mask of a whole row."""
+    name = str(getattr(getattr(model, "config", None), "_attn_implementation", ""))
+    return "flash" in name or "flex" in name
+
+
+def _exceeds(max_logits: int | None, positions: int, head: nn.Module) -> bool:
+    return max_logits is not None and positions * _vocabulary(head) > max_logits
+
+
+def _vocabulary(head: nn.Module) -> int:
+    weight: Any = head.weight
+    return int(weight.shape[0])
+
+
+@contextmanager
+def _in_chunks(head: nn.Module, targets: Tensor, max_logits: int) -> Iterator[None]:
+    """Within it the head gives the negative log-likelihood of the targets, [1, M, 1], in place of logits.
+
+    Each part's logits are let go and made again in the backward pass. Right only where nothing is done to the logits
+    after the head, see `chunks_work`. Within the model's forward pass, where sharded weights are whole.
+    """
+    forward = head.forward
+
+    def nll(hidden: Tensor, wanted: Tensor) -> Tensor:
+        return functional.cross_entropy(_at_least_float32(forward(hidden)), wanted, reduction="none")
+
+    def in_chunks(hidden: Tensor) -> Tensor:  # [1, M, H] -> [1, M, 1]
+        step = max(1, max_logits // _vocabulary(head))
+        parts = zip(torch.split(hidden[0], step), torch.split(targets, step), strict=True)
+        return torch.cat([checkpoint(nll, *part, use_reentrant=False) for part in parts])[None, :, None]
+
+    head.forward = in_chunks
+    try:
+        yield
+    finally:
+        head.forward = forward
+
+
+def attention_mask(model: nn.Module, sees: Tensor) -> Tensor:
+    """A mask of which token sees which, [R, T, T], in the form that the model's attention takes, [R, 1, T, T]."""
+    dtype = next(model.parameters()).dtype
+    return torch.zeros(sees.shape, dtype=dtype, device=sees.device).masked_fill(~sees, torch.finfo(dtype).min)[:, None]
+
+
+@torch.no_grad()
+def packed_reading(model: nn.Module, batch: Batch) -> Reading | None:
+    """How the model can read packed sequences and say of each what it says of it alone; None if it cannot.
+
+    Tried out on a batch of several sequences: a model that does not look at positions sees the sequences before one's
+    own and gives numbers that look right.
+    """
+    if not takes(model, "position_ids"):
+        return None
+    window: object = getattr(getattr(model, "config", None), "sliding_window", None)  # a given mask would open it
+    ways = [Reading(packing=True)] + ([Reading(packing=True, given_mask=True)] if window is None else [])
+    return next((way for way in ways if _says_the_same(model, batch, replace(way, room=batch.tokens))), None)
+
+
+@torch.no_grad()
+def chunks_work(model: nn.Module, batch: Batch) -> bool:
+    """Whether the head's logits are the model's; some scale or cap them afterwards."""
+    return head_of(model) is not None and _says_the_same(model, batch, Reading(max_logits=1))
+
+
+def _says_the_same(model: nn.Module, batch: Batch, reading: Reading) -> bool:
+    training = model.training
+    model.eval()
+    try:
+        alone = sequence_nll(model, batch)
+        try:
+            found = sequence_nll(model, batch, reading)
+        except (RuntimeError, TypeError, ValueError, IndexError) as error:  # of a model that does not know such input
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            return False
+    finally:
+        model.train(training)
+    # Rounding makes 1e-6 of a mean over tokens in float32; another sequence's tokens in sight make 1e-3 and more.
+    tolerance = 3e-5 if next(model.parameters()).dtype.itemsize >= 4 else 3e-2
+    return torch.allclose(found, alone, rtol=tolerance, atol=tolerance)
 
 
 def blocks(model: nn.Module) -> nn.ModuleList:

@@ -28,7 +28,7 @@ from sga.evaluation.plan import GenerateBatch, ScoreBatch
 from sga.evaluation.requests import Answer, Generation
 from sga.geometry import Geometry, total
 from sga.language_models import PURE_BFLOAT16, LanguageModel
-from sga.likelihood import blocks, read_answers, sequence_nll
+from sga.likelihood import Reading, blocks, chunks_work, packed_reading, read_answers, sequence_nll
 from sga.losses import FineTuning, Loss, Needs, WeighingLoss
 from sga.optimization import LinearSchedule, Schedule
 from sga.rates import RatePolicy, RateState
@@ -51,6 +51,9 @@ class UnlearningModule(pl.LightningModule):
         optimizer: OptimizerCallable = adamw,
         schedule: Schedule = LinearSchedule(),  # noqa: B008  (frozen)
         gradient_checkpointing: bool = False,
+        packing: bool = True,
+        max_logits: int | None = 1 << 28,
+        compile: bool = False,
     ) -> None:
         """Notes the parts; weights are loaded when training or evaluation starts.
 
@@ -60,6 +63,13 @@ class UnlearningModule(pl.LightningModule):
             optimizer: Optimiser; default AdamW with lr 1e-5 and weight decay 0.01.
             schedule: Learning rate over the steps.
             gradient_checkpointing: Recompute activations in the backward pass: less memory, more time.
+            packing: Put several sequences into a row, so that next to nothing is padding. Changes memory and speed,
+                never the result; a model that cannot have its sequences packed is found out before training.
+            max_logits: Most logits of answer tokens that exist at a time in a training step (4 bytes each, and as much
+                again for their gradients); beyond it they are made in parts, twice. null has no limit. Changes memory
+                and speed only.
+            compile: Compile the transformer blocks with torch.compile: faster on GPUs, after minutes in the first
+                steps.
         """
         super().__init__()
         self.language_model = language_model
@@ -67,6 +77,11 @@ class UnlearningModule(pl.LightningModule):
         self.optimizer = optimizer
         self.schedule = schedule
         self.gradient_checkpointing = gradient_checkpointing
+        if max_logits is not None and max_logits < 1:
+            raise UserError(f"max_logits must be at least 1, or null for no limit, got {max_logits}")
+        self.packing, self.max_logits, self.compile_blocks = packing, max_logits, compile
+        self.reading = Reading()
+        """How the model reads training batches, as far as it can; see `on_fit_start`."""
         self.model: PreTrainedModel | None = None
         self.answers: dict[int, Answer] = {}
         """Of the evaluation that is under way, by the plan's jobs; this process's only, until they are gathered."""
@@ -121,6 +136,10 @@ class UnlearningModule(pl.LightningModule):
             check_layers(self.model, self._needs)
             if self.gradient_checkpointing:
                 self.model.gradient_checkpointing_enable()  # type: ignore[no-untyped-call]
+            if self.compile_blocks:
+                # Block by block: the same code for all of them, and hooks on the head stay outside.
+                for block in blocks(self.model):
+                    block.compile(dynamic=True)
 
     @property
     def data(self) -> UnlearningData:
@@ -131,6 +150,7 @@ class UnlearningModule(pl.LightningModule):
         return data
 
     def on_fit_start(self) -> None:
+        self.reading = self._tried_out()
         self._starting, reference = starting_model(
             self._network,
             resumed=self.trainer.ckpt_path is not None,
@@ -143,6 +163,24 @@ class UnlearningModule(pl.LightningModule):
         )
         self.data.set_reference(reference)
         self._network.train()  # from_pretrained leaves a model in eval mode; Lightning keeps the mode it finds
+
+    def _tried_out(self) -> Reading:
+        """The wanted way of reading, less what the model turns out to be incapable of; in all processes the same."""
+        rows = sorted({row for group in self.data.train_dataloader().groups[:32] for row in group}, key=_length)
+        sample = collate([[row] for row in (*rows[:3], rows[-1])], pad_id=self.data.tokenizer.pad_token_id or 0)
+        sample = self.transfer_batch_to_device(sample, self.device, 0)
+
+        agreed = self.trainer.strategy.reduce_boolean_decision
+        packing = packed_reading(self._network, sample) if self.packing else None
+        if self.packing and not agreed(packing is not None):
+            packing = None
+            warnings.warn(
+                f"{type(self._network).__name__} takes the sequences of a packed row for one text: going on with one "
+                "sequence a row, which gives the same result more slowly (--model.packing=false leaves this out)",
+                stacklevel=2,
+            )
+        chunks = self.max_logits is not None and agreed(chunks_work(self._network, sample))
+        return replace(packing or Reading(), max_logits=self.max_logits if chunks else None)
 
     def _load_again(self) -> PreTrainedModel:
         """The starting model, where this run's own weights no longer are."""
@@ -192,7 +230,7 @@ class UnlearningModule(pl.LightningModule):
         """What the loss reads, and nothing that it does not ask for."""
         needs = self._needs
         self.tokens["tokens"] += batch.tokens
-        answers = read_answers(self._network, batch, needs.logits, needs.hidden_layer)
+        answers = read_answers(self._network, batch, needs.logits, needs.hidden_layer, self.reading)
         if self._starting is None or not needs.reference:
             return answers
         beside = batch.select(*needs.reference)
@@ -209,7 +247,7 @@ class UnlearningModule(pl.LightningModule):
         self.tokens["tokens"] += batch.tokens
         if self._split is None:
             self._split = SplitGradients(self._network.named_parameters())
-        forget = sequence_nll(self._network, batch.forget_only()).mean()
+        forget = sequence_nll(self._network, batch.forget_only(), self.reading).mean()
         self._check_divergence(forget)
         part = forget * batch.scale / self.trainer.accumulate_grad_batches  # Lightning does the latter to what it gets
         if self._scaler is not None:
@@ -217,7 +255,7 @@ class UnlearningModule(pl.LightningModule):
         # Neither DDP's hooks (it waits for gradients only after training_step) nor autocast take part in this pass.
         with self._split.forget_part(), torch.autocast(self.device.type, enabled=False):
             part.backward()  # type: ignore[no-untyped-call]
-        normal = sequence_nll(self._network, batch.normals_only()).mean()
+        normal = sequence_nll(self._network, batch.normals_only(), self.reading).mean()
         self._check_divergence(normal)
         self._log_step({"train/forget_nll": forget, "train/normal_nll": normal}, batch)
         return normal * batch.scale
@@ -394,6 +432,10 @@ class UnlearningModule(pl.LightningModule):
     def _network(self) -> PreTrainedModel:
         assert self.model is not None, "configure_model() has run"
         return self.model
+
+
+def _length(sequence: Encoded) -> tuple[int, tuple[int, ...]]:
+    return len(sequence.ids), sequence.ids
 
 
 def check_layers(model: PreTrainedModel, needs: Needs) -> None:

@@ -22,6 +22,7 @@ LAYERS = (
     {"sga.groups", "sga.encoding", "sga.answers"},
     {"sga.normals"},
     {"sga.batches"},
+    {"sga.packing"},
     {"sga.likelihood", "sga.geometry", "sga.evaluation.requests"},
     {"sga.rates", "sga.split"},
     {"sga.losses", "sga.optimization", "sga.evaluation"},

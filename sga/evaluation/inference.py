@@ -18,7 +18,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 from sga.errors import DivergenceError, UserError
 from sga.evaluation.plan import GenerateBatch, GenerateJob, ScoreBatch
 from sga.evaluation.requests import Answer, Generation, TokenScores
-from sga.likelihood import logits_at, takes
+from sga.likelihood import attention_mask, logits_at, takes
 
 _CHUNK = {"cpu": 1 << 20, "cuda": 1 << 26}
 """Numbers of a [positions, vocabulary] block that are looked at together: what fits the processor's cache on a CPU."""
@@ -165,7 +165,7 @@ def score_with_hits(model: nn.Module, batch: ScoreBatch) -> tuple[list[TokenScor
     """`score`, and for every job which of its scored tokens are the arg-max, [T]."""
     arguments: dict[str, Any] = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
     if batch.sees is not None:
-        arguments["attention_mask"] = _mask(model, batch.sees)
+        arguments["attention_mask"] = attention_mask(model, batch.sees)
         arguments["position_ids"] = batch.position_ids
     logits = logits_at(model, batch.predicting, **arguments)  # [M, V]
     ends = np.cumsum([len(job.ids) - job.prompt_length for job in batch.jobs])[:-1]
@@ -175,12 +175,6 @@ def score_with_hits(model: nn.Module, batch: ScoreBatch) -> tuple[list[TokenScor
         for job, parts in zip(batch.jobs, zip(*columns, strict=True), strict=True)
     ]
     return scores, columns[1]
-
-
-def _mask(model: nn.Module, sees: Tensor) -> Tensor:
-    """An attention mask [N, 1, T, T] in the form that the model's attention takes."""
-    dtype = next(model.parameters()).dtype
-    return torch.zeros(sees.shape, dtype=dtype, device=sees.device).masked_fill(~sees, torch.finfo(dtype).min)[:, None]
 
 
 def trees_work(model: nn.Module, batch: ScoreBatch) -> bool:

@@ -142,7 +142,7 @@ class ScoreBatch:
         position_ids: [N, T].
         attention_mask: [N, T], 1 on real tokens.
         sees: [N, T, T], which tokens each token sees; None where every row is a plain sequence.
-        predicting: [N, T], True on tokens whose prediction is scored; M of them.
+        predicting: [M], places in the flattened [N·T] of the tokens whose prediction is scored; rising.
         prediction: [S], for each scored token which of the M predictions is meant.
         targets: [S], the scored tokens.
         detail: [M], True where means and variances are wanted.
@@ -173,14 +173,11 @@ class ScoreBatch:
             for (_, job), path in zip(group, tree.paths, strict=True)
         ]
         flat = torch.from_numpy(np.concatenate(nodes)) if nodes else torch.empty(0, dtype=torch.long)
-        distinct, self.prediction = torch.unique(flat, return_inverse=True)  # sorted, as a mask reads them
-        self.predicting = torch.zeros(rows * width, dtype=torch.bool)
-        self.predicting[distinct] = True
-        self.predicting = self.predicting.view(rows, width)
+        self.predicting, self.prediction = torch.unique(flat, return_inverse=True)
         scored = [job.ids[job.prompt_length :] for job in self.jobs]
         self.targets = torch.tensor([token for tokens in scored for token in tokens], dtype=torch.long)
         wanted = [job.detail for job, tokens in zip(self.jobs, scored, strict=True) for _ in tokens]
-        self.detail = torch.zeros(len(distinct), dtype=torch.bool)
+        self.detail = torch.zeros(len(self.predicting), dtype=torch.bool)
         self.detail[self.prediction[torch.tensor(wanted, dtype=torch.bool)]] = True
 
     def to(self, device: torch.device | str, **options: Any) -> ScoreBatch:
