@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import warnings
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import datasets
 import lightning.pytorch as pl
 import torch
 import yaml
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 
@@ -31,11 +31,12 @@ from sga.callbacks import (
     RunFiles,
     Stopping,
 )
-from sga.callbacks.checkpoints import BEST, FOLDER, LAST
+from sga.callbacks.checkpoints import BEST, FOLDER, LAST, check_checkpoint
 from sga.datamodule import UnlearningData
 from sga.errors import UserError
-from sga.files import write_text
+from sga.files import read_yaml, write_text
 from sga.module import UnlearningModule
+from sga.settings import check_config_files, check_nulls, check_place, check_seed, check_trainer
 
 CONFIG_FILE = "config.yaml"
 KEPT = {"best": BEST, "last": LAST}
@@ -63,6 +64,13 @@ class UnlearningCLI(LightningCLI):
         parser.link_arguments("model.language_model", "data.language_model")
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        check_config_files(args, self._parser(args[0]))
+        super().parse_arguments(parser, args)
+        config = self.config[self.config.subcommand]
+        check_nulls(self._parser(args[0]), config)
+        check_seed(config.seed_everything)
+
     def _parse_ckpt_path(self) -> None:
         """Lightning reads the whole checkpoint here, for hyper-parameters that ours do not have."""
 
@@ -74,6 +82,8 @@ class UnlearningCLI(LightningCLI):
         if config.weights_only is None:
             config.weights_only = True  # a checkpoint is data: code that came with it is never run
         folder = Path(config.run.folder)
+        check_trainer(config.trainer)
+        check_place(folder)
         if self.subcommand == "fit":
             _check_folder(folder, config.ckpt_path, plain_config(self._parser("fit"), config))
         elif self.subcommand in ("test", "predict") and config.ckpt_path is None:
@@ -100,10 +110,27 @@ class UnlearningCLI(LightningCLI):
         if config["logger"] in (None, True):
             folder = self._get(self.config_init, "run").folder
             kwargs["logger"] = (
-                TensorBoardLogger(folder, name="tensorboard", version="") if self.subcommand == "fit" else False
+                LateTensorBoard(folder, name="tensorboard", version="") if self.subcommand == "fit" else False
             )
-        trainer: pl.Trainer = super().instantiate_trainer(**kwargs)
+        try:
+            trainer: pl.Trainer = super().instantiate_trainer(**kwargs)
+        except UserError:
+            raise
+        except (MisconfigurationException, ValueError, TypeError) as error:
+            raise UserError(f"the trainer's settings: {' '.join(str(error).split())}") from error
         return trainer
+
+
+class LateTensorBoard(TensorBoardLogger):
+    """Makes its files when the run begins, so that a start that is refused leaves nothing behind."""
+
+    begun = False
+
+    @property
+    def experiment(self) -> Any:
+        if not self.begun:
+            raise AttributeError("the run has not begun")  # Lightning asks for it before setup(), with hasattr()
+        return super().experiment
 
 
 class _ConfiguringCLI(UnlearningCLI):
@@ -130,6 +157,9 @@ class _SaveConfig(SaveConfigCallback):
         """Not yet: what is refused in another setup() must leave nothing behind."""
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        for logger in trainer.loggers:
+            if isinstance(logger, LateTensorBoard):
+                logger.begun = True
         self._write(trainer, "fit")
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -159,8 +189,7 @@ def checkpoint_file(folder: Path, checkpoint: str | None, required: bool) -> str
             f"model folder (--model.language_model.name_or_path {folder})"
         )
     if path.is_file():
-        if not zipfile.is_zipfile(path):
-            raise UserError(f"--ckpt_path {path}: not a checkpoint, or a damaged one; go on from an earlier one")
+        check_checkpoint(path)
         return str(path)
     if checkpoint == "last" and not required:
         if (folder / CONFIG_FILE).exists():
@@ -193,7 +222,9 @@ def _check_folder(folder: Path, checkpoint: str | None, config: dict[str, Any]) 
 
 def _check_same(folder: Path, config: dict[str, Any], what: str, parts: Sequence[str] = ()) -> None:
     """Refuses to go on in a folder whose configuration names another model, method, data or seed, or other `parts`."""
-    before = yaml.safe_load((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    before = read_yaml(folder / CONFIG_FILE)
+    if not isinstance(before, dict):
+        raise UserError(f"{folder / CONFIG_FILE}: not a run's configuration; choose another --run.folder")
     differences = [
         f"{name}: {old!r} before, {new!r} now"
         for part in ("seed_everything", "model", "data", *parts)
@@ -240,7 +271,10 @@ def _cli(kind: type[UnlearningCLI], arguments: Sequence[str]) -> UnlearningCLI:
         seed_everything_default=0,
         auto_configure_optimizers=False,
         load_from_checkpoint_support=False,
-        parser_kwargs={verb: {"prog": f"sga {verb}"} for verb in verbs},
+        parser_kwargs={
+            "prog": "sga",
+            **{verb: {"usage": f"sga {verb} [--config FILE] [--NAME VALUE …]"} for verb in verbs},
+        },
         trainer_defaults={
             "max_epochs": 5,  # TOFU's
             "num_sanity_val_steps": -1,  # the evaluation before the first step

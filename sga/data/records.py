@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from sga.errors import UserError
+from sga.files import json_value
 
 EVALUATION_SETS = (
     "forget",
@@ -125,7 +126,7 @@ def read_jsonl(path: str | Path) -> list[tuple[int, dict[str, Any]]]:
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
+                row = json_value(line)
             except json.JSONDecodeError as error:
                 raise UserError(
                     f"{path}:{number}: not JSON ({error.msg}, column {error.colno}); "
