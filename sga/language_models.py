@@ -114,7 +114,7 @@ class Pretrained(LanguageModel):
         if self.dtype == "bfloat16":
             warnings.warn(PURE_BFLOAT16, stacklevel=2)
         try:
-            network, loaded = AutoModelForCausalLM.from_pretrained(
+            made: Any = AutoModelForCausalLM.from_pretrained(
                 self.name_or_path,
                 revision=self.revision,
                 dtype=getattr(torch, self.dtype),
@@ -126,6 +126,7 @@ class Pretrained(LanguageModel):
             raise
         except Exception as error:
             raise _unreadable("model", self.name_or_path, error) from error
+        network, loaded = made
         if loaded["missing_keys"]:  # transformers draws them at random, with a warning
             raise UserError(
                 f"the weights in {self.name_or_path!r} lack {len(loaded['missing_keys'])} parameters of its "

@@ -88,13 +88,15 @@ class StraightToDisk(TorchCheckpointIO):
             def flush(self) -> None:
                 file.flush()
 
-        with open(path, "wb", buffering=0) as file:
+        watched: Any = Watched()
+        with open(path, "wb") as file:
             try:
-                torch.save(checkpoint, Watched())
+                torch.save(checkpoint, watched)
             except RuntimeError:
                 if failed:
                     raise OSError(failed[0].errno, failed[0].strerror, str(path)) from None
                 raise
+            file.flush()
             os.fsync(file.fileno())
 
 
@@ -150,8 +152,9 @@ def check_checkpoint(path: Path) -> None:
             "from a checkpoint of this program"
         ) from None
     except Exception as error:  # zipfile and torch.load have no common error for damaged files
+        said = " ".join(str(error).split())
         raise UserError(
-            f"{where}: not a checkpoint, or a damaged one ({' '.join(str(error).split()):.200}); go on from an earlier one"
+            f"{where}: not a checkpoint, or a damaged one ({said:.200}); go on from an earlier one"
         ) from None
     expected = ("state_dict", "global_step", "pytorch-lightning_version")
     missing = [name for name in expected if not isinstance(content, dict) or name not in content]
