@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -122,9 +123,32 @@ class UnlearningCLI(LightningCLI):
 
 
 class LateTensorBoard(TensorBoardLogger):
-    """Makes its files when the run begins, so that a start that is refused leaves nothing behind."""
+    """Makes its files when the run begins, so that a start that is refused leaves nothing behind.
+
+    Charts are a by-product: where they cannot be written (a full disk, say), they end with a warning. Whether the run
+    ends too is decided by the files that it needs.
+    """
 
     begun = False
+    failed = False
+
+    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+        self._try(super().log_metrics, metrics, step)
+
+    def save(self) -> None:
+        self._try(super().save)
+
+    def finalize(self, status: str) -> None:
+        self._try(super().finalize, status)
+
+    def _try(self, write: Callable[..., None], *arguments: Any) -> None:
+        if self.failed:
+            return
+        try:
+            write(*arguments)
+        except OSError as error:
+            self.failed = True
+            warnings.warn(f"TensorBoard's charts end here: {error}", stacklevel=2)
 
     @property
     def experiment(self) -> Any:
@@ -263,8 +287,10 @@ def parsed(arguments: Sequence[str]) -> Any:
 
 def _cli(kind: type[UnlearningCLI], arguments: Sequence[str]) -> UnlearningCLI:
     _quiet()
-    verbs = ("fit", "validate", "test", "predict")
-    return kind(
+    verb = arguments[0]
+    verbs = {verb: LightningCLI.subcommands()[verb]}  # a parser for each of the four would take most of the start
+    of_verb = type(kind.__name__, (kind,), {"subcommands": staticmethod(lambda: verbs)})
+    cli: UnlearningCLI = of_verb(
         UnlearningModule,
         UnlearningData,
         save_config_callback=_SaveConfig,
@@ -273,7 +299,7 @@ def _cli(kind: type[UnlearningCLI], arguments: Sequence[str]) -> UnlearningCLI:
         load_from_checkpoint_support=False,
         parser_kwargs={
             "prog": "sga",
-            **{verb: {"usage": f"sga {verb} [--config FILE] [--NAME VALUE …]"} for verb in verbs},
+            verb: {"usage": f"sga {verb} [--config FILE] [--NAME VALUE …]"},
         },
         trainer_defaults={
             "max_epochs": 5,  # TOFU's
@@ -284,6 +310,7 @@ def _cli(kind: type[UnlearningCLI], arguments: Sequence[str]) -> UnlearningCLI:
         },
         args=list(arguments),
     )
+    return cli
 
 
 def _quiet() -> None:
@@ -294,8 +321,15 @@ def _quiet() -> None:
             name
         ).handlers:  # not the logger: its filters do not see its children's records
             handler.addFilter(lambda record: not any(part in record.getMessage().lower() for part in useless))
+    threading.excepthook = _say_of_thread
     datasets.disable_progress_bars()
     warnings.filterwarnings("ignore", message=".*LightningCLI's args parameter.*")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*treespec.*", category=DeprecationWarning)
     warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
+
+
+def _say_of_thread(arguments: threading.ExceptHookArgs) -> None:
+    """As usual, but for TensorBoard's writer, whose failure is raised once more in the main thread."""
+    if type(arguments.thread).__name__ != "_AsyncWriterThread":
+        threading.__excepthook__(arguments)

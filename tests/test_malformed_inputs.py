@@ -213,7 +213,9 @@ CASES: dict[str, Case] = {
     "data/nan": line("NaN", "expected a JSON object, found float"),
     "data/nested deeply": line(f'{{"question": "a", "answer": {DEEP}', "not JSON (maximum recursion depth"),
     "data/long number": line(f'{{"question": "a", "answer": {"9" * 5000}}}', "not JSON (Exceeds the limit"),
-    "data/half a character": line('{"question": "Who?", "answer": "\\ud800"}', "not JSON (half of a surrogate pair"),
+    "data/half a character": line(
+        '{"question": "Who?", "answer": "\\ud800"}', "'answer' has half of a character in it (\\ud800)"
+    ),
     "data/folder": settings("inputs: no such file", "--data.source.forget="),
     "data/forget in retain": settings("also stands in the retain pool", "--data.source.retain=forget.jsonl"),
     "tofu/one split": (

@@ -6,6 +6,7 @@ import json
 import platform
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -229,11 +230,12 @@ class RunFiles(pl.Callback):
                 ]
                 for key, row in shown[: self.sample_texts]:
                     record = evaluation.texts[key]
-                    logger.experiment.add_text(
-                        f"generations/{key[1]}",
-                        f"**{record.question}**\n\nanswer: {record.answer}\n\nmodel: {row['generation']}",
-                        step,
-                    )
+                    with suppress(OSError):  # which the logger above has said
+                        logger.experiment.add_text(
+                            f"generations/{key[1]}",
+                            f"**{record.question}**\n\nanswer: {record.answer}\n\nmodel: {row['generation']}",
+                            step,
+                        )
 
     # ---- predictions -------------------------------------------------------------------------------------------
 
