@@ -11,21 +11,24 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from safetensors.torch import load_file
 
 import sga.files
-from sga.__main__ import main
+from sga import __main__ as command_line
 from sga.callbacks.checkpoints import LAST, RunCheckpoints
 from sga.cli import UnlearningCLI, run_verb
 from sga.errors import DivergenceError, Interruption, StoppedError
 from sga.module import UnlearningModule
+
+main = command_line.main
 
 SHORT = ("--model_utility.generate=false", "--export.enabled=false", "--evaluation.answers=null")
 SMALL = (
@@ -59,6 +62,19 @@ def fit(unlearn_options: list[str]) -> Callable[..., UnlearningCLI]:
     return run
 
 
+@pytest.fixture(scope="module")
+def whole(unlearn_options: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of such a run that was left alone."""
+    folder = tmp_path_factory.mktemp("faults") / "whole"
+    run_verb(["fit", *unlearn_options, *SHORT, "--data.batch_size=2", f"--run.folder={folder}"])
+    return folder
+
+
+def kept_weights(folder: Path) -> dict[str, torch.Tensor]:
+    found: dict[str, torch.Tensor] = torch.load(folder / "checkpoints" / LAST, weights_only=True)["state_dict"]
+    return found
+
+
 def weights(run: UnlearningCLI) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in run.model.state_dict().items()}
 
@@ -66,6 +82,15 @@ def weights(run: UnlearningCLI) -> dict[str, torch.Tensor]:
 def assert_equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
     assert a.keys() == b.keys()
     assert all(torch.equal(a[name], b[name]) for name in a), "bit-equal weights"
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether two contents of checkpoints are equal to the last bit."""
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[name], b[name]) for name in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else bool(a == b)
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
@@ -81,6 +106,110 @@ def step_of(folder: Path, name: str = LAST) -> int:
 def leftovers(folder: Path) -> list[Path]:
     """Files that only a write that did not end leaves behind."""
     return [path for path in folder.rglob(".*") if path.name != ".answers"]
+
+
+# ---- how a verb ends ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "a/b"), 1, "make room and go on"),
+        (PermissionError(errno.EACCES, "Permission denied", "a/b"), 1, "choose a place where files can be written"),
+        (StoppedError("it stopped"), 1, "stopped: it stopped"),
+        (Interruption(signal.SIGTERM, "stopped by SIGTERM after step 3"), 143, "after step 3"),
+        (SIGTERMException(), 143, "--ckpt_path last"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+)
+def test_what_ends_a_verb_is_one_line_and_a_code(
+    error: BaseException,
+    code: int,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail(arguments: Sequence[str]) -> int:
+        raise error
+
+    monkeypatch.delenv("SGA_TRACEBACK", raising=False)
+    monkeypatch.setattr(command_line, "_verbs", lambda: {"fit": fail})
+    assert main(["fit"]) == code
+    printed = capsys.readouterr().err
+    assert printed.startswith("sga: ") and printed.count("\n") == 1 and said in printed
+    monkeypatch.setenv("SGA_TRACEBACK", "1")
+    with pytest.raises(type(error)):
+        main(["fit"])
+
+
+def test_lightning_s_exit_after_an_interrupt_has_the_code_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(arguments: Sequence[str]) -> int:
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            sys.exit(1)
+
+    monkeypatch.setattr(command_line, "_verbs", lambda: {"validate": fail})
+    assert main(["validate"]) == 130
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError(errno.ENOENT, "No such file"), RuntimeError("a defect")])
+def test_negative_control_a_defect_is_raised(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(arguments: Sequence[str]) -> int:
+        raise error
+
+    monkeypatch.setattr(command_line, "_verbs", lambda: {"fit": fail})
+    with pytest.raises(type(error)):
+        main(["fit"])
+
+
+# ---- going on within an epoch ---------------------------------------------------------------------------------------
+
+
+def test_everything_that_a_step_depends_on_goes_on_within_an_epoch(
+    fit: Callable[..., UnlearningCLI], own_target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Order of groups, random pairing, draws from its pools, dropout, warm-up and decay, averages of a dynamic rate.
+
+    Two passes a step, three steps an epoch; from each checkpoint within an epoch and at its end, the last checkpoint
+    becomes that of the whole run, optimiser and loops included.
+    """
+    dropout = tmp_path / "model"
+    shutil.copytree(own_target / "model", dropout)
+    config = json.loads((dropout / "config.json").read_text())
+    (dropout / "config.json").write_text(json.dumps({**config, "attention_dropout": 0.3}))
+    options = (
+        f"--model.language_model.name_or_path={dropout}",
+        "--data.pairing=sga.RandomNormals",
+        "--data.pool_size=6",
+        "--data.micro_batch_size=1",
+        "--model.schedule=LinearSchedule",
+        "--model.schedule.warmup_epochs=0.5",
+        "--model.loss.smoothing_rate=sga.rates.MarginRate",
+        "--model.loss.smoothing_rate.averaging=0.7",
+        "--checkpoint.every_n_steps=1",
+    )
+    taken: list[Path] = []
+    save = RunCheckpoints._save_last
+
+    def save_and_copy(self: RunCheckpoints, trainer: pl.Trainer) -> None:
+        save(self, trainer)
+        folder = Path(trainer.default_root_dir)
+        if folder.name == "whole":
+            taken.append(tmp_path / f"copy-{len(taken)}")
+            shutil.copytree(folder, taken[-1], ignore=shutil.ignore_patterns("tensorboard"))
+
+    monkeypatch.setattr(RunCheckpoints, "_save_last", save_and_copy)
+    fit(tmp_path / "whole", *options)
+    parts = ("state_dict", "optimizer_states", "lr_schedulers", "rate_state", "UnlearningData", "global_step")
+    whole = torch.load(tmp_path / "whole" / "checkpoints" / LAST, weights_only=True)
+    assert [step_of(folder) for folder in taken] == [1, 2, 3, 4, 5, 6]
+    for folder in taken[:-1]:
+        fit(folder, *options, "--ckpt_path=last")
+        found = torch.load(folder / "checkpoints" / LAST, weights_only=True)
+        assert [part for part in parts if not same(found[part], whole[part])] == []
+        assert metrics(folder) == metrics(tmp_path / "whole")
+        assert (folder / "pairs.jsonl").read_bytes() == (tmp_path / "whole" / "pairs.jsonl").read_bytes()
 
 
 # ---- signals, in process --------------------------------------------------------------------------------------------
@@ -106,29 +235,28 @@ def signal_at(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 
 @pytest.mark.parametrize(
-    ("hook", "step", "kept"),
+    ("number", "hook", "step", "kept"),
     [
-        ("training_step", 0, 1),  # ends after the step that is under way
-        ("training_step", 1, 2),
-        ("training_step", 2, 3),  # an epoch's last: after its evaluation
-        ("validation_step", 3, 3),
-        ("training_step", 5, 6),  # the run's last
-        ("validation_step", 6, 6),
+        (signal.SIGTERM, "training_step", 0, 1),  # ends after the step that is under way
+        (signal.SIGINT, "training_step", 1, 2),
+        (signal.SIGTERM, "training_step", 2, 3),  # an epoch's last: after its evaluation
+        (signal.SIGINT, "validation_step", 3, 3),
+        (signal.SIGTERM, "training_step", 5, 6),  # the run's last
+        (signal.SIGTERM, "validation_step", 6, 6),
     ],
 )
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_leaves_a_run_that_goes_on_to_the_same_end(
     fit: Callable[..., UnlearningCLI],
     signal_at: Callable[..., None],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
+    whole: Path,
     number: signal.Signals,
     hook: str,
     step: int,
     kept: int,
 ) -> None:
-    whole = weights(fit(tmp_path / "whole"))
     before = signal.getsignal(number)
     with monkeypatch.context():
         signal_at(step, number, hook)
@@ -137,8 +265,8 @@ def test_a_signal_leaves_a_run_that_goes_on_to_the_same_end(
     assert signal.getsignal(number) is before, "handlers are given back"
     assert "once more to end at once" in capsys.readouterr().err
     assert step_of(tmp_path / "run") == kept
-    assert_equal(weights(fit(tmp_path / "run", "--ckpt_path=last")), whole)
-    assert metrics(tmp_path / "run") == metrics(tmp_path / "whole")
+    assert_equal(weights(fit(tmp_path / "run", "--ckpt_path=last")), kept_weights(whole))
+    assert metrics(tmp_path / "run") == metrics(whole)
 
 
 def test_a_step_of_many_passes_is_finished_first(
@@ -289,11 +417,11 @@ def test_a_checkpoint_that_has_no_room_leaves_the_old_one_and_a_run_that_goes_on
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     small_files: Callable[[int], None],
+    whole: Path,
 ) -> None:
     """From the second checkpoint on, files may have half of its size: metrics fit in, weights do not."""
     options = ("--checkpoint.every_n_steps=1",)
-    whole = weights(fit(tmp_path / "whole", *options))
-    size = (tmp_path / "whole" / "checkpoints" / LAST).stat().st_size
+    size = (whole / "checkpoints" / LAST).stat().st_size
     save = RunCheckpoints._save_last
 
     def limited(self: RunCheckpoints, trainer: pl.Trainer) -> None:
@@ -311,8 +439,8 @@ def test_a_checkpoint_that_has_no_room_leaves_the_old_one_and_a_run_that_goes_on
     assert "make room and go on (a run: with --ckpt_path last)" in printed and "Traceback" not in printed
     assert step_of(folder) == 1 and not leftovers(folder)
     resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
-    assert_equal(weights(fit(folder, "--ckpt_path=last", *options)), whole)
-    assert metrics(folder) == metrics(tmp_path / "whole")
+    assert_equal(weights(fit(folder, "--ckpt_path=last", *options)), kept_weights(whole))
+    assert metrics(folder) == metrics(whole)
 
 
 @pytest.fixture
@@ -394,6 +522,7 @@ def test_a_gradient_that_is_no_number_does_not_get_into_the_weights(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
+    whole: Path,
     value: float,
 ) -> None:
     """One number of one gradient, at a finite loss and a fixed rate. The weights that are left are those before it."""
@@ -416,8 +545,7 @@ def test_a_gradient_that_is_no_number_does_not_get_into_the_weights(
     content = torch.load(last, weights_only=True)
     assert content["global_step"] == 4
     assert all(torch.isfinite(one).all() for one in content["state_dict"].values())
-    whole = weights(fit(tmp_path / "whole", "--checkpoint.every_n_steps=1"))
-    assert_equal(weights(fit(folder, "--checkpoint.every_n_steps=1", "--ckpt_path=last")), whole)
+    assert_equal(weights(fit(folder, "--checkpoint.every_n_steps=1", "--ckpt_path=last")), kept_weights(whole))
 
 
 def test_the_message_of_a_diverged_run_names_weights_that_load(
