@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return run(rest)
     except BaseException as error:
         end = _end(error)
-        if end is None or os.environ.get("SGA_TRACEBACK"):
+        if end is None or (os.environ.get("SGA_TRACEBACK") and not isinstance(error, SystemExit)):
             raise
         code, message = end
         print(f"sga: {message}", file=sys.stderr)
