@@ -32,7 +32,10 @@ main = command_line.main
 
 SHORT = ("--model_utility.generate=false", "--export.enabled=false", "--evaluation.answers=null")
 SMALL = (
-    "--config=configs/authors/sga.yaml",
+    "--data.source=sga.data.Authors",
+    "--data.source.forget_authors=1",
+    "--data.source.retain_authors=2",
+    "--data.source.holdout_authors=1",
     "--data.source.questions_per_author=6",
     "--data.evaluation_rows=4",
     "--data.batch_size=2",
@@ -41,11 +44,12 @@ SMALL = (
     "--model.language_model.layers=2",
     "--model.language_model.heads=2",
     "--model.language_model.vocabulary=400",
+    "--model.loss=sga.SmoothedGradientAscent",
     "--model.loss.smoothing_rate=-4",
-    "--evaluation.reference=null",
+    "--model.optimizer=torch.optim.AdamW",
+    "--model.optimizer.lr=1e-3",
     "--trainer.accelerator=cpu",
     "--trainer.enable_progress_bar=false",
-    "--checkpoint.every_n_steps=null",
     *SHORT[:1],
     *SHORT[2:],
 )
