@@ -178,8 +178,8 @@ def test_everything_that_a_step_depends_on_goes_on_within_an_epoch(
 ) -> None:
     """Order of groups, random pairing, draws from its pools, dropout, warm-up and decay, averages of a dynamic rate.
 
-    Two passes a step, three steps an epoch; from each checkpoint within an epoch and at its end, the last checkpoint
-    becomes that of the whole run, optimiser and loops included.
+    Two passes a step, three steps an epoch; from checkpoints within epochs the run comes to the same last checkpoint,
+    optimiser, schedule and loader included.
     """
     dropout = tmp_path / "model"
     shutil.copytree(own_target / "model", dropout)
@@ -211,7 +211,7 @@ def test_everything_that_a_step_depends_on_goes_on_within_an_epoch(
     parts = ("state_dict", "optimizer_states", "lr_schedulers", "rate_state", "UnlearningData", "global_step")
     whole = torch.load(tmp_path / "whole" / "checkpoints" / LAST, weights_only=True)
     assert [step_of(folder) for folder in taken] == [1, 2, 3, 4, 5, 6]
-    for folder in taken[:-1]:
+    for folder in (taken[1], taken[3], taken[4]):
         fit(folder, *options, "--ckpt_path=last")
         found = torch.load(folder / "checkpoints" / LAST, weights_only=True)
         assert [part for part in parts if not same(found[part], whole[part])] == []
@@ -248,8 +248,8 @@ def signal_at(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         (signal.SIGINT, "training_step", 1, 2),
         (signal.SIGTERM, "training_step", 2, 3),  # an epoch's last: after its evaluation
         (signal.SIGINT, "validation_step", 3, 3),
-        (signal.SIGTERM, "training_step", 5, 6),  # the run's last
-        (signal.SIGTERM, "validation_step", 6, 6),
+        pytest.param(signal.SIGTERM, "training_step", 5, 6, marks=pytest.mark.slow),  # the run's last
+        pytest.param(signal.SIGTERM, "validation_step", 6, 6, marks=pytest.mark.slow),
     ],
 )
 def test_a_signal_leaves_a_run_that_goes_on_to_the_same_end(
