@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 
@@ -39,7 +41,11 @@ try it
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one verb and returns the exit code: 0, 2 for what the user can mend, 1 for a run that failed."""
+    """Runs one verb and returns the exit code.
+
+    0; 2 for what the user can mend; 1 for a run that failed; 128 plus its number for a signal that ended it. With a
+    message of one line each; with SGA_TRACEBACK=1 in the environment the traceback is there instead.
+    """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(USAGE, end="")
@@ -52,24 +58,56 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if run is None:
         print(f"sga: error: there is no verb {verb!r}; choose from {', '.join(_verbs())}", file=sys.stderr)
         return 2
-    from sga.errors import DivergenceError, UserError
-
     try:
         return run(rest)
-    except DivergenceError as error:
-        print(f"sga: stopped: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("sga: interrupted", file=sys.stderr)
-        return 130
-    except Exception as error:
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, UserError):
-            cause = cause.__cause__ or cause.__context__  # jsonargparse wraps what constructors raise
-        if cause is None or os.environ.get("SGA_TRACEBACK"):
+    except BaseException as error:
+        end = _end(error)
+        if end is None or (os.environ.get("SGA_TRACEBACK") and not isinstance(error, SystemExit)):
             raise
-        print(f"sga: error: {cause}", file=sys.stderr)
-        return 2
+        code, message = end
+        print(f"sga: {message}", file=sys.stderr)
+        return code
+
+
+def _end(error: BaseException) -> tuple[int, str] | None:
+    """Exit code and message of what ended a verb; None for a defect, and for an exit that has said all itself."""
+    from sga.errors import Interruption, StoppedError, UserError
+
+    if isinstance(error, Interruption):
+        return 128 + error.number, str(error)
+    # Lightning turns an interrupt into an exit with code 1, and SIGTERM into one with code 0.
+    if isinstance(error, KeyboardInterrupt) or isinstance(error.__context__, KeyboardInterrupt):
+        return 128 + signal.SIGINT, "interrupted"
+    if isinstance(error, SystemExit) and type(error).__name__ == "SIGTERMException":
+        return 128 + signal.SIGTERM, "stopped by SIGTERM; a run goes on from its last checkpoint with --ckpt_path last"
+    if isinstance(error, StoppedError):
+        return 1, f"stopped: {error}"
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, UserError):
+        cause = cause.__cause__ or cause.__context__  # jsonargparse wraps what constructors raise
+    if cause is not None:
+        return 2, f"error: {cause}"
+    if isinstance(error, OSError) and error.errno in _REFUSALS:
+        return 1, f"stopped: {error}; {_REFUSALS[error.errno]}"
+    return None
+
+
+_FULL = "make room and go on (a run: with --ckpt_path last)"
+_CLOSED = "choose a place where files can be written"
+_REFUSALS = {
+    errno.ENOSPC: _FULL,
+    errno.EDQUOT: _FULL,
+    errno.EFBIG: _FULL,
+    errno.EROFS: _CLOSED,
+    errno.EACCES: _CLOSED,
+    errno.EPERM: _CLOSED,
+    errno.ENOTDIR: "a file stands where a folder is to be; choose another place",
+    errno.EISDIR: "a folder stands where a file is to be; choose another place",
+    errno.ENAMETOOLONG: "choose a shorter path",
+    errno.EIO: "the disk fails; copy what is there",
+    errno.EPIPE: "what read the output has gone",
+}
+"""What an operating system may refuse whatever the program does, and what helps."""
 
 
 def _verbs() -> dict[str, Callable[[Sequence[str]], int]]:

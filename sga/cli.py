@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
+import threading
 import warnings
-import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import datasets
 import lightning.pytorch as pl
 import torch
 import yaml
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 
@@ -31,11 +32,12 @@ from sga.callbacks import (
     RunFiles,
     Stopping,
 )
-from sga.callbacks.checkpoints import BEST, FOLDER, LAST
+from sga.callbacks.checkpoints import BEST, FOLDER, LAST, check_checkpoint
 from sga.datamodule import UnlearningData
 from sga.errors import UserError
-from sga.files import write_text
+from sga.files import read_yaml, write_text
 from sga.module import UnlearningModule
+from sga.settings import check_config_files, check_nulls, check_place, check_seed, check_trainer
 
 CONFIG_FILE = "config.yaml"
 KEPT = {"best": BEST, "last": LAST}
@@ -63,6 +65,13 @@ class UnlearningCLI(LightningCLI):
         parser.link_arguments("model.language_model", "data.language_model")
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        check_config_files(args, self._parser(args[0]))
+        super().parse_arguments(parser, args)
+        config = self.config[self.config.subcommand]
+        check_nulls(self._parser(args[0]), config)
+        check_seed(config.seed_everything)
+
     def _parse_ckpt_path(self) -> None:
         """Lightning reads the whole checkpoint here, for hyper-parameters that ours do not have."""
 
@@ -74,6 +83,8 @@ class UnlearningCLI(LightningCLI):
         if config.weights_only is None:
             config.weights_only = True  # a checkpoint is data: code that came with it is never run
         folder = Path(config.run.folder)
+        check_trainer(config.trainer)
+        check_place(folder)
         if self.subcommand == "fit":
             _check_folder(folder, config.ckpt_path, plain_config(self._parser("fit"), config))
         elif self.subcommand in ("test", "predict") and config.ckpt_path is None:
@@ -100,10 +111,50 @@ class UnlearningCLI(LightningCLI):
         if config["logger"] in (None, True):
             folder = self._get(self.config_init, "run").folder
             kwargs["logger"] = (
-                TensorBoardLogger(folder, name="tensorboard", version="") if self.subcommand == "fit" else False
+                LateTensorBoard(folder, name="tensorboard", version="") if self.subcommand == "fit" else False
             )
-        trainer: pl.Trainer = super().instantiate_trainer(**kwargs)
+        try:
+            trainer: pl.Trainer = super().instantiate_trainer(**kwargs)
+        except UserError:
+            raise
+        except (MisconfigurationException, ValueError, TypeError) as error:
+            raise UserError(f"the trainer's settings: {' '.join(str(error).split())}") from error
         return trainer
+
+
+class LateTensorBoard(TensorBoardLogger):
+    """Makes its files when the run begins, so that a start that is refused leaves nothing behind.
+
+    Charts are a by-product: where they cannot be written (a full disk, say), they end with a warning. Whether the run
+    ends too is decided by the files that it needs.
+    """
+
+    begun = False
+    failed = False
+
+    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+        self._try(super().log_metrics, metrics, step)
+
+    def save(self) -> None:
+        self._try(super().save)
+
+    def finalize(self, status: str) -> None:
+        self._try(super().finalize, status)
+
+    def _try(self, write: Callable[..., None], *arguments: Any) -> None:
+        if self.failed:
+            return
+        try:
+            write(*arguments)
+        except OSError as error:
+            self.failed = True
+            warnings.warn(f"TensorBoard's charts end here: {error}", stacklevel=2)
+
+    @property
+    def experiment(self) -> Any:
+        if not self.begun:
+            raise AttributeError("the run has not begun")  # Lightning asks for it before setup(), with hasattr()
+        return super().experiment
 
 
 class _ConfiguringCLI(UnlearningCLI):
@@ -130,6 +181,9 @@ class _SaveConfig(SaveConfigCallback):
         """Not yet: what is refused in another setup() must leave nothing behind."""
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        for logger in trainer.loggers:
+            if isinstance(logger, LateTensorBoard):
+                logger.begun = True
         self._write(trainer, "fit")
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -159,8 +213,7 @@ def checkpoint_file(folder: Path, checkpoint: str | None, required: bool) -> str
             f"model folder (--model.language_model.name_or_path {folder})"
         )
     if path.is_file():
-        if not zipfile.is_zipfile(path):
-            raise UserError(f"--ckpt_path {path}: not a checkpoint, or a damaged one; go on from an earlier one")
+        check_checkpoint(path)
         return str(path)
     if checkpoint == "last" and not required:
         if (folder / CONFIG_FILE).exists():
@@ -193,7 +246,9 @@ def _check_folder(folder: Path, checkpoint: str | None, config: dict[str, Any]) 
 
 def _check_same(folder: Path, config: dict[str, Any], what: str, parts: Sequence[str] = ()) -> None:
     """Refuses to go on in a folder whose configuration names another model, method, data or seed, or other `parts`."""
-    before = yaml.safe_load((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    before = read_yaml(folder / CONFIG_FILE)
+    if not isinstance(before, dict):
+        raise UserError(f"{folder / CONFIG_FILE}: not a run's configuration; choose another --run.folder")
     differences = [
         f"{name}: {old!r} before, {new!r} now"
         for part in ("seed_everything", "model", "data", *parts)
@@ -232,15 +287,20 @@ def parsed(arguments: Sequence[str]) -> Any:
 
 def _cli(kind: type[UnlearningCLI], arguments: Sequence[str]) -> UnlearningCLI:
     _quiet()
-    verbs = ("fit", "validate", "test", "predict")
-    return kind(
+    verb = arguments[0]
+    verbs = {verb: LightningCLI.subcommands()[verb]}  # a parser for each of the four would take most of the start
+    of_verb = type(kind.__name__, (kind,), {"subcommands": staticmethod(lambda: verbs)})
+    cli: UnlearningCLI = of_verb(
         UnlearningModule,
         UnlearningData,
         save_config_callback=_SaveConfig,
         seed_everything_default=0,
         auto_configure_optimizers=False,
         load_from_checkpoint_support=False,
-        parser_kwargs={verb: {"prog": f"sga {verb}"} for verb in verbs},
+        parser_kwargs={
+            "prog": "sga",
+            verb: {"usage": f"sga {verb} [--config FILE] [--NAME VALUE …]"},
+        },
         trainer_defaults={
             "max_epochs": 5,  # TOFU's
             "num_sanity_val_steps": -1,  # the evaluation before the first step
@@ -250,6 +310,7 @@ def _cli(kind: type[UnlearningCLI], arguments: Sequence[str]) -> UnlearningCLI:
         },
         args=list(arguments),
     )
+    return cli
 
 
 def _quiet() -> None:
@@ -260,8 +321,15 @@ def _quiet() -> None:
             name
         ).handlers:  # not the logger: its filters do not see its children's records
             handler.addFilter(lambda record: not any(part in record.getMessage().lower() for part in useless))
+    threading.excepthook = _say_of_thread
     datasets.disable_progress_bars()
     warnings.filterwarnings("ignore", message=".*LightningCLI's args parameter.*")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*treespec.*", category=DeprecationWarning)
     warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
+
+
+def _say_of_thread(arguments: threading.ExceptHookArgs) -> None:
+    """As usual, but for TensorBoard's writer, whose failure is raised once more in the main thread."""
+    if type(arguments.thread).__name__ != "_AsyncWriterThread":
+        threading.__excepthook__(arguments)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -27,7 +26,7 @@ from sga.evaluation.scores import (
     probabilities,
     truth_ratio_scores,
 )
-from sga.files import write_json
+from sga.files import json_value, write_json
 from sga.groups import record_hash
 
 _DESCRIPTION = """\
@@ -193,6 +192,8 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of both (default 0)")
     options = parser.parse_args(list(arguments))
+    if options.seed < 0:
+        raise UserError(f"--seed must be at least 0, got {options.seed}")
     comparison = compare(
         read_side(options.a, options.step_a), read_side(options.b, options.step_b), options.resamples, options.seed
     )
@@ -524,7 +525,7 @@ def _read_settings(path: Path) -> Mapping[str, str | None] | None:
     if not path.is_file():
         return None
     try:
-        run = json.loads(path.read_text(encoding="utf-8"))
+        run = json_value(path.read_text(encoding="utf-8"))
     except ValueError as error:  # not JSON, or not UTF-8
         raise UserError(f"{path}: not JSON ({error}); copy the file again") from None
     settings = run.get("evaluation") if isinstance(run, dict) else None

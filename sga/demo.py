@@ -17,11 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from sga.data.builtin import packaged_path, source_hash
 from sga.errors import UserError
-from sga.files import write_json
+from sga.files import read_yaml, write_json
 
 STATE_FILE = "step.json"
 
@@ -88,13 +86,11 @@ def read_steps(config: Path, folder: Path) -> list[Step]:
     Raises:
         UserError: the file is missing, is not of the expected form, or names a missing configuration.
     """
-    if not config.is_file():
-        raise UserError(f"{config}: no such file")
+    plan = read_yaml(config)
     try:
-        plan = yaml.safe_load(config.read_text(encoding="utf-8"))
         fixed, runs, seeds = (plan["target"], plan["retain"]), dict(plan["runs"]), [int(seed) for seed in plan["seeds"]]
         files = {name: config.parent / run["config"] for name, run in runs.items()}
-    except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{config}: needs target, retain, seeds and runs with a config each ({error!r})") from None
     for path in (*(config.parent / name for name in fixed), *files.values()):
         if not path.is_file():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import pickle
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
@@ -94,8 +95,8 @@ class Pretrained(LanguageModel):
             tokenizer = AutoTokenizer.from_pretrained(
                 self.tokenizer_name_or_path, revision=self.revision, trust_remote_code=self.trust_remote_code
             )
-        except (OSError, ValueError) as error:
-            raise UserError(f"no tokenizer could be loaded from {self.tokenizer_name_or_path!r}: {error}") from error
+        except Exception as error:  # whatever transformers makes of a damaged or foreign folder
+            raise _unreadable("tokenizer", self.tokenizer_name_or_path, error) from error
         assert isinstance(tokenizer, PreTrainedTokenizerBase)
         return tokenizer
 
@@ -104,8 +105,8 @@ class Pretrained(LanguageModel):
             config = AutoConfig.from_pretrained(
                 self.name_or_path, revision=self.revision, trust_remote_code=self.trust_remote_code
             )
-        except (OSError, ValueError) as error:
-            raise UserError(f"no model could be loaded from {self.name_or_path!r}: {error}") from error
+        except Exception as error:
+            raise _unreadable("model", self.name_or_path, error) from error
         positions = getattr(config, "max_position_embeddings", None)
         return int(positions) if positions else None
 
@@ -113,15 +114,24 @@ class Pretrained(LanguageModel):
         if self.dtype == "bfloat16":
             warnings.warn(PURE_BFLOAT16, stacklevel=2)
         try:
-            network = AutoModelForCausalLM.from_pretrained(
+            made: Any = AutoModelForCausalLM.from_pretrained(
                 self.name_or_path,
                 revision=self.revision,
                 dtype=getattr(torch, self.dtype),
                 attn_implementation=self.attention,
                 trust_remote_code=self.trust_remote_code,
+                output_loading_info=True,
             )
-        except (OSError, ValueError) as error:
-            raise UserError(f"no model could be loaded from {self.name_or_path!r}: {error}") from error
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            raise _unreadable("model", self.name_or_path, error) from error
+        network, loaded = made
+        if loaded["missing_keys"]:  # transformers draws them at random, with a warning
+            raise UserError(
+                f"the weights in {self.name_or_path!r} lack {len(loaded['missing_keys'])} parameters of its "
+                f"config.json, {min(loaded['missing_keys'])} first; copy the model again"
+            )
         assert isinstance(network, PreTrainedModel)
         embeddings = network.get_input_embeddings()
         assert isinstance(embeddings, torch.nn.Embedding)
@@ -132,6 +142,14 @@ class Pretrained(LanguageModel):
                 "give the tokenizer that belongs to the model"
             )
         return network
+
+
+def _unreadable(what: str, location: str, error: Exception) -> UserError:
+    """What is said of files of a model that cannot be read; code that came with them has not been run."""
+    said = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, pickle.UnpicklingError):  # whose own advice is to run it
+        said = "its weights are a pickle that holds more than numbers, and may run code; take them as safetensors"
+    return UserError(f"no {what} could be loaded from {location!r}: {said:.400}")
 
 
 def _model_location(name_or_path: str) -> str:
@@ -301,6 +319,10 @@ class SmallLlama(LanguageModel):
             vocabulary: Most tokens that the tokenizer learns, the three special ones included.
             context: Most tokens of a sequence.
         """
+        sizes = {"hidden_size": hidden_size, "layers": layers, "heads": heads, "vocabulary": vocabulary}
+        for name, size in {**sizes, "context": context}.items():
+            if size < 1:
+                raise UserError(f"{name} must be at least 1, got {size}")
         if hidden_size % heads:
             raise UserError(f"hidden_size must be a multiple of heads, got {hidden_size} and {heads}")
         self.hidden_size, self.layers, self.heads = hidden_size, layers, heads

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from sga.answers import Answers
@@ -114,6 +116,10 @@ class UnlearningModule(pl.LightningModule):
                     f"{type(self.language_model).__name__} cannot be trained; evaluate it with sga validate"
                 )
             self.loss.check_group_size(self.data.group_size)
+            try:
+                self.optimizer([torch.nn.Parameter(torch.zeros(1))])
+            except (ValueError, TypeError) as error:  # said now, and not after the weights are loaded
+                raise UserError(f"model.optimizer: {error}") from None
             if self._policy is not None and self._policy.dynamic:
                 self._check_split()
 
@@ -292,9 +298,8 @@ class UnlearningModule(pl.LightningModule):
             if not geometry.finite:
                 if self._scaler is None:
                     raise DivergenceError(
-                        f"a gradient is no longer a number at step {self.global_step}: training diverged. The weights "
-                        "of the last checkpoint are kept; lower the learning rate, or stop earlier "
-                        "(--trainer.max_epochs)"
+                        f"a gradient is no longer a number at step {self.global_step}: training diverged; lower the "
+                        "learning rate, or stop earlier (--trainer.max_epochs)"
                     )
                 self._split.combine(1.0, 1.0)  # whatever the weights, the scaler finds it and skips the step
                 self._split = None
@@ -328,8 +333,25 @@ class UnlearningModule(pl.LightningModule):
     def _check_divergence(self, loss: Tensor) -> None:
         if not torch.isfinite(loss):
             raise DivergenceError(
-                f"the loss is {loss.item()} at step {self.global_step}: training diverged. The weights of the last "
-                "checkpoint are kept; lower the learning rate, or stop earlier (--trainer.max_epochs)"
+                f"the loss is {loss.item()} at step {self.global_step}: training diverged; lower the learning rate, or "
+                "stop earlier (--trainer.max_epochs)"
+            )
+
+    def _check_gradients(self) -> None:
+        """Stops before a gradient that is no number gets into the weights and the optimiser, which keep it for ever."""
+        if self._scaler is not None:
+            return  # leaves such a step out itself
+        gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
+        local = [gradient.to_local() if isinstance(gradient, DTensor) else gradient for gradient in gradients]
+        # The largest magnitude: one pass over what the optimiser is about to read, and no sum that could overflow.
+        largest = torch.nn.utils.get_total_norm(local, norm_type=math.inf)
+        wrong = (~torch.isfinite(largest)).float()
+        if self.trainer.world_size > 1:  # shards differ, and all processes have to stop
+            wrong = self.trainer.strategy.reduce(wrong, reduce_op="sum")
+        if wrong:
+            raise DivergenceError(
+                f"a gradient is no longer a number at step {self.global_step}: training diverged; lower the learning "
+                "rate, or stop earlier (--trainer.max_epochs)"
             )
 
     def _log_step(self, values: dict[str, Tensor], batch: Batch) -> None:
@@ -362,7 +384,8 @@ class UnlearningModule(pl.LightningModule):
         return values
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Logs means over the step's groups, whatever the micro-batches and processes."""
+        """Looks at the gradients, and logs means over the step's groups, whatever the micro-batches and processes."""
+        self._check_gradients()
         self.log_dict(self._step_logs, prog_bar=True, batch_size=1, sync_dist=self.trainer.world_size > 1)
         self.log_dict(self._rate_logs, batch_size=1)  # the same in every process
         self._step_logs, self._rate_logs = {}, {}
@@ -370,6 +393,16 @@ class UnlearningModule(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self._policy is not None:
             checkpoint["rate_state"] = asdict(self.rate_state)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        try:
+            return super().load_state_dict(state_dict, strict, assign)
+        except RuntimeError as error:
+            said = " ".join(str(error).split())
+            raise UserError(
+                f"the checkpoint is of another model than the configuration's ({said:.300}); give "
+                "--model.language_model and --ckpt_path of one run"
+            ) from None
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if "rate_state" in checkpoint:

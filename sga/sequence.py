@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from sga.errors import UserError
-from sga.files import write_json, write_text
+from sga.files import read_json, write_json, write_text
 from sga.sweep.command import settings_from
 from sga.sweep.plan import Values, applied, digest, read_config, set_value
 
@@ -179,7 +179,7 @@ def fit(config: Path) -> int:
 
 def _state(run_folder: Path) -> dict[str, Any]:
     path = run_folder / STATE_FILE
-    state = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    state = read_json(path) if path.is_file() else {}
     return state if isinstance(state, dict) else {}
 
 

@@ -28,7 +28,7 @@ LAYERS = (
     {"sga.losses", "sga.optimization", "sga.evaluation"},
     {"sga.datamodule", "sga.starting_model"},
     {"sga.module"},
-    {"sga.callbacks"},
+    {"sga.callbacks", "sga.settings"},
     {"sga.cli", "sga.report"},
     {
         "sga.show",

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import os
+import pickle
 import shutil
+import signal
+import sys
+import threading
+import zipfile
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
-from sga.errors import UserError
+from sga.errors import DivergenceError, Interruption, StoppedError, UserError
 from sga.evaluation.metrics import DIVERGED
 
 FOLDER = "checkpoints"
@@ -24,15 +32,137 @@ def save(trainer: pl.Trainer, name: str, weights_only: bool = False) -> None:
 
     Lightning's own way moves a file there from the folder for temporary files, which on another file system is a copy
     over the old checkpoint: a run that is killed meanwhile has neither.
+
+    Raises:
+        StoppedError: the run folder is gone.
+        OSError: the disk is full, say; what was written of the new checkpoint is taken away.
     """
+    check_there(trainer)
     path = _path(trainer, name)
     unfinished = path.with_name(f".{name}.unfinished")
-    trainer.save_checkpoint(unfinished, weights_only)
+    try:
+        trainer.save_checkpoint(unfinished, weights_only)
+    except BaseException:
+        if trainer.is_global_zero and unfinished.is_file():
+            unfinished.unlink()
+        raise
     if trainer.is_global_zero:
         if path.is_dir():  # of a strategy that writes a checkpoint in parts
             shutil.rmtree(path)
         os.replace(unfinished, path)
     trainer.strategy.barrier(f"{name} is in place")
+
+
+def check_there(trainer: pl.Trainer) -> None:
+    """Refuses to write into a run folder that was taken away: what would come back is less than a run.
+
+    Raises:
+        StoppedError: it is gone.
+    """
+    folder = Path(trainer.default_root_dir)
+    if trainer.is_global_zero and not folder.is_dir():
+        raise StoppedError(f"the run folder {folder} is gone, at step {trainer.global_step}; start the run again")
+
+
+class StraightToDisk(TorchCheckpointIO):
+    """Writes a checkpoint tensor by tensor into its file.
+
+    Differs from Lightning's, which first makes two whole copies of it in memory and one in the folder for temporary
+    files. For a 7 B model with its optimiser each of them is 84 GB.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        failed: list[OSError] = []
+
+        class Watched:
+            """torch.save makes an error of its own of what goes wrong in a write."""
+
+            def write(self, data: Any) -> int:
+                try:
+                    return file.write(data)
+                except OSError as error:
+                    failed.append(error)
+                    raise
+
+            def flush(self) -> None:
+                file.flush()
+
+        watched: Any = Watched()
+        with open(path, "wb") as file:
+            try:
+                torch.save(checkpoint, watched)
+            except RuntimeError:
+                if failed:
+                    raise OSError(failed[0].errno, failed[0].strerror, str(path)) from None
+                raise
+            file.flush()
+            os.fsync(file.fileno())
+
+
+class SignalWatch:
+    """Notes the first SIGINT or SIGTERM while it is on; the second one ends the process at once."""
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+        self._before: dict[int, Any] = {}
+
+    def on(self) -> None:
+        """Takes the signals' place, in the main thread; others get none."""
+        self.received = None
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def off(self) -> None:
+        """Gives them back."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.received = signal.Signals(number)
+        for one in self._before:
+            signal.signal(one, signal.SIG_DFL)
+        print(
+            f"\nsga: {self.received.name}: ending at the next place to go on from; once more to end at once",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def check_checkpoint(path: Path) -> None:
+    """Looks through a checkpoint file of unknown origin without running code that came with it or copying weights.
+
+    Raises:
+        UserError: it is not whole, holds more than numbers and texts, or is not a checkpoint of Lightning's.
+    """
+    where = f"--ckpt_path {path}"
+    try:
+        with zipfile.ZipFile(path) as file:
+            members = file.infolist()
+        # Compressed members, which torch.save never writes, could fill the memory.
+        if any(one.compress_type != zipfile.ZIP_STORED for one in members):
+            raise UserError(f"{where}: not written by torch.save; go on from another one")
+        content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except UserError:
+        raise
+    except pickle.UnpicklingError:
+        raise UserError(
+            f"{where}: holds more than numbers and texts, and may run code when it is read, which is not done; go on "
+            "from a checkpoint of this program"
+        ) from None
+    except Exception as error:  # zipfile and torch.load have no common error for damaged files
+        said = " ".join(str(error).split())
+        raise UserError(
+            f"{where}: not a checkpoint, or a damaged one ({said:.200}); go on from an earlier one"
+        ) from None
+    expected = ("state_dict", "global_step", "pytorch-lightning_version")
+    missing = [name for name in expected if not isinstance(content, dict) or name not in content]
+    if missing:
+        raise UserError(
+            f"{where}: not a checkpoint of a run, it has no {', '.join(missing)}; for weights alone give their folder "
+            "in Hugging Face format as --model.language_model.name_or_path"
+        )
 
 
 class RunCheckpoints(Checkpoint):
@@ -42,6 +172,10 @@ class RunCheckpoints(Checkpoint):
     evaluated and had not diverged (perplexity on normal text at most 1e10) would be written over by one that has, or
     that was not evaluated, it stays as ``checkpoints/good.ckpt``, until the last one is good again. While all goes well
     this costs nothing: no further file, and no writing, because the file only gets another name.
+
+    SIGINT and SIGTERM end a run of one process after the step that is under way, or after the evaluation at an epoch's
+    end, with a checkpoint from which it goes on to the same end. A second signal ends it at once, which costs what was
+    done since the checkpoint before.
 
     Differs from Lightning's ModelCheckpoint in one thing: nothing is saved between an epoch's last step and its
     evaluation, because a run that resumed there would skip the evaluation. For checkpoints by metric add a
@@ -65,6 +199,11 @@ class RunCheckpoints(Checkpoint):
         self._last_step = 0  # of the batch before, to tell a finished optimiser step from one that accumulates
         self._good_step: int | None = None  # of the last evaluation, if it had not diverged
         self._last_is_good = False  # the file that is there
+        self._watch = SignalWatch()
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = StraightToDisk()
 
     def state_dict(self) -> dict[str, Any]:
         return {"good_step": self._good_step}
@@ -76,6 +215,12 @@ class RunCheckpoints(Checkpoint):
         self._last_step = trainer.global_step
         went_on = trainer.ckpt_path is not None and Path(trainer.ckpt_path).resolve() == _path(trainer, LAST).resolve()
         self._last_is_good = went_on and self._good_step == trainer.global_step
+        if trainer.world_size == 1:  # several have to stop at the same step, which is Lightning's doing
+            self._watch.on()
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            check_there(trainer)  # before anybody's on_validation_end, where files are written
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         evaluation = getattr(pl_module, "evaluation", None)
@@ -87,14 +232,43 @@ class RunCheckpoints(Checkpoint):
     ) -> None:
         stepped = trainer.global_step != self._last_step
         self._last_step = trainer.global_step
-        due = self.every_n_steps is not None and stepped and trainer.global_step % self.every_n_steps == 0
-        if due and not trainer.is_last_batch:
+        if not stepped or trainer.is_last_batch:
+            return
+        check_there(trainer)
+        interrupted = self._watch.received is not None and not _is_over(trainer)
+        if interrupted or (self.every_n_steps is not None and trainer.global_step % self.every_n_steps == 0):
             self._save_last(trainer)
+        if interrupted:
+            self._interrupt(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.keep_epochs:
             save(trainer, f"epoch-{trainer.current_epoch + 1:03}-step-{trainer.global_step:06}.ckpt")
         self._save_last(trainer)
+        if self._watch.received is not None and not _is_over(trainer):
+            self._interrupt(trainer)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._watch.off()
+        if self._watch.received is not None:
+            self._interrupt(trainer)
+
+    def _interrupt(self, trainer: pl.Trainer) -> None:
+        number = self._watch.received
+        assert number is not None, "there was a signal"
+        raise Interruption(
+            number, f"stopped by {number.name} after step {trainer.global_step}; go on with --ckpt_path last"
+        )
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self._watch.off()
+        if isinstance(exception, DivergenceError):
+            kept = [path for path in (_path(trainer, GOOD), _path(trainer, LAST)) if path.is_file()]
+            exception.kept = (
+                f"{kept[0]} holds the last weights that were kept: sga test --ckpt_path {kept[0]} evaluates them"
+                if kept
+                else "No checkpoint had been written"
+            )
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         good = _path(trainer, GOOD)
@@ -110,6 +284,13 @@ class RunCheckpoints(Checkpoint):
         if is_good and trainer.is_global_zero:
             good.unlink(missing_ok=True)
         self._last_is_good = is_good
+
+
+def _is_over(trainer: pl.Trainer) -> bool:
+    """Whether no step follows this one or, at an epoch's end, this epoch: then the last evaluation may be to come."""
+    epochs = trainer.max_epochs if trainer.max_epochs is not None else -1
+    ended = trainer.is_last_batch and 0 <= epochs <= trainer.current_epoch + 1
+    return ended or 0 <= trainer.max_steps <= trainer.global_step
 
 
 def _path(trainer: pl.Trainer, name: str) -> Path:

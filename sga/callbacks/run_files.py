@@ -6,6 +6,7 @@ import json
 import platform
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,7 +26,7 @@ from sga.evaluation.evaluation import Evaluation
 from sga.evaluation.metrics import frontier_area, frontier_area_ks
 from sga.evaluation.requests import Generation
 from sga.evaluation.table import table
-from sga.files import write_json, write_text
+from sga.files import json_value, write_json, write_text
 from sga.geometry import Geometry, paper_rate, total
 from sga.groups import record_hash, write_groups
 from sga.normals.quality import similarity_of_normals
@@ -229,11 +230,12 @@ class RunFiles(pl.Callback):
                 ]
                 for key, row in shown[: self.sample_texts]:
                     record = evaluation.texts[key]
-                    logger.experiment.add_text(
-                        f"generations/{key[1]}",
-                        f"**{record.question}**\n\nanswer: {record.answer}\n\nmodel: {row['generation']}",
-                        step,
-                    )
+                    with suppress(OSError):  # which the logger above has said
+                        logger.experiment.add_text(
+                            f"generations/{key[1]}",
+                            f"**{record.question}**\n\nanswer: {record.answer}\n\nmodel: {row['generation']}",
+                            step,
+                        )
 
     # ---- predictions -------------------------------------------------------------------------------------------
 
@@ -319,8 +321,8 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except json.JSONDecodeError as error:
+        return [json_value(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except ValueError as error:  # not JSON, or not UTF-8
         raise UserError(f"{path}: not JSON Lines ({error}); move it away to go on") from None
 
 

@@ -14,6 +14,7 @@ import datasets
 from sga.data.blocks import cut_records
 from sga.data.records import Benchmark, Record, Source, TokenCounter
 from sga.errors import UserError
+from sga.files import json_value
 
 HUB_NAME = "muse-bench/MUSE-News"
 _ON_THE_HUB = {
@@ -211,7 +212,7 @@ def _read_array(path: Path) -> list[Any]:
             "raw/retain2.json, privleak/retain2 is a retain split that is there)"
         )
     try:
-        items = json.loads(path.read_bytes().decode("utf-8"))
+        items = json_value(path.read_bytes().decode("utf-8"))
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 ({error.reason}); save the file as UTF-8") from None
     except json.JSONDecodeError as error:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from sga.errors import UserError
+from sga.files import json_value
 
 EVALUATION_SETS = (
     "forget",
@@ -125,7 +126,7 @@ def read_jsonl(path: str | Path) -> list[tuple[int, dict[str, Any]]]:
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
+                row = json_value(line)
             except json.JSONDecodeError as error:
                 raise UserError(
                     f"{path}:{number}: not JSON ({error.msg}, column {error.colno}); "
@@ -165,6 +166,8 @@ def record_from_row(row: Mapping[str, Any], record_id: str, where: str) -> Recor
     perturbed = row.get("perturbed_answer")
     if perturbed is None:
         perturbed = []
+    if isinstance(perturbed, list):
+        _check_characters("perturbed_answer", "".join(item for item in perturbed if isinstance(item, str)), where)
     if not isinstance(perturbed, list) or not all(isinstance(item, str) and item.strip() for item in perturbed):
         raise UserError(f"{where}: 'perturbed_answer' must be a list of non-empty strings, got {perturbed!r:.80}")
     return Record(
@@ -178,7 +181,17 @@ def _string(row: Mapping[str, Any], name: str, where: str) -> str:
         raise UserError(f"{where}: {name!r} must be a string, got {type(value).__name__}")
     if not value.strip():
         raise UserError(f"{where}: {name!r} is empty; give it text or delete the line")
+    _check_characters(name, value, where)
     return value
+
+
+def _check_characters(name: str, value: str, where: str) -> None:
+    """Refuses half of a surrogate pair, which JSON and Python take for a character, and no tokenizer does."""
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        wrong = value[error.start].encode("unicode_escape").decode()
+        raise UserError(f"{where}: {name!r} has half of a character in it ({wrong}); write it in full") from None
 
 
 def read_records(path: str | Path, prefix: str) -> tuple[Record, ...]:

@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 from sga.data.records import read_jsonl
 from sga.errors import UserError
+from sga.files import json_value
 
 Kind = Literal["sga", "tofu", "open-unlearning"]
 Part = Literal["all", "reference"]
@@ -462,7 +463,7 @@ def _by_index(values: Any, where: str) -> list[Any]:
 
 def _read_json_object(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json_value(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 ({error.reason}); save the file as UTF-8. {_FORMATS}") from None
     except json.JSONDecodeError as error:

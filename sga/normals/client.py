@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import random
 import time
@@ -190,7 +189,7 @@ class Endpoint(Writer):
                 usage.get("completion_tokens"),
                 choice.get("finish_reason") == "length",
             )
-        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, IndexError, TypeError, AttributeError):
+        except (ValueError, RecursionError, KeyError, IndexError, TypeError, AttributeError):
             return "an answer that is no chat completion"
 
     @property

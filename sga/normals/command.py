@@ -252,6 +252,8 @@ def _show(arguments: list[str]) -> int:
     parser.add_argument("--width", type=int, default=120, metavar="N", help="columns of the terminal (default 120)")
     options = parser.parse_args(arguments)
     groups = [_named_group(line, f"{options.file}:{number}") for number, line in read_jsonl(options.file)]
+    if not groups:
+        raise UserError(f"{options.file}: holds no group")
     if options.forget is not None:
         groups = [group for group in groups if group.forget.id == options.forget]
         if not groups:

@@ -16,10 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from sga.data.records import Record, read_jsonl
 from sga.errors import UserError
+from sga.files import json_value, read_yaml
 from sga.groups import Group, Origin
 from sga.normals.checks import Checker
 from sga.normals.client import GaveUp, Message, Reply, Writer
@@ -67,10 +66,7 @@ def read_prompt(path: Path) -> Prompt:
     """
     if not path.is_file():
         raise UserError(f"{path}: no such prompt; those that come with the package are qa, news and book")
-    try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not YAML ({error})") from None
+    value = read_yaml(path)
     if not isinstance(value, dict) or set(value) != {"kind", "system", "user"}:
         raise UserError(f"{path}: a prompt has the keys kind, system and user")
     if value["kind"] not in ("qa", "text") or not all(isinstance(value[name], str) for name in ("system", "user")):
@@ -92,7 +88,7 @@ def parsed(kind: str, reply: str) -> tuple[str, str] | None:
     if kind == "text":
         return ("", text) if text else None
     try:
-        value = json.loads(text)
+        value = json_value(text)
     except json.JSONDecodeError:
         lines = re.fullmatch(r"\s*Question:\s*(.+?)\s*\n+\s*Answer:\s*(.+?)\s*", text, flags=re.DOTALL)
         value = {"question": lines[1], "answer": lines[2]} if lines else None

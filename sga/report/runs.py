@@ -14,6 +14,7 @@ from typing import Any
 from sga.data.records import read_jsonl
 from sga.errors import UserError
 from sga.evaluation.metrics import frontier_area
+from sga.files import json_value
 from sga.losses import equivalent_normal_weight
 
 ROLES = ("target", "retain", "unlearn")
@@ -347,7 +348,7 @@ def _number(value: Any) -> float | None:
 
 def _read_object(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_bytes().decode("utf-8"))
+        value = json_value(path.read_bytes().decode("utf-8"))
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 ({error.reason})") from None
     except json.JSONDecodeError as error:

@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from sga.errors import UserError
+from sga.files import read_yaml
 
 Values = dict[str, Any]
 """Settings by dotted name, such as ``model.optimizer.lr``; a value may be a whole block."""
@@ -434,12 +433,7 @@ def _same_class(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
 
 
 def _read_yaml(path: Path) -> Any:
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
-    try:
-        return _floats(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not YAML ({error})") from None
+    return _floats(read_yaml(path))
 
 
 def _floats(value: Any) -> Any:

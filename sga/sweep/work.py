@@ -19,7 +19,7 @@ import yaml
 
 from sga.data.builtin import source_hash
 from sga.errors import UserError
-from sga.files import write_json, write_text
+from sga.files import read_json, write_json, write_text
 from sga.sweep.claims import Claim, Claims, open_storage
 from sga.sweep.plan import Outcome, Sweep, Task, digest, label, set_value
 
@@ -174,7 +174,7 @@ class Worker:
         write_json(folder / STATE_FILE, state)
         write_text(folder / CONFIG_FILE, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
         code, memory = _fit(folder, claim)
-        if code in (-signal.SIGTERM, -signal.SIGINT, 130):
+        if code in (-signal.SIGTERM, -signal.SIGINT, 128 + signal.SIGTERM, 128 + signal.SIGINT):
             time.sleep(2.0)  # a scheduler that stops the run stops this worker too: then it is no failure
         if code is None:
             return None
@@ -209,7 +209,7 @@ def read_state(folder: Path) -> dict[str, Any]:
     path = folder / STATE_FILE
     if not path.is_file():
         return {}
-    state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    state: dict[str, Any] = read_json(path)
     return state
 
 

@@ -1,0 +1,109 @@
+"""Settings that the parser lets through and no run can work with: refused before anything is made of them."""
+
+from __future__ import annotations
+
+import math
+import os
+import typing
+from argparse import ArgumentParser
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sga.errors import UserError
+from sga.files import read_yaml
+
+
+def check_config_files(arguments: Sequence[str], parser: ArgumentParser) -> None:
+    """Reads the files that ``--config`` names, so that what is wrong is said with its file and line.
+
+    Left to itself, the parser says neither, drops settings of unknown names where their block is empty, and lets a
+    single value take the place of a whole block, and of all that was set in it before.
+
+    Args:
+        arguments: The command line.
+        parser: The verb's.
+
+    Raises:
+        UserError: a file is not YAML, or has other names at its top than the verb has settings.
+    """
+    names = {action.dest.split(".")[0] for action in parser._actions if action.dest not in ("help", "config")}
+    blocks = {action.dest.split(".")[0] for action in parser._actions if "." in action.dest}
+    for place, argument in enumerate(arguments):
+        option, _, value = argument.partition("=")
+        if option not in ("--config", "-c"):
+            continue
+        path = value or next(iter(arguments[place + 1 :]), "")
+        if not os.path.isfile(path):
+            continue  # the parser says so itself
+        content = read_yaml(path)
+        if content is None:
+            continue
+        if not isinstance(content, dict):
+            raise UserError(f"{path}: expected names with values, got {content!r:.60}")
+        for name, inside in content.items():
+            first = str(name).removesuffix("+").split(".")[0]
+            if first not in names:
+                raise UserError(f"{path}: there is no setting {name!r}; there are {', '.join(sorted(names))}")
+            if name in blocks and not isinstance(inside, dict | None):
+                raise UserError(f"{path}: {name} is a block of settings, got {inside!r:.60}")
+
+
+def check_nulls(parser: ArgumentParser, config: Any) -> None:
+    """Refuses null where a value has to be; the parser takes it everywhere.
+
+    Args:
+        parser: The verb's.
+        config: Its namespace, parsed.
+
+    Raises:
+        UserError: names the setting.
+    """
+    for action in parser._actions:
+        hint = getattr(action, "_typehint", None)
+        # The parser's own sign for an option without a default is a string.
+        if hint is None or action.default is None or action.default == "==SUPPRESS==":
+            continue
+        may_be_null = hint is Any or type(None) in typing.get_args(hint)
+        if not may_be_null and config.get(action.dest, action.default) is None:
+            raise UserError(f"{action.dest} must not be null; leave it out for its default")
+
+
+def check_trainer(trainer: Mapping[str, Any]) -> None:
+    """Refuses trainer settings that Lightning takes and that turn a run upside down.
+
+    Raises:
+        UserError: the bound of gradient clipping is no number of at least 0; below 0 it would turn gradients around.
+    """
+    clip = trainer.get("gradient_clip_val")
+    if clip is not None and not (isinstance(clip, int | float) and math.isfinite(clip) and clip >= 0):
+        raise UserError(f"trainer.gradient_clip_val must be a finite number of at least 0, got {clip}")
+
+
+def check_seed(seed: object) -> None:
+    """Refuses a seed that the generators of random numbers do not take.
+
+    Raises:
+        UserError: it is not within 0 to 2³² − 1.
+    """
+    if isinstance(seed, int) and not 0 <= seed < 2**32:
+        raise UserError(f"seed_everything must be from 0 to {2**32 - 1}, got {seed}")
+
+
+def check_place(folder: Path) -> None:
+    """Refuses a run folder that cannot be made.
+
+    Raises:
+        UserError: the path is none, leads through a file, or to a place where nothing may be written.
+    """
+    if not folder.name or "\0" in str(folder):
+        raise UserError(f"--run.folder {str(folder)!r}: name a folder of the run's own, such as runs/mine")
+    try:
+        there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        is_folder = there.is_dir()
+    except OSError as error:
+        raise UserError(f"--run.folder {str(folder)!r:.80}: not a path ({error.strerror})") from None
+    if not is_folder:
+        raise UserError(f"--run.folder {folder}: {there} is a file; choose another folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"--run.folder {folder}: nothing may be written to {there}; choose another folder")
