@@ -13,7 +13,6 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 from lightning.pytorch.cli import OptimizerCallable
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -32,6 +31,7 @@ from sga.likelihood import blocks, read_answers, sequence_nll
 from sga.losses import FineTuning, Loss, Needs, WeighingLoss
 from sga.optimization import LinearSchedule, Schedule
 from sga.rates import RatePolicy, RateState
+from sga.sharding import check_strategy, gather, is_sharded, scatter, shard
 from sga.split import SplitGradients
 from sga.starting_model import StartingModel, starting_model
 
@@ -86,6 +86,7 @@ class UnlearningModule(pl.LightningModule):
     # ---- weights -----------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
+        check_strategy(self.trainer, self.language_model.trainable)
         if stage == "fit":
             if self.loss is None:
                 raise UserError("training needs a loss: set model.loss, as in --model.loss=sga.SmoothedGradientAscent")
@@ -99,17 +100,6 @@ class UnlearningModule(pl.LightningModule):
                     f"{type(self.language_model).__name__} cannot be trained; evaluate it with sga validate"
                 )
             self.loss.check_group_size(self.data.group_size)
-            if self._policy is not None and self._policy.dynamic:
-                self._check_split()
-
-    def _check_split(self) -> None:
-        # Under FSDP and its like a backward pass within training_step() would meet half-gathered parameters.
-        if not isinstance(self.trainer.strategy, SingleDeviceStrategy | DDPStrategy):
-            raise UserError(
-                f"{type(self._policy).__name__} looks at gradients, which works on one device and under "
-                f"--trainer.strategy ddp, not under {type(self.trainer.strategy).__name__}; take a fixed rate or a "
-                "schedule there"
-            )
 
     def configure_model(self) -> None:
         if self.model is None:
@@ -121,6 +111,7 @@ class UnlearningModule(pl.LightningModule):
             check_layers(self.model, self._needs)
             if self.gradient_checkpointing:
                 self.model.gradient_checkpointing_enable()  # type: ignore[no-untyped-call]
+            shard(self.model, self.trainer.strategy, self.trainer.precision)
 
     @property
     def data(self) -> UnlearningData:
@@ -141,6 +132,7 @@ class UnlearningModule(pl.LightningModule):
             folder=Path(self.trainer.default_root_dir),
             writes=self.trainer.is_global_zero,
         )
+        scatter(self._network)
         self.data.set_reference(reference)
         self._network.train()  # from_pretrained leaves a model in eval mode; Lightning keeps the mode it finds
 
@@ -149,6 +141,7 @@ class UnlearningModule(pl.LightningModule):
         network = self.language_model.network(self.data.tokenizer)
         if self.trainer.precision == "64-true":
             network.double()
+        shard(network, self.trainer.strategy, self.trainer.precision, trained=False)
         network.to(self.device)  # type: ignore[arg-type]
         return network
 
@@ -245,7 +238,7 @@ class UnlearningModule(pl.LightningModule):
         assert isinstance(self.loss, WeighingLoss), "others have no policy"
         group_size, geometry = self.data.group_size, None
         if self._split is not None:
-            if self.trainer.world_size > 1:
+            if self.trainer.world_size > 1 and not is_sharded(self._network):  # where backward passes average
                 self._split.average()
             scale = self._scaler.get_scale() if self._scaler is not None else 1.0
             # The first process's numbers for all, so that none decides otherwise for a last bit.
@@ -365,6 +358,16 @@ class UnlearningModule(pl.LightningModule):
     def _start_answering(self, stage: str) -> None:
         self.answers = dict(self.data.plan(stage).known)
         self._inference = Inference(self._network, self.stop_ids)  # a new one: it remembers what these weights say
+        gather(self._network)
+
+    def on_validation_epoch_end(self) -> None:
+        scatter(self._network)
+
+    def on_test_epoch_end(self) -> None:
+        scatter(self._network)
+
+    def on_predict_epoch_end(self) -> None:
+        scatter(self._network)
 
     def validation_step(self, batch: ScoreBatch | GenerateBatch, batch_idx: int) -> None:
         assert self._inference is not None, "the epoch has started"
