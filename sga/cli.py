@@ -36,6 +36,7 @@ from sga.datamodule import UnlearningData
 from sga.errors import UserError
 from sga.files import write_text
 from sga.module import UnlearningModule
+from sga.processes import end_together
 
 CONFIG_FILE = "config.yaml"
 KEPT = {"best": BEST, "last": LAST}
@@ -104,6 +105,10 @@ class UnlearningCLI(LightningCLI):
             )
         trainer: pl.Trainer = super().instantiate_trainer(**kwargs)
         return trainer
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        with end_together(self.trainer):
+            super()._run_subcommand(subcommand)
 
 
 class _ConfiguringCLI(UnlearningCLI):

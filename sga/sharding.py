@@ -152,7 +152,12 @@ def whole_weights(network: nn.Module) -> dict[str, Tensor]:
     """
     if not is_sharded(network):
         return network.state_dict()
-    weights: dict[str, Tensor] = get_model_state_dict(network, options=_WHOLE)
+    weights: dict[str, Any] = get_model_state_dict(network, options=_WHOLE)
+    first: dict[nn.Parameter, str] = {}
+    for name, parameter in network.named_parameters(remove_duplicate=False):
+        first.setdefault(parameter, name)
+        if weights:  # tied weights are one tensor again, as those who write models expect
+            weights[name] = weights[first[parameter]]
     return weights
 
 

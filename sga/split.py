@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 import torch.distributed
@@ -75,9 +76,13 @@ class SplitGradients:
 
         Of gradients in parts (FSDP2) each process takes its own part, and the products are added up.
         """
-        normal = [parameter.grad for parameter in self.parameters]
-        parts = [[_part(gradient) for gradient in gradients] for gradients in (self.forget, normal)]
-        found = geometry_by_layer(self.names, *parts, group_size, scale)
+        found = geometry_by_layer(
+            self.names,
+            [_part(gradient) for gradient in self.forget],
+            [_part(parameter.grad) for parameter in self.parameters],
+            group_size,
+            scale,
+        )
         in_parts = any(isinstance(parameter, DTensor) for parameter in self.parameters)
         return _added_up(found, self.parameters[0].device) if in_parts else found
 
@@ -105,8 +110,8 @@ def _added_up(geometries: dict[str, Geometry], device: torch.device) -> dict[str
     sums = torch.tensor(products, dtype=torch.float64, device=device)  # [layers, 3]
     torch.distributed.all_reduce(sums)
     return {
-        layer: Geometry(*values, part.group_size)
-        for (layer, part), values in zip(geometries.items(), sums.tolist(), strict=True)
+        layer: replace(geometries[layer], forget_squared=forget, normal_squared=normal, inner=inner)
+        for layer, (forget, normal, inner) in zip(geometries, sums.tolist(), strict=True)
     }
 
 

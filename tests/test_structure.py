@@ -23,6 +23,7 @@ LAYERS = (
     {"sga.normals"},
     {"sga.batches"},
     {"sga.likelihood", "sga.geometry", "sga.evaluation.requests"},
+    {"sga.sharding", "sga.processes"},
     {"sga.rates", "sga.split"},
     {"sga.losses", "sga.optimization", "sga.evaluation"},
     {"sga.datamodule", "sga.starting_model"},

@@ -423,9 +423,7 @@ class Stopping(pl.Callback):
                     "go on from an earlier checkpoint, or start the run anew"
                 )
             load_whole_weights(pl_module, best.get("state_dict", {}))
-        say(
-            f"the result is step {self.choice.step} of {trainer.global_step}, by the rule: {self.rule.declaration()}"
-        )
+        say(f"the result is step {self.choice.step} of {trainer.global_step}, by the rule: {self.rule.declaration()}")
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         if isinstance(exception, DivergenceError) and self.choice is not None and trainer.is_global_zero:
