@@ -350,8 +350,11 @@ def test_the_shipped_configurations_take_a_few_steps(tmp_path: Path, stem: str) 
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 @pytest.mark.parametrize("rule", [MARGIN, WEIGHT], ids=["margin", "margin_lambda"])
-def test_two_processes_take_the_rates_of_one(unlearn_options: list[str], tmp_path: Path, rule: tuple[str, ...]) -> None:
+def test_two_processes_take_the_rates_of_one(
+    unlearn_options: list[str], tmp_path: Path, rule: tuple[str, ...], strategy: str
+) -> None:
     """20 steps of 5 groups and of 1: uneven shares, and a process with nothing to do; r equal at every step, 1e-8."""
     options = [
         *unlearn_options, *SHORT, *EXACT, *rule, RECORD,
@@ -359,7 +362,7 @@ def test_two_processes_take_the_rates_of_one(unlearn_options: list[str], tmp_pat
     ]  # fmt: skip
     paths = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
-    for name, more in (("one", []), ("two", ["--trainer.devices=2", "--trainer.strategy=ddp"])):
+    for name, more in (("one", []), ("two", ["--trainer.devices=2", f"--trainer.strategy={strategy}"])):
         done = subprocess.run(
             [sys.executable, "-m", "sga", "fit", *options, *more, f"--run.folder={tmp_path / name}"],
             env=environment, capture_output=True, text=True, timeout=300,
