@@ -325,8 +325,15 @@ class UnlearningModule(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self._policy is not None:
             checkpoint["rate_state"] = asdict(self.rate_state)
+        checkpoint["sharded"] = is_sharded(self._network)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        # Optimiser states are named by parameter under FSDP2, and elsewhere by place among those that are trained.
+        if self.trainer.state.fn == "fit" and checkpoint.get("sharded", False) != is_sharded(self._network):
+            raise UserError(
+                f"the checkpoint was made {'under' if checkpoint.get('sharded') else 'without'} --trainer.strategy "
+                "fsdp2: go on in the same way, or start a new run from its model folder"
+            )
         if "rate_state" in checkpoint:
             self.rate_state = RateState(**checkpoint["rate_state"])
 
