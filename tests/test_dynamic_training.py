@@ -22,9 +22,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sga.__main__ import main
-from sga.cli import UnlearningCLI, configured, run_verb
+from sga.cli import UnlearningCLI, run_verb
 from sga.data.builtin import packaged_path
-from sga.errors import DivergenceError, UserError
+from sga.errors import DivergenceError
 from sga.geometry import Geometry, total
 from sga.language_models import Pretrained
 from sga.rates import DynamicRate
@@ -302,17 +302,6 @@ def test_settings_that_cannot_work_are_refused_before_anything_is_written(
     assert main(["fit", *unlearn_options, f"--run.folder={tmp_path / 'run'}", *options]) == 2
     assert said in capsys.readouterr().err
     assert not (tmp_path / "run" / "config.yaml").exists()
-
-
-def test_sharded_strategies_are_refused(
-    fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unlearn_options: list[str]
-) -> None:
-    cli = configured([*unlearn_options, *MARGIN, f"--run.folder={tmp_path / 'run'}"])
-    cli.model.trainer = cli.trainer
-    cli.model._check_split()
-    monkeypatch.setattr("sga.module.SingleDeviceStrategy", pl.strategies.DDPStrategy)
-    with pytest.raises(UserError, match="MarginRate looks at gradients, which works on one device and under"):
-        cli.model._check_split()
 
 
 @pytest.mark.parametrize("stem", ["sga-paper-rate", "sga-margin", "gd-margin", "sga-cosine"])
