@@ -208,4 +208,5 @@ def test_evaluation_of_parts(unlearn_options: list[str], own_options: list[str],
     for more, where in (([], "alone"), (SHARDED, "sharded")):
         sga("validate", *by_checkpoint, *more, f"--run.folder={tmp_path / f'kept-{where}'}")
         [found], [wanted] = metrics(tmp_path / f"kept-{where}"), metrics(tmp_path / "one")
-        assert found["own/forget/avg_nll"] == pytest.approx(wanted["own/forget/avg_nll"], rel=1e-9)
+        # The folder is read as float32, the checkpoint as it is.
+        assert found["own/forget/avg_nll"] == pytest.approx(wanted["own/forget/avg_nll"], rel=1e-6)
