@@ -37,6 +37,7 @@ from sga.datamodule import UnlearningData
 from sga.errors import UserError
 from sga.files import read_yaml, write_text
 from sga.module import UnlearningModule
+from sga.processes import end_together
 from sga.settings import check_config_files, check_nulls, check_place, check_seed, check_trainer
 
 CONFIG_FILE = "config.yaml"
@@ -120,6 +121,10 @@ class UnlearningCLI(LightningCLI):
         except (MisconfigurationException, ValueError, TypeError) as error:
             raise UserError(f"the trainer's settings: {' '.join(str(error).split())}") from error
         return trainer
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        with end_together(self.trainer):
+            super()._run_subcommand(subcommand)
 
 
 class LateTensorBoard(TensorBoardLogger):

@@ -333,11 +333,15 @@ class UnlearningData(pl.LightningDataModule):
             requests = _predictions(self) if stage == "predict" else _questions(trainer, self, stage == "test")
             model: Any = trainer.lightning_module
             device = trainer.strategy.root_device
+            sizes = (
+                self.evaluation_tokens or most_tokens(model.model, device),
+                self.generation_rows or most_rows(model.model, device, self.encoder.max_length),
+            )
             self._plans[stage] = EvaluationPlan(
                 requests,
                 self.encoder,
-                self.evaluation_tokens or most_tokens(model.model, device),
-                self.generation_rows or most_rows(model.model, device, self.encoder.max_length),
+                # The first process's for all: batches are dealt, so all have to cut the same ones.
+                *trainer.strategy.broadcast(sizes),
                 trainer.global_rank,
                 trainer.world_size,
             )

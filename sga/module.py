@@ -14,7 +14,6 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 from lightning.pytorch.cli import OptimizerCallable
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.distributed.tensor import DTensor
@@ -34,6 +33,7 @@ from sga.likelihood import Reading, blocks, chunks_work, packed_reading, read_an
 from sga.losses import FineTuning, Loss, Needs, WeighingLoss
 from sga.optimization import LinearSchedule, Schedule
 from sga.rates import RatePolicy, RateState
+from sga.sharding import check_strategy, gather, is_sharded, scatter, shard
 from sga.split import SplitGradients
 from sga.starting_model import StartingModel, starting_model
 
@@ -103,6 +103,7 @@ class UnlearningModule(pl.LightningModule):
     # ---- weights -----------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
+        check_strategy(self.trainer, self.language_model.trainable)
         if stage == "fit":
             if self.loss is None:
                 raise UserError("training needs a loss: set model.loss, as in --model.loss=sga.SmoothedGradientAscent")
@@ -120,17 +121,6 @@ class UnlearningModule(pl.LightningModule):
                 self.optimizer([torch.nn.Parameter(torch.zeros(1))])
             except (ValueError, TypeError) as error:  # said now, and not after the weights are loaded
                 raise UserError(f"model.optimizer: {error}") from None
-            if self._policy is not None and self._policy.dynamic:
-                self._check_split()
-
-    def _check_split(self) -> None:
-        # Under FSDP and its like a backward pass within training_step() would meet half-gathered parameters.
-        if not isinstance(self.trainer.strategy, SingleDeviceStrategy | DDPStrategy):
-            raise UserError(
-                f"{type(self._policy).__name__} looks at gradients, which works on one device and under "
-                f"--trainer.strategy ddp, not under {type(self.trainer.strategy).__name__}; take a fixed rate or a "
-                "schedule there"
-            )
 
     def configure_model(self) -> None:
         if self.model is None:
@@ -146,6 +136,7 @@ class UnlearningModule(pl.LightningModule):
                 # Block by block: the same code for all of them, and hooks on the head stay outside.
                 for block in blocks(self.model):
                     block.compile(dynamic=True)
+            shard(self.model, self.trainer.strategy, self.trainer.precision)
 
     @property
     def data(self) -> UnlearningData:
@@ -167,6 +158,7 @@ class UnlearningModule(pl.LightningModule):
             folder=Path(self.trainer.default_root_dir),
             writes=self.trainer.is_global_zero,
         )
+        scatter(self._network)
         self.data.set_reference(reference)
         self._network.train()  # from_pretrained leaves a model in eval mode; Lightning keeps the mode it finds
 
@@ -193,6 +185,7 @@ class UnlearningModule(pl.LightningModule):
         network = self.language_model.network(self.data.tokenizer)
         if self.trainer.precision == "64-true":
             network.double()
+        shard(network, self.trainer.strategy, self.trainer.precision, trained=False)
         network.to(self.device)  # type: ignore[arg-type]
         return network
 
@@ -289,7 +282,7 @@ class UnlearningModule(pl.LightningModule):
         assert isinstance(self.loss, WeighingLoss), "others have no policy"
         group_size, geometry = self.data.group_size, None
         if self._split is not None:
-            if self.trainer.world_size > 1:
+            if self.trainer.world_size > 1 and not is_sharded(self._network):  # where backward passes average
                 self._split.average()
             scale = self._scaler.get_scale() if self._scaler is not None else 1.0
             # The first process's numbers for all, so that none decides otherwise for a last bit.
@@ -393,6 +386,7 @@ class UnlearningModule(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self._policy is not None:
             checkpoint["rate_state"] = asdict(self.rate_state)
+        checkpoint["sharded"] = is_sharded(self._network)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         try:
@@ -405,6 +399,12 @@ class UnlearningModule(pl.LightningModule):
             ) from None
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        # Optimiser states are named by parameter under FSDP2, and elsewhere by place among those that are trained.
+        if self.trainer.state.fn == "fit" and checkpoint.get("sharded", False) != is_sharded(self._network):
+            raise UserError(
+                f"the checkpoint was made {'under' if checkpoint.get('sharded') else 'without'} --trainer.strategy "
+                "fsdp2: go on in the same way, or start a new run from its model folder"
+            )
         if "rate_state" in checkpoint:
             self.rate_state = RateState(**checkpoint["rate_state"])
 
@@ -436,6 +436,16 @@ class UnlearningModule(pl.LightningModule):
     def _start_answering(self, stage: str) -> None:
         self.answers = dict(self.data.plan(stage).known)
         self._inference = Inference(self._network, self.stop_ids)  # a new one: it remembers what these weights say
+        gather(self._network)
+
+    def on_validation_epoch_end(self) -> None:
+        scatter(self._network)
+
+    def on_test_epoch_end(self) -> None:
+        scatter(self._network)
+
+    def on_predict_epoch_end(self) -> None:
+        scatter(self._network)
 
     def validation_step(self, batch: ScoreBatch | GenerateBatch, batch_idx: int) -> None:
         assert self._inference is not None, "the epoch has started"

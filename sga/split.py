@@ -15,10 +15,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 import torch.distributed
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from sga.geometry import Geometry, geometry_by_layer
 
@@ -70,10 +72,19 @@ class SplitGradients:
                 gradient.copy_(part.view_as(gradient))
 
     def geometry(self, group_size: int, scale: float = 1.0) -> dict[str, Geometry]:
-        """Inner products by layer; both gradients stand as they are multiplied with `scale`, which is divided out."""
-        return geometry_by_layer(
-            self.names, self.forget, [parameter.grad for parameter in self.parameters], group_size, scale
+        """Inner products by layer; both gradients stand as they are multiplied with `scale`, which is divided out.
+
+        Of gradients in parts (FSDP2) each process takes its own part, and the products are added up.
+        """
+        found = geometry_by_layer(
+            self.names,
+            [_part(gradient) for gradient in self.forget],
+            [_part(parameter.grad) for parameter in self.parameters],
+            group_size,
+            scale,
         )
+        in_parts = any(isinstance(parameter, DTensor) for parameter in self.parameters)
+        return _added_up(found, self.parameters[0].device) if in_parts else found
 
     @torch.no_grad()
     def combine(self, forget_weight: float, normal_weight: float) -> None:
@@ -86,6 +97,22 @@ class SplitGradients:
                     parameter.grad.add_(forget, alpha=forget_weight)
             elif forget is not None:
                 parameter.grad = forget.mul_(forget_weight)
+
+
+def _part(gradient: Tensor | None) -> Tensor | None:
+    """What this process has of a gradient."""
+    return gradient.to_local() if isinstance(gradient, DTensor) else gradient
+
+
+def _added_up(geometries: dict[str, Geometry], device: torch.device) -> dict[str, Geometry]:
+    """The sum over the processes of the default group, by layer; all have the same layers."""
+    products = [[part.forget_squared, part.normal_squared, part.inner] for part in geometries.values()]
+    sums = torch.tensor(products, dtype=torch.float64, device=device)  # [layers, 3]
+    torch.distributed.all_reduce(sums)
+    return {
+        layer: replace(geometries[layer], forget_squared=forget, normal_squared=normal, inner=inner)
+        for layer, (forget, normal, inner) in zip(geometries, sums.tolist(), strict=True)
+    }
 
 
 def _buckets(gradients: Iterable[Tensor]) -> Iterator[list[Tensor]]:

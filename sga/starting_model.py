@@ -22,6 +22,7 @@ from sga.evaluation.store import model_key
 from sga.files import write_json
 from sga.likelihood import read_answers
 from sga.losses import Needs
+from sga.sharding import is_sharded
 
 REFERENCE_FILE = "reference.json"
 
@@ -98,7 +99,7 @@ def starting_model(
                 "one back its place (--model.language_model), or start a new run in another folder"
             )
     else:
-        network = copy.deepcopy(trained) if needs.reference else trained
+        network = _copy(trained, load) if needs.reference else trained
         key = model_key(network, {})
     model = StartingModel(network)
     known |= dict(zip(missing, score(model, missing), strict=True))
@@ -107,6 +108,14 @@ def starting_model(
     if network is not trained:
         network.requires_grad_(False)
     return model if needs.reference else None, known if needs.reference_nll else None
+
+
+def _copy(trained: nn.Module, load: Callable[[], nn.Module]) -> nn.Module:
+    if not is_sharded(trained):
+        return copy.deepcopy(trained)
+    network = load()  # FSDP2 does not copy modules
+    network.load_state_dict(trained.state_dict())
+    return network
 
 
 def _key(sequence: Encoded) -> str:

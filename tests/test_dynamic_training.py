@@ -22,9 +22,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sga.__main__ import main
-from sga.cli import UnlearningCLI, configured, run_verb
+from sga.cli import UnlearningCLI, run_verb
 from sga.data.builtin import packaged_path
-from sga.errors import DivergenceError, UserError
+from sga.errors import DivergenceError
 from sga.geometry import Geometry, total
 from sga.language_models import Pretrained
 from sga.rates import DynamicRate
@@ -304,17 +304,6 @@ def test_settings_that_cannot_work_are_refused_before_anything_is_written(
     assert not (tmp_path / "run" / "config.yaml").exists()
 
 
-def test_sharded_strategies_are_refused(
-    fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unlearn_options: list[str]
-) -> None:
-    cli = configured([*unlearn_options, *MARGIN, f"--run.folder={tmp_path / 'run'}"])
-    cli.model.trainer = cli.trainer
-    cli.model._check_split()
-    monkeypatch.setattr("sga.module.SingleDeviceStrategy", pl.strategies.DDPStrategy)
-    with pytest.raises(UserError, match="MarginRate looks at gradients, which works on one device and under"):
-        cli.model._check_split()
-
-
 @pytest.mark.parametrize("stem", ["sga-paper-rate", "sga-margin", "gd-margin", "sga-cosine"])
 def test_the_shipped_configurations_take_a_few_steps(tmp_path: Path, stem: str) -> None:
     """Each on fewer and shorter authors, with the tests' tiny model."""
@@ -350,8 +339,11 @@ def test_the_shipped_configurations_take_a_few_steps(tmp_path: Path, stem: str) 
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 @pytest.mark.parametrize("rule", [MARGIN, WEIGHT], ids=["margin", "margin_lambda"])
-def test_two_processes_take_the_rates_of_one(unlearn_options: list[str], tmp_path: Path, rule: tuple[str, ...]) -> None:
+def test_two_processes_take_the_rates_of_one(
+    unlearn_options: list[str], tmp_path: Path, rule: tuple[str, ...], strategy: str
+) -> None:
     """20 steps of 5 groups and of 1: uneven shares, and a process with nothing to do; r equal at every step, 1e-8."""
     options = [
         *unlearn_options, *SHORT, *EXACT, *rule, RECORD,
@@ -359,7 +351,7 @@ def test_two_processes_take_the_rates_of_one(unlearn_options: list[str], tmp_pat
     ]  # fmt: skip
     paths = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
-    for name, more in (("one", []), ("two", ["--trainer.devices=2", "--trainer.strategy=ddp"])):
+    for name, more in (("one", []), ("two", ["--trainer.devices=2", f"--trainer.strategy={strategy}"])):
         done = subprocess.run(
             [sys.executable, "-m", "sga", "fit", *options, *more, f"--run.folder={tmp_path / name}"],
             env=environment, capture_output=True, text=True, timeout=300,

@@ -33,7 +33,6 @@ from sga.errors import UserError
 from sga.report import read_run, write_report
 
 Fit = Callable[..., UnlearningCLI]
-TWO = ["--trainer.devices=2", "--trainer.strategy=ddp"]
 
 # ---- rules by hand --------------------------------------------------------------------------------------------------
 
@@ -491,14 +490,18 @@ def test_a_run_that_goes_well_has_one_checkpoint(ascend: Fit, tmp_path: Path, sn
 
 
 @pytest.mark.slow
-def test_two_processes_decide_alike(unlearn_options: list[str], own_reference: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_two_processes_decide_alike(
+    unlearn_options: list[str], own_reference: Path, tmp_path: Path, strategy: str
+) -> None:
     """Ended at the same step as one process, rolled back to the same one, and resumed to the same end."""
     options = [option for option in unlearn_options if not option.startswith(("--model.loss", "--trainer.max_epochs"))]
     options += ["--model.loss=sga.GradientAscent", "--model.optimizer.lr=1e-2", "--model.schedule=ConstantSchedule"]
     options += ["--trainer.max_epochs=8", "--model_utility.generate=false", "--stop.rule=ForgetNLLReached"]
     options += [f"--evaluation.reference={own_reference}"]
     one, two = tmp_path / "one", tmp_path / "two"
-    for folder, *more in ((one,), (two, *TWO), (two, *TWO, "--ckpt_path=last")):
+    processes = ["--trainer.devices=2", f"--trainer.strategy={strategy}"]
+    for folder, *more in ((one,), (two, *processes), (two, *processes, "--ckpt_path=last")):
         done = subprocess.run(
             [sys.executable, "-m", "sga", "fit", *options, f"--run.folder={folder}", *more],
             env={**os.environ, "OMP_NUM_THREADS": "1"},

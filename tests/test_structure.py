@@ -24,6 +24,7 @@ LAYERS = (
     {"sga.batches"},
     {"sga.packing"},
     {"sga.likelihood", "sga.geometry", "sga.evaluation.requests"},
+    {"sga.sharding", "sga.processes"},
     {"sga.rates", "sga.split"},
     {"sga.losses", "sga.optimization", "sga.evaluation"},
     {"sga.datamodule", "sga.starting_model"},

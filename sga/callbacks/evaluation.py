@@ -12,7 +12,6 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 import transformers
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 from sga.datamodule import EvaluationData
 from sga.errors import UserError
@@ -21,6 +20,7 @@ from sga.evaluation.evaluation import Evaluation
 from sga.evaluation.reference import Reference, are_first_rows, read_reference, reference_for
 from sga.evaluation.requests import Answers, Generation, Request
 from sga.evaluation.store import AnswerStore, model_key
+from sga.sharding import is_sharded
 
 ANSWERS_FOLDER = ".answers"
 
@@ -104,10 +104,23 @@ class Evaluator(pl.Callback):
     def _look_up(self, trainer: pl.Trainer, module: Any, stage: str) -> None:
         plan = module.data.plan(stage)
         plan.known, self._store = {}, None
-        # Weights in the middle of training never come again; weights in shards have no whole to take a hash of.
-        whole = type(trainer.strategy) in (SingleDeviceStrategy, DDPStrategy)
-        if self.answers_folder is None or not whole or (trainer.state.fn == "fit" and trainer.global_step > 0):
+        # Weights in the middle of training never come again.
+        if self.answers_folder is None or (trainer.state.fn == "fit" and trainer.global_step > 0):
             return
+        sharded = is_sharded(module.model)
+        device = trainer.strategy.root_device
+        settings = {
+            **module.data.evaluation_settings,
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+            "float32_matmul": torch.get_float32_matmul_precision(),
+            "attention": str(getattr(module.model.config, "_attn_implementation", None)),  # no part of to_dict()
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "stop_ids": str(module.stop_ids),
+            **({"weights": "rounded"} if sharded and trainer.precision == "bf16-mixed" else {}),  # see `shard`
+        }
+        # Of weights in parts every process has to give its own.
+        key = model_key(module.model, settings) if sharded or trainer.is_global_zero else ""
         known = {}
         if trainer.is_global_zero:
             run_folder = Path(trainer.default_root_dir)
@@ -119,17 +132,7 @@ class Evaluator(pl.Callback):
                     f"--evaluation.answers {folder}: no folder can be made there ({error.strerror}); "
                     "choose another, or null to keep no answers"
                 ) from None
-            device = trainer.strategy.root_device
-            settings = {
-                **module.data.evaluation_settings,
-                "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-                "float32_matmul": torch.get_float32_matmul_precision(),
-                "attention": str(getattr(module.model.config, "_attn_implementation", None)),  # no part of to_dict()
-                "torch": torch.__version__,
-                "transformers": transformers.__version__,
-                "stop_ids": str(module.stop_ids),
-            }
-            self._store = AnswerStore(folder, model_key(module.model, settings))
+            self._store = AnswerStore(folder, key)
             known = self._store.find(plan.jobs)
             if known:
                 print(f"{len(known)} of {len(plan.jobs)} answers of this model are in {folder} already")

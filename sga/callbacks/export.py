@@ -8,6 +8,8 @@ from typing import Any
 
 import lightning.pytorch as pl
 
+from sga.sharding import whole_weights
+
 
 class HuggingFaceExport(pl.Callback):
     """Writes ``model/`` into the run folder when training ends: weights as safetensors, configuration, tokenizer."""
@@ -23,22 +25,27 @@ class HuggingFaceExport(pl.Callback):
         self.enabled, self.evaluated = enabled, evaluated
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self.enabled and trainer.is_global_zero:
-            export(pl_module, Path(trainer.default_root_dir) / "model")
+        if self.enabled:
+            export(pl_module, Path(trainer.default_root_dir) / "model", trainer.is_global_zero)
         trainer.strategy.barrier("export")
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.evaluated and trainer.state.fn == "validate":
-            if trainer.is_global_zero:
-                export(pl_module, Path(trainer.default_root_dir) / "model")
+            export(pl_module, Path(trainer.default_root_dir) / "model", trainer.is_global_zero)
             trainer.strategy.barrier("export")
 
 
-def export(module: Any, folder: Path) -> None:
-    """Writes a module's model and tokenizer in Hugging Face format; the folder is complete or not there."""
+def export(module: Any, folder: Path, writes: bool = True) -> None:
+    """Writes a module's model and tokenizer in Hugging Face format; the folder is complete or not there.
+
+    Every process has to call it, because weights may be in parts; one of them `writes`.
+    """
+    weights = whole_weights(module.model)
+    if not writes:
+        return
     unfinished = folder.with_name(f".{folder.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
-    module.model.save_pretrained(unfinished)
+    module.model.save_pretrained(unfinished, state_dict=weights)
     module.data.tokenizer.save_pretrained(unfinished)
     if folder.exists():
         shutil.rmtree(folder)

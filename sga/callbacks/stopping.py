@@ -16,6 +16,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 
 from sga.callbacks.checkpoints import BEST, FOLDER, save
 from sga.callbacks.evaluation import Evaluator
@@ -24,6 +25,7 @@ from sga.callbacks.model_utility import ModelUtility
 from sga.errors import DivergenceError, UserError
 from sga.evaluation.evaluation import Evaluation
 from sga.evaluation.reference import read_reference, reference_for
+from sga.sharding import load_whole_weights
 
 FORGET_NLL = "forget_nll"
 REFERENCE_NLL = "reference_forget_nll"
@@ -405,21 +407,23 @@ class Stopping(pl.Callback):
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Puts the chosen weights into the module, from which they are exported."""
-        if self.rule is None or not trainer.is_global_zero:
+        if self.rule is None:
             return
+        say = rank_zero_only(print)
         if self.choice is None:
-            print(f"no evaluation qualifies as {self.rule.declaration()}: the last weights are the result")
+            say(f"no evaluation qualifies as {self.rule.declaration()}: the last weights are the result")
             return
         path = _best(trainer)
         if self.choice.step != trainer.global_step:
-            kept = _step_of(path)
+            best = _read(path) if trainer.is_global_zero and path.is_file() else {}
+            kept = trainer.strategy.broadcast(best.get("global_step"))
             if kept != self.choice.step:
                 raise UserError(
                     f"{path} holds the weights of step {kept} and not of the chosen step {self.choice.step}: "
                     "go on from an earlier checkpoint, or start the run anew"
                 )
-            pl_module.load_state_dict(_read(path)["state_dict"])
-        print(f"the result is step {self.choice.step} of {trainer.global_step}, by the rule: {self.rule.declaration()}")
+            load_whole_weights(pl_module, best.get("state_dict", {}))
+        say(f"the result is step {self.choice.step} of {trainer.global_step}, by the rule: {self.rule.declaration()}")
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         if isinstance(exception, DivergenceError) and self.choice is not None and trainer.is_global_zero:

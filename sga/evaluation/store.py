@@ -19,6 +19,7 @@ from zipfile import BadZipFile
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from sga.evaluation.plan import GenerateJob, Job, ScoreJob
 from sga.evaluation.requests import Answer, Generation, TokenScores
@@ -32,7 +33,8 @@ def model_key(model: nn.Module, settings: Mapping[str, str | None]) -> str:
     """SHA-256 of everything but the tokens that an answer depends on.
 
     Args:
-        model: The weights, every parameter and buffer with name, type and shape; and its configuration.
+        model: The weights, every parameter and buffer with name, type and shape; and its configuration. Where weights
+            are in parts (FSDP2) every process has to call this, and all get the key of the whole.
         settings: Whatever else: precision, device, versions, stop tokens.
     """
     config = getattr(model, "config", None)
@@ -40,6 +42,11 @@ def model_key(model: nn.Module, settings: Mapping[str, str | None]) -> str:
     described = {name: value for name, value in described.items() if name not in ("_name_or_path", "name_or_path")}
     digest = hashlib.sha256(json.dumps([FORMAT, dict(settings), described], sort_keys=True, default=str).encode())
     state = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+    if any(isinstance(value, DTensor) for value in state.values()):
+        for name in sorted(state):  # gathered one at a time, in the same order by all
+            value = state[name]
+            digest.update(_tensor_digest(name, value.full_tensor() if isinstance(value, DTensor) else value))
+        return digest.hexdigest()
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:  # hashing lets other threads run
         for part in pool.map(_tensor_digest, sorted(state), [state[name] for name in sorted(state)]):
             digest.update(part)
