@@ -149,6 +149,7 @@ class UnlearningData(pl.LightningDataModule):
         self.benchmark: Benchmark | None = None
         self.groups: list[Group] = []
         self._loader: GroupLoader | None = None
+        self._whole: tuple[str, ...] = ()
         self._plans: dict[str, EvaluationPlan] = {}
 
     # ---- records, groups, tokens -------------------------------------------------------------------------------
@@ -198,15 +199,22 @@ class UnlearningData(pl.LightningDataModule):
 
     def encode(self, groups: Sequence[Group]) -> list[list[Encoded]]:
         """Token ids of groups; a record that stands in many groups is tokenised once."""
-        seen: dict[str, Encoded] = {}
+        seen: dict[tuple[str, bool], Encoded] = {}
 
-        def encoded(record: Record) -> Encoded:
-            if record.id not in seen:
-                seen[record.id] = self.encoder.encode(record.question, record.answer)
-            return seen[record.id]
+        def encoded(record: Record, role: str) -> Encoded:
+            whole = role in self._whole
+            if (record.id, whole) not in seen:
+                sequence = self.encoder.encode(record.question, record.answer)
+                seen[record.id, whole] = replace(sequence, prompt_length=1) if whole else sequence
+            return seen[record.id, whole]
 
         return [
-            [encoded(record) for record in (group.forget, *group.normals, *group.alternatives, *group.retain)]
+            [
+                encoded(record, role)
+                for record, role in zip(
+                    (group.forget, *group.normals, *group.alternatives, *group.retain), _roles(group), strict=True
+                )
+            ]
             for group in groups
         ]
 
@@ -222,21 +230,16 @@ class UnlearningData(pl.LightningDataModule):
         self._loader.reference = total_nll
 
     def extend(self, needs: Needs) -> None:
-        """Adds to the groups what a loss reads besides forget and normal samples."""
+        """Adds to the groups what a loss reads besides forget and normal samples; notes what it reads as a whole."""
         assert self.benchmark is not None, "read() first"
         pool, refusals = self.benchmark.training["retain"], read_refusals(self.refusals)
         self.groups = extended(self.groups, needs.alternative, needs.retain, pool, refusals, self.seed)
+        self._whole = needs.whole
 
     @property
     def roles(self) -> tuple[str, ...]:
         """Role of each sequence of a group, as `encode` puts them."""
-        group = self.groups[0]
-        return (
-            FORGET,
-            *[NORMAL] * len(group.normals),
-            *[ALTERNATIVE] * len(group.alternatives),
-            *[RETAIN] * len(group.retain),
-        )
+        return _roles(self.groups[0])
 
     def evaluation_data(self, every_row: bool = False) -> EvaluationData:
         """The records that metrics ask about, cut to `evaluation_rows` unless every row is wanted."""
@@ -385,6 +388,16 @@ def in_folds(records: Sequence[Record], folds: int, wanted: Sequence[int]) -> tu
         raise UserError(f"{len(records)} forget records cannot be cut into {folds} folds; lower --data.folds")
     ends = [number * len(records) // folds for number in range(folds + 1)]
     return tuple(record for fold in sorted(wanted) for record in records[ends[fold - 1] : ends[fold]])
+
+
+def _roles(group: Group) -> tuple[str, ...]:
+    """Role of each of a group's sequences, in the order in which they are encoded."""
+    return (
+        FORGET,
+        *[NORMAL] * len(group.normals),
+        *[ALTERNATIVE] * len(group.alternatives),
+        *[RETAIN] * len(group.retain),
+    )
 
 
 def _evenly(records: Sequence[Record], limit: int | None) -> tuple[Record, ...]:
