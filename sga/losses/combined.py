@@ -65,9 +65,9 @@ class LLMU(RetainingLoss):
     """Ascent, unrelated answers to the forget question, and a divergence on normal samples.
 
     L = mean over groups of −γ·nll_0 + μ·nll(forget question, other answer) + α·KL(p_ref ‖ p_θ) on normal samples.
-    Source: Yao et al., arXiv 2310.10683. Compared with kevinyaobytedance/llm_unlearn at 1143a5b6, which draws five other
-    answers anew for each batch, and UCSC-REAL/FLAT at 05a6e6ab, which takes one, as here; both average the divergence
-    over prompt and padding too.
+    Source: Yao et al., arXiv 2310.10683. Compared with kevinyaobytedance/llm_unlearn at 1143a5b6, which draws five
+    other answers anew for each batch, and UCSC-REAL/FLAT at 05a6e6ab, which takes one, as here; both average the
+    divergence over prompt and padding too.
     """
 
     forget_roles = (FORGET, ALTERNATIVE)
