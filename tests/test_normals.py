@@ -412,6 +412,19 @@ def test_retrieval_passes_over_what_fails() -> None:
     assert all(bad not in group.normals and len(group.normals) == 2 for group in groups)
 
 
+def test_retrieval_with_checks_takes_nothing_twice() -> None:
+    """The nearest record stands in the pool three times, once with another last word; without checks all are taken."""
+    forget = [Record("f/0", "Where was the painter born?", "The painter was born at sea, it was the summer then.")]
+    text = "The painter was born in the town of Turin in the spring, as the child of a baker and of a"
+    twins = [Record(f"p/twin-{i}", "Where was the painter born?", f"{text} {job}.") for i, job in enumerate("abb")]
+    pool = [*twins, *OTHERS]
+    assert set(make_groups(forget, pool, 4, NearestNormals(), 0)[0].normals) == set(twins)
+    for diversity in (0.0, 0.3):
+        pairing = NearestNormals(checks=Checks(length=None), diversity=diversity)
+        apart = make_groups(forget, pool, 4, pairing, 0)[0].normals
+        assert len(apart) == 3 and len(set(apart) & set(twins)) == 1
+
+
 def test_groups_are_mended_by_choice_and_never_silently_short() -> None:
     bad = Record("p/bad", "Where?", "I cannot say where the person was born as the child of a cook.")
     groups = [Group(record, (OTHERS[0], bad, OTHERS[1]), (0.5, 0.4, 0.3)) for record in SUBJECT]

@@ -11,6 +11,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
+from functools import lru_cache
 
 from sga.data.records import Record
 from sga.errors import UserError
@@ -34,8 +35,8 @@ class Checks:
     """What a normal sample must satisfy; each rule can be switched off.
 
     Args:
-        near_duplicate: Largest share of word 3-grams in common (Jaccard) with a forget sample or another normal of the
-            group; null allows duplicates that are not exact.
+        near_duplicate: Refuse normals that have this share of word 3-grams or more in common (Jaccard) with a forget
+            sample or another normal of the group; null refuses exact duplicates alone.
         facts: Refuse normals that contain distinctive facts of the forget answer: names, numbers of three digits or
             more, and word 4-grams with two rare words, that stand in the answer and in hardly any record of the pool.
             Most 4-grams are rare as mere turns of phrase; that two words of one are rare makes it more.
@@ -106,13 +107,9 @@ class Checker:
         elif checks.near_duplicate is not None:
             twin = self._near_duplicate(normal, checks.near_duplicate)
             found += [f"near-duplicate of {twin}"] if twin else []
-        for other in others:
-            alike = other.content == normal.content
-            if not alike and checks.near_duplicate is not None:
-                alike = _jaccard(_shingles(normal), _shingles(other)) >= checks.near_duplicate
-            if alike:
-                found.append(f"repeats {other.id}")
-                break
+        repeated = next((other for other in others if self.repeats(normal, other)), None)
+        if repeated is not None:
+            found.append(f"repeats {repeated.id}")
         facts = self._facts.get(forget.id)
         if facts:
             said = facts & _terms(normal)
@@ -129,6 +126,13 @@ class Checker:
         if checks.refusal and _REFUSAL.search(normal.answer):
             found.append("reads like a refusal")
         return found
+
+    def repeats(self, normal: Record, other: Record) -> bool:
+        """Whether two normals are too alike for one group."""
+        if normal.content == other.content:
+            return True
+        limit = self.checks.near_duplicate
+        return limit is not None and _jaccard(_shingles(normal), _shingles(other)) >= limit
 
     def _near_duplicate(self, normal: Record, limit: float) -> str | None:
         shingles = _shingles(normal)
@@ -161,6 +165,7 @@ def _grams(words: Sequence[str], lengths: Iterable[int]) -> set[tuple[str, ...]]
     return {tuple(words[i : i + n]) for n in lengths for i in range(len(words) - n + 1)}
 
 
+@lru_cache(maxsize=8192)  # a record is compared with many others
 def _shingles(record: Record) -> set[tuple[str, ...]]:
     words = _words(_text(record))
     return _grams(words, (min(_SHINGLE, max(1, len(words))),))
