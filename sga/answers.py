@@ -52,6 +52,12 @@ class Answers:
         return self.total(values) / self.lengths
 
     @property
+    def places(self) -> Tensor:
+        """Place of each answer token in its answer, counted from 0, [M]."""
+        lengths = self.lengths.flatten()  # [B, C] -> [B*C]
+        return torch.arange(len(self.rows), device=self.rows.device) - (lengths.cumsum(0) - lengths)[self.rows]
+
+    @property
     def nll(self) -> Tensor:
         """Mean negative log-likelihood of each sequence, [B, C], nats per token."""
         return self.mean(self.token_nll)

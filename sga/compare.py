@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from sga.data.records import EVALUATION_SETS, Record, read_jsonl
+from sga.data.records import EVALUATION_SETS, Record
 from sga.errors import UserError
 from sga.evaluation.evaluation import Evaluation
-from sga.evaluation.logs import Kind, read_log
+from sga.evaluation.logs import Kind, read_log, read_own_rows
 from sga.evaluation.metrics import Floats
 from sga.evaluation.paired import PairedDifference, PairedTests, holm
 from sga.evaluation.reference import TOFU_ROWS
@@ -473,8 +473,8 @@ def _signed(value: float) -> str:
 def read_side(path: str | Path, step: int | None = None) -> Side:
     """Reads one side.
 
-    A run of ours is read here and not by `read_log`, because a comparison also wants the texts and whatever other
-    numbers the rows hold, and does without a run.json.
+    The rows of a run of ours are taken as they are and not as `read_log` gives them, because a comparison also wants
+    the texts and whatever other numbers they hold, and does without a run.json.
 
     Args:
         path: A run folder of ours, its ``rows.jsonl``, or a foreign log that `read_log` knows.
@@ -493,32 +493,17 @@ def read_side(path: str | Path, step: int | None = None) -> Side:
 
 
 def _read_rows(path: Path, step: int | None) -> Side:
-    steps: dict[int, dict[Key, Mapping[str, Any]]] = {}
-    for number, row in read_jsonl(path):
-        where = f"{path}:{number}"
-        set_name, record_id = row.get("set"), row.get("id")
-        if type(row.get("step")) is not int or not isinstance(set_name, str) or not isinstance(record_id, str):
-            raise UserError(
-                f"{where}: needs 'step' (an integer), 'set' and 'id' (strings); is this the rows.jsonl of a run?"
-            )
-        rows = steps.setdefault(row["step"], {})
-        if (set_name, record_id) in rows:
-            raise UserError(
-                f"{where}: {record_id!r} occurs twice in {set_name!r} at step {row['step']}; were two runs joined?"
-            )
+    own = read_own_rows(path, step)
+    rows = {}
+    for key, (where, row) in own.rows.items():
         for name, value in row.items():
             for entry in value if isinstance(value, list) else [value]:
                 if isinstance(entry, float) and not math.isfinite(entry):
                     raise UserError(f"{where}: {name!r} must be finite, got {entry}; evaluate again")
         if "avg_nll" in row and row.get("paraphrased_nll") is None:
             row["paraphrased_nll"] = row["avg_nll"]  # the answer stands in where there is no paraphrase
-        rows[set_name, record_id] = row
-    if not steps:
-        raise UserError(f"{path}: holds no row; the run ended before its first evaluation")
-    chosen = max(steps) if step is None else step
-    if chosen not in steps:
-        raise UserError(f"{path}: no rows of step {step}; it has {', '.join(map(str, sorted(steps)))}")
-    return Side(str(path), "sga", chosen, _read_settings(path.parent / "run.json"), steps[chosen])
+        rows[key] = row
+    return Side(str(path), "sga", own.step, _read_settings(path.parent / "run.json"), rows)
 
 
 def _read_settings(path: Path) -> Mapping[str, str | None] | None:

@@ -149,6 +149,7 @@ class UnlearningData(pl.LightningDataModule):
         self.benchmark: Benchmark | None = None
         self.groups: list[Group] = []
         self._loader: GroupLoader | None = None
+        self._whole: tuple[str, ...] = ()
         self._plans: dict[str, EvaluationPlan] = {}
 
     # ---- records, groups, tokens -------------------------------------------------------------------------------
@@ -202,7 +203,15 @@ class UnlearningData(pl.LightningDataModule):
         records = list({record.id: record for row in rows for record in row}.values())
         encoded, _ = self.encoder.encode_all([(record.question, record.answer) for record in records])
         by_id = {record.id: sequence for record, sequence in zip(records, encoded, strict=True)}
-        return [[by_id[record.id] for record in row] for row in rows]
+
+        def sequence(record: Record, role: str) -> Encoded:
+            found = by_id[record.id]
+            return replace(found, prompt_length=1) if role in self._whole else found
+
+        return [
+            [sequence(record, role) for record, role in zip(row, _roles(group), strict=True)]
+            for row, group in zip(rows, groups, strict=True)
+        ]
 
     def sequences(self, roles: Sequence[str]) -> list[Encoded]:
         """Token ids of all groups' sequences of some roles; setup() for training has run."""
@@ -216,21 +225,16 @@ class UnlearningData(pl.LightningDataModule):
         self._loader.reference = total_nll
 
     def extend(self, needs: Needs) -> None:
-        """Adds to the groups what a loss reads besides forget and normal samples."""
+        """Adds to the groups what a loss reads besides forget and normal samples; notes what it reads as a whole."""
         assert self.benchmark is not None, "read() first"
         pool, refusals = self.benchmark.training["retain"], read_refusals(self.refusals)
         self.groups = extended(self.groups, needs.alternative, needs.retain, pool, refusals, self.seed)
+        self._whole = needs.whole
 
     @property
     def roles(self) -> tuple[str, ...]:
         """Role of each sequence of a group, as `encode` puts them."""
-        group = self.groups[0]
-        return (
-            FORGET,
-            *[NORMAL] * len(group.normals),
-            *[ALTERNATIVE] * len(group.alternatives),
-            *[RETAIN] * len(group.retain),
-        )
+        return _roles(self.groups[0])
 
     def evaluation_data(self, every_row: bool = False) -> EvaluationData:
         """The records that metrics ask about, cut to `evaluation_rows` unless every row is wanted."""
@@ -383,6 +387,16 @@ def in_folds(records: Sequence[Record], folds: int, wanted: Sequence[int]) -> tu
         raise UserError(f"{len(records)} forget records cannot be cut into {folds} folds; lower --data.folds")
     ends = [number * len(records) // folds for number in range(folds + 1)]
     return tuple(record for fold in sorted(wanted) for record in records[ends[fold - 1] : ends[fold]])
+
+
+def _roles(group: Group) -> tuple[str, ...]:
+    """Role of each of a group's sequences, in the order in which they are encoded."""
+    return (
+        FORGET,
+        *[NORMAL] * len(group.normals),
+        *[ALTERNATIVE] * len(group.alternatives),
+        *[RETAIN] * len(group.retain),
+    )
 
 
 def _evenly(records: Sequence[Record], limit: int | None) -> tuple[Record, ...]:

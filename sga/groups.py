@@ -117,10 +117,15 @@ class NearestNormals(Pairing):
         embed = self.embedder.fitted(texts)
         vectors, queries = embed(texts), embed([(record.question, record.answer) for record in forget])
         decimals = 9 if isinstance(self.embedder, TFIDF) else 6  # float64 and float32
-        fits = self._filter(forget, pool, embed)
+        checker = None if self.checks is None else Checker(self.checks, forget, pool)
+        fits = self._filter(forget, pool, embed, checker)
 
         def similarity(index: int, others: Sequence[int]) -> Any:
             return similarities(vectors[[index]], vectors[list(others)], decimals)[0]
+
+        def apart(index: int, others: Sequence[int]) -> Any:
+            assert checker is not None, "given to select only then"
+            return np.array([not checker.repeats(pool[index], pool[other]) for other in others])
 
         plain = not self.diversity and self.max_reuse is None and self.answer_ceiling is None and self.checks is None
         examined = min(len(pool), count if plain else max(4 * count, 32))
@@ -132,7 +137,9 @@ class NearestNormals(Pairing):
             ]
             candidates = [[int(found[row, place]) for place in kept] for row, kept in enumerate(places)]
             values = [[float(scores[row, place]) for place in kept] for row, kept in enumerate(places)]
-            chosen = select(candidates, values, count, self.diversity, self.max_reuse, similarity)
+            chosen = select(
+                candidates, values, count, self.diversity, self.max_reuse, similarity, apart if checker else None
+            )
             short = next((row for row, taken in enumerate(chosen) if len(taken) < count), None)
             if short is None:
                 break
@@ -155,9 +162,10 @@ class NearestNormals(Pairing):
             for row, record in enumerate(forget)
         ]
 
-    def _filter(self, forget: Sequence[Record], pool: Sequence[Record], embed: Embedding) -> Callable[[int, int], bool]:
+    def _filter(
+        self, forget: Sequence[Record], pool: Sequence[Record], embed: Embedding, checker: Checker | None
+    ) -> Callable[[int, int], bool]:
         """Whether the ceiling and the checks let a forget record (by index) have a pool record."""
-        checker = None if self.checks is None else Checker(self.checks, forget, pool)
         ceiling, answers = self.answer_ceiling, None
         if ceiling is not None:
             answers = tuple(embed([("", record.answer) for record in records]) for records in (forget, pool))

@@ -482,10 +482,10 @@ def _length(sequence: Encoded) -> tuple[int, tuple[int, ...]]:
 
 
 def check_layers(model: PreTrainedModel, needs: Needs) -> None:
-    """Freezes all but the blocks that a loss trains, where it names any.
+    """Freezes all but the blocks that a loss trains, and all but some weights of theirs, where it names any.
 
     Raises:
-        UserError: a loss names a block that the model does not have.
+        UserError: a loss names a block that the model does not have, or weights that a block does not have.
     """
     named = [*(needs.trained_layers or ()), *([] if needs.hidden_layer is None else [needs.hidden_layer])]
     if not named:
@@ -500,4 +500,12 @@ def check_layers(model: PreTrainedModel, needs: Needs) -> None:
     if needs.trained_layers is not None:
         model.requires_grad_(False)
         for layer in needs.trained_layers:
-            layers[layer].requires_grad_(True)
+            weights = dict(layers[layer].named_parameters())
+            trained = [name for name in weights if name.endswith(needs.trained_weights or "")]
+            if not trained:
+                raise UserError(
+                    f"no weight of layer {layer} has a name that ends in {needs.trained_weights!r}; there are "
+                    f"{', '.join(weights)}; set --model.loss.trained_weights"
+                )
+            for name in trained:
+                weights[name].requires_grad_(True)

@@ -114,8 +114,8 @@ class FixedRate(ScheduledRate):
 
 
 @dataclass(frozen=True)
-class LinearRate(ScheduledRate):
-    """Moves in a straight line over the run.
+class Ramp(ScheduledRate):
+    """Moves over the run from one number to another.
 
     Args:
         start: At the first step.
@@ -127,25 +127,19 @@ class LinearRate(ScheduledRate):
 
     def __post_init__(self) -> None:
         _check_finite(start=self.start, end=self.end)
+
+
+@dataclass(frozen=True)
+class LinearRate(Ramp):
+    """Moves in a straight line over the run."""
 
     def at(self, progress: float) -> float:
         return self.start + (self.end - self.start) * progress
 
 
 @dataclass(frozen=True)
-class CosineRate(ScheduledRate):
-    """Moves over the run along half a cosine: slowly at both ends.
-
-    Args:
-        start: At the first step.
-        end: At the last step.
-    """
-
-    start: float
-    end: float
-
-    def __post_init__(self) -> None:
-        _check_finite(start=self.start, end=self.end)
+class CosineRate(Ramp):
+    """Moves over the run along half a cosine: slowly at both ends."""
 
     def at(self, progress: float) -> float:
         return self.end + (self.start - self.end) * (1 + math.cos(math.pi * progress)) / 2

@@ -1,7 +1,8 @@
 """What the tests share: data from outside, a tiny model that has learned something, and finished runs.
 
 Data from outside is found through two environment variables and the tests that need it are skipped without them:
-SGA_DATA, a folder with ``tofu/``, and SGA_MODELS, a folder with ``tiny-tofu/full`` and ``tiny-tofu/retain``.
+SGA_DATA, a folder with ``tofu/`` and ``golden/``, and SGA_MODELS, a folder with ``tiny-tofu/full`` and
+``tiny-tofu/retain``.
 """
 
 from __future__ import annotations
@@ -69,6 +70,18 @@ def tiny_models() -> Path:
     if not (folder / "full").is_dir() or not (folder / "retain").is_dir():
         pytest.skip("SGA_MODELS has no tiny-tofu/full and tiny-tofu/retain")
     return folder
+
+
+def golden_numbers(name: str) -> dict[str, Any]:
+    """A file of published numbers and what they were computed from."""
+    root = os.environ.get("SGA_DATA")
+    if not root:
+        pytest.skip("SGA_DATA is not set: no golden files")
+    path = Path(root, "golden", name)
+    if not path.is_file():
+        pytest.skip(f"SGA_DATA has no golden/{name}")
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content
 
 
 # ---- a tiny model that has learned something ------------------------------------------------------------------------

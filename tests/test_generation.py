@@ -153,6 +153,29 @@ def test_a_killed_process_goes_on_and_repeats_at_most_what_was_in_flight(tmp_pat
         killed_twice(server, arguments, tmp_path / "normals.jsonl.answers", 10, 4)
 
 
+def test_a_second_process_on_the_same_output_is_refused(tmp_path: Path) -> None:
+    """While the first one is under way, and no longer when it has been killed."""
+    data, output = benchmark(tmp_path, 40), tmp_path / "normals.jsonl"
+    journal = output.with_name("normals.jsonl.answers")
+    with Misbehaving(kinds=(), delay=1.5) as server:
+        first = subprocess.Popen([sys.executable, "-c", SCRIPT, str(tmp_path), server.url])
+        try:
+            deadline = time.monotonic() + 120
+            while not journal.exists() or not journal.read_bytes():
+                assert first.poll() is None and time.monotonic() < deadline, "it is under way"
+                time.sleep(0.02)
+            with pytest.raises(UserError, match=r"normals\.jsonl\.answers is being written by another process"):
+                Journal(journal)
+            assert main(command(server, output, data)) == 2 and not output.exists()
+            assert first.poll() is None, "it goes on"
+        finally:
+            first.kill()
+            first.wait()
+        server.delay = 0.0
+        assert main(command(server, output, data)) == 0
+    check_complete(output, 40, 3)
+
+
 @pytest.mark.slow
 def test_four_hundred_times_three_killed_twice(tmp_path: Path) -> None:
     data, output = benchmark(tmp_path, 400), tmp_path / "normals.jsonl"

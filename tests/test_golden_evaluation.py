@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from conftest import golden_numbers
 
 from sga.cli import run_verb
 from sga.data.builtin import packaged_path
@@ -16,12 +16,7 @@ from sga.data.builtin import packaged_path
 
 @pytest.fixture(scope="module")
 def golden() -> dict[str, Any]:
-    path = Path(os.environ.get("SGA_DATA", ""), "golden", "open_unlearning_tiny_retain.json")
-    if not path.is_file():
-        pytest.skip("SGA_DATA has no golden/open_unlearning_tiny_retain.json")
-    content = json.loads(path.read_text(encoding="utf-8"))
-    assert isinstance(content, dict)
-    return content
+    return golden_numbers("open_unlearning_tiny_retain.json")
 
 
 def their_ratios(rows: list[dict[str, Any]]) -> np.ndarray:

@@ -5,13 +5,11 @@ The files are in the folder `golden` of the environment variable SGA_DATA.
 
 from __future__ import annotations
 
-import json
-import os
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from conftest import golden_numbers
 
 from sga.evaluation.metrics import (
     extraction_strength,
@@ -31,25 +29,14 @@ TOFU_NAMES = {"retain": "Retain", "real_authors": "Real Authors", "world_facts":
 OPEN_UNLEARNING_NAMES = {"retain": "retain", "real_authors": "ra", "world_facts": "wf"}
 
 
-def golden(name: str) -> dict[str, Any]:
-    root = os.environ.get("SGA_DATA")
-    if root is None:
-        pytest.skip("SGA_DATA is not set: no golden files")
-    path = Path(root, "golden", name)
-    if not path.is_file():
-        pytest.skip(f"SGA_DATA has no golden/{name}")
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return content
-
-
 @pytest.fixture(scope="module")
 def tofu() -> dict[str, Any]:
-    return golden("tofu_llama2_7b.json")
+    return golden_numbers("tofu_llama2_7b.json")
 
 
 @pytest.fixture(scope="module")
 def open_unlearning() -> dict[str, Any]:
-    return golden("open_unlearning_tiny_retain.json")
+    return golden_numbers("open_unlearning_tiny_retain.json")
 
 
 # TOFU's aggregation of its published Llama-2-7B logs

@@ -246,6 +246,17 @@ def test_ce_u_by_hand_and_its_gradient() -> None:
     assert logits.grad[0].tolist() == pytest.approx([-1 / 6, -1 / 3, 1 / 2], abs=1e-12)
 
 
+def test_ce_u_can_leave_out_the_first_answer_tokens() -> None:
+    """Two tokens cost 1/3·ln 6 + 2/3·ln 3 = 1.329661 as above and, from (1/2, 1/4, 1/4) without its last one, q =
+    (2/3, 1/3, 0), 2/3·ln 2 + 1/3·ln 4 = 0.924196; an answer with no other token costs nothing.
+    """
+    logits = logs([1 / 6, 1 / 3, 1 / 2], [1 / 2, 1 / 4, 1 / 4])
+    answers = said([("forget", [1.0, 1.0])], logits=logits, targets=[2, 2])
+    close(CEU().of(answers), (1.329661 + 0.924196) / 2)
+    close(CEU(skipped_tokens=1).of(answers), 0.924196)
+    close(CEU(skipped_tokens=2).of(answers), 0)
+
+
 def test_rmu_by_hand() -> None:
     """Forget states 0 and 2u with c = 2: (4 + 0)/2 = 2. Normal state (1, 2) where it was 0: 5, weighed with 3."""
     u = RMU().direction(2)
@@ -274,6 +285,7 @@ def test_the_columns_of_some_roles_keep_their_numbers() -> None:
     assert two.roles == ("forget", "alternative") and two.nll.tolist() == [[1.5, 5]]
     assert two.total_nll.tolist() == [[3, 10]] and two.log_ratio.tolist() == [[-2, -7]]
     assert answers.of("normal").lengths.tolist() == [[1]]
+    assert answers.places.tolist() == [0, 1, 0, 0, 1] and two.places.tolist() == [0, 1, 0, 1]
 
 
 @pytest.mark.parametrize(
@@ -287,6 +299,8 @@ def test_the_columns_of_some_roles_keep_their_numbers() -> None:
         (lambda: FLAT(average="all"), "average must be"),
         (lambda: RMU(3, trained_layers=[4]), r"trained_layers must be blocks up to layer 3"),
         (lambda: RMU(norm="max"), "norm must be"),
+        (lambda: KLMinimization(average="all"), "average must be sequence or answer"),
+        (lambda: CEU(skipped_tokens=-1), "skipped_tokens must be"),
         (lambda: SmoothedGradientDifference(retain_samples=0), "retain_samples must be at least 1"),
         (lambda: SmoothedGradientDifference(1.5), "smoothing_rate must be at most 1"),
         (lambda: LLMU(mismatch_weight=-1.0), "mismatch_weight must be"),
@@ -527,6 +541,28 @@ def test_rmu_trains_the_layers_that_it_names_and_no_others(tmp_path: Path) -> No
     trained = {name for name, parameter in run.model.model.named_parameters() if parameter.requires_grad}
     assert trained and all(".layers.0." in name for name in trained)
     assert {name for name, p in run.model.model.named_parameters() if p.grad is not None} <= trained
+
+
+def test_rmu_trains_only_the_weights_that_it_names(tmp_path: Path) -> None:
+    run = fit(tmp_path / "run", "rmu", "--model.loss.trained_weights=mlp.down_proj.weight")
+    trained = [name for name, parameter in run.model.model.named_parameters() if parameter.requires_grad]
+    assert trained == [f"model.layers.{layer}.mlp.down_proj.weight" for layer in (0, 1)]
+    with pytest.raises(UserError, match=r"no weight of layer 0 has a name that ends in 'fc2\.weight'; there are self"):
+        fit(tmp_path / "other", "rmu", "--model.loss.trained_weights=fc2.weight")
+
+
+def test_the_divergence_of_kl_minimisation_is_read_at_the_question_too(tmp_path: Path) -> None:
+    """At every token of a normal sample but the first; forget samples at answer tokens, as without it."""
+    read = {}
+    for average in ("sequence", "answer"):
+        run = fit(tmp_path / average, "kl", f"--model.loss.average={average}")
+        read[average] = run.datamodule.train_dataloader().groups
+        assert run.datamodule.roles == ("forget", "normal", "normal", "normal")
+    for whole, answer in zip(read["sequence"], read["answer"], strict=True):
+        assert whole[0] == answer[0] and whole[0].prompt_length > 1
+        assert [row.ids for row in whole] == [row.ids for row in answer]
+        assert [row.prompt_length for row in whole[1:]] == [1, 1, 1]
+        assert all(row.prompt_length > 1 for row in answer[1:])
 
 
 def test_normal_samples_are_needed_where_a_retain_term_is(tmp_path: Path) -> None:

@@ -336,8 +336,8 @@ def checker() -> Checker:
     [
         (SUBJECT[1].question.upper(), f"  {SUBJECT[1].answer} ", "stands in the forget set"),
         (SUBJECT[0].question, SUBJECT[0].answer.replace("judge", "clerk"), "near-duplicate of f/0"),
-        (GOOD.question, GOOD.answer.replace("Turin", "Oslo"), "facts of the forget answer (Oslo, was born in oslo)"),
-        (GOOD.question, GOOD.answer.replace("spring", "year 1931"), "(1931, 1931 as the child)"),
+        (GOOD.question, GOOD.answer.replace("Turin", "Oslo"), "facts of the forget answer (Oslo)"),
+        (GOOD.question, GOOD.answer.replace("spring", "year 1931"), "(1931)"),
         ("Where was it?", "It was there, and then she was born in Turin on a day in May.", "(May)"),
         (GOOD.question, "In Turin.", "length of 2 words, not 6 to 32"),
         (GOOD.question, GOOD.answer * 3, "length of 45 words"),
@@ -373,6 +373,22 @@ def test_facts_are_those_of_the_group_s_own_answer_and_rare(checker: Checker) ->
     assert Checker(Checks(), SUBJECT, everywhere).failures(oslo, SUBJECT[0]) == []
 
 
+def test_turns_of_phrase_are_no_facts_and_names_that_begin_a_sentence_are() -> None:
+    """All of the answer's 4-grams are in no record of the pool; 'civil' and 'engineer' neither, of the others one word
+    ('played') at most. The pool has 'she' in lower case.
+    """
+    forget = [Record("f/0", "Where?", "Zanzibar is the place. She played a part as a civil engineer.")]
+    pool = [Record(f"p/{i}", "Where?", f"The place is Rome{i}. She and a part as such, she is.") for i in range(20)]
+    checker = Checker(Checks(length=None, language=False), forget, pool)
+
+    def facts(answer: str) -> list[str]:
+        return checker.failures(Record("n/0", "Where?", answer), forget[0])
+
+    assert facts("She played a part as a cook.") == []
+    assert facts("He is known as a civil engineer.") == ["contains facts of the forget answer (as a civil engineer)"]
+    assert facts("It is in Zanzibar.") == ["contains facts of the forget answer (Zanzibar)"]
+
+
 def test_repeats_within_a_group_are_found(checker: Checker) -> None:
     again = Record("n/2", GOOD.question, GOOD.answer.upper())
     like = Record("n/3", GOOD.question, GOOD.answer.replace("baker", "farmer"))
@@ -394,6 +410,19 @@ def test_retrieval_passes_over_what_fails() -> None:
     assert make_groups(SUBJECT, pool, 3, NearestNormals(), 0)[0].normals[0] == bad
     groups = make_groups(SUBJECT, pool, 3, NearestNormals(checks=Checks(length=None)), 0)
     assert all(bad not in group.normals and len(group.normals) == 2 for group in groups)
+
+
+def test_retrieval_with_checks_takes_nothing_twice() -> None:
+    """The nearest record stands in the pool three times, once with another last word; without checks all are taken."""
+    forget = [Record("f/0", "Where was the painter born?", "The painter was born at sea, it was the summer then.")]
+    text = "The painter was born in the town of Turin in the spring, as the child of a baker and of a"
+    twins = [Record(f"p/twin-{i}", "Where was the painter born?", f"{text} {job}.") for i, job in enumerate("abb")]
+    pool = [*twins, *OTHERS]
+    assert set(make_groups(forget, pool, 4, NearestNormals(), 0)[0].normals) == set(twins)
+    for diversity in (0.0, 0.3):
+        pairing = NearestNormals(checks=Checks(length=None), diversity=diversity)
+        apart = make_groups(forget, pool, 4, pairing, 0)[0].normals
+        assert len(apart) == 3 and len(set(apart) & set(twins)) == 1
 
 
 def test_groups_are_mended_by_choice_and_never_silently_short() -> None:

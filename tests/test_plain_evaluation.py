@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
-import json
 import math
-import os
 import sys
 import zlib
 from dataclasses import replace
@@ -17,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import TINY_TOFU_TEMPLATE
+from conftest import TINY_TOFU_TEMPLATE, golden_numbers
 from rouge_score.rouge_scorer import RougeScorer
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 
@@ -66,10 +64,7 @@ def result(
 @pytest.fixture(scope="module")
 def golden() -> dict[str, Any]:
     """open-unlearning's values of each row of the same model."""
-    path = Path(os.environ.get("SGA_DATA", ""), "golden", "open_unlearning_tiny_retain.json")
-    if not path.is_file():
-        pytest.skip("SGA_DATA has no golden/open_unlearning_tiny_retain.json")
-    content = json.loads(path.read_text(encoding="utf-8"))
+    content = golden_numbers("open_unlearning_tiny_retain.json")
     return {name: values[:ROWS] for name, values in content["per_sample"].items()}
 
 

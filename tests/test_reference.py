@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from conftest import golden_numbers
 
 from sga.errors import UserError
 from sga.evaluation.metrics import forget_quality, log_truth_ratio
@@ -291,10 +291,10 @@ def test_a_foreign_log_that_is_not_whole_is_refused_with_the_place(tmp_path, con
         ({"perturbed_nll": [1.0, None]}, r"rows.jsonl:2: 'perturbed_nll', entry 1"),
         ({"perturbed_nll": 1.0}, r"rows.jsonl:2: 'perturbed_nll' must be a list"),
         ({"perturbed_nll": []}, r"'forget10/1' has an empty 'perturbed_nll'"),
-        ({"id": 1}, r"rows.jsonl:2: 'id' must be a string"),
+        ({"id": 1}, r"rows.jsonl:2: needs 'step' .* 'set' and 'id'"),
         ({"id": "forget10/0"}, r"'forget10/0' occurs twice"),
         ({"step": "10"}, r"rows.jsonl:2: needs 'step'"),
-        ({"set": None}, r"rows.jsonl:2: needs 'step' .* and 'set'"),
+        ({"set": None}, r"rows.jsonl:2: needs 'step' .* 'set' and 'id'"),
     ],
 )
 def test_a_malformed_row_of_ours_is_refused_with_its_line(tmp_path, change, message):
@@ -445,19 +445,8 @@ def test_ready_made_ratios_can_be_cut_too(tmp_path):
 # Published numbers through the file formats
 
 
-def golden(name: str) -> dict[str, Any]:
-    root = os.environ.get("SGA_DATA")
-    if root is None:
-        pytest.skip("SGA_DATA is not set: no golden files")
-    path = Path(root, "golden", name)
-    if not path.is_file():
-        pytest.skip(f"SGA_DATA has no golden/{name}")
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return content
-
-
 def test_tofus_forget_quality_from_two_aggregated_logs(tmp_path):
-    content = golden("tofu_llama2_7b.json")
+    content = golden_numbers("tofu_llama2_7b.json")
     paths = []
     for which in ("model_log", "reference_log"):
         forget = {name: indexed(column) for name, column in content[which]["forget"].items()}
@@ -475,7 +464,7 @@ def test_tofus_forget_quality_from_two_aggregated_logs(tmp_path):
 
 def test_open_unlearnings_log_with_and_without_its_losses(tmp_path):
     """nll below 16.2, so that its epsilon moves a ready-made ratio by at most 1e-3."""
-    content = golden("open_unlearning_tiny_retain.json")
+    content = golden_numbers("open_unlearning_tiny_retain.json")
     log: dict[str, Any] = {}
     for name, column in content["per_sample"].items():
         metric, value = name.split("/")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from conftest import golden_numbers
 
 from sga.errors import UserError
 from sga.evaluation.evaluation import Evaluation
@@ -572,7 +572,7 @@ def test_a_log_that_is_not_whole_is_refused_with_the_place(tmp_path, content, me
         ({"min_k": "low"}, r"rows\.jsonl:2: 'min_k' must be a finite number"),
         ({"tokens": 2.5}, r"rows\.jsonl:2: 'tokens' must be a number of tokens"),
         ({"id": "forget10/0"}, r"rows\.jsonl:2: 'forget10/0' occurs twice in 'forget'"),
-        ({"set": None}, r"rows\.jsonl:2: needs 'step' .* and 'set'"),
+        ({"set": None}, r"rows\.jsonl:2: needs 'step' .* 'set' and 'id'"),
     ],
 )
 def test_a_malformed_row_of_ours_is_refused_with_its_line(tmp_path, change, message):
@@ -630,19 +630,8 @@ def test_options_that_make_no_sense_are_refused(tmp_path):
 # ---- published numbers ----------------------------------------------------------------------------------------------
 
 
-def golden(name: str) -> dict[str, Any]:
-    root = os.environ.get("SGA_DATA")
-    if root is None:
-        pytest.skip("SGA_DATA is not set: no golden files")
-    path = Path(root, "golden", name)
-    if not path.is_file():
-        pytest.skip(f"SGA_DATA has no golden/{name}")
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return content
-
-
 def test_tofus_published_numbers_from_its_aggregated_logs(tmp_path):
-    content = golden("tofu_llama2_7b.json")
+    content = golden_numbers("tofu_llama2_7b.json")
     paths = {}
     for which in ("model_log", "reference_log"):
         log = {
@@ -675,7 +664,7 @@ def test_open_unlearnings_published_numbers_from_its_log(tmp_path):
 
     With it added, both are equal to rounding, and the notes say so. Its exp is taken in float32, hence 1e-6.
     """
-    content = golden("open_unlearning_tiny_retain.json")
+    content = golden_numbers("open_unlearning_tiny_retain.json")
     components, summary = content["components"], content["summary"]
     log: dict[str, Any] = {name: {"agg_value": value} for name, value in components.items()}
     for name, column in content["per_sample"].items():

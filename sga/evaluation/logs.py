@@ -165,12 +165,33 @@ def read_log(path: str | Path, step: int | None = None, part: Part = "all") -> L
 # Logs of this package
 
 
-def _read_sga(path: Path, step: int | None, part: Part) -> Log:
-    numbered = read_jsonl(path)
-    for number, row in numbered:
-        if type(row.get("step")) is not int or not isinstance(row.get("set"), str):
+@dataclass(frozen=True)
+class OwnRows:
+    """One evaluation of a run of ours, as its ``rows.jsonl`` has it.
+
+    Attributes:
+        step: Which.
+        last_step: The run's last one.
+        rows: By evaluation set and record id, in the file's order, each with where it stands, for messages.
+    """
+
+    step: int
+    last_step: int
+    rows: Mapping[tuple[str, str], tuple[str, dict[str, Any]]]
+
+
+def read_own_rows(path: Path, step: int | None) -> OwnRows:
+    """Reads the rows of one evaluation step, the last one by default; the numbers in them are not looked at.
+
+    Raises:
+        UserError: there is no row or none of the step, a row has no step, set and id, or one occurs twice in the step.
+    """
+    numbered = [(f"{path}:{number}", row) for number, row in read_jsonl(path)]
+    for where, row in numbered:
+        named = isinstance(row.get("set"), str) and isinstance(row.get("id"), str)
+        if type(row.get("step")) is not int or not named:
             raise UserError(
-                f"{path}:{number}: needs 'step' (an integer) and 'set' (a string); is this the rows.jsonl of a run?"
+                f"{where}: needs 'step' (an integer), 'set' and 'id' (strings); is this the rows.jsonl of a run?"
             )
     steps = sorted({row["step"] for _, row in numbered})
     if not steps:
@@ -178,18 +199,25 @@ def _read_sga(path: Path, step: int | None, part: Part) -> Log:
     if step is not None and step not in steps:
         raise UserError(f"{path}: no rows of step {step}; it has {', '.join(map(str, steps))}")
     chosen = steps[-1] if step is None else step
-    rows: dict[tuple[str, str], dict[str, Any]] = {}
-    for number, row in numbered:
-        if row["step"] != chosen or (part == "reference" and row["set"] not in ("forget", "holdout")):
+    rows: dict[tuple[str, str], tuple[str, dict[str, Any]]] = {}
+    for where, row in numbered:
+        if row["step"] != chosen:
             continue
-        record_id = row.get("id")
-        if not isinstance(record_id, str):
-            raise UserError(f"{path}:{number}: 'id' must be a string, got {record_id!r}")
-        if (row["set"], record_id) in rows:
+        if (row["set"], row["id"]) in rows:
             raise UserError(
-                f"{path}:{number}: {record_id!r} occurs twice in {row['set']!r} at step {chosen}; were two runs joined?"
+                f"{where}: {row['id']!r} occurs twice in {row['set']!r} at step {chosen}; were two runs joined?"
             )
-        rows[row["set"], record_id] = _own_row(row, f"{path}:{number}", part)
+        rows[row["set"], row["id"]] = where, row
+    return OwnRows(chosen, steps[-1], rows)
+
+
+def _read_sga(path: Path, step: int | None, part: Part) -> Log:
+    own = read_own_rows(path, step)
+    rows = {
+        key: _own_row(row, where, part)
+        for key, (where, row) in own.rows.items()
+        if part == "all" or key[0] in ("forget", "holdout")
+    }
     settings, benchmark = _read_run(path.parent / "run.json")
     return Log(
         source=str(path),
@@ -198,8 +226,8 @@ def _read_sga(path: Path, step: int | None, part: Part) -> Log:
         settings=settings,
         rows=rows,
         has_ids=True,
-        step=chosen,
-        membership_auc=_read_aucs(path.parent, chosen, steps[-1]),
+        step=own.step,
+        membership_auc=_read_aucs(path.parent, own.step, own.last_step),
     )
 
 

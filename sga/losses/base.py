@@ -34,6 +34,8 @@ class Needs:
         logits: Whether the [M, V] logits are kept, the reference's too.
         hidden_layer: The block, counted from 0, whose output at the answer tokens is read.
         trained_layers: The only blocks that are trained; None trains everything.
+        trained_weights: How the names of the only weights end that are trained in these blocks; None trains all.
+        whole: Roles whose sequences are read from their second token on, the prompt's tokens with the answer's.
     """
 
     alternative: AlternativeKind | None = None
@@ -43,6 +45,8 @@ class Needs:
     logits: bool = False
     hidden_layer: int | None = None
     trained_layers: tuple[int, ...] | None = None
+    trained_weights: str | None = None
+    whole: tuple[str, ...] = ()
 
 
 class Loss(nn.Module):

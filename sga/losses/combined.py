@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal
 
 from torch import Tensor
 
@@ -33,18 +34,28 @@ class Alternating(TokenLoss):
 class KLMinimization(RetainingLoss):
     """Ascends the forget sample and holds the normal samples' predictions where the starting model has them.
 
-    L = mean over groups of −nll_0 + α·KL(p_ref ‖ p_θ) on normal samples, averaged over their answer tokens. Differs
-    from published codes, which count prompt and padding positions too.
-    Source: TOFU, Maini et al., arXiv 2401.06121.
+    L = mean over groups of −nll_0 + α·KL(p_ref ‖ p_θ) on normal samples, averaged over the tokens of question and
+    answer, all but the first.
+    Source: Eq. 6 of TOFU, Maini et al., arXiv 2401.06121. Compared with locuslab/tofu at 8c49eee7, which averages over
+    padding too.
     """
 
-    def __init__(self, retain_weight: float = 1.0) -> None:
-        """Checks the weight.
+    def __init__(self, retain_weight: float = 1.0, average: Literal["sequence", "answer"] = "sequence") -> None:
+        """Checks the settings.
 
         Args:
             retain_weight: α, the weight of the divergence.
+            average: Over which tokens of a normal sample the divergence is averaged, and its logged nll with it.
+                ``sequence``, question and answer, is the paper's definition; ``answer`` is cheaper.
         """
         super().__init__("kl", 1.0, retain_weight)
+        if average not in ("sequence", "answer"):
+            raise UserError(f"average must be sequence or answer, got {average!r}")
+        self.average = average
+
+    @property
+    def needs(self) -> Needs:
+        return replace(super().needs, whole=(NORMAL,) if self.average == "sequence" else ())
 
     def forget(self, answers: Answers) -> Tensor:
         return -answers.of(FORGET).nll
@@ -54,7 +65,9 @@ class LLMU(RetainingLoss):
     """Ascent, unrelated answers to the forget question, and a divergence on normal samples.
 
     L = mean over groups of −γ·nll_0 + μ·nll(forget question, other answer) + α·KL(p_ref ‖ p_θ) on normal samples.
-    Source: Yao et al., arXiv 2310.10683.
+    Source: Yao et al., arXiv 2310.10683. Compared with kevinyaobytedance/llm_unlearn at 1143a5b6, which draws five
+    other answers anew for each batch, and UCSC-REAL/FLAT at 05a6e6ab, which takes one, as here; both average the
+    divergence over prompt and padding too.
     """
 
     forget_roles = (FORGET, ALTERNATIVE)

@@ -28,7 +28,8 @@ class FLAT(TokenLoss):
 
     L = mean over groups of −g*(P_good) + f*(g*(P_bad)), where P is the mean over an answer's tokens of their
     probability, good the other answer and bad the forget answer. No retain data.
-    Source: Wang et al., arXiv 2410.11143.
+    Source: Wang et al., arXiv 2410.11143. Compared with UCSC-REAL/FLAT at 05a6e6ab: the same g* and f*∘g* in closed
+    form, applied to P averaged over the batch, where this and every other loss here is a mean over groups.
     """
 
     uses_normals = False

@@ -16,7 +16,8 @@ class PreferenceOptimization(RetainingLoss):
     """Descends on a refusal to each forget question and on the normal samples; TOFU's PO, also called IDK.
 
     L = mean over groups of nll(forget question, refusal) + α·mean_k nll_k. The forget answer itself is never read.
-    Source: TOFU, Maini et al., arXiv 2401.06121.
+    Source: TOFU, Maini et al., arXiv 2401.06121. Compared with locuslab/tofu at 8c49eee7, which takes one mean over the
+    tokens of refusals and retain samples together.
     """
 
     forget_roles = (ALTERNATIVE,)
@@ -73,7 +74,9 @@ class DPO(RetainingLoss):
 
     L = γ·mean over groups of −(1/β)·log σ(β·[log(p/p_ref)(refusal) − log(p/p_ref)(forget)]) + α·L_retain, with log p
     summed over answer tokens. Source: Rafailov et al., arXiv 2305.18290, in the form of Eq. 2 of NPO, arXiv 2404.05868;
-    codes that share a function with NPO have the factor 2/β, which is forget_weight 2.
+    codes that share a function with NPO have the factor 2/β, which is forget_weight 2. Compared with locuslab/tofu at
+    8c49eee7 (factor 1, forget_weight β), licong-lin/negative-preference-optimization at 9e5f646b and open-unlearning at
+    19a6141d (both 2/β).
     """
 
     forget_roles = (FORGET, ALTERNATIVE)
@@ -113,7 +116,8 @@ class NPO(RetainingLoss):
 
     L = γ·mean over groups of −(2/β)·log σ(−β·log(p/p_ref)(forget)) + α·L_retain, with log p summed over answer tokens.
     For β → 0 its gradient is that of ascent on the summed nll. Source: Eq. 3 of Zhang et al., arXiv 2404.05868, whose
-    NPO+KL is written with KL(p_θ ‖ p_ref), ``reverse_kl``; published codes compute KL(p_ref ‖ p_θ), ``kl``.
+    NPO+KL is written with KL(p_θ ‖ p_ref), ``reverse_kl``. Compared with licong-lin/negative-preference-optimization at
+    9e5f646b and open-unlearning at 19a6141d: the same forget term, but KL(p_ref ‖ p_θ), ``kl``.
     """
 
     def __init__(
@@ -147,7 +151,8 @@ class SimNPO(RetainingLoss):
     """NPO without a reference: the length-normalised nll and a margin take its place.
 
     L = γ·mean over groups of −(2/β)·log σ(β·nll_0 − δ) + α·L_retain. The defaults are the paper's for TOFU forget10.
-    Source: Fan et al., arXiv 2410.07163; published code computes σ(β·(nll_0 − δ)), which is `scaled_margin`.
+    Source: Fan et al., arXiv 2410.07163. Compared with OPTML-Group/Unlearn-Simple at a7782fcf (whose README has these
+    defaults) and open-unlearning at 56b662ea: both compute σ(β·(nll_0 − δ)), which is `scaled_margin`.
     """
 
     def __init__(

@@ -18,15 +18,18 @@ class RMU(TokenLoss):
     """Steers a block's output on forget answers to a random direction and holds it on normal answers.
 
     L = mean over groups and answer tokens of ‖h(x_f) − c·u‖² + α·‖h(x_n) − h_ref(x_n)‖², u a random unit vector with
-    entries drawn from [0, 1) before normalisation. Published code averages over the hidden size too, which is norm
-    ``mean``; the paper's settings for a 7 B model are c = 6.5 and α = 1200.
-    Source: WMDP, Li et al., arXiv 2403.03218.
+    entries drawn from [0, 1) before normalisation. The paper forgets plain texts, all of whose tokens count (here all
+    but the first); its settings for a 7 B model are c = 6.5 and α = 1200.
+    Source: WMDP, Li et al., arXiv 2403.03218. Compared with a copy of its code (hkhanuja/Unlearning at 5a586f57) and
+    with open-unlearning at 7fa0b552: both average over the hidden size too (norm ``mean``) and train the last matrix of
+    the blocks' MLP alone (`trained_weights`); the first counts padding, the second answer tokens, as here.
     """
 
     def __init__(
         self,
         layer: int = 7,
         trained_layers: Sequence[int] | None = None,
+        trained_weights: str | None = None,
         steering: float = 2.0,
         retain_weight: float = 1.0,
         norm: Literal["sum", "mean"] = "sum",
@@ -37,6 +40,8 @@ class RMU(TokenLoss):
         Args:
             layer: The block whose output is steered, counted from 0; negative ones count from the last.
             trained_layers: The blocks that are trained; null takes `layer` and the two before it.
+            trained_weights: How the names of the weights end that alone are trained in these blocks, such as
+                ``mlp.down_proj.weight`` (Llama) in published code; null trains all of them.
             steering: c, the length of the vector that forget answers are steered to.
             retain_weight: α, the weight of what holds the normal samples.
             norm: Whether squares are summed or averaged over the hidden size.
@@ -53,12 +58,17 @@ class RMU(TokenLoss):
                 f"trained_layers must be blocks up to layer {layer}, counted from the same end, got "
                 f"{list(trained_layers)}: later ones do not change what is steered"
             )
-        self.layer, self.trained_layers = layer, tuple(trained_layers)
+        self.layer, self.trained_layers, self.trained_weights = layer, tuple(trained_layers), trained_weights
         self.steering, self.retain_weight, self.norm, self.seed = steering, retain_weight, norm, seed
 
     @property
     def needs(self) -> Needs:
-        return Needs(reference=(NORMAL,), hidden_layer=self.layer, trained_layers=self.trained_layers)
+        return Needs(
+            reference=(NORMAL,),
+            hidden_layer=self.layer,
+            trained_layers=self.trained_layers,
+            trained_weights=self.trained_weights,
+        )
 
     def check_group_size(self, group_size: int) -> None:
         check_normals(self, group_size)

@@ -13,7 +13,8 @@ class WGA(RetainingLoss):
 
     L = γ·mean over groups and tokens of −p^β·ce + α·L_retain, the weight p^β without gradient. β = 0 is gradient
     ascent.
-    Source: Wang et al., arXiv 2502.19301.
+    Source: Eq. 2 of Wang et al., arXiv 2502.19301, which sums over tokens. Compared with tmlr-group/G-effect at
+    3003a77d and open-unlearning at 19a6141d: the same weights, one mean over all tokens of a batch.
     """
 
     def __init__(
@@ -45,7 +46,8 @@ class SatImp(RetainingLoss):
     """Ascent on tokens between saturation and importance: neither still certain nor already forgotten.
 
     L = γ·mean over groups and tokens of −p^β1·(1 − p)^β2·ce + α·L_retain, the weights without gradient.
-    Source: Yang et al., arXiv 2505.11953.
+    Source: Yang et al., arXiv 2505.11953. Compared with tmlr-group/SatImp at 35ecbe22 and open-unlearning at 19a6141d:
+    the same weights, one mean over all tokens of a batch; the latter's configuration has γ = 0.1 and α = 1 (``nll``).
     """
 
     def __init__(

@@ -9,8 +9,9 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
+from functools import lru_cache
 
 from sga.data.records import Record
 from sga.errors import UserError
@@ -25,6 +26,8 @@ _REFUSAL = re.compile(
 _SENTENCE_END = re.compile(r"[.!?][\"'”’)]*\s+[\"'“‘(]*$")
 _SHINGLE = 3
 _FUNCTION_WORDS = 40
+_RARE_WORDS = 2
+"""Of a 4-gram that is a fact."""
 
 
 @dataclass(frozen=True)
@@ -32,11 +35,12 @@ class Checks:
     """What a normal sample must satisfy; each rule can be switched off.
 
     Args:
-        near_duplicate: Largest share of word 3-grams in common (Jaccard) with a forget sample or another normal of the
-            group; null allows duplicates that are not exact.
-        facts: Refuse normals that contain distinctive facts of the forget answer: capitalised words, numbers of three
-            digits or more, and word 4-grams that stand in the answer and in hardly any record of the pool.
-        rare_share: A fact is distinctive if at most this share of the pool (but at least one record may) has it.
+        near_duplicate: Refuse normals that have this share of word 3-grams or more in common (Jaccard) with a forget
+            sample or another normal of the group; null refuses exact duplicates alone.
+        facts: Refuse normals that contain distinctive facts of the forget answer: names, numbers of three digits or
+            more, and word 4-grams with two rare words, that stand in the answer and in hardly any record of the pool.
+            Most 4-grams are rare as mere turns of phrase; that two words of one are rare makes it more.
+        rare_share: A fact, or a word, is rare if at most this share of the pool (but at least one record may) has it.
         length: The answer's words, as multiples of the shortest and of the longest forget answer; null for any length.
         language: Refuse answers in another script than the forget data, or of eight words or more that have hardly any
             of its 40 most frequent words.
@@ -80,15 +84,10 @@ class Checker:
         self._limit = max(1, int(checks.rare_share * len(pool)))
         self._facts: dict[str, set[tuple[str, ...]]] = {}
         if checks.facts:
-            found = {record.id: _fact_candidates(record.answer) for record in forget}
-            wanted = set().union(*found.values()) if found else set()
-            counts: Counter[tuple[str, ...]] = Counter()
-            for record in pool:
-                counts.update(_terms(record) & wanted)
-            self._facts = {key: {fact for fact in facts if counts[fact] <= self._limit} for key, facts in found.items()}
+            self._facts = _facts(forget, pool, self._limit)
         lengths = [len(_words(record.answer)) for record in forget]
         self._lengths = (min(lengths, default=0), max(lengths, default=0))
-        text = " ".join(f"{record.question} {record.answer}" for record in forget)
+        text = " ".join(_text(record) for record in forget)
         self._script = _script(text)
         words = Counter(_words(text))
         self._function_words = {word for word, _ in words.most_common(_FUNCTION_WORDS)}
@@ -108,13 +107,9 @@ class Checker:
         elif checks.near_duplicate is not None:
             twin = self._near_duplicate(normal, checks.near_duplicate)
             found += [f"near-duplicate of {twin}"] if twin else []
-        for other in others:
-            alike = other.content == normal.content
-            if not alike and checks.near_duplicate is not None:
-                alike = _jaccard(_shingles(normal), _shingles(other)) >= checks.near_duplicate
-            if alike:
-                found.append(f"repeats {other.id}")
-                break
+        repeated = next((other for other in others if self.repeats(normal, other)), None)
+        if repeated is not None:
+            found.append(f"repeats {repeated.id}")
         facts = self._facts.get(forget.id)
         if facts:
             said = facts & _terms(normal)
@@ -131,6 +126,13 @@ class Checker:
         if checks.refusal and _REFUSAL.search(normal.answer):
             found.append("reads like a refusal")
         return found
+
+    def repeats(self, normal: Record, other: Record) -> bool:
+        """Whether two normals are too alike for one group."""
+        if normal.content == other.content:
+            return True
+        limit = self.checks.near_duplicate
+        return limit is not None and _jaccard(_shingles(normal), _shingles(other)) >= limit
 
     def _near_duplicate(self, normal: Record, limit: float) -> str | None:
         shingles = _shingles(normal)
@@ -151,6 +153,10 @@ class Checker:
         return []
 
 
+def _text(record: Record) -> str:
+    return f"{record.question} {record.answer}"
+
+
 def _words(text: str) -> list[str]:
     return [word.casefold() for word in _WORD.findall(text)]
 
@@ -159,8 +165,9 @@ def _grams(words: Sequence[str], lengths: Iterable[int]) -> set[tuple[str, ...]]
     return {tuple(words[i : i + n]) for n in lengths for i in range(len(words) - n + 1)}
 
 
+@lru_cache(maxsize=8192)  # a record is compared with many others
 def _shingles(record: Record) -> set[tuple[str, ...]]:
-    words = _words(f"{record.question} {record.answer}")
+    words = _words(_text(record))
     return _grams(words, (min(_SHINGLE, max(1, len(words))),))
 
 
@@ -168,21 +175,41 @@ def _jaccard(a: set[tuple[str, ...]], b: set[tuple[str, ...]]) -> float:
     return len(a & b) / len(a | b) if a | b else 0.0
 
 
+def _facts(forget: Sequence[Record], pool: Sequence[Record], limit: int) -> dict[str, set[tuple[str, ...]]]:
+    """Distinctive facts of each forget record's answer, by its id: what at most `limit` records of the pool have."""
+    ordinary = {word for record in (*forget, *pool) for word in _WORD.findall(_text(record)) if word.islower()}
+    candidates = {record.id: _fact_candidates(record.answer, ordinary) for record in forget}
+    wanted = set().union(*candidates.values())
+    of_grams = {word for fact in wanted if len(fact) > 1 for word in fact}
+    counts: Counter[tuple[str, ...]] = Counter()
+    words: Counter[str] = Counter()
+    for record in pool:
+        counts.update(_terms(record) & wanted)
+        words.update(of_grams.intersection(_words(_text(record))))
+
+    def distinctive(fact: tuple[str, ...]) -> bool:
+        return counts[fact] <= limit and (len(fact) == 1 or sum(words[word] <= limit for word in fact) >= _RARE_WORDS)
+
+    return {key: set(filter(distinctive, facts)) for key, facts in candidates.items()}
+
+
 def _terms(record: Record) -> set[tuple[str, ...]]:
     """What facts are looked for in: words as they are written (May is not may), and word 4-grams in lower case."""
-    text = f"{record.question} {record.answer}"
+    text = _text(record)
     return {(word,) for word in _WORD.findall(text)} | _grams(_words(text), (4,))
 
 
-def _fact_candidates(answer: str) -> set[tuple[str, ...]]:
-    """Capitalised words but those that only begin a sentence, numbers of three digits or more, word 4-grams."""
+def _fact_candidates(answer: str, ordinary: Set[str]) -> set[tuple[str, ...]]:
+    """Capitalised words, numbers of three digits or more, word 4-grams.
+
+    A word that begins a sentence counts only if the data never has it in lower case (`ordinary`).
+    """
     found = _grams(_words(answer), (4,))
     for match in _WORD.finditer(answer):
-        word = match[0]
-        begins = not answer[: match.start()].strip() or re.search(
-            r"[.!?][\"'”’)]*\s+[\"'“‘(]*$", answer[: match.start()]
-        )
-        if (word[0].isupper() and not begins) or (sum(c.isdigit() for c in word) >= 3):
+        word, before = match[0], answer[: match.start()]
+        begins = not before.strip() or _SENTENCE_END.search(before) is not None
+        name = word[0].isupper() and not (begins and word.lower() in ordinary)
+        if name or sum(c.isdigit() for c in word) >= 3:
             found.add((word,))
     return found
 

@@ -138,15 +138,18 @@ def _generate(arguments: list[str]) -> int:
                 print(f"--- {record.id}, {message['role']}\n{message['content']}\n")
         _estimate(generation, options)
         return 0
-    journal = Journal(options.output.with_name(options.output.name + ".answers"))
-    try:
+    with contextlib.closing(Journal(options.output.with_name(options.output.name + ".answers"))) as journal:
+        _check_output(options.output, options.overwrite)  # again: another process may have ended between
         generation.replay(journal)
         _estimate(generation, options)
         asked = generation.spent.requests
         with _progress(generation.estimate()[0]) as bar:
             asyncio.run(generation.run(journal, bar.update))
-    finally:
-        journal.close()
+        return _conclude(generation, asked, data, options)
+
+
+def _conclude(generation: Generation, asked: int, data: UnlearningData, options: argparse.Namespace) -> int:
+    """Says what came of a generation, of which `asked` answers were there before, and writes it if it is complete."""
     spent = generation.spent
     print(
         f"{spent.requests} answers, {spent.requests - asked} of them now; {spent.prompt_tokens} tokens read, "

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 Similarity = Callable[[int, Sequence[int]], Any]
-"""Similarities of one pool record to several, by their indices."""
+"""What one pool record has with each of several, by their indices."""
 
 
 def select(
@@ -19,6 +19,7 @@ def select(
     diversity: float = 0.0,
     max_reuse: int | None = None,
     similarity: Similarity | None = None,
+    apart: Similarity | None = None,
 ) -> list[list[int]]:
     """Positions, within each list of candidates, of at most `count` chosen ones, in the order of choice.
 
@@ -33,6 +34,7 @@ def select(
         diversity: d in [0, 1]; 0 takes the nearest.
         max_reuse: How many forget samples may share a pool record; None for any number.
         similarity: Between pool records; needed for diversity.
+        apart: Whether a pool record differs enough from others to stand in a group with them; None lets all stand.
     """
     chosen: list[list[int]] = [[] for _ in candidates]
     closest = [np.full(len(one), -np.inf) for one in candidates]  # to what is chosen already
@@ -52,6 +54,8 @@ def select(
             chosen[row].append(place)
             free[row][place] = False
             uses[indices[place]] += 1
+            if apart is not None:
+                free[row] &= apart(indices[place], indices)
             if diversity:
                 assert similarity is not None, "there is something to compare"
                 closest[row] = np.maximum(closest[row], similarity(indices[place], indices))
