@@ -200,7 +200,7 @@ class UnlearningModule(pl.LightningModule):
             self.tokens["reference_tokens"] += batch.tokens
             batch = self.transfer_batch_to_device(batch, self.device, 0)
             with self.trainer.precision_plugin.forward_context():
-                found += model.answers(batch).total_nll.flatten().tolist()
+                found += model.answers(batch, reading=self.reading).total_nll.flatten().tolist()
         return found
 
     # ---- training ----------------------------------------------------------------------------------------------
@@ -234,7 +234,9 @@ class UnlearningModule(pl.LightningModule):
             return answers
         beside = batch.select(*needs.reference)
         self.tokens["reference_tokens"] += beside.tokens
-        return replace(answers, reference=self._starting.answers(beside, needs.logits, needs.hidden_layer))
+        return replace(
+            answers, reference=self._starting.answers(beside, needs.logits, needs.hidden_layer, self.reading)
+        )
 
     def _split_step(self, batch: Batch) -> Tensor:
         """The two parts of the loss, one after the other; Lightning runs the second one's backward pass.

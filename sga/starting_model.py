@@ -20,7 +20,7 @@ from sga.encoding import Encoded
 from sga.errors import UserError
 from sga.evaluation.store import model_key
 from sga.files import write_json
-from sga.likelihood import read_answers
+from sga.likelihood import Reading, read_answers
 from sga.losses import Needs
 from sga.sharding import is_sharded
 
@@ -39,14 +39,20 @@ class StartingModel:
         self.network = network
 
     @torch.no_grad()
-    def answers(self, batch: Batch, keep_logits: bool = False, hidden_layer: int | None = None) -> Answers:
+    def answers(
+        self,
+        batch: Batch,
+        keep_logits: bool = False,
+        hidden_layer: int | None = None,
+        reading: Reading = Reading(),  # noqa: B008  (frozen)
+    ) -> Answers:
         """As `read_answers`, in eval mode and without gradients."""
         training = self.network.training
         adapter_off: Any = getattr(self.network, "disable_adapter", nullcontext)
         self.network.eval()
         try:
             with adapter_off():
-                return read_answers(self.network, batch, keep_logits, hidden_layer)
+                return read_answers(self.network, batch, keep_logits, hidden_layer, reading)
         finally:
             self.network.train(training)
 
