@@ -305,6 +305,8 @@ def test_a_signal_before_training_ends_the_run_at_once(
     unlearn_options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """During the evaluation before the first step there is nothing to keep."""
+    # Python takes no notice of the signal where the shell that started it does not, as of a background job.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def interrupt(self: UnlearningModule, *arguments: Any) -> None:
         signal.raise_signal(signal.SIGINT)
@@ -314,6 +316,7 @@ def test_a_signal_before_training_ends_the_run_at_once(
         assert main(["fit", *unlearn_options, *SHORT, f"--run.folder={tmp_path / 'run'}"]) == 130
     assert capsys.readouterr().err.endswith("sga: interrupted\n")
     assert main(["fit", *unlearn_options, *SHORT, f"--run.folder={tmp_path / 'run'}", "--ckpt_path=last"]) == 0
+    signal.signal(signal.SIGINT, before)
 
 
 # ---- signals, to a process of its own -------------------------------------------------------------------------------
