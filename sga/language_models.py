@@ -59,6 +59,9 @@ class LanguageModel(ABC):
 class Pretrained(LanguageModel):
     """Any Hugging Face causal language model."""
 
+    trains_all_weights: ClassVar[bool] = True
+    """False where the loaded weights are frozen, so that their type loses no updates."""
+
     def __init__(
         self,
         name_or_path: str,
@@ -110,7 +113,7 @@ class Pretrained(LanguageModel):
         return int(positions) if positions else None
 
     def network(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-        if self.dtype == "bfloat16":
+        if self.dtype == "bfloat16" and self.trains_all_weights:
             warnings.warn(PURE_BFLOAT16, stacklevel=2)
         try:
             network = AutoModelForCausalLM.from_pretrained(

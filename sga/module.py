@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from sga.adapters import has_adapter, is_adapter_weight
 from sga.answers import Answers
 from sga.batches import Batch, collate
 from sga.datamodule import UnlearningData
@@ -26,6 +27,7 @@ from sga.errors import DivergenceError, UserError
 from sga.evaluation.inference import Inference
 from sga.evaluation.plan import GenerateBatch, ScoreBatch
 from sga.evaluation.requests import Answer, Generation
+from sga.evaluation.store import weights_key
 from sga.geometry import Geometry, total
 from sga.language_models import PURE_BFLOAT16, LanguageModel
 from sga.likelihood import blocks, read_answers, sequence_nll
@@ -77,6 +79,8 @@ class UnlearningModule(pl.LightningModule):
         self.tokens: Counter[str] = Counter()
         """That went through the model in training steps (``tokens``) and through the starting model beside it
         (``reference_tokens``), in this process, since whoever counts them up took them last."""
+        self._frozen: str | None = None
+        """Hash of the weights beside an adapter, which checkpoints leave out; None without one."""
         self._starting: StartingModel | None = None
         self._split: SplitGradients | None = None
         self._inference: Inference | None = None
@@ -99,6 +103,7 @@ class UnlearningModule(pl.LightningModule):
                     f"{type(self.language_model).__name__} cannot be trained; evaluate it with sga validate"
                 )
             self.loss.check_group_size(self.data.group_size)
+            self.optimizer([torch.nn.Parameter(torch.zeros(1))])  # what it lacks is said before weights are loaded
             if self._policy is not None and self._policy.dynamic:
                 self._check_split()
 
@@ -114,6 +119,10 @@ class UnlearningModule(pl.LightningModule):
     def configure_model(self) -> None:
         if self.model is None:
             self.model = self.language_model.network(self.data.tokenizer)
+            if has_adapter(self.model):
+                self.strict_loading = False  # `on_load_checkpoint` is as strict about what there is to load
+                state = self.model.state_dict()
+                self._frozen = weights_key({name: w for name, w in state.items() if not is_adapter_weight(name)})
             if self.trainer.precision == "bf16-true":
                 warnings.warn(PURE_BFLOAT16, stacklevel=2)
             if self.trainer.precision == "64-true":
@@ -329,11 +338,31 @@ class UnlearningModule(pl.LightningModule):
         self.log_dict(self._rate_logs, batch_size=1)  # the same in every process
         self._step_logs, self._rate_logs = {}, {}
 
+    def state_dict(self, *arguments: Any, **options: Any) -> dict[str, Any]:  # type: ignore[override]
+        """All weights; of a model with an adapter the adapter's alone, because the others are where they were."""
+        state: dict[str, Any] = super().state_dict(*arguments, **options)
+        if self._frozen is not None:
+            state = {name: value for name, value in state.items() if is_adapter_weight(name)}
+        return state
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As `state_dict` gives them: nothing is missing that it would hold."""
+        if self._frozen is not None:
+            state_dict = {**super().state_dict(), **state_dict}
+        return super().load_state_dict(state_dict, strict, assign)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self._frozen is not None:
+            checkpoint["frozen_weights"] = self._frozen
         if self._policy is not None:
             checkpoint["rate_state"] = asdict(self.rate_state)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if checkpoint.get("frozen_weights") != self._frozen:
+            raise UserError(
+                "the checkpoint was made with another model beside its adapter, or one of the two has no adapter; give "
+                "the --model.language_model of the run's config.yaml"
+            )
         if "rate_state" in checkpoint:
             self.rate_state = RateState(**checkpoint["rate_state"])
 
@@ -413,6 +442,6 @@ def check_layers(model: PreTrainedModel, needs: Needs) -> None:
             f"−{len(layers)} from the last); set --model.loss.layer"
         )
     if needs.trained_layers is not None:
-        model.requires_grad_(False)
-        for layer in needs.trained_layers:
-            layers[layer].requires_grad_(True)
+        named_ones = {id(p) for layer in needs.trained_layers for p in layers[layer].parameters()}
+        for parameter in model.parameters():  # what an adapter has frozen stays so
+            parameter.requires_grad_(parameter.requires_grad and id(parameter) in named_ones)

@@ -17,6 +17,7 @@ LAYERS = (
     {"sga"},
     {"sga.errors", "sga.files"},
     {"sga.data", "sga.language_models"},
+    {"sga.adapters"},
     {"sga.normals.search"},
     {"sga.normals.embedders", "sga.normals.selection", "sga.normals.checks"},
     {"sga.groups", "sga.encoding", "sga.answers"},
