@@ -240,6 +240,13 @@ def parsed(arguments: Sequence[str]) -> Any:
     return _cli(_ParsingCLI, arguments).config
 
 
+def described(arguments: Sequence[str]) -> tuple[Any, UnlearningModule, UnlearningData]:
+    """What options of `fit` ask for: the configuration, module and data module; no trainer is made, nothing is read."""
+    cli = _cli(_ParsingCLI, ["fit", *arguments])
+    objects = cli.parser.instantiate_classes(cli.config)["fit"]
+    return cli.config["fit"], objects.model, objects.data
+
+
 def _cli(kind: type[UnlearningCLI], arguments: Sequence[str]) -> UnlearningCLI:
     _quiet()
     verbs = ("fit", "validate", "test", "predict")

@@ -38,6 +38,7 @@ LAYERS = (
         "sga.sweep",
         "sga.sequence",
         "sga.rate",
+        "sga.plan",
         "sga.normals.command",
     },
     {"sga.__main__"},
