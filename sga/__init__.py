@@ -28,6 +28,7 @@ _PUBLIC = {
     "GradientDifference": "sga.losses",
     "Group": "sga.groups",
     "MUSENews": "sga.data.muse",
+    "LoRA": "sga.adapters",
     "NearestNormals": "sga.groups",
     "OwnData": "sga.data.own",
     "PlainTemplate": "sga.encoding",

@@ -27,6 +27,7 @@ train and evaluate (LightningCLI: --config FILE, and any setting as a flag)
 look
   data show  print what the model sees: tokens, answer tokens, groups
   normals    retrieve, generate, check and show normal data
+  plan       memory, disk and time of a run, before anything is loaded
   rate       what gradients say about the smoothing rate, before training
   score      compute the metrics of a log: a run's, TOFU's or open-unlearning's
   compare    say whether two evaluations of the same rows differ, or it is noise
@@ -116,6 +117,7 @@ def _verbs() -> dict[str, Callable[[Sequence[str]], int]]:
         **lightning,
         "data": _data,
         "normals": _normals,
+        "plan": _plan,
         "rate": _rate,
         "score": _score,
         "compare": _compare,
@@ -140,6 +142,12 @@ def _data(arguments: Sequence[str]) -> int:
     from sga.show import main as show
 
     return show(arguments)
+
+
+def _plan(arguments: Sequence[str]) -> int:
+    from sga.plan.command import main as plan
+
+    return plan(arguments)
 
 
 def _rate(arguments: Sequence[str]) -> int:

@@ -78,9 +78,7 @@ class UnlearningCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
-        if config.trainer.precision is None:
-            gpu = torch.cuda.is_available() and config.trainer.accelerator in ("auto", "gpu", "cuda")
-            config.trainer.precision = "bf16-mixed" if gpu else "32-true"
+        _set_precision(config.trainer)
         if config.weights_only is None:
             config.weights_only = True  # a checkpoint is data: code that came with it is never run
         folder = Path(config.run.folder)
@@ -166,7 +164,8 @@ class _ConfiguringCLI(UnlearningCLI):
     """Makes the objects and stops."""
 
     def before_instantiate_classes(self) -> None:
-        """Nothing to look at in a run that does not take place."""
+        """A run that does not take place has no folder to look at; what is computed is computed as in one."""
+        _set_precision(self.config[self.subcommand].trainer)
 
     def _run_subcommand(self, subcommand: str) -> None:
         """No run."""
@@ -174,6 +173,9 @@ class _ConfiguringCLI(UnlearningCLI):
 
 class _ParsingCLI(_ConfiguringCLI):
     """Parses and stops."""
+
+    def before_instantiate_classes(self) -> None:
+        """The configuration stays what was asked for, whatever the machine."""
 
     def instantiate_classes(self) -> None:
         """No objects."""
@@ -205,6 +207,14 @@ class _SaveConfig(SaveConfigCallback):
             stage == "fit" and path.exists()
         ):  # a resumed run keeps what it started with
             write_text(path, self.parser.dump(self.config))
+
+
+def _set_precision(trainer: Any) -> None:
+    """Where none is asked for: bfloat16 autocast over float32 weights on a GPU that computes in it, else float32."""
+    if trainer.precision is None:
+        gpu = trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+        fast = gpu and torch.cuda.is_bf16_supported(including_emulation=False)
+        trainer.precision = "bf16-mixed" if fast else "32-true"
 
 
 def checkpoint_file(folder: Path, checkpoint: str | None, required: bool) -> str | None:
@@ -288,6 +298,13 @@ def configured(arguments: Sequence[str]) -> UnlearningCLI:
 def parsed(arguments: Sequence[str]) -> Any:
     """The configuration that ``[verb, *options]`` means, as a namespace; nothing is made or run."""
     return _cli(_ParsingCLI, arguments).config
+
+
+def described(arguments: Sequence[str]) -> tuple[Any, UnlearningModule, UnlearningData]:
+    """What options of `fit` ask for: the configuration, module and data module; no trainer is made, nothing is read."""
+    cli = _cli(_ParsingCLI, ["fit", *arguments])
+    objects = cli.parser.instantiate_classes(cli.config)["fit"]
+    return cli.config["fit"], objects.model, objects.data
 
 
 def _cli(kind: type[UnlearningCLI], arguments: Sequence[str]) -> UnlearningCLI:

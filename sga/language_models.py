@@ -43,6 +43,8 @@ class LanguageModel(ABC):
 
     trainable: ClassVar[bool] = True
     """False where it can only be evaluated."""
+    trains_all_weights: ClassVar[bool] = True
+    """False where the loaded weights are frozen, so that their type loses no updates."""
 
     @abstractmethod
     def tokenizer(self, texts: Iterable[str]) -> PreTrainedTokenizerBase:
@@ -111,7 +113,7 @@ class Pretrained(LanguageModel):
         return int(positions) if positions else None
 
     def network(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-        if self.dtype == "bfloat16":
+        if self.dtype == "bfloat16" and self.trains_all_weights:
             warnings.warn(PURE_BFLOAT16, stacklevel=2)
         try:
             made: Any = AutoModelForCausalLM.from_pretrained(

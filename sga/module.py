@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
+from sga.adapters import has_adapter, is_adapter_weight
 from sga.answers import Answers
 from sga.batches import Batch, collate
 from sga.datamodule import UnlearningData
@@ -27,6 +28,7 @@ from sga.errors import DivergenceError, UserError
 from sga.evaluation.inference import Inference
 from sga.evaluation.plan import GenerateBatch, ScoreBatch
 from sga.evaluation.requests import Answer, Generation
+from sga.evaluation.store import weights_key
 from sga.geometry import Geometry, total
 from sga.language_models import PURE_BFLOAT16, LanguageModel
 from sga.likelihood import Reading, blocks, chunks_work, packed_reading, read_answers, sequence_nll
@@ -94,6 +96,8 @@ class UnlearningModule(pl.LightningModule):
         self.tokens: Counter[str] = Counter()
         """That went through the model in training steps (``tokens``) and through the starting model beside it
         (``reference_tokens``), in this process, since whoever counts them up took them last."""
+        self._frozen: str | None = None
+        """Hash of the weights beside an adapter, which checkpoints leave out; None without one."""
         self._starting: StartingModel | None = None
         self._split: SplitGradients | None = None
         self._inference: Inference | None = None
@@ -103,7 +107,7 @@ class UnlearningModule(pl.LightningModule):
     # ---- weights -----------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        check_strategy(self.trainer, self.language_model.trainable)
+        check_strategy(self.trainer, self.language_model)
         if stage == "fit":
             if self.loss is None:
                 raise UserError("training needs a loss: set model.loss, as in --model.loss=sga.SmoothedGradientAscent")
@@ -118,13 +122,17 @@ class UnlearningModule(pl.LightningModule):
                 )
             self.loss.check_group_size(self.data.group_size)
             try:
-                self.optimizer([torch.nn.Parameter(torch.zeros(1))])
-            except (ValueError, TypeError) as error:  # said now, and not after the weights are loaded
+                self.optimizer([torch.nn.Parameter(torch.zeros(1))])  # what it lacks is said before weights are loaded
+            except (ValueError, TypeError) as error:
                 raise UserError(f"model.optimizer: {error}") from None
 
     def configure_model(self) -> None:
         if self.model is None:
             self.model = self.language_model.network(self.data.tokenizer)
+            if has_adapter(self.model):
+                self.strict_loading = False  # `on_load_checkpoint` is as strict about what there is to load
+                state = self.model.state_dict()
+                self._frozen = weights_key({name: w for name, w in state.items() if not is_adapter_weight(name)})
             if self.trainer.precision == "bf16-true":
                 warnings.warn(PURE_BFLOAT16, stacklevel=2)
             if self.trainer.precision == "64-true":
@@ -385,12 +393,24 @@ class UnlearningModule(pl.LightningModule):
         self.log_dict(self._rate_logs, batch_size=1)  # the same in every process
         self._step_logs, self._rate_logs = {}, {}
 
+    def state_dict(self, *arguments: Any, **options: Any) -> dict[str, Any]:  # type: ignore[override]
+        """All weights; of a model with an adapter the adapter's alone, because the others are where they were."""
+        state: dict[str, Any] = super().state_dict(*arguments, **options)
+        if self._frozen is not None:
+            state = {name: value for name, value in state.items() if is_adapter_weight(name)}
+        return state
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self._frozen is not None:
+            checkpoint["frozen_weights"] = self._frozen
         if self._policy is not None:
             checkpoint["rate_state"] = asdict(self.rate_state)
         checkpoint["sharded"] = is_sharded(self._network)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As `state_dict` gives them: nothing is missing that it would hold."""
+        if self._frozen is not None:
+            state_dict = {**super().state_dict(), **state_dict}
         try:
             return super().load_state_dict(state_dict, strict, assign)
         except RuntimeError as error:
@@ -406,6 +426,11 @@ class UnlearningModule(pl.LightningModule):
             raise UserError(
                 f"the checkpoint was made {'under' if checkpoint.get('sharded') else 'without'} --trainer.strategy "
                 "fsdp2: go on in the same way, or start a new run from its model folder"
+            )
+        if checkpoint.get("frozen_weights") != self._frozen:
+            raise UserError(
+                "the checkpoint was made with another model beside its adapter, or one of the two has no adapter; give "
+                "the --model.language_model of the run's config.yaml"
             )
         if "rate_state" in checkpoint:
             self.rate_state = RateState(**checkpoint["rate_state"])
@@ -500,14 +525,18 @@ def check_layers(model: PreTrainedModel, needs: Needs) -> None:
             f"−{len(layers)} from the last); set --model.loss.layer"
         )
     if needs.trained_layers is not None:
-        model.requires_grad_(False)
+        trained = {
+            id(weight)
+            for layer in needs.trained_layers
+            for name, weight in layers[layer].named_parameters()
+            if name.endswith(needs.trained_weights or "")
+        }
         for layer in needs.trained_layers:
-            weights = dict(layers[layer].named_parameters())
-            trained = [name for name in weights if name.endswith(needs.trained_weights or "")]
-            if not trained:
+            names = [name for name, _ in layers[layer].named_parameters()]
+            if not any(name.endswith(needs.trained_weights or "") for name in names):
                 raise UserError(
                     f"no weight of layer {layer} has a name that ends in {needs.trained_weights!r}; there are "
-                    f"{', '.join(weights)}; set --model.loss.trained_weights"
+                    f"{', '.join(names)}; set --model.loss.trained_weights"
                 )
-            for name in trained:
-                weights[name].requires_grad_(True)
+        for parameter in model.parameters():  # what an adapter has frozen stays so
+            parameter.requires_grad_(parameter.requires_grad and id(parameter) in trained)

@@ -1,9 +1,11 @@
-"""Learning-rate schedules that know the length of the run."""
+"""Learning-rate schedules that know the length of the run, and an optimiser with small states."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -55,3 +57,39 @@ class ConstantSchedule(Schedule):
 
     def scheduler(self, optimizer: Optimizer, total_steps: int, steps_per_epoch: int) -> LambdaLR:
         return LambdaLR(optimizer, lambda step: 1.0)
+
+
+class AdamW8bit(Optimizer):
+    """AdamW whose two states take one byte each per weight, in blocks of their own scale; by bitsandbytes, on a GPU.
+
+    Parameters of fewer than 4096 elements keep float32 states. Source: Dettmers et al., arXiv 2110.02861. Making one
+    gives bitsandbytes' own optimiser, which is imported then (extra ``eight-bit``).
+    """
+
+    def __new__(
+        cls,
+        params: Iterable[Any],
+        lr: float = 1e-5,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+        paged: bool = False,
+    ) -> Any:
+        """Makes bitsandbytes' optimiser.
+
+        Args:
+            params: The parameters.
+            lr: Learning rate.
+            betas: Shares of the past in the averages of gradients and of their squares.
+            eps: Added to the denominator.
+            weight_decay: Decoupled weight decay.
+            paged: Let the driver move states to the host's memory when the GPU's is full.
+        """
+        try:
+            from bitsandbytes import optim
+        except ImportError:
+            raise UserError(
+                "AdamW8bit needs the package bitsandbytes: pip install 'sga-unlearning[eight-bit]'"
+            ) from None
+        kind = optim.PagedAdamW8bit if paged else optim.AdamW8bit
+        return kind(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)

@@ -107,8 +107,8 @@ def read_sequence(path: Path, folder: Path, overrides: Values | None = None) -> 
         set_value(config, "run.folder", str(folder / name))
         before = [request.key for request in requests[-1:]]
         if before:
-            start = {"class_path": "sga.language_models.Pretrained"}
-            start["init_args"] = {**_kept(config), "name_or_path": str(folder / requests[-1].name)}  # type: ignore[assignment]
+            start = {"class_path": "sga.language_models.Pretrained", **_kept(config)}
+            start["init_args"] = {**start["init_args"], "name_or_path": str(folder / requests[-1].name)}
             set_value(config, "model.language_model", start)
         # Where the sequence is has no say in what comes out of it.
         said = applied(config, {"run.folder": name, **({"model.language_model": "the last request"} if before else {})})
@@ -129,8 +129,12 @@ def _requests(plan: dict[str, Any], path: Path) -> list[Values]:
 
 def _kept(config: dict[str, Any]) -> dict[str, Any]:
     """How the first model is loaded, as far as it holds for those that come out of it too."""
-    arguments = config.get("model", {}).get("language_model", {}).get("init_args") or {}
-    return {name: arguments[name] for name in ("dtype", "attention") if name in arguments}
+    first = config.get("model", {}).get("language_model", {})
+    arguments = first.get("init_args") or {}
+    if str(first.get("class_path", "")).endswith("LoRA"):  # each request trains an adapter of its own
+        elsewhere = ("name_or_path", "revision", "tokenizer_name_or_path")
+        return {**first, "init_args": {name: value for name, value in arguments.items() if name not in elsewhere}}
+    return {"init_args": {name: arguments[name] for name in ("dtype", "attention") if name in arguments}}
 
 
 def check(requests: Sequence[RequestRun], folder: Path) -> None:

@@ -21,6 +21,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from sga.errors import UserError
+from sga.language_models import LanguageModel
 from sga.likelihood import blocks
 
 PRECISIONS = ("32-true", "bf16-mixed", "bf16-true", "64-true")
@@ -64,12 +65,12 @@ class FullyShardedStrategy(ModelParallelStrategy):
 StrategyRegistry.register("fsdp2", FullyShardedStrategy, description="Fully sharded data parallelism (fully_shard)")
 
 
-def check_strategy(trainer: pl.Trainer, trainable: bool) -> None:
+def check_strategy(trainer: pl.Trainer, language_model: LanguageModel) -> None:
     """Refuses ways to use several devices under which results have not been shown to be right.
 
     Args:
         trainer: With the strategy and the precision.
-        trainable: Whether the language model can be trained.
+        language_model: What is trained or evaluated.
 
     Raises:
         UserError: the strategy, its precision, or the model under it.
@@ -87,10 +88,15 @@ def check_strategy(trainer: pl.Trainer, trainable: bool) -> None:
             f"--trainer.strategy fsdp2 does not go with --trainer.precision {trainer.precision} (each device would "
             f"scale gradients by itself); choose from {', '.join(PRECISIONS)}"
         )
-    if not trainable:
+    if not language_model.trainable:
         raise UserError(
             "--trainer.strategy fsdp2 takes one model that can be trained, not a decoder over two; leave it out, or "
             "use --trainer.strategy ddp to evaluate on several devices"
+        )
+    if not language_model.trains_all_weights:
+        raise UserError(
+            "--trainer.strategy fsdp2 cuts gradients and optimiser states into parts, of which an adapter has few: use "
+            "--trainer.strategy ddp, and --model.language_model.dtype bfloat16 where the weights do not fit"
         )
 
 

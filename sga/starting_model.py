@@ -7,13 +7,13 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from sga.adapters import adapter_off, has_adapter
 from sga.answers import Answers
 from sga.batches import Batch
 from sga.encoding import Encoded
@@ -32,7 +32,7 @@ class StartingModel:
 
     Args:
         network: A copy of the starting model; or the network that is trained, where it is one whose adapter can be
-            switched off (``disable_adapter``, as in PEFT).
+            switched off (`sga.adapters`).
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -48,10 +48,9 @@ class StartingModel:
     ) -> Answers:
         """As `read_answers`, in eval mode and without gradients."""
         training = self.network.training
-        adapter_off: Any = getattr(self.network, "disable_adapter", nullcontext)
         self.network.eval()
         try:
-            with adapter_off():
+            with adapter_off(self.network):
                 return read_answers(self.network, batch, keep_logits, hidden_layer, reading)
         finally:
             self.network.train(training)
@@ -94,7 +93,7 @@ def starting_model(
     missing = [row for row in wanted if math.isnan(known.get(row, math.nan))]
     if not needs.reference and not missing:
         return None, known
-    if hasattr(trained, "disable_adapter"):
+    if has_adapter(trained):
         network, key = trained, None
     elif resumed:
         network = load()

@@ -16,8 +16,10 @@ from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Sin
 from safetensors.torch import load_file
 from test_dynamic_training import EXACT, MARGIN, RECORD, rates
 
+from sga.adapters import LoRA
 from sga.cli import run_verb
 from sga.errors import UserError
+from sga.language_models import Pretrained, WhosHarryPotter
 from sga.sharding import FullyShardedStrategy, check_strategy, is_sharded, whole_weights
 
 SHARDED = ["--trainer.devices=2", "--trainer.strategy=fsdp2"]
@@ -72,15 +74,18 @@ def trainer(strategy: object, precision: str = "32-true") -> Any:
 
 
 def test_strategies_that_are_not_known_to_be_right_are_refused() -> None:
+    decoder = WhosHarryPotter("model", "reinforced")
     for strategy in (SingleDeviceStrategy(), DDPStrategy(), FullyShardedStrategy()):
-        check_strategy(trainer(strategy), trainable=True)
+        check_strategy(trainer(strategy), Pretrained("model"))
     with pytest.raises(UserError, match=r"ModelParallelStrategy is not supported: .* fsdp2"):
-        check_strategy(trainer(ModelParallelStrategy()), trainable=True)
+        check_strategy(trainer(ModelParallelStrategy()), Pretrained("model"))
     with pytest.raises(UserError, match=r"does not go with --trainer\.precision 16-mixed"):
-        check_strategy(trainer(FullyShardedStrategy(), "16-mixed"), trainable=True)
+        check_strategy(trainer(FullyShardedStrategy(), "16-mixed"), Pretrained("model"))
     with pytest.raises(UserError, match="not a decoder over two"):
-        check_strategy(trainer(FullyShardedStrategy()), trainable=False)
-    check_strategy(trainer(SingleDeviceStrategy(), "16-mixed"), trainable=False)
+        check_strategy(trainer(FullyShardedStrategy()), decoder)
+    with pytest.raises(UserError, match="an adapter has few"):
+        check_strategy(trainer(FullyShardedStrategy()), LoRA("model"))
+    check_strategy(trainer(SingleDeviceStrategy(), "16-mixed"), decoder)
 
 
 def test_a_whole_model_is_left_as_it_is(tiny_network: Any) -> None:

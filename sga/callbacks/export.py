@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 
+from sga.adapters import has_adapter, save_merged
 from sga.sharding import whole_weights
 
 
 class HuggingFaceExport(pl.Callback):
-    """Writes ``model/`` into the run folder when training ends: weights as safetensors, configuration, tokenizer."""
+    """Writes ``model/`` into the run folder when training ends: weights as safetensors, configuration, tokenizer.
+
+    Of a model with an adapter also the adapter alone, as ``adapter/``.
+    """
 
     def __init__(self, enabled: bool = True, evaluated: bool = False) -> None:
         """Notes the switches.
@@ -36,17 +41,35 @@ class HuggingFaceExport(pl.Callback):
 
 
 def export(module: Any, folder: Path, writes: bool = True) -> None:
-    """Writes a module's model and tokenizer in Hugging Face format; the folder is complete or not there.
+    """Writes a module's model and tokenizer in Hugging Face format; an adapter merged, and alone in ``adapter/``.
 
     Every process has to call it, because weights may be in parts; one of them `writes`.
     """
-    weights = whole_weights(module.model)
+    adapted = has_adapter(module.model)
+    weights = None if adapted else whole_weights(module.model)
     if not writes:
         return
+
+    def write_merged(unfinished: Path) -> None:
+        save_merged(module.model, unfinished)
+        module.data.tokenizer.save_pretrained(unfinished)
+
+    def write(unfinished: Path) -> None:
+        module.model.save_pretrained(unfinished, state_dict=weights)  # of a model with an adapter the adapter alone
+        module.data.tokenizer.save_pretrained(unfinished)
+
+    if adapted:
+        _write_whole(folder.with_name("adapter"), write)
+        _write_whole(folder, write_merged)
+    else:
+        _write_whole(folder, write)
+
+
+def _write_whole(folder: Path, write: Callable[[Path], None]) -> None:
+    """Makes a folder that is complete or not there."""
     unfinished = folder.with_name(f".{folder.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
-    module.model.save_pretrained(unfinished, state_dict=weights)
-    module.data.tokenizer.save_pretrained(unfinished)
+    write(unfinished)
     if folder.exists():
         shutil.rmtree(folder)
     unfinished.rename(folder)

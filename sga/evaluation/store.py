@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from sga.adapters import adapter_settings
 from sga.evaluation.plan import GenerateJob, Job, ScoreJob
 from sga.evaluation.requests import Answer, Generation, TokenScores
 from sga.files import write_bytes
@@ -41,16 +43,29 @@ def model_key(model: nn.Module, settings: Mapping[str, str | None]) -> str:
     described = config.to_dict() if config is not None else {}
     described = {name: value for name, value in described.items() if name not in ("_name_or_path", "name_or_path")}
     digest = hashlib.sha256(json.dumps([FORMAT, dict(settings), described], sort_keys=True, default=str).encode())
-    state = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
-    if any(isinstance(value, DTensor) for value in state.values()):
-        for name in sorted(state):  # gathered one at a time, in the same order by all
+    adapters = adapter_settings(model)  # two adapters with the same weights may be scaled differently
+    digest.update(json.dumps(adapters, sort_keys=True).encode() if adapters else b"")
+    _add_weights(digest, model.state_dict())
+    return digest.hexdigest()
+
+
+def weights_key(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 of tensors with their names, types and shapes."""
+    digest = hashlib.sha256()
+    _add_weights(digest, state)
+    return digest.hexdigest()
+
+
+def _add_weights(digest: Any, state: Mapping[str, Any]) -> None:
+    names = sorted(name for name, value in state.items() if isinstance(value, Tensor))
+    if any(isinstance(state[name], DTensor) for name in names):
+        for name in names:  # gathered one at a time, in the same order by all
             value = state[name]
             digest.update(_tensor_digest(name, value.full_tensor() if isinstance(value, DTensor) else value))
-        return digest.hexdigest()
+        return
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:  # hashing lets other threads run
-        for part in pool.map(_tensor_digest, sorted(state), [state[name] for name in sorted(state)]):
+        for part in pool.map(_tensor_digest, names, [state[name] for name in names]):
             digest.update(part)
-    return digest.hexdigest()
 
 
 def _tensor_digest(name: str, value: Tensor) -> bytes:

@@ -218,6 +218,7 @@ def _network(cli: UnlearningCLI) -> PreTrainedModel:
     """The model that training would start from, or a checkpoint's, on the trainer's device, in eval mode."""
     import torch
 
+    from sga.adapters import has_adapter
     from sga.cli import checkpoint_file
 
     run_folder, checkpoint = Path(cli.trainer.default_root_dir), cli.config["fit"].ckpt_path
@@ -228,6 +229,8 @@ def _network(cli: UnlearningCLI) -> PreTrainedModel:
         prefix = "model."
         state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
         weights = {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}
+        if has_adapter(network):  # a checkpoint holds the adapter alone
+            weights = {**network.state_dict(), **weights}
         try:
             network.load_state_dict(weights)
         except RuntimeError as error:

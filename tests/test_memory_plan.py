@@ -1,0 +1,334 @@
+"""`sga plan` against reality: parameters, memory at its peak, files; and against what is found by hand."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from sga.__main__ import main
+from sga.adapters import LoRA
+from sga.cli import run_verb
+from sga.errors import UserError
+from sga.language_models import Pretrained
+from sga.losses import Needs
+from sga.plan.estimate import EIGHT_BIT, GIB, Estimate, Request, estimate, optimizer_bytes
+from sga.plan.trace import fake_network, trace
+
+HIDDEN, INNER, LAYERS, VOCABULARY = 256, 688, 8, 8000
+
+
+@pytest.fixture(scope="session")
+def config_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama of hidden 256 as a folder with a config.json and nothing else."""
+    folder = tmp_path_factory.mktemp("config")
+    LlamaConfig(
+        hidden_size=HIDDEN,
+        intermediate_size=INNER,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        vocab_size=VOCABULARY,
+    ).save_pretrained(folder)
+    return folder
+
+
+def request(language_model: Pretrained, **changes: Any) -> Request:
+    values: dict[str, Any] = {
+        "needs": Needs(),
+        "precision": "32-true",
+        "checkpointing": False,
+        "devices": 1,
+        "sharded": False,
+        "gpu": False,
+        "rows": 4,
+        "pass_rows": 4,
+        "split": False,
+        "micro_batch_size": 4,
+        "batch_size": 4,
+        "length": 128,
+        "answer_length": 64.0,
+        "step_tokens": None,
+        "optimizer_bytes": 8.0,
+    }
+    return Request(language_model, **{**values, **changes})
+
+
+def sizes(found: Estimate) -> dict[str, float]:
+    return {line.name: line.size for line in found.lines}
+
+
+# ---- by hand --------------------------------------------------------------------------------------------------------
+
+
+def test_parameters_are_exact(config_folder: Path, tiny_models: Path) -> None:
+    """Two embeddings (not tied), and by block four h x h, three h x f and two norms; one norm at the end."""
+    by_hand = 2 * VOCABULARY * HIDDEN + LAYERS * (4 * HIDDEN**2 + 3 * HIDDEN * INNER + 2 * HIDDEN) + HIDDEN
+    found = estimate(request(Pretrained(str(config_folder))))
+    assert found.parameters == found.trainable == by_hand
+    real = AutoModelForCausalLM.from_pretrained(tiny_models / "full")
+    assert estimate(request(Pretrained(str(tiny_models / "full")))).parameters == real.num_parameters()
+    lora = estimate(request(LoRA(str(config_folder), rank=4)))
+    assert lora.trainable == LAYERS * 4 * (4 * 2 * HIDDEN + 3 * (HIDDEN + INNER))
+    assert lora.parameters == by_hand + lora.trainable
+
+
+def test_activations_are_those_of_the_formula(config_folder: Path) -> None:
+    """For each token and block in float32 values: of each norm its input, the normalised and the scaled vector (2·3h);
+    queries, keys, values and the output of attention (4h); and of the MLP the gate before and after its activation, the
+    other projection, and their product (4f). Beside the blocks 3h for the last norm. 2 %: attention's normalisers.
+    """
+    found = trace(fake_network(Pretrained(str(config_folder))), 16, 128, 1000, autocast=False)
+    by_hand = 4 * 16 * 128 * (LAYERS * (10 * HIDDEN + 4 * INNER) + 3 * HIDDEN)
+    assert found.activations == pytest.approx(by_hand, rel=0.02)
+    assert found.casts == 0
+    # Logits and log-probabilities, and the vectors at answer positions.
+    assert found.logits == pytest.approx(1000 * 4 * (2 * VOCABULARY + HIDDEN), rel=0.02)
+
+
+def test_operations_are_six_for_each_weight_and_token_and_attention(config_folder: Path) -> None:
+    """2 forward and 4 backward (Kaplan et al., arXiv 2001.08361, section 2.1); the head sees answer tokens only.
+    Attention: two products of T x T x h forward, five backward because the scores are computed again.
+    """
+    network = fake_network(Pretrained(str(config_folder)))
+    tokens, answers = 16 * 128, 1000
+    matrices = LAYERS * (4 * HIDDEN**2 + 3 * HIDDEN * INNER)
+    attention = 7 * LAYERS * 2 * 16 * 128**2 * HIDDEN
+    by_hand = 6 * matrices * tokens + 6 * VOCABULARY * HIDDEN * answers + attention
+    plain = trace(network, 16, 128, answers, autocast=False).flops
+    assert plain == pytest.approx(by_hand, rel=0.01)
+    network.gradient_checkpointing_enable()
+    again = trace(network, 16, 128, answers, autocast=False).flops
+    assert again == pytest.approx(by_hand + 2 * matrices * tokens + 2 / 7 * attention, rel=0.01)
+
+
+def test_autocast_keeps_copies_of_the_weights(config_folder: Path) -> None:
+    found = trace(fake_network(Pretrained(str(config_folder))), 4, 64, 100, autocast=True)
+    matrices = LAYERS * (4 * HIDDEN**2 + 3 * HIDDEN * INNER) + VOCABULARY * HIDDEN
+    assert found.casts == 2 * matrices
+
+
+def test_devices_share_or_copy(config_folder: Path) -> None:
+    model = Pretrained(str(config_folder))
+    weights = estimate(request(model)).parameters * 4
+    block = 4 * HIDDEN**2 + 3 * HIDDEN * INNER + 2 * HIDDEN
+    sharded = sizes(estimate(request(model, devices=4, sharded=True, precision="bf16-mixed")))
+    assert (sharded["weights"], sharded["gradients"], sharded["optimiser"]) == (weights / 4, weights / 4, weights / 2)
+    assert sharded["weights in use"] == 2 * 2 * block and "messages" not in sharded
+    copied = sizes(estimate(request(model, devices=4)))
+    assert (copied["weights"], copied["optimiser"], copied["messages"]) == (weights, 2 * weights, weights)
+    assert estimate(request(model, devices=4)).flops == estimate(request(model)).flops / 4
+
+
+def test_methods_take_what_they_need(config_folder: Path) -> None:
+    model, kl = Pretrained(str(config_folder)), Needs(reference=("normal",), logits=True)
+    weights = estimate(request(model)).parameters * 4
+    with_reference = sizes(estimate(request(model, needs=kl)))
+    assert with_reference["starting model"] == weights
+    assert with_reference["its logits"] == 4 * 16 * 64 * VOCABULARY
+    assert "starting model" not in sizes(estimate(request(LoRA(str(config_folder)), needs=kl))), "the adapter is off"
+    assert sizes(estimate(request(model, split=True)))["second gradient"] == weights
+    layer = Needs(trained_layers=(7,))
+    assert estimate(request(model, needs=layer)).trainable == 4 * HIDDEN**2 + 3 * HIDDEN * INNER + 2 * HIDDEN
+    assert sizes(estimate(request(model, precision="bf16-true")))["weights"] == weights / 2
+    frozen = sizes(estimate(request(LoRA(str(config_folder), dtype="bfloat16"))))
+    assert frozen["weights"] == weights / 2 + frozen["gradients"], "the adapter is float32"
+
+
+def test_states_of_optimisers() -> None:
+    def sgd(parameters: Any) -> Any:
+        return torch.optim.SGD(parameters, lr=0.1)
+
+    def momentum(parameters: Any) -> Any:
+        return torch.optim.SGD(parameters, lr=0.1, momentum=0.9)
+
+    assert optimizer_bytes(torch.optim.AdamW, "torch.optim.AdamW") == 8
+    assert (optimizer_bytes(sgd, "sgd"), optimizer_bytes(momentum, "sgd")) == (0, 4)
+    assert optimizer_bytes(sgd, "sga.optimization.AdamW8bit") == EIGHT_BIT
+
+
+# ---- against reality ------------------------------------------------------------------------------------------------
+
+MEASURE = """
+import json, re, sys
+import torch
+from sga.adapters import LoRA
+from sga.batches import collate
+from sga.encoding import Encoded
+from sga.likelihood import sequence_nll
+from transformers import AutoConfig, AutoModelForCausalLM
+
+folder, rows, length, checkpointing, adapter, autocast = json.loads(sys.argv[1])
+torch.set_num_threads(1)
+
+def memory(what):
+    return int(re.search(what + r":\\s+(\\d+)", open("/proc/self/status").read())[1]) * 1024
+
+def step(network, rows, length):
+    ids = tuple(index % 50 + 3 for index in range(length))
+    batch = collate([[Encoded(ids, length // 2)] * rows])
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        loss = sequence_nll(network, batch).mean()
+    loss.backward()
+
+def made(config):
+    network = AutoModelForCausalLM.from_config(config)
+    if adapter:
+        network = LoRA(folder).prepared(network)
+    if checkpointing:
+        network.gradient_checkpointing_enable()
+    return network.train()
+
+config = AutoConfig.from_pretrained(folder)
+small = AutoConfig.from_pretrained(folder, num_hidden_layers=1, hidden_size=64, intermediate_size=64, vocab_size=100)
+step(made(small), 1, 16)  # libraries are loaded and threads started
+before = memory("VmRSS")
+network = made(config)
+optimizer = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad], lr=1e-5)
+step(network, 1, 16)
+optimizer.step()
+for _ in range(2):  # gradients are there, as in accumulation
+    step(network, rows, length)
+optimizer.step()
+print(memory("VmHWM") - before)
+"""
+
+
+def measured(folder: Path, rows: int, length: int, checkpointing: bool, adapter: bool, autocast: bool) -> int:
+    """Bytes by which the resident memory of a process that trains grows at most."""
+    arguments = json.dumps([str(folder), rows, length, checkpointing, adapter, autocast])
+    done = subprocess.run([sys.executable, "-c", MEASURE, arguments], capture_output=True, text=True, check=True)
+    return int(done.stdout.split()[-1])
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no /proc to read a process's memory from")
+@pytest.mark.parametrize(
+    ("checkpointing", "adapter", "autocast"),
+    [
+        (False, False, False),
+        pytest.param(True, False, False, marks=pytest.mark.slow),
+        pytest.param(False, True, False, marks=pytest.mark.slow),
+        pytest.param(True, True, False, marks=pytest.mark.slow),
+        pytest.param(False, False, True, marks=pytest.mark.slow),
+    ],
+)
+def test_the_peak_is_within_a_quarter_of_the_measured_one(
+    config_folder: Path, checkpointing: bool, adapter: bool, autocast: bool
+) -> None:
+    kind = LoRA if adapter else Pretrained
+    planned = estimate(
+        request(
+            kind(str(config_folder)),
+            checkpointing=checkpointing,
+            precision="bf16-mixed" if autocast else "32-true",
+            answer_length=64.0,
+        )
+    ).peak
+    real = measured(config_folder, 16, 128, checkpointing, adapter, autocast)
+    print(f"planned {planned / 2**20:.0f} MiB, measured {real / 2**20:.0f} MiB")
+    assert 0.75 < planned / real < 1.25
+
+
+@pytest.mark.slow
+def test_the_peak_of_tiny_tofu_is_within_a_quarter(tiny_models: Path) -> None:
+    folder = tiny_models / "full"
+    planned = estimate(request(Pretrained(str(folder)), rows=8, pass_rows=8, length=160, answer_length=80.0)).peak
+    assert 0.75 < planned / measured(folder, 32, 160, False, False, False) < 1.25
+
+
+@pytest.mark.parametrize("kind", ["Pretrained", "LoRA"])
+def test_files_are_as_large_as_planned(kind: str, own_options: list[str], tiny_models: Path, tmp_path: Path) -> None:
+    model = f"{tiny_models / 'full'}"
+    run_verb(
+        [
+            "fit",
+            *own_options,
+            f"--model.language_model={kind}",
+            f"--model.language_model.name_or_path={model}",
+            *(["--model.language_model.rank=32"] if kind == "LoRA" else []),
+            "--model.loss=sga.GradientAscent",
+            "--data.batch_size=2",
+            "--trainer.max_steps=1",
+            "--trainer.num_sanity_val_steps=0",
+            "--trainer.limit_val_batches=0",
+            f"--run.folder={tmp_path}",
+        ]
+    )
+    found = estimate(request(Pretrained(model) if kind == "Pretrained" else LoRA(model, rank=32)))
+    files = {"checkpoints/last.ckpt": found.checkpoint, "model/model.safetensors": found.export}
+    if kind == "LoRA":
+        files["adapter/adapter_model.safetensors"] = found.adapter
+    for name, size in files.items():
+        assert (tmp_path / name).stat().st_size == pytest.approx(size, rel=0.05), name
+
+
+# ---- the command ----------------------------------------------------------------------------------------------------
+
+
+def plan(capsys: pytest.CaptureFixture[str], *options: str) -> str:
+    assert main(["plan", *options]) == 0
+    return capsys.readouterr().out
+
+
+def test_it_reads_a_configuration_and_no_weights(
+    config_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: Any, **options: Any) -> None:
+        raise AssertionError("weights are loaded")
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", refuse)
+    printed = plan(capsys, str(config_folder), "--length", "128", "--flops", "1e12", "--data.micro_batch_size=2")
+    assert "one device, bf16-mixed, gradient checkpointing off" in printed
+    assert "32 groups of 4 sequences, 2 at a time on a device, 128 tokens" in printed
+    assert "weights and optimiser; twice" in printed and "1e+12 a second (as given)" in printed
+
+
+def test_it_says_what_fits(config_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = [str(config_folder), "--length=128", "--flops=1e12", "--trainer.accelerator=cpu"]
+    assert "It fits in 80 GiB." in plan(capsys, *options, "--memory=80")
+    need = estimate(request(Pretrained(str(config_folder)), micro_batch_size=32, batch_size=32)).peak / GIB
+    printed = plan(capsys, *options, f"--memory={need / 2}")
+    assert f"It does not fit in {need / 2:g} GiB." in printed
+    assert "fits: --model.gradient_checkpointing true" in printed and "fits: --data.micro_batch_size 1" in printed
+    printed = plan(capsys, *options, "--memory=0.01")
+    assert "Nothing of this is enough" in printed
+
+
+def test_lengths_come_from_the_data(
+    own_options: list[str], own_target: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """6 groups of 4 in steps of 4: two steps an epoch. GA reads the forget samples only."""
+    options = [*own_options, "--data.batch_size=4", "--flops=1e12"]
+    printed = plan(capsys, str(own_target), *options)
+    assert "as the data's longest" in printed and "2 steps an epoch" in printed and "of 4 sequences" in printed
+    assert "of 1 sequences" in plan(capsys, str(own_target), *options, "--model.loss=sga.GradientAscent")
+    dynamic = ["--model.loss=sga.SmoothedGradientAscent", "--model.loss.smoothing_rate=sga.rates.MarginRate"]
+    assert "second gradient" in plan(capsys, str(own_target), *options, *dynamic)
+
+
+def test_what_cannot_be_planned_is_said(config_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def refused(*options: str) -> str:
+        assert main(["plan", *options]) == 2
+        return capsys.readouterr().err
+
+    folder = str(config_folder)
+    assert "no such folder" in refused("./no/model", "--length=8")
+    assert "--length must be above 0, got 0" in refused(folder, "--length=0")
+    assert "--answer must be given with --length, and be smaller" in refused(folder, "--length=8", "--answer=8")
+    assert "needs a number of devices, got --trainer.devices -1" in refused(
+        folder, "--length=8", "--trainer.devices=-1"
+    )
+    assert "has no configuration to plan from" in refused("--model.language_model=SmallLlama", "--length=8")
+    assert "or give --length and --answer" in refused(folder, "--data.source=Authors")
+
+
+def test_a_model_that_is_none_is_named(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "nothing"}')
+    with pytest.raises(UserError, match="no model can be planned from"):
+        fake_network(Pretrained(str(tmp_path)))
