@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -21,7 +22,7 @@ from sga.losses import Needs
 from sga.plan.estimate import EIGHT_BIT, GIB, Estimate, Request, estimate, optimizer_bytes
 from sga.plan.trace import fake_network, trace
 
-HIDDEN, INNER, LAYERS, VOCABULARY = 256, 688, 8, 8000
+HIDDEN, INNER, LAYERS, VOCABULARY = 256, 688, 4, 8000
 
 
 @pytest.fixture(scope="session")
@@ -82,14 +83,15 @@ def test_parameters_are_exact(config_folder: Path, tiny_models: Path) -> None:
 def test_activations_are_those_of_the_formula(config_folder: Path) -> None:
     """For each token and block in float32 values: of each norm its input, the normalised and the scaled vector (2·3h);
     queries, keys, values and the output of attention (4h); and of the MLP the gate before and after its activation, the
-    other projection, and their product (4f). Beside the blocks 3h for the last norm. 2 %: attention's normalisers.
+    other projection, and their product (4f). Beside the blocks 3h for the last norm. 5 %: the mask,
+    positions, attention's normalisers, and vectors that the model holds a little longer.
     """
     found = trace(fake_network(Pretrained(str(config_folder))), 16, 128, 1000, autocast=False)
     by_hand = 4 * 16 * 128 * (LAYERS * (10 * HIDDEN + 4 * INNER) + 3 * HIDDEN)
-    assert found.activations == pytest.approx(by_hand, rel=0.02)
+    assert found.activations == pytest.approx(by_hand, rel=0.05)
     assert found.casts == 0
-    # Logits and log-probabilities, and the vectors at answer positions.
-    assert found.logits == pytest.approx(1000 * 4 * (2 * VOCABULARY + HIDDEN), rel=0.02)
+    # Log-probabilities, for which the logits are freed, and the vectors at answer positions.
+    assert found.logits == pytest.approx(1000 * 4 * (VOCABULARY + HIDDEN), rel=0.02)
 
 
 def test_operations_are_six_for_each_weight_and_token_and_attention(config_folder: Path) -> None:
@@ -105,7 +107,9 @@ def test_operations_are_six_for_each_weight_and_token_and_attention(config_folde
     assert plain == pytest.approx(by_hand, rel=0.01)
     network.gradient_checkpointing_enable()
     again = trace(network, 16, 128, answers, autocast=False).flops
-    assert again == pytest.approx(by_hand + 2 * matrices * tokens + 2 / 7 * attention, rel=0.01)
+    # The last product of a block is not computed again: nothing that the backward pass reads comes after it.
+    repeated = matrices - LAYERS * HIDDEN * INNER
+    assert again == pytest.approx(by_hand + 2 * repeated * tokens + 2 / 7 * attention, rel=0.01)
 
 
 def test_autocast_keeps_copies_of_the_weights(config_folder: Path) -> None:
@@ -134,7 +138,7 @@ def test_methods_take_what_they_need(config_folder: Path) -> None:
     assert with_reference["its logits"] == 4 * 16 * 64 * VOCABULARY
     assert "starting model" not in sizes(estimate(request(LoRA(str(config_folder)), needs=kl))), "the adapter is off"
     assert sizes(estimate(request(model, split=True)))["second gradient"] == weights
-    layer = Needs(trained_layers=(7,))
+    layer = Needs(trained_layers=(LAYERS - 1,))
     assert estimate(request(model, needs=layer)).trainable == 4 * HIDDEN**2 + 3 * HIDDEN * INNER + 2 * HIDDEN
     assert sizes(estimate(request(model, precision="bf16-true")))["weights"] == weights / 2
     frozen = sizes(estimate(request(LoRA(str(config_folder), dtype="bfloat16"))))
@@ -203,22 +207,27 @@ print(memory("VmHWM") - before)
 def measured(folder: Path, rows: int, length: int, checkpointing: bool, adapter: bool, autocast: bool) -> int:
     """Bytes by which the resident memory of a process that trains grows at most."""
     arguments = json.dumps([str(folder), rows, length, checkpointing, adapter, autocast])
-    done = subprocess.run([sys.executable, "-c", MEASURE, arguments], capture_output=True, text=True, check=True)
+    # Else the C library keeps freed blocks of up to 32 MiB for itself, which count as resident.
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, arguments], capture_output=True, text=True, check=True, env=environment
+    )
     return int(done.stdout.split()[-1])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no /proc to read a process's memory from")
 @pytest.mark.parametrize(
     ("checkpointing", "adapter", "autocast"),
     [
         (False, False, False),
-        pytest.param(True, False, False, marks=pytest.mark.slow),
-        pytest.param(False, True, False, marks=pytest.mark.slow),
-        pytest.param(True, True, False, marks=pytest.mark.slow),
-        pytest.param(False, False, True, marks=pytest.mark.slow),
+        (True, False, False),
+        (False, True, False),
+        (True, True, False),
+        (False, False, True),
     ],
 )
-def test_the_peak_is_within_a_quarter_of_the_measured_one(
+def test_the_peak_is_the_measured_one_within_15_percent(
     config_folder: Path, checkpointing: bool, adapter: bool, autocast: bool
 ) -> None:
     kind = LoRA if adapter else Pretrained
@@ -232,14 +241,14 @@ def test_the_peak_is_within_a_quarter_of_the_measured_one(
     ).peak
     real = measured(config_folder, 16, 128, checkpointing, adapter, autocast)
     print(f"planned {planned / 2**20:.0f} MiB, measured {real / 2**20:.0f} MiB")
-    assert 0.75 < planned / real < 1.25
+    assert 0.85 < planned / real < 1.15
 
 
 @pytest.mark.slow
-def test_the_peak_of_tiny_tofu_is_within_a_quarter(tiny_models: Path) -> None:
+def test_the_peak_of_tiny_tofu_is_within_15_percent(tiny_models: Path) -> None:
     folder = tiny_models / "full"
     planned = estimate(request(Pretrained(str(folder)), rows=8, pass_rows=8, length=160, answer_length=80.0)).peak
-    assert 0.75 < planned / measured(folder, 32, 160, False, False, False) < 1.25
+    assert 0.85 < planned / measured(folder, 32, 160, False, False, False) < 1.15
 
 
 @pytest.mark.parametrize("kind", ["Pretrained", "LoRA"])
@@ -290,14 +299,13 @@ def test_it_reads_a_configuration_and_no_weights(
 
 
 def test_it_says_what_fits(config_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    options = [str(config_folder), "--length=128", "--flops=1e12", "--trainer.accelerator=cpu"]
+    options = [str(config_folder), "--length=64", "--flops=1e12", "--trainer.accelerator=cpu"]
     assert "It fits in 80 GiB." in plan(capsys, *options, "--memory=80")
-    need = estimate(request(Pretrained(str(config_folder)), micro_batch_size=32, batch_size=32)).peak / GIB
-    printed = plan(capsys, *options, f"--memory={need / 2}")
-    assert f"It does not fit in {need / 2:g} GiB." in printed
-    assert "fits: --model.gradient_checkpointing true" in printed and "fits: --data.micro_batch_size 1" in printed
-    printed = plan(capsys, *options, "--memory=0.01")
-    assert "Nothing of this is enough" in printed
+    model = Pretrained(str(config_folder))
+    one = estimate(request(model, micro_batch_size=1, length=64, answer_length=32.0)).peak / GIB * 1.01
+    printed = plan(capsys, *options, f"--memory={one}")
+    assert f"It does not fit in {one:g} GiB." in printed and "GiB, fits: --data.micro_batch_size 1\n" in printed
+    assert "does not fit either: --model.gradient_checkpointing true\n" in printed and "Nothing of" not in printed
 
 
 def test_lengths_come_from_the_data(

@@ -19,7 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count, shape_wrapper
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from sga.adapters import LoRA
@@ -35,11 +35,13 @@ def _attention_backward_flops(gradient: Any, query: Any, key: Any, value: Any, *
     return int(sdpa_backward_flop_count(gradient, query, key, value))  # type: ignore[no-untyped-call]
 
 
-_ATTENTION = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flops,
+_FLOPS: dict[Any, Any] = {
+    **flop_registry,
+    # PyTorch counts those of a GPU's attention only.
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: shape_wrapper(_attention_flops),  # type: ignore[no-untyped-call]
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: shape_wrapper(_attention_backward_flops),  # type: ignore[no-untyped-call]
 }
-"""PyTorch counts those of a GPU's attention only."""
+"""Operations by kind of product, from the shapes of what goes in."""
 
 
 @dataclass(frozen=True)
@@ -69,10 +71,13 @@ class _Live(TorchDispatchMode):
         self.known = {tensor.untyped_storage()._cdata for tensor in known}
         self.sizes: dict[int, int] = {}
         self.casts: dict[int, int] = {}
-        self.now = self.peak = 0
+        self.now = self.peak = self.flops = 0
 
     def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
         result = function(*arguments, **(options or {}))
+        count = _FLOPS.get(function._overloadpacket)
+        if count is not None:
+            self.flops += count(*arguments, **(options or {}), out_val=result)
         is_cast = function is torch.ops.aten._to_copy.default and self._key(arguments[0]) in self.known
         for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor):
@@ -164,9 +169,8 @@ def trace(network: PreTrainedModel, rows: int, length: int, answers: int, autoca
             parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
         gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
         live = _Live([*network.parameters(), *network.buffers(), *gradients])
-        counter = FlopCounterMode(display=False, custom_mapping=_ATTENTION)
         ids = torch.zeros(rows, length, dtype=torch.long)
-        with live, counter:
+        with live:
             with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
                 hidden: Tensor = network.base_model(
                     input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False
@@ -179,7 +183,7 @@ def trace(network: PreTrainedModel, rows: int, length: int, answers: int, autoca
             loss.backward()  # type: ignore[no-untyped-call]
         for parameter in network.parameters():
             parameter.grad = None
-    return Trace(casts, activations, logits, live.peak, counter.get_total_flops())
+    return Trace(casts, activations, logits, live.peak, live.flops)
 
 
 def _loss(network: PreTrainedModel, hidden: Tensor, answers: int) -> Tensor:
