@@ -75,18 +75,20 @@ def main(arguments: Sequence[str]) -> int:
         verdict = "fits" if peak <= options.memory * GIB else "does not fit either"
         print(f"  {peak / GIB:8.2f} GiB, {verdict}: {option}")
     if not fitting:
-        print("Nothing of this is enough: take more or larger devices (--trainer.devices N --trainer.strategy fsdp).")
+        print("Nothing of this is enough: take more or larger devices (--trainer.devices N --trainer.strategy fsdp2).")
     return 0
 
 
 @dataclass(frozen=True)
 class _Lengths:
-    """Of the data's sequences: the longest, answer tokens on average, and tokens of a step with padding."""
+    """Of the data's sequences: the longest, answer tokens on average, tokens of a step with padding, steps of an epoch,
+    and what packing leaves of the fullest forward pass."""
 
     longest: int
     answer: float
     step_tokens: float | None
     steps: int | None
+    fill: float = 1.0
 
 
 def _request(
@@ -120,7 +122,7 @@ def _request(
     if options.length is not None:
         lengths = _Lengths(options.length, options.answer or options.length / 2, None, None)
     else:
-        lengths = _lengths(data, needs, micro, devices, used)
+        lengths = _lengths(data, needs, micro, devices, used, module.packing)
     optimizer = config.model.get("optimizer")
     name = str(getattr(optimizer, "class_path", None) or optimizer)
     gpu = str(config.trainer.accelerator) != "cpu"
@@ -140,6 +142,7 @@ def _request(
         length=lengths.longest,
         answer_length=lengths.answer,
         step_tokens=lengths.step_tokens,
+        fill=lengths.fill,
         optimizer_bytes=optimizer_bytes(module.optimizer, name),
     )
     return request, lengths.steps
@@ -161,9 +164,12 @@ def _devices(trainer: Any) -> tuple[int, bool]:
     return count * int(trainer.num_nodes), "fsdp" in name or "modelparallel" in name
 
 
-def _lengths(data: UnlearningData, needs: Any, micro: int, devices: int, used: Sequence[str]) -> _Lengths:
+def _lengths(
+    data: UnlearningData, needs: Any, micro: int, devices: int, used: Sequence[str], packing: bool
+) -> _Lengths:
     """From the tokens that training would see, in its own micro-batches."""
     from sga.batches import GroupLoader
+    from sga.packing import packed, padded
 
     try:
         data.read()
@@ -183,9 +189,16 @@ def _lengths(data: UnlearningData, needs: Any, micro: int, devices: int, used: S
     )
     batches = [batch.select(*used) for batch in loader]
     answers = sum(int(batch.answer_mask.sum()) for batch in batches) / sum(len(batch.input_ids) for batch in batches)
-    padded = sum(batch.input_ids.numel() for batch in batches) * devices
+    layouts = [(packed if packing else padded)(batch).arguments["input_ids"].shape for batch in batches]
+    longest = max(width for _, width in layouts)
     steps = loader.steps_per_epoch
-    return _Lengths(max(batch.input_ids.shape[1] for batch in batches), answers, padded / steps, steps)
+    return _Lengths(
+        longest,
+        answers,
+        sum(rows * width for rows, width in layouts) * devices / steps,
+        steps,
+        max(rows * width for rows, width in layouts) / (max(len(batch.input_ids) for batch in batches) * longest),
+    )
 
 
 def _matrix_rate(precision: str) -> tuple[float, str]:
@@ -216,7 +229,7 @@ def page(request: Request, found: Estimate, rate: float, whose: str, steps: int 
     """Everything that is printed."""
     from sga.plan.estimate import GIB
 
-    strategy = "divided over them (fsdp)" if request.sharded else "a copy on each (ddp)"
+    strategy = "divided over them (fsdp2)" if request.sharded else "a copy on each (ddp)"
     spread = f"{request.devices} devices, {strategy}" if request.devices > 1 else "one device"
     checkpointing = "on" if request.checkpointing else "off"
     groups = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -39,6 +40,7 @@ class Request:
         micro_batch_size: Groups of a forward pass on each device.
         batch_size: Groups of a step over all devices.
         length: Tokens of the longest sequence, to which the others are padded.
+        fill: Tokens of a forward pass, as a share of all its sequences at that length: with packed rows they are fewer.
         answer_length: Answer tokens of a sequence, on average.
         step_tokens: Tokens of a step over all devices, padding included; None for all of length `length`.
         optimizer_bytes: Bytes of the optimiser's states for each trainable weight.
@@ -60,6 +62,7 @@ class Request:
     answer_length: float
     step_tokens: float | None
     optimizer_bytes: float
+    fill: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -110,7 +113,8 @@ def estimate(request: Request) -> Estimate:
     states = request.optimizer_bytes * sum(parameter.numel() for parameter in trainable)
     rows = request.micro_batch_size * request.pass_rows
     answers = max(1, round(rows * request.answer_length))
-    traced = trace(network, rows, request.length, answers, request.precision in ("bf16-mixed", "16-mixed"))
+    packed_rows = math.ceil(rows * request.fill)
+    traced = trace(network, packed_rows, request.length, answers, request.precision in ("bf16-mixed", "16-mixed"))
     casts, passes = float(traced.casts), float(traced.peak)
     cast_how = "2 bytes for each weight of a matrix product, while autocast keeps them"
     if request.sharded:
@@ -138,7 +142,11 @@ def estimate(request: Request) -> Estimate:
     held = sum(line.size for line in lines)
     lines += [
         Line("weights in use", casts, cast_how),
-        Line("activations", traced.activations, f"kept for the backward pass, {rows} x {request.length} tokens"),
+        Line(
+            "activations",
+            traced.activations,
+            f"kept for the backward pass, {packed_rows} rows of {request.length} tokens",
+        ),
         Line("logits", traced.logits, f"{answers} answer tokens, float32 logits and cross-entropy"),
         Line(
             "backward pass", max(0.0, passes - casts - traced.activations - traced.logits), "most at once, beyond these"
@@ -150,7 +158,7 @@ def estimate(request: Request) -> Estimate:
     adapter = _bytes([p for name, p in network.named_parameters() if is_adapter_weight(name)])
     lora = isinstance(request.language_model, LoRA)
     tokens = request.step_tokens or float(request.batch_size * request.rows * request.length)
-    flops = traced.flops / (rows * request.length) * tokens
+    flops = traced.flops / (packed_rows * request.length) * tokens
     if request.needs.reference:
         share = min(1.0, len(request.needs.reference) / 2)
         flops += 2 * sum(p.numel() for p in parameters) * tokens * share
@@ -172,8 +180,8 @@ def alternatives(request: Request) -> dict[str, Request]:
     if not request.checkpointing:
         found["--model.gradient_checkpointing true"] = replace(request, checkpointing=True)
     if request.micro_batch_size > 1:
-        found["--data.micro_batch_size 1"] = replace(request, micro_batch_size=1)
-    least = replace(request, checkpointing=True, micro_batch_size=1)
+        found["--data.micro_batch_size 1"] = replace(request, micro_batch_size=1, fill=1.0)
+    least = replace(request, checkpointing=True, micro_batch_size=1, fill=1.0)
     both = "--model.gradient_checkpointing true --data.micro_batch_size 1"
     if len(found) == 2:
         found[both] = least
@@ -186,7 +194,9 @@ def alternatives(request: Request) -> dict[str, Request]:
         if request.optimizer_bytes > 3 and request.gpu:
             found[f"--model.optimizer=sga.optimization.AdamW8bit {both}"] = replace(least, optimizer_bytes=EIGHT_BIT)
     if request.devices > 1 and not request.sharded:
-        found[f"weights divided over the {request.devices} devices (fsdp), {both}"] = replace(least, sharded=True)
+        found[f"weights divided over the {request.devices} devices (--trainer.strategy fsdp2), {both}"] = replace(
+            least, sharded=True
+        )
     return found
 
 
