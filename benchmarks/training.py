@@ -215,7 +215,7 @@ def main() -> None:
     parser.add_argument("--sequences", type=int, default=32, help="in a step: a K-th of them are forget samples")
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--warm-up", type=int, default=2)
-    parser.add_argument("--no-plain", action="store_true", help="leave the plain step out, where its logits do not fit")
+    parser.add_argument("--kinds", nargs="+", default=["plain", "padded", "packed"], help="of step; packed is needed")
     parser.add_argument("--gradient-checkpointing", action="store_true")
     parser.add_argument("--compile", action="store_true", help="compile the blocks, for all kinds of step")
     parser.add_argument("--max-logits", type=int, default=1 << 28)
@@ -246,7 +246,7 @@ def main() -> None:
     encoder = Encoder(tokenizer, PlainTemplate("Question: {question}\nAnswer:\n{answer}"), 512)
     bf16 = arguments.precision == "bf16-mixed"
     steps = Steps(network, bf16, arguments.max_logits)
-    kinds = ("padded", "packed") if arguments.no_plain else ("plain", "padded", "packed")
+    kinds = tuple(dict.fromkeys([*arguments.kinds, "packed"]))
     sizes: dict[str, Any] = {}
     batches: list[Batch] = []
     for group_size in arguments.group_sizes:
