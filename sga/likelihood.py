@@ -88,8 +88,8 @@ class Reading:
 
     Attributes:
         packing: Whether several sequences stand in a row; see `sga.packing`.
-        room: Most tokens of such a row, where that is more than the longest sequence has. Attention that makes a mask
-            of whole rows takes time and memory with their square; to the other kind all goes in one row.
+        room: Most tokens of such a row, where that is more than the longest sequence has; 0 finds it out. Where
+            attention takes the sequences' lengths instead of a mask of whole rows, all go in one row.
         given_mask: Whether the model is given a mask of what sees what. Most make it from the positions themselves.
         max_logits: Most logits (answer tokens times vocabulary) that exist at a time; where there are more, the head
             is run on parts of the answer tokens, and once more in the backward pass. None has no limit.
@@ -135,7 +135,8 @@ def read_answers(
     """
     layout = padded(batch)
     if reading.packing:
-        layout = packed(batch, batch.tokens if _attends_by_length(model) else reading.room)
+        room = batch.tokens if _attends_by_length(model) else reading.room
+        layout = packed(batch, None if room else _hidden_size(model), room)
         if reading.given_mask:
             sees = visible(layout.arguments["position_ids"])
             layout.arguments["attention_mask"] = attention_mask(model, sees)
@@ -167,6 +168,11 @@ def _attends_by_length(model: nn.Module) -> bool:
     """Whether attention takes the lengths of packed sequences instead of a mask of a whole row."""
     name = str(getattr(getattr(model, "config", None), "_attn_implementation", ""))
     return "flash" in name or "flex" in name
+
+
+def _hidden_size(model: nn.Module) -> int | None:
+    size: int | None = getattr(getattr(model, "config", None), "hidden_size", None)
+    return size
 
 
 def _exceeds(max_logits: int | None, positions: int, head: nn.Module) -> bool:

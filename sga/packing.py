@@ -42,17 +42,21 @@ def padded(batch: Batch) -> Layout:
     return Layout({"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}, places - 1, places)
 
 
-def packed(batch: Batch, room: int = 0) -> Layout:
+def packed(batch: Batch, hidden_size: int | None = None, room: int = 0) -> Layout:
     """Several sequences to a row.
 
     Args:
         batch: B groups of K sequences.
-        room: Most tokens of a row, where that is more than the longest sequence has.
+        hidden_size: Of a model that makes a mask of whole rows. Longer rows leave less room unused, and have more
+            pairs of tokens to look at; how long they are follows from both, see `row_cost`.
+        room: Most tokens of a row, where that is more than the longest sequence has; without `hidden_size`.
     """
     lengths = batch.attention_mask.sum(dim=1).tolist()
-    rows = first_fit(lengths, max(room, *lengths))
-    longest = max(sum(lengths[index] for index in row) for row in rows)
-    width = -(-longest // MULTIPLE) * MULTIPLE
+    longest = max(lengths)
+    rooms = [max(room, longest)] if hidden_size is None else [longest * quarters // 4 for quarters in (4, 5, 6, 8, 12)]
+    tried = [first_fit(lengths, size) for size in rooms]
+    rows = min(tried, key=lambda rows: row_cost(len(rows), _width(rows, lengths), hidden_size or 0))
+    width = _width(rows, lengths)
     source = np.zeros((len(rows), width), dtype=np.int64)  # place of each token in the batch, flattened
     positions = np.zeros_like(source)
     begins = np.zeros(len(lengths), dtype=np.int64)  # place of each sequence's first token in the rows, flattened
@@ -72,6 +76,23 @@ def packed(batch: Batch, room: int = 0) -> Layout:
         "position_ids": torch.from_numpy(positions).to(device),
     }
     return Layout(arguments, answers - 1, answers)
+
+
+def _width(rows: Sequence[Sequence[int]], lengths: Sequence[int]) -> int:
+    longest = max(sum(lengths[index] for index in row) for row in rows)
+    return -(-longest // MULTIPLE) * MULTIPLE
+
+
+def row_cost(rows: int, width: int, hidden_size: int) -> int:
+    """Operations of a transformer block on so many rows, in units of 4·H.
+
+    24·H² for a token's matrix products and 4·H for each token that it could see (Kaplan et al., arXiv 2001.08361,
+    table 1, with an inner size of 4·H).
+
+    >>> row_cost(rows=10, width=200, hidden_size=768) > row_cost(rows=4, width=400, hidden_size=768)
+    True
+    """
+    return rows * width * (6 * hidden_size + width)
 
 
 def visible(position_ids: Tensor) -> Tensor:

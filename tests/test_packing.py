@@ -34,7 +34,7 @@ from sga.batches import Batch, collate
 from sga.cli import UnlearningCLI, run_verb
 from sga.likelihood import Reading, chunks_work, packed_reading, read_answers, sequence_nll
 from sga.losses import SmoothedGradientAscent
-from sga.packing import first_fit, packed, padded
+from sga.packing import first_fit, packed, padded, row_cost
 
 PACKED = Reading(packing=True, room=100)
 READINGS = [
@@ -95,6 +95,20 @@ def tofu_like() -> Batch:
     attention = torch.arange(width) < lengths[:, None]
     ids = torch.randint(3, 90, (128, width), generator=draws) * attention
     return Batch(ids, attention.long(), attention & (torch.arange(width) >= 15), 4, 1.0, int(lengths.sum()), ("a",) * 4)
+
+
+def test_rows_are_as_long_as_pays(tofu_like: Batch) -> None:
+    """Eight sequences fill rows of the longest one's length badly; a small model has more to lose by longer rows."""
+    rows = [0, 1, 2, 3, 4, 5, 6, 31]
+    few = Batch(
+        tofu_like.input_ids[rows], tofu_like.attention_mask[rows], tofu_like.answer_mask[rows],
+        4, 1.0, int(tofu_like.attention_mask[rows].sum()), ("a",) * 4,
+    )  # fmt: skip
+    shapes = {size: packed(few, size).arguments["input_ids"].shape for size in (None, 16, 768)}
+    numbers = {size: rows * width for size, (rows, width) in shapes.items()}
+    assert numbers[768] < numbers[None] and shapes[768][1] > shapes[16][1] >= shapes[None][1]
+    costs = {size: row_cost(*shapes[size], 768) for size in shapes}
+    assert costs[768] == min(costs.values()) < costs[None]
 
 
 def test_bins_hold_what_they_have_room_for_and_are_few(tofu_like: Batch) -> None:

@@ -189,7 +189,7 @@ def _lengths(
     )
     batches = [batch.select(*used) for batch in loader]
     answers = sum(int(batch.answer_mask.sum()) for batch in batches) / sum(len(batch.input_ids) for batch in batches)
-    layouts = [(packed if packing else padded)(batch).arguments["input_ids"].shape for batch in batches]
+    layouts = [(packed(batch) if packing else padded(batch)).arguments["input_ids"].shape for batch in batches]
     longest = max(width for _, width in layouts)
     steps = loader.steps_per_epoch
     return _Lengths(
