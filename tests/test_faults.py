@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -396,21 +397,19 @@ def test_a_second_interrupt_ends_the_process_at_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("writer", [sga.files.write_text, sga.files.write_json])
-def test_a_file_is_the_old_one_when_the_disk_is_full(
-    writer: Callable[[Path, str], None], tmp_path: Path, small_files: Callable[[int], None]
-) -> None:
+def test_a_file_is_the_old_one_when_the_disk_is_full(writer: Callable[[Path, str], None], tmp_path: Path) -> None:
     writer(tmp_path / "file", "old")
     before = (tmp_path / "file").read_bytes()
-    small_files(1000)
-    with pytest.raises(OSError, match="File too large"):
+    with file_sizes() as limit, pytest.raises(OSError, match="File too large"):
+        limit(1000)
         writer(tmp_path / "file", "x" * 5000)
     assert (tmp_path / "file").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-@pytest.fixture
-def small_files() -> Iterator[Callable[[int], None]]:
-    """Lets no file grow beyond some bytes, until the test ends."""
+@contextlib.contextmanager
+def file_sizes() -> Iterator[Callable[[int], None]]:
+    """Gives what lets no file grow beyond some bytes; it ends with the block, because pytest may write to a file."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
@@ -426,7 +425,6 @@ def test_a_checkpoint_that_has_no_room_leaves_the_old_one_and_a_run_that_goes_on
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-    small_files: Callable[[int], None],
     whole: Path,
 ) -> None:
     """From the second checkpoint on, files may have half of its size: metrics fit in, weights do not."""
@@ -436,19 +434,18 @@ def test_a_checkpoint_that_has_no_room_leaves_the_old_one_and_a_run_that_goes_on
 
     def limited(self: RunCheckpoints, trainer: pl.Trainer) -> None:
         if trainer.global_step == 2:
-            small_files(size // 2)
+            limit(size // 2)
         save(self, trainer)
 
     folder = tmp_path / "run"
     command = ["fit", *unlearn_options, *SHORT, "--data.batch_size=2", f"--run.folder={folder}", *options]
-    with monkeypatch.context() as patch:
+    with monkeypatch.context() as patch, file_sizes() as limit:
         patch.setattr(RunCheckpoints, "_save_last", limited)
         assert main(command) == 1
     printed = capsys.readouterr().err
     assert f"sga: stopped: [Errno {errno.EFBIG}] File too large" in printed
     assert "make room and go on (a run: with --ckpt_path last)" in printed and "Traceback" not in printed
     assert step_of(folder) == 1 and not leftovers(folder)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
     assert_equal(weights(fit(folder, "--ckpt_path=last", *options)), kept_weights(whole))
     assert metrics(folder) == metrics(whole)
 
