@@ -32,7 +32,7 @@ from transformers import (
 
 from sga.batches import Batch, collate
 from sga.cli import UnlearningCLI, run_verb
-from sga.likelihood import Reading, chunks_work, packed_reading, read_answers, sequence_nll
+from sga.likelihood import Reading, blocks, chunks_work, packed_reading, read_answers, sequence_nll
 from sga.losses import SmoothedGradientAscent
 from sga.packing import first_fit, packed, padded, row_cost
 
@@ -303,4 +303,18 @@ def test_compiled_blocks_give_the_same_run(fit: Fit, tmp_path: Path) -> None:
     plain = fit(tmp_path / "plain", *options)
     compiled = fit(tmp_path / "compiled", "--model.compile=true", *options)
     assert not torch.equal(weights(compiled), weights(plain)), "another code ran"
-    torch.testing.assert_close(weights(compiled), weights(plain), rtol=0, atol=1e-8)
+    # Llama's norms compute in float32, in another order when compiled, and Adam makes much of it.
+    torch.testing.assert_close(weights(compiled), weights(plain), rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler here")
+@pytest.mark.parametrize("reading", [Reading(), PACKED], ids=str)
+def test_compiled_blocks_give_the_same_gradients(tiny_network: TinyNetwork, reading: Reading) -> None:
+    model, batch = tiny_network.model(), collate(tiny_network.groups(8, 4))
+    loss, gradient = loss_and_gradient(model, batch, reading)
+    for block in blocks(model):
+        block.compile(dynamic=True)
+    compiled_loss, compiled = loss_and_gradient(model, batch, reading)
+    assert abs(loss - compiled_loss) < 1e-10 and (gradient - compiled).abs().max() < 1e-10
+    assert not torch.equal(gradient, compiled), "another code ran"
