@@ -6,19 +6,18 @@
 
 A step is forward, loss, backward and AdamW over the same number of groups of K sequences. `plain` takes them in file
 order, fills all rows up to the longest, and has logits at every position. `padded` is this package's step without
-packing, `packed` the one that `sga fit` makes. They take turns on the same groups, so that a change of the machine's
-speed meets all of them; ratios are medians of the quotients of neighbouring steps. Tokens are real tokens, padding is
-not counted. Losses of the three are compared; the program fails where they differ.
+packing, `packed` the one that `sga fit` makes. They and the group sizes take turns, the three on the same groups, so
+that a change of the machine's speed meets all of them; ratios are medians of the quotients of neighbouring steps.
+Tokens are real tokens, padding is not counted. Losses of the three are compared; the program fails where they differ.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -114,36 +113,78 @@ def needed_operations(network: PreTrainedModel, batch: Batch) -> float:
     return 6 * inside * batch.tokens + 6 * head.numel() * int(batch.answer_mask.sum()) + attention
 
 
-def measure(steps: Steps, batches: Sequence[Batch], kinds: Sequence[str], count: int, warm_up: int) -> dict[str, Any]:
-    """`count` steps of each kind in turns, the one that begins changing every time."""
-    runs: dict[str, list[dict[str, Any]]] = {kind: [] for kind in kinds}
+def measure(
+    steps: Steps, batches: Mapping[int, Sequence[Batch]], kinds: Sequence[str], count: int, warm_up: int
+) -> dict[str, Any]:
+    """`count` steps of each kind and group size in turns, the one that begins changing every time.
+
+    Args:
+        steps: The kinds of step.
+        batches: By group size.
+        kinds: The kinds to measure, ``packed`` among them.
+        count: Counted steps.
+        warm_up: Steps before them.
+
+    Returns:
+        By group size, what was found.
+    """
+    turns = [(size, kind) for size in batches for kind in kinds]
+    runs: dict[tuple[int, str], list[dict[str, Any]]] = {turn: [] for turn in turns}
     for number in range(warm_up + count):
-        batch, shift = batches[number % len(batches)], number % len(kinds)
-        for kind in (*kinds[shift:], *kinds[:shift]):
-            runs[kind].append(steps.run(kind, batch))
-    used = [batches[number % len(batches)] for number in range(warm_up, warm_up + count)]
-    found: dict[str, Any] = {}
-    for kind in kinds:
-        kept = runs[kind][warm_up:]
-        quotients = [a["seconds"] / b["seconds"] for a, b in zip(runs["packed"][warm_up:], kept, strict=True)]
-        found[kind] = {
-            "seconds_per_step": statistics.median(run["seconds"] for run in kept),
-            "tokens_per_second": statistics.median(
-                batch.tokens / run["seconds"] for batch, run in zip(used, kept, strict=True)
+        shift = number % len(turns)
+        for size, kind in (*turns[shift:], *turns[:shift]):
+            batch = batches[size][number % len(batches[size])]
+            run = steps.run(kind, batch)
+            runs[size, kind].append({**run, "batch": batch, "seconds_per_token": run["seconds"] / batch.tokens})
+    kept = {turn: found[warm_up:] for turn, found in runs.items()}
+    first = min(batches)
+    return {
+        str(size): {
+            "kinds": {
+                kind: _found(steps.network, kept[size, kind], kept[size, "packed"], kept[first, kind]) for kind in kinds
+            },
+            "tokens_per_forget_sample": sum(batch.tokens for batch in batches[size])
+            / sum(len(batch.input_ids) // size for batch in batches[size]),
+            "largest_difference_of_losses": max(
+                abs(one["loss"] - other["loss"])
+                for kind in kinds
+                for one, other in zip(runs[size, kind], runs[size, "packed"], strict=True)
             ),
-            "forget_samples_per_second": statistics.median(
-                len(batch.input_ids) / batch.group_size / run["seconds"] for batch, run in zip(used, kept, strict=True)
-            ),
-            "operations_per_second": statistics.median(
-                needed_operations(steps.network, batch) / run["seconds"] for batch, run in zip(used, kept, strict=True)
-            ),
-            "packed_is_times_faster": 1 / statistics.median(quotients),
-            "peak_bytes": max(run["peak_bytes"] or 0 for run in kept) or None,
         }
-    differences = [
-        abs(run["loss"] - runs["packed"][number]["loss"]) for kind in kinds for number, run in enumerate(runs[kind])
-    ]
-    return {"kinds": found, "largest_difference_of_losses": max(differences)}
+        for size in batches
+    }
+
+
+def _found(
+    network: PreTrainedModel,
+    runs: Sequence[dict[str, Any]],
+    packed: Sequence[dict[str, Any]],
+    first: Sequence[dict[str, Any]],
+) -> dict[str, Any]:
+    """Medians over the steps of one kind and group size, and of quotients with neighbouring steps.
+
+    Args:
+        network: The model.
+        runs: The steps.
+        packed: The packed ones of this group size.
+        first: Those of this kind, of the smallest group size.
+    """
+
+    def quotient(above: Sequence[dict[str, Any]], below: Sequence[dict[str, Any]], of: str) -> float:
+        return statistics.median(one[of] / other[of] for one, other in zip(above, below, strict=True))
+
+    def rate(of: Callable[[Batch], float]) -> float:
+        return statistics.median(of(run["batch"]) / run["seconds"] for run in runs)
+
+    return {
+        "seconds_per_step": statistics.median(run["seconds"] for run in runs),
+        "tokens_per_second": rate(lambda batch: batch.tokens),
+        "forget_samples_per_second": rate(lambda batch: len(batch.input_ids) / batch.group_size),
+        "operations_per_second": rate(lambda batch: needed_operations(network, batch)),
+        "packed_is_times_faster": quotient(runs, packed, "seconds"),
+        "times_the_seconds_per_token_of_the_first": quotient(runs, first, "seconds_per_token"),
+        "peak_bytes": max(run["peak_bytes"] or 0 for run in runs) or None,
+    }
 
 
 def profile(steps: Steps, batch: Batch, rows: int = 12) -> list[dict[str, Any]]:
@@ -169,16 +210,18 @@ def table(result: dict[str, Any]) -> str:
         "",
         f"{result['parameters']:,} parameters; a matrix product runs at {result['matrix_rate'] / 1e9:,.0f} GFLOP/s.",
         "",
-        "| K | step | tokens/s | forget samples/s | share of the matrix rate | packed is faster by | peak GiB |",
-        "|---|---|---|---|---|---|---|",
+        "| K | tokens of a forget sample | step | tokens/s | forget samples/s | share of the matrix rate | "
+        "packed is faster by | time of a token over that at the least K | peak GiB |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for size, one in result["group_sizes"].items():
         for kind, row in one["kinds"].items():
             peak = "" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 2**30:.1f}"
             lines.append(
-                f"| {size} | {kind} | {row['tokens_per_second']:,.0f} | {row['forget_samples_per_second']:.2f} | "
+                f"| {size} | {one['tokens_per_forget_sample']:.1f} | {kind} | {row['tokens_per_second']:,.0f} | "
+                f"{row['forget_samples_per_second']:.2f} | "
                 f"{row['operations_per_second'] / result['matrix_rate']:.2f} | {row['packed_is_times_faster']:.2f} | "
-                f"{peak} |"
+                f"{row['times_the_seconds_per_token_of_the_first']:.2f} | {peak} |"
             )
     lines += ["", "Where the time of a packed step goes, by operator:", ""]
     lines += [f"- {row['share']:.1%} {row['operator']} ({row['calls']} calls)" for row in result["profile"]]
@@ -247,18 +290,13 @@ def main() -> None:
     bf16 = arguments.precision == "bf16-mixed"
     steps = Steps(network, bf16, arguments.max_logits)
     kinds = tuple(dict.fromkeys([*arguments.kinds, "packed"]))
-    sizes: dict[str, Any] = {}
-    batches: list[Batch] = []
+    batches: dict[int, list[Batch]] = {}
     for group_size in arguments.group_sizes:
         groups = groups_of(encoder, arguments.data, group_size)
         count = max(1, arguments.sequences // group_size)
         starts = range(0, len(groups) - count + 1, count)
-        batches = [moved(collate(groups[start : start + count]), device) for start in starts]
-        sizes[str(group_size)] = measure(steps, batches, kinds, arguments.steps, arguments.warm_up)
-        sizes[str(group_size)]["tokens_per_forget_sample"] = sum(batch.tokens for batch in batches) / (
-            count * len(batches)
-        )
-        print(json.dumps({group_size: sizes[str(group_size)]}), flush=True)
+        batches[group_size] = [moved(collate(groups[start : start + count]), device) for start in starts]
+    sizes = measure(steps, batches, kinds, arguments.steps, arguments.warm_up)
     result = {
         **described(device),
         "model": Path(arguments.model).name if arguments.model else "untrained Llama",
@@ -269,7 +307,7 @@ def main() -> None:
         "sequences_per_step": arguments.sequences,
         "steps": arguments.steps,
         "group_sizes": sizes,
-        "profile": profile(steps, batches[0]),
+        "profile": profile(steps, batches[arguments.group_sizes[-1]][0]),
     }
     print(table(result))
     if arguments.output:
