@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+WORKERS ?= 2# test processes, of one thread each
+PYTEST := $(BIN)/python -m pytest --quiet --numprocesses $(WORKERS) --dist worksteal
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-all lint format clean
@@ -24,12 +26,12 @@ demo: $(INSTALLED) ## Train a small model, make it forget, draw runs/demo/report
 	$(BIN)/python -m sga demo
 
 test: $(INSTALLED) ## The tests that a change must pass.
-	$(BIN)/python -m pytest --quiet --durations=10
+	$(PYTEST) --durations=10
 
 test-all: $(INSTALLED) ## All tests, the slow ones too; a dated summary goes to runs/test-all.txt.
 	@mkdir -p runs
 	set -o pipefail; (date -u +'%Y-%m-%d %H:%M UTC'; git rev-parse HEAD; \
-	  $(BIN)/python -m pytest --quiet --durations=25 -m 'slow or not slow') 2>&1 | tee runs/test-all.txt
+	  $(PYTEST) --durations=25 -m 'slow or not slow') 2>&1 | tee runs/test-all.txt
 
 lint: $(INSTALLED) ## ruff and mypy.
 	$(BIN)/ruff check .
