@@ -339,6 +339,10 @@ def test_a_grid_is_worked_through_and_reported(pretended: list[str], tmp_path: P
     assert float(line["frontier_area/low"]) == pytest.approx(0.52 - 4.302653 * 0.01 / math.sqrt(3))
     assert line["frontier_area/values"].split() == [str(value) for value in found.values]
     assert float(line["tokens"]) == 1200 and line["seeds"] == "1 2 3" and line["lr"] == "0.0002"
+    reported = (worker.folder / "results.md").read_text(encoding="utf-8").splitlines()
+    assert len(reported) == 2 + 2 and len({line.count(" | ") for line in reported}) == 1
+    assert reported[0].startswith("| configuration | seeds | frontier_area | ")
+    assert "| 1, 2, 3 | 0.52 [0.50, 0.54] | " in reported[2] and reported[2].endswith(" | 8 | 1,200 |")
     stored = json.loads((worker.folder / "results.json").read_text(encoding="utf-8"))
     assert len(stored["rows"][-1]["runs"]["3"]["evaluations"]) == 3
     page = (worker.folder / "sweep.html").read_text(encoding="utf-8")

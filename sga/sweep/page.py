@@ -13,7 +13,20 @@ from sga.report.conclusions import FORGET_QUALITY_LEVEL
 from sga.report.style import document
 from sga.report.summary import ABSENT, fixed, p_value
 from sga.sweep.plan import Sweep, Task
-from sga.sweep.results import COSTS, LEVEL, Row, best_rows, collect, metrics, others, pareto_front, summary, table
+from sga.sweep.results import (
+    COSTS,
+    LEVEL,
+    Row,
+    best_rows,
+    collect,
+    in_order,
+    markdown,
+    metrics,
+    others,
+    pareto_front,
+    summary,
+    table,
+)
 from sga.sweep.work import read_state
 
 Point = tuple[float, float]
@@ -27,10 +40,11 @@ _COST_HEADS = {
 
 
 def write_results(sweep: Sweep, tasks: Sequence[Task], folder: Path) -> list[Row]:
-    """Writes results.csv, results.json and sweep.html into the sweep folder."""
+    """Writes results.csv, results.md, results.json and sweep.html into the sweep folder."""
     rows = collect(tasks, folder)
     left_over = others(tasks, folder)
     write_text(folder / "results.csv", table(sweep, rows))
+    write_text(folder / "results.md", markdown(sweep, rows))
     write_json(folder / "results.json", summary(sweep, rows, left_over))
     write_text(folder / "sweep.html", sweep_page(sweep, rows, folder, left_over))
     return rows
@@ -147,19 +161,11 @@ def _pareto(rows: Sequence[Row], runs: dict[Path, Run], styles: dict[str, Style]
 
 def _table(sweep: Sweep, rows: Sequence[Row], styles: dict[str, Style], title: str) -> str:
     shown = metrics(sweep)
-    best = set(best_rows(sweep, rows))
+    best = {rows[index].label for index in best_rows(sweep, rows)}
     costs = [name for name in COSTS if any(row.single(name) for row in rows)]
-    names = list(sweep.objectives)
-    sign = -1.0 if next(iter(sweep.objectives.values())) == "minimize" else 1.0
-
-    def order(index: int) -> tuple[bool, float]:
-        found = rows[index].estimate(names[0])
-        return found is None, -sign * found.mean if found else 0.0
-
     lines = []
-    for index in sorted(range(len(rows)), key=order):
-        row = rows[index]
-        mark = f'<strong class="best">{escape(row.label)}</strong>' if index in best else escape(row.label)
+    for row in in_order(sweep, rows):
+        mark = f'<strong class="best">{escape(row.label)}</strong>' if row.label in best else escape(row.label)
         cells = [f'<th scope="row">{swatch(styles[row.label])} {mark}</th>', f"<td>{_seeds(row)}</td>"]
         for name in shown:
             found = row.estimate(name)
@@ -190,7 +196,8 @@ def _table(sweep: Sweep, rows: Sequence[Row], styles: dict[str, Style], title: s
         "seeds) and the single values. Frontier areas are of whole runs, the other metrics of the chosen evaluation. "
         "Seconds and tokens: mean of a run; the seconds with evaluations, without start-up. Peak memory: the "
         "largest of the runs. "
-        f'<strong class="best">Marked</strong>: no other is better by the means of {escape(", ".join(names))}.</p>'
+        '<strong class="best">Marked</strong>: no other is better by the means of '
+        f"{escape(', '.join(sweep.objectives))}.</p>"
         "</section>"
     )
 

@@ -194,6 +194,37 @@ def table(sweep: Sweep, rows: Sequence[Row]) -> str:
     return out.getvalue()
 
 
+def in_order(sweep: Sweep, rows: Sequence[Row]) -> list[Row]:
+    """The rows by their means of the first objective, the best first; those without a value last."""
+    name, direction = next(iter(sweep.objectives.items()))
+    sign = 1.0 if direction == "minimize" else -1.0
+    found = {index: row.estimate(name) for index, row in enumerate(rows)}
+    means = {index: math.inf if one is None else sign * one.mean for index, one in found.items()}
+    return [rows[index] for index in sorted(means, key=means.__getitem__)]
+
+
+def markdown(sweep: Sweep, rows: Sequence[Row]) -> str:
+    """The reported rows as a Markdown table, the best first: means with their intervals, costs of a run."""
+    shown = metrics(sweep)
+    heads = ["configuration", "seeds", *shown, "seconds", "tokens"]
+    lines = [heads, ["---"] * len(heads)]
+    for row in in_order(sweep, [row for row in rows if row.stage == "final"]):
+        seeds = [", ".join(map(str, row.folders))]
+        seeds += [f"{len(part)} {what}" for part, what in ((row.failed, "failed"), (row.missing, "missing")) if part]
+        costs = [row.estimate(name) for name in ("seconds", "tokens")]
+        cells = [_interval(row.estimate(name)) for name in shown]
+        cells += ["" if cost is None else f"{cost.mean:,.0f}" for cost in costs]
+        lines.append([row.label, ", ".join(filter(None, seeds)), *cells])
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _interval(found: Estimate | None) -> str:
+    if found is None:
+        return ""
+    ends = "" if found.low is None or found.high is None else f" [{found.low:.2f}, {found.high:.2f}]"
+    return f"{found.mean:.2f}{ends}"
+
+
 def summary(sweep: Sweep, rows: Sequence[Row], left_over: Sequence[str]) -> dict[str, Any]:
     """results.json: the sweep, its rows, and every run's metrics."""
     best = set(best_rows(sweep, rows))
