@@ -6,9 +6,10 @@
 
 A step is forward, loss, backward and AdamW over the same number of groups of K sequences. `plain` takes them in file
 order, fills all rows up to the longest, and has logits at every position. `padded` is this package's step without
-packing, `packed` the one that `sga fit` makes. They and the group sizes take turns, the three on the same groups, so
-that a change of the machine's speed meets all of them; ratios are medians of the quotients of neighbouring steps.
-Tokens are real tokens, padding is not counted. Losses of the three are compared; the program fails where they differ.
+packing, `packed` the one that `sga fit` makes, `parts` the same without a fused head. They and the group sizes take
+turns, the kinds of step on the same groups, so that a change of the machine's speed meets all of them; ratios are
+medians of the quotients of neighbouring steps. Tokens are real tokens, padding is not counted. Losses are compared; the
+program fails where they differ.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +35,10 @@ from sga.data.authors import Authors
 from sga.data.tofu import TOFU
 from sga.encoding import Encoded, Encoder, PlainTemplate
 from sga.files import write_json, write_text
+from sga.fused import fused_head
 from sga.groups import NearestNormals, make_groups
 from sga.language_models import Pretrained, SmallLlama
-from sga.likelihood import Reading, sequence_nll
+from sga.likelihood import Reading, fused_fault, head_of, sequence_nll
 from sga.losses import SmoothedGradientAscent
 
 Step = Callable[[Batch], Tensor]
@@ -62,7 +65,22 @@ class Steps:
         # With a learning rate of 0 it does all its work, and the last step has as much to do as the first.
         self.optimizer = torch.optim.AdamW(network.parameters(), lr=0.0, fused=self.device.type == "cuda")
         self.loss = SmoothedGradientAscent(RATE)
-        self.max_logits = max_logits
+        self.reading = Reading(max_logits=max_logits)
+
+    def try_fused_head(self, batch: Batch) -> str:
+        """Takes a fused head if there is one and it is right, as `sga fit` does; says which head it is."""
+        fused, most = fused_head(head_of(self.network)), self.reading.max_logits
+        if fused is None or most is None:
+            return "plain"
+        with self.context():
+            fault = fused_fault(self.network, batch, fused, most)
+        if fault is not None:
+            return f"plain: {fused.name} {fault}"
+        self.reading = replace(self.reading, fused=fused)
+        return fused.name
+
+    def context(self) -> Any:
+        return torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else nullcontext()
 
     def plain(self, batch: Batch) -> Tensor:
         """What a loop around a Hugging Face model does: labels are −100 but for answers, logits at all positions."""
@@ -75,10 +93,13 @@ class Steps:
         return self.loss(nll.view(-1, batch.group_size))
 
     def padded(self, batch: Batch) -> Tensor:
-        return self.loss(sequence_nll(self.network, batch, Reading(max_logits=self.max_logits)))
+        return self.loss(sequence_nll(self.network, batch, self.reading))
 
     def packed(self, batch: Batch) -> Tensor:
-        return self.loss(sequence_nll(self.network, batch, Reading(packing=True, max_logits=self.max_logits)))
+        return self.loss(sequence_nll(self.network, batch, replace(self.reading, packing=True)))
+
+    def parts(self, batch: Batch) -> Tensor:
+        return self.loss(sequence_nll(self.network, batch, replace(self.reading, packing=True, fused=None)))
 
     def run(self, kind: str, batch: Batch) -> dict[str, Any]:
         """One whole step; peak bytes on a GPU."""
@@ -86,7 +107,7 @@ class Steps:
             torch.cuda.reset_peak_memory_stats()
         wait_for(self.device)
         start = time.perf_counter()
-        with torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else nullcontext():
+        with self.context():
             loss = getattr(self, kind)(batch)
         self.optimizer.zero_grad()
         loss.backward()
@@ -208,7 +229,8 @@ def table(result: dict[str, Any]) -> str:
         f"{result['date']}, {result['device']}, commit {result['commit']}, {result['precision']}; "
         f"`{result['command']}`",
         "",
-        f"{result['parameters']:,} parameters; a matrix product runs at {result['matrix_rate'] / 1e9:,.0f} GFLOP/s.",
+        f"{result['parameters']:,} parameters; a matrix product runs at {result['matrix_rate'] / 1e9:,.0f} GFLOP/s; "
+        f"head: {result['head']}.",
         "",
         "| K | tokens of a forget sample | step | tokens/s | forget samples/s | share of the matrix rate | "
         "packed is faster by | time of a token over that at the least K | peak GiB |",
@@ -258,7 +280,9 @@ def main() -> None:
     parser.add_argument("--sequences", type=int, default=32, help="in a step: a K-th of them are forget samples")
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--warm-up", type=int, default=2)
-    parser.add_argument("--kinds", nargs="+", default=["plain", "padded", "packed"], help="of step; packed is needed")
+    parser.add_argument(
+        "--kinds", nargs="+", default=["plain", "padded", "packed"], help="of step, parts too; packed is needed"
+    )
     parser.add_argument("--gradient-checkpointing", action="store_true")
     parser.add_argument("--compile", action="store_true", help="compile the blocks, for all kinds of step")
     parser.add_argument("--max-logits", type=int, default=1 << 28)
@@ -296,12 +320,14 @@ def main() -> None:
         count = max(1, arguments.sequences // group_size)
         starts = range(0, len(groups) - count + 1, count)
         batches[group_size] = [moved(collate(groups[start : start + count]), device) for start in starts]
+    head = steps.try_fused_head(batches[arguments.group_sizes[0]][0])
     sizes = measure(steps, batches, kinds, arguments.steps, arguments.warm_up)
     result = {
         **described(device),
         "model": Path(arguments.model).name if arguments.model else "untrained Llama",
         "data": "TOFU forget10" if arguments.data else "built-in authors",
         "precision": arguments.precision,
+        "head": head,
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
         "matrix_rate": matrix_rate(device, torch.bfloat16 if bf16 else torch.float32),
         "sequences_per_step": arguments.sequences,

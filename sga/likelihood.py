@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
@@ -17,6 +20,7 @@ from transformers import PreTrainedModel
 from sga.answers import Answers
 from sga.batches import Batch
 from sga.errors import UserError
+from sga.fused import FusedHead
 from sga.packing import packed, padded, visible
 
 
@@ -93,12 +97,14 @@ class Reading:
         given_mask: Whether the model is given a mask of what sees what. Most make it from the positions themselves.
         max_logits: Most logits (answer tokens times vocabulary) that exist at a time; where there are more, the head
             is run on parts of the answer tokens, and once more in the backward pass. None has no limit.
+        fused: What gives the answer tokens' likelihoods in place of the head, however many; None takes the head.
     """
 
     packing: bool = False
     room: int = 0
     given_mask: bool = False
     max_logits: int | None = None
+    fused: FusedHead | None = None
 
 
 def sequence_nll(model: nn.Module, batch: Batch, reading: Reading = Reading()) -> Tensor:
@@ -144,12 +150,12 @@ def read_answers(
     head = head_of(model)
     logits = None
     with _block_outputs(model, hidden_layer) as outputs:
-        if head is None or keep_logits or not _exceeds(reading.max_logits, len(targets), head):
+        nll = None if head is None or keep_logits else _without_logits(head, targets, reading)
+        if head is None or nll is None:
             logits = _at_least_float32(logits_at(model, layout.predicting, **layout.arguments))
             token_nll = functional.cross_entropy(logits, targets, reduction="none")
         else:
-            assert reading.max_logits is not None, "it is exceeded"
-            with _cut(head, layout.predicting), _in_chunks(head, targets, reading.max_logits):
+            with _cut(head, layout.predicting), _in_place_of_logits(head, nll):
                 token_nll = model(**layout.arguments, use_cache=False).logits[0, :, 0]  # [1, M, 1] -> [M]
     return Answers(
         roles=batch.roles,
@@ -175,8 +181,15 @@ def _hidden_size(model: nn.Module) -> int | None:
     return size
 
 
-def _exceeds(max_logits: int | None, positions: int, head: nn.Module) -> bool:
-    return max_logits is not None and positions * _vocabulary(head) > max_logits
+def _without_logits(head: nn.Module, targets: Tensor, reading: Reading) -> Callable[[Tensor], Tensor] | None:
+    """The targets' nll [M] as a function of hidden states [M, H], never all logits at once; None where they may be."""
+    fused = reading.fused
+    if fused is not None:
+        assert isinstance(head, nn.Linear), "see fused_head"
+        return lambda hidden: _fused(fused, hidden, head.weight, targets)
+    if reading.max_logits is None or len(targets) * _vocabulary(head) <= reading.max_logits:
+        return None
+    return partial(_in_chunks, head.forward, targets, max(1, reading.max_logits // _vocabulary(head)))
 
 
 def _vocabulary(head: nn.Module) -> int:
@@ -185,27 +198,38 @@ def _vocabulary(head: nn.Module) -> int:
 
 
 @contextmanager
-def _in_chunks(head: nn.Module, targets: Tensor, max_logits: int) -> Iterator[None]:
-    """Within it the head gives the negative log-likelihood of the targets, [1, M, 1], in place of logits.
+def _in_place_of_logits(head: nn.Module, nll: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Within it the head gives a function of its hidden states, [1, M, H] -> [1, M, 1], in place of logits.
 
-    Each part's logits are let go and made again in the backward pass. Right only where nothing is done to the logits
-    after the head, see `chunks_work`. Within the model's forward pass, where sharded weights are whole.
+    Right only where nothing is done to the logits after the head, see `chunks_work`. Within the model's forward pass,
+    where sharded weights are whole.
     """
     forward = head.forward
-
-    def nll(hidden: Tensor, wanted: Tensor) -> Tensor:
-        return functional.cross_entropy(_at_least_float32(forward(hidden)), wanted, reduction="none")
-
-    def in_chunks(hidden: Tensor) -> Tensor:  # [1, M, H] -> [1, M, 1]
-        step = max(1, max_logits // _vocabulary(head))
-        parts = zip(torch.split(hidden[0], step), torch.split(targets, step), strict=True)
-        return torch.cat([checkpoint(nll, *part, use_reentrant=False) for part in parts])[None, :, None]
-
-    head.forward = in_chunks
+    head.forward = lambda hidden: nll(hidden[0])[None, :, None]
     try:
         yield
     finally:
         head.forward = forward
+
+
+def _in_chunks(forward: Callable[[Tensor], Tensor], targets: Tensor, step: int, hidden: Tensor) -> Tensor:
+    """The targets' nll [M] from hidden states [M, H]; each part's logits are let go and made again for gradients."""
+
+    def nll(hidden: Tensor, wanted: Tensor) -> Tensor:
+        return functional.cross_entropy(_at_least_float32(forward(hidden)), wanted, reduction="none")
+
+    parts = zip(torch.split(hidden, step), torch.split(targets, step), strict=True)
+    return torch.cat([checkpoint(nll, *part, use_reentrant=False) for part in parts])
+
+
+def _fused(fused: FusedHead, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """The targets' nll [M] from hidden states [M, H] and the head's weight, in the type in which it would multiply."""
+    device = hidden.device.type
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+        hidden, weight = hidden.to(dtype), weight.to(dtype)
+    with torch.autocast(device, enabled=False):  # as in the backward pass
+        return fused.nll(hidden, weight, targets)
 
 
 def attention_mask(model: nn.Module, sees: Tensor) -> Tensor:
@@ -251,6 +275,66 @@ def _says_the_same(model: nn.Module, batch: Batch, reading: Reading) -> bool:
     # Rounding makes 1e-6 of a mean over tokens in float32; another sequence's tokens in sight make 1e-3 and more.
     tolerance = 3e-2 if half else 3e-5
     return torch.allclose(found, alone, rtol=tolerance, atol=tolerance)
+
+
+_TRIED = 2500
+"""Most answer tokens of a try-out: kernels take 512 or 1024 at a time, and add up gradients over such parts."""
+
+
+@torch.no_grad()
+def fused_fault(model: nn.Module, batch: Batch, fused: FusedHead, max_logits: int) -> str | None:
+    """What a fused head does wrong in the place of this model's, on the batch's device; None if nothing.
+
+    To be called under the autocast that training has, for a model of which `chunks_work`. Value and gradients are
+    compared with the plain head's, each token with a weight of its own, negative or positive, as losses give them:
+    another function of Liger's (``reduction="none"``) has given right values, and gradients as if all tokens had the
+    first one's weight (https://github.com/linkedin/Liger-Kernel/issues/968).
+    """
+    head, layout = head_of(model), padded(batch)
+    assert isinstance(head, nn.Linear), "see fused_head"
+    # Other tokens than the answer's: where a model is certain of the right one, gradients are nothing but rounding.
+    targets = batch.input_ids[batch.answer_mask].roll(1)
+    count = min(_TRIED, max(64, max_logits // _vocabulary(head)))
+    again = torch.arange(count, device=targets.device) % len(targets)
+    faults: list[str | None] = []
+
+    def tried(hidden: Tensor) -> Tensor:  # [M, H] -> [M]
+        faults.append(_fault(fused, hidden[again], head.weight, targets[again]))
+        return torch.zeros_like(hidden[:, 0])
+
+    with _cut(head, layout.predicting), _in_place_of_logits(head, tried):
+        model(**layout.arguments, use_cache=False)
+    return faults[0]
+
+
+def _fault(fused: FusedHead, hidden: Tensor, weight: Tensor, targets: Tensor) -> str | None:
+    if isinstance(weight, DTensor):
+        return "takes whole weights only"
+    upstream = torch.linspace(-1, 2, len(targets), device=hidden.device)
+
+    def outcome(nll: Callable[[Tensor, Tensor], Tensor]) -> list[Tensor]:
+        with torch.enable_grad():
+            inputs = (hidden.detach().requires_grad_(), weight.detach().requires_grad_())
+            values = nll(*inputs)
+        with torch.autocast(hidden.device.type, enabled=False):
+            return [values.detach(), *torch.autograd.grad(values, inputs, upstream.to(values.dtype))]
+
+    def plain(hidden: Tensor, weight: Tensor) -> Tensor:
+        logits = _at_least_float32(functional.linear(hidden, weight))
+        return functional.cross_entropy(logits, targets, reduction="none")
+
+    try:
+        found = outcome(lambda hidden, weight: _fused(fused, hidden, weight, targets))
+    except Exception as error:  # whatever a kernel raises on a device or a type that it was not made for
+        return f"failed ({type(error).__name__}: {' '.join(str(error).split()):.300})"
+    # Rounding makes 1e-6 of a norm in float32 and, logits up to 100, 1e-2 in bfloat16; a wrong weight makes 1.
+    tolerance = 3e-2 if functional.linear(hidden[:1], weight).dtype.itemsize < 4 else 3e-5
+    names = ("values", "gradients of hidden states", "gradients of the head's weight")
+    for name, ours, theirs in zip(names, outcome(plain), found, strict=True):
+        off = float((theirs - ours).norm() / ours.norm()) if theirs.shape == ours.shape else math.nan
+        if not off < tolerance:
+            return f"gives wrong {name} (off by {off:.1g} of their norm)"
+    return None
 
 
 def blocks(model: nn.Module) -> nn.ModuleList:

@@ -29,9 +29,19 @@ from sga.evaluation.inference import Inference
 from sga.evaluation.plan import GenerateBatch, ScoreBatch
 from sga.evaluation.requests import Answer, Generation
 from sga.evaluation.store import weights_key
+from sga.fused import FusedHead, fused_head
 from sga.geometry import Geometry, total
 from sga.language_models import PURE_BFLOAT16, LanguageModel
-from sga.likelihood import Reading, blocks, chunks_work, packed_reading, read_answers, sequence_nll
+from sga.likelihood import (
+    Reading,
+    blocks,
+    chunks_work,
+    fused_fault,
+    head_of,
+    packed_reading,
+    read_answers,
+    sequence_nll,
+)
 from sga.losses import FineTuning, Loss, Needs, WeighingLoss
 from sga.optimization import LinearSchedule, Schedule
 from sga.rates import RatePolicy, RateState
@@ -71,7 +81,7 @@ class UnlearningModule(pl.LightningModule):
                 never the result; a model that cannot have its sequences packed is found out before training.
             max_logits: Most logits of answer tokens that exist at a time in a training step (4 bytes each, and as much
                 again for their gradients); beyond it they are made in parts, twice. null has no limit. Changes memory
-                and speed only.
+                and speed only. On Hopper GPUs Liger's fused head takes their place, where it is installed and is right.
             compile: Compile the transformer blocks with torch.compile: faster on GPUs, after minutes in the first
                 steps.
         """
@@ -185,8 +195,27 @@ class UnlearningModule(pl.LightningModule):
                 "sequence a row, which gives the same result more slowly (--model.packing=false leaves this out)",
                 stacklevel=2,
             )
-        chunks = self.max_logits is not None and agreed(chunks_work(self._network, sample))
-        return replace(packing or Reading(), max_logits=self.max_logits if chunks else None)
+        reading = packing or Reading()
+        if self.max_logits is None or not agreed(chunks_work(self._network, sample)):
+            return reading
+        return replace(reading, max_logits=self.max_logits, fused=self._fused_head(sample, self.max_logits))
+
+    def _fused_head(self, sample: Batch, max_logits: int) -> FusedHead | None:
+        """A fused head if there is one and it is found to be right, in all processes; None otherwise."""
+        agreed = self.trainer.strategy.reduce_boolean_decision
+        fused = fused_head(head_of(self._network))
+        if not agreed(fused is not None) or fused is None:
+            return None
+        with self.trainer.precision_plugin.forward_context():
+            fault = fused_fault(self._network, sample, fused, max_logits)
+        if agreed(fault is None):
+            return fused
+        warnings.warn(
+            f"{fused.name} {fault or 'is wrong in another process'}: going on without it, with logits in parts "
+            "(--model.max_logits), which gives the same result",
+            stacklevel=2,
+        )
+        return None
 
     def _load_again(self) -> PreTrainedModel:
         """The starting model, where this run's own weights no longer are."""

@@ -1,16 +1,20 @@
-"""Packed rows, parts of the head and compiled blocks against one sequence a row with all logits at once."""
+"""Packed rows, parts of the head, fused heads, compiled blocks: against one sequence a row with all logits at once."""
 
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import lightning.pytorch as pl
 import pytest
 import torch
 from conftest import TinyNetwork
+from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import (
     BloomConfig,
@@ -30,11 +34,58 @@ from transformers import (
     PreTrainedModel,
 )
 
+import sga.module
 from sga.batches import Batch, collate
 from sga.cli import UnlearningCLI, run_verb
-from sga.likelihood import Reading, blocks, chunks_work, packed_reading, read_answers, sequence_nll
+from sga.fused import FusedHead, fused_head
+from sga.likelihood import Reading, blocks, chunks_work, fused_fault, packed_reading, read_answers, sequence_nll
 from sga.losses import SmoothedGradientAscent
 from sga.packing import first_fit, packed, padded, row_cost
+
+
+class Rederived(torch.autograd.Function):
+    """A fused head in plain PyTorch: no logits are kept, and gradients are written down."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, weigh: Callable[[Tensor], Tensor]) -> Tensor:
+        ctx.save_for_backward(hidden, weight, targets)
+        ctx.weigh = weigh
+        logits = (hidden @ weight.T).to(torch.promote_types(hidden.dtype, torch.float32))
+        return logits.logsumexp(dim=1) - logits.gather(1, targets[:, None])[:, 0]
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        hidden, weight, targets = ctx.saved_tensors
+        slopes = (hidden @ weight.T).to(upstream.dtype).softmax(dim=1)
+        slopes[torch.arange(len(targets)), targets] -= 1
+        slopes = (slopes * ctx.weigh(upstream)[:, None]).to(hidden.dtype)
+        return slopes @ weight, slopes.T @ hidden, None, None
+
+
+def rederived(weigh: Callable[[Tensor], Tensor] = lambda upstream: upstream) -> FusedHead:
+    """A fused head whose gradients take what is made of the tokens' weights."""
+    return FusedHead("fused 1.0", lambda hidden, weight, targets: Rederived.apply(hidden, weight, targets, weigh))
+
+
+FUSED = rederived()
+FIRST_WEIGHT = rederived(lambda upstream: upstream[0].expand(len(upstream)))
+"""Liger's defect, https://github.com/linkedin/Liger-Kernel/issues/968: all tokens have the weight of the first."""
+FIRST_PART = rederived(lambda upstream: upstream * (torch.arange(len(upstream)) < 1024))
+
+
+class FusedHeadOnCPU(pl.Callback):
+    """Runs with a fused head, which is wrong in one process or in none, and tells whether it was used."""
+
+    def __init__(self, wrong_in: int | None = None) -> None:
+        self.wrong_in = wrong_in
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        fused = FIRST_WEIGHT if trainer.global_rank == self.wrong_in else FUSED
+        sga.module.fused_head = lambda head: fused
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        assert pl_module.reading.fused is (FUSED if self.wrong_in is None else None), pl_module.reading
+
 
 PACKED = Reading(packing=True, room=100)
 READINGS = [
@@ -42,6 +93,8 @@ READINGS = [
     Reading(packing=True, room=100, given_mask=True),
     Reading(max_logits=1000),
     Reading(packing=True, room=100, max_logits=1000),
+    Reading(max_logits=1000, fused=FUSED),
+    Reading(packing=True, room=100, fused=FUSED),
 ]
 
 
@@ -184,6 +237,112 @@ def test_no_more_logits_exist_at_a_time_than_allowed(tiny_network: TinyNetwork) 
     assert seen == [answers], "what fits is made at once"
 
 
+# ---- fused heads ----------------------------------------------------------------------------------------------------
+
+PRECISIONS = ("float64", "float32", "bfloat16", "bf16-mixed")
+
+
+def in_precision(tiny_network: TinyNetwork, precision: str) -> tuple[PreTrainedModel, torch.autocast]:
+    mixed = precision == "bf16-mixed"
+    model = tiny_network.model(torch.float32 if mixed else getattr(torch, precision))
+    return model, torch.autocast("cpu", torch.bfloat16, enabled=mixed)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_fused_head_is_found_to_be_right_or_found_out(tiny_network: TinyNetwork, precision: str) -> None:
+    model, context = in_precision(tiny_network, precision)
+    batch = collate(tiny_network.groups(4, 1))
+    weight = model.lm_head.weight.detach().clone()
+
+    def fault(fused: FusedHead, max_logits: int = 1 << 28) -> str | None:
+        with context:
+            return fused_fault(model, batch, fused, max_logits)
+
+    def missing(*arguments: Tensor) -> Tensor:
+        raise ImportError("it needs\nmore")
+
+    assert fault(FUSED) is None and fault(FUSED, 1) is None
+    assert "wrong gradients of hidden states" in str(fault(FIRST_WEIGHT))
+    assert "wrong gradients of hidden states" in str(fault(FIRST_WEIGHT, 1))
+    assert "wrong gradients" in str(fault(FIRST_PART)), "right for as many tokens as a kernel takes at a time"
+    assert "wrong values" in str(fault(FusedHead("", lambda *given: FUSED.nll(*given) * 1.1)))
+    assert "wrong values" in str(fault(FusedHead("", lambda *given: FUSED.nll(*given) * torch.nan)))
+    assert fault(FusedHead("", missing)) == "failed (ImportError: it needs more)"
+    assert all(parameter.grad is None for parameter in model.parameters()) and torch.equal(weight, model.lm_head.weight)
+    assert chunks_work(model, batch), "the head is as it was"
+
+
+def test_the_defect_shows_with_unequal_weights_only(tiny_network: TinyNetwork) -> None:
+    """The negative control: what the try-out finds out spoils SGA's gradient, and neither a value nor the mean's."""
+    model, batch = tiny_network.model(), collate(tiny_network.groups(8, 4))
+    loss, gradient = loss_and_gradient(model, batch, Reading())
+    other_loss, other = loss_and_gradient(model, batch, Reading(fused=FIRST_WEIGHT))
+    assert abs(loss - other_loss) < 1e-10 and (gradient - other).norm() > 0.5 * gradient.norm()
+    means = []
+    for reading in (Reading(), Reading(fused=FIRST_WEIGHT)):
+        model.zero_grad()
+        read_answers(model, batch, reading=reading).token_nll.mean().backward()
+        means.append(model.lm_head.weight.grad)
+    torch.testing.assert_close(means[0], means[1], rtol=0, atol=1e-10)
+
+
+def test_the_fused_head_multiplies_in_the_head_s_type(tiny_network: TinyNetwork) -> None:
+    batch, seen = collate(tiny_network.groups(4, 1)), set()
+
+    def seeing(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+        seen.add((hidden.dtype, weight.dtype, torch.is_autocast_enabled("cpu")))
+        return FUSED.nll(hidden, weight, targets)
+
+    for precision in PRECISIONS:
+        model, context = in_precision(tiny_network, precision)
+        with context:
+            nll = sequence_nll(model, batch, Reading(fused=FusedHead("", seeing)))
+        nll.mean().backward()
+        assert nll.dtype == (torch.float64 if precision == "float64" else torch.float32)
+        assert model.lm_head.weight.grad.dtype == model.lm_head.weight.dtype
+        dtype = torch.bfloat16 if precision == "bf16-mixed" else getattr(torch, precision)
+        assert seen == {(dtype, dtype, False)}
+        seen.clear()
+
+
+def test_a_fused_head_is_for_plain_heads_on_a_gpu(tiny_network: TinyNetwork, monkeypatch: pytest.MonkeyPatch) -> None:
+    adapted = get_peft_model(tiny_network.model(torch.float32), LoraConfig(target_modules=["lm_head"]))
+    ours = SimpleNamespace(LigerFusedLinearScaledCrossEntropyFunction=SimpleNamespace(apply=FUSED.nll))
+    monkeypatch.setitem(sys.modules, "liger_kernel", SimpleNamespace(ops=ours))
+    monkeypatch.setitem(sys.modules, "liger_kernel.ops", ours)
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "1.2")
+    assert fused_head(nn.Linear(4, 9, bias=False)) is None, "on a CPU"
+    monkeypatch.setattr("sga.fused._on_hopper", lambda device: True)
+    found = fused_head(nn.Linear(4, 9, bias=False))
+    assert found is not None and found.name == "liger-kernel 1.2"
+    assert fused_head(nn.Linear(4, 9)) is None, "a bias"
+    assert fused_head(nn.Linear(4, 9, bias=False).double()) is None, "it gives float32 at most"
+    assert fused_head(adapted.get_output_embeddings()) is None and fused_head(None) is None
+    monkeypatch.setitem(sys.modules, "liger_kernel.ops", SimpleNamespace())
+    assert fused_head(nn.Linear(4, 9, bias=False)) is None, "a version without it"
+    monkeypatch.setitem(sys.modules, "liger_kernel.ops", None)
+    assert fused_head(nn.Linear(4, 9, bias=False)) is None, "not installed"
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "bf16-mixed"])
+def test_liger_s_own(tiny_network: TinyNetwork, monkeypatch: pytest.MonkeyPatch, precision: str) -> None:
+    """What Liger takes where there is no Hopper GPU, on the CPU; bfloat16 to 3e-2 of the gradient's norm."""
+    pytest.importorskip("liger_kernel.ops", reason="liger-kernel is not installed (extra liger)")
+    monkeypatch.setattr("sga.fused._on_hopper", lambda device: True)
+    model, context = in_precision(tiny_network, precision)
+    fused = fused_head(model.lm_head)
+    assert fused is not None and fused.name.startswith("liger-kernel 0.")
+    batch, calls = collate(tiny_network.groups(8, 4)), []
+    counted = replace(fused, nll=lambda *given: calls.append(given) or fused.nll(*given))
+    with context:
+        assert fused_fault(model, batch, fused, 1 << 28) is None
+        loss, gradient = loss_and_gradient(model, batch, Reading())
+        other_loss, other = loss_and_gradient(model, batch, Reading(fused=counted))
+    tolerance = 1e-5 if precision == "float32" else 3e-2
+    assert len(calls) == 1
+    assert abs(loss - other_loss) < tolerance and (gradient - other).norm() < tolerance * gradient.norm()
+
+
 # ---- which models can -----------------------------------------------------------------------------------------------
 
 SIZES: dict[str, Any] = {"vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -294,6 +453,35 @@ def test_a_run_of_a_model_that_cannot_says_so_and_goes_on(
     with pytest.warns(UserWarning, match="takes the sequences of a packed row for one text"):
         run = fit(tmp_path / "run")
     assert torch.equal(weights(run), weights(plain))
+
+
+def test_a_fused_head_is_used_where_it_is_right(fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """float64 but for norms; what it is tried out in is what training multiplies in."""
+    options = ["--trainer.precision=64-true", "--data.batch_size=4", "--model.loss=sga.losses.NPO"]
+    plain = fit(tmp_path / "plain", *options)
+    assert plain.model.reading.fused is None
+    monkeypatch.setattr("sga.module.fused_head", lambda head: FUSED)
+    run = fit(tmp_path / "fused", *options)
+    assert run.model.reading.fused is FUSED
+    torch.testing.assert_close(weights(run), weights(plain), rtol=0, atol=1e-8)
+    assert not torch.equal(weights(run), weights(plain)), "another way was taken"
+    assert fit(tmp_path / "whole", "--model.max_logits=null", *options).model.reading.fused is None
+
+    monkeypatch.setattr("sga.module.fused_head", lambda head: FIRST_WEIGHT)
+    with pytest.warns(UserWarning, match=r"fused 1\.0 gives wrong gradients .*: going on without it") as found:
+        run = fit(tmp_path / "wrong", *options)
+    assert sum("going on without it" in str(one.message) for one in found) == 1
+    assert run.model.reading == plain.model.reading and torch.equal(weights(run), weights(plain))
+
+    seen = []
+    monkeypatch.setattr("sga.module.fused_head", lambda head: FusedHead("", seeing))
+
+    def seeing(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+        seen.append(weight.dtype)
+        return FUSED.nll(hidden, weight, targets)
+
+    run = fit(tmp_path / "mixed", "--trainer.precision=bf16-mixed", "--trainer.max_epochs=1")
+    assert run.model.reading.fused is not None and set(seen) == {torch.bfloat16}
 
 
 @pytest.mark.slow

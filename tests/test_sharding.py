@@ -180,6 +180,21 @@ def test_the_starting_model_beside_it(unlearn_options: list[str], tmp_path: Path
         assert ours["total_nll"] == pytest.approx(theirs["total_nll"], rel=1e-8)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("strategy", "wrong"), [("fsdp2", False), ("ddp", True)])
+def test_a_fused_head_in_two_processes(unlearn_options: list[str], tmp_path: Path, strategy: str, wrong: bool) -> None:
+    """It sees whole weights, the starting model's too; found wrong by one of them, it is used by neither."""
+    options = [option for option in unlearn_options if not option.startswith("--model.loss")]
+    options += [*UNEVEN, *EXACT, "--model.loss=sga.losses.NPO", "--model_utility.generate=false"]
+    both = ["--trainer.devices=2", f"--trainer.strategy={strategy}"]
+    both += ["--trainer.callbacks+=test_packing.FusedHeadOnCPU"]
+    both += ["--trainer.callbacks.wrong_in=1"] if wrong else []
+    one, two = tmp_path / "one", tmp_path / "two"
+    sga("fit", *options, f"--run.folder={one}")
+    sga("fit", *options, *both, f"--run.folder={two}")
+    assert distance(one, two) < 1e-8
+
+
 # ---- after training, and without it ---------------------------------------------------------------------------------
 
 

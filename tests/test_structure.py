@@ -23,7 +23,7 @@ LAYERS = (
     {"sga.groups", "sga.encoding", "sga.answers"},
     {"sga.normals"},
     {"sga.batches"},
-    {"sga.packing"},
+    {"sga.packing", "sga.fused"},
     {"sga.likelihood", "sga.geometry", "sga.evaluation.requests"},
     {"sga.sharding", "sga.processes"},
     {"sga.rates", "sga.split"},
