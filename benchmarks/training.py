@@ -101,14 +101,19 @@ class Steps:
     def parts(self, batch: Batch) -> Tensor:
         return self.loss(sequence_nll(self.network, batch, replace(self.reading, packing=True, fused=None)))
 
+    def forward(self, kind: str, batch: Batch) -> Tensor:
+        """The loss, under autocast where it is asked for."""
+        with self.context():
+            loss: Tensor = getattr(self, kind)(batch)
+        return loss
+
     def run(self, kind: str, batch: Batch) -> dict[str, Any]:
         """One whole step; peak bytes on a GPU."""
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
         wait_for(self.device)
         start = time.perf_counter()
-        with self.context():
-            loss = getattr(self, kind)(batch)
+        loss = self.forward(kind, batch)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
@@ -250,16 +255,24 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def llama(
+    hidden_size: int, layers: int, vocabulary: int, intermediate_size: int | None = None, heads: int | None = None
+) -> LlamaConfig:
+    """A Llama's configuration, by default of an inner size of 8/3 of the hidden one and heads of 64."""
+    return LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=hidden_size,
+        intermediate_size=intermediate_size or int(8 * hidden_size / 3 / 16 + 0.5) * 16,
+        num_hidden_layers=layers,
+        num_attention_heads=heads or hidden_size // 64,
+        max_position_embeddings=1024,
+    )
+
+
 def untrained(arguments: argparse.Namespace) -> PreTrainedModel:
     """A Llama with random weights; made on the device, where a CPU would take minutes."""
-    width = arguments.hidden_size
-    config = LlamaConfig(
-        vocab_size=arguments.vocabulary,
-        hidden_size=width,
-        intermediate_size=arguments.intermediate_size or int(8 * width / 3 / 16 + 0.5) * 16,
-        num_hidden_layers=arguments.layers,
-        num_attention_heads=arguments.heads or width // 64,
-        max_position_embeddings=1024,
+    config = llama(
+        arguments.hidden_size, arguments.layers, arguments.vocabulary, arguments.intermediate_size, arguments.heads
     )
     torch.manual_seed(0)
     with torch.device(arguments.device):

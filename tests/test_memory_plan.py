@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import json
-import os
-import subprocess
-import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -159,96 +159,80 @@ def test_states_of_optimisers() -> None:
 
 # ---- against reality ------------------------------------------------------------------------------------------------
 
-MEASURE = """
-import json, re, sys
-import torch
-from sga.adapters import LoRA
-from sga.batches import collate
-from sga.encoding import Encoded
-from sga.likelihood import sequence_nll
-from transformers import AutoConfig, AutoModelForCausalLM
-
-folder, rows, length, checkpointing, adapter, autocast = json.loads(sys.argv[1])
-torch.set_num_threads(1)
-
-def memory(what):
-    return int(re.search(what + r":\\s+(\\d+)", open("/proc/self/status").read())[1]) * 1024
-
-def step(network, rows, length):
-    ids = tuple(index % 50 + 3 for index in range(length))
-    batch = collate([[Encoded(ids, length // 2)] * rows])
-    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        loss = sequence_nll(network, batch).mean()
-    loss.backward()
-
-def made(config):
-    network = AutoModelForCausalLM.from_config(config)
-    if adapter:
-        network = LoRA(folder).prepared(network)
-    if checkpointing:
-        network.gradient_checkpointing_enable()
-    return network.train()
-
-config = AutoConfig.from_pretrained(folder)
-small = AutoConfig.from_pretrained(folder, num_hidden_layers=1, hidden_size=64, intermediate_size=64, vocab_size=100)
-step(made(small), 1, 16)  # libraries are loaded and threads started
-before = memory("VmRSS")
-network = made(config)
-optimizer = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad], lr=1e-5)
-step(network, 1, 16)
-optimizer.step()
-for _ in range(2):  # gradients are there, as in accumulation
-    step(network, rows, length)
-optimizer.step()
-print(memory("VmHWM") - before)
-"""
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+readable = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no /proc to read a process's memory from")
 
 
-def measured(folder: Path, rows: int, length: int, checkpointing: bool, adapter: bool, autocast: bool) -> int:
-    """Bytes by which the resident memory of a process that trains grows at most."""
-    arguments = json.dumps([str(folder), rows, length, checkpointing, adapter, autocast])
-    # Else the C library keeps freed blocks of up to 32 MiB for itself, which count as resident.
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
-    done = subprocess.run(
-        [sys.executable, "-c", MEASURE, arguments], capture_output=True, text=True, check=True, env=environment
-    )
-    return int(done.stdout.split()[-1])
+@pytest.fixture(scope="session")
+def memory() -> Iterator[ModuleType]:
+    """The benchmark's module; it lies outside the package, beside others that it imports."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(BENCHMARKS)
+        yield importlib.import_module("memory")
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no /proc to read a process's memory from")
-@pytest.mark.parametrize(
-    ("checkpointing", "adapter", "autocast"),
-    [
-        (False, False, False),
-        (True, False, False),
-        (False, True, False),
-        (True, True, False),
-        (False, False, True),
-    ],
-)
-def test_the_peak_is_the_measured_one_within_15_percent(
-    config_folder: Path, checkpointing: bool, adapter: bool, autocast: bool
-) -> None:
-    kind = LoRA if adapter else Pretrained
-    planned = estimate(
-        request(
-            kind(str(config_folder)),
-            checkpointing=checkpointing,
-            precision="bf16-mixed" if autocast else "32-true",
-            answer_length=64.0,
-        )
-    ).peak
-    real = measured(config_folder, 16, 128, checkpointing, adapter, autocast)
+def ratio(memory: ModuleType, folder: Path, way: str, rows: int, length: int) -> float:
+    """Planned by measured."""
+    case = (str(folder), memory.WAYS[way], rows, length)
+    planned, real = memory.planned(*case), memory.measured(*case)
     print(f"planned {planned / 2**20:.0f} MiB, measured {real / 2**20:.0f} MiB")
-    assert 0.85 < planned / real < 1.15
+    return planned / real
 
 
+@readable
 @pytest.mark.slow
-def test_the_peak_of_tiny_tofu_is_within_15_percent(tiny_models: Path) -> None:
-    folder = tiny_models / "full"
-    planned = estimate(request(Pretrained(str(folder)), rows=8, pass_rows=8, length=160, answer_length=80.0)).peak
-    assert 0.85 < planned / measured(folder, 32, 160, False, False, False) < 1.15
+@pytest.mark.parametrize("way", ["weights", "bf16", "checkpointing", "lora", "lora-checkpointing", "packed"])
+def test_the_peak_is_the_measured_one_within_15_percent(memory: ModuleType, config_folder: Path, way: str) -> None:
+    assert 0.85 < ratio(memory, config_folder, way, 16, 128) < 1.15
+
+
+@readable
+@pytest.mark.slow
+def test_the_peak_of_tiny_tofu_is_within_15_percent(memory: ModuleType, tiny_models: Path) -> None:
+    assert 0.85 < ratio(memory, tiny_models / "full", "weights", 32, 160) < 1.15
+
+
+@readable
+@pytest.mark.slow
+def test_logits_that_are_not_made_take_no_memory(memory: ModuleType, tmp_path: Path) -> None:
+    """Of the plain loop they are held with their copy and log-probabilities; of parts, all but one are let go."""
+    vocabulary, rows, length = 20000, 16, 128
+    LlamaConfig(
+        hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=1, vocab_size=vocabulary
+    ).save_pretrained(tmp_path)
+
+    def measured(way: str, max_logits: int | None = None) -> int:
+        size: int = memory.measured(str(tmp_path), memory.WAYS[way], rows, length, max_logits)
+        return size
+
+    batch = memory.batch_of(rows, length)
+    answers = int(batch.answer_mask.sum())
+    whole = measured("packed")
+    assert measured("plain") - measured("padded") > 2 * 4 * vocabulary * (rows * length - answers)
+    assert whole - measured("parts", 16 * vocabulary) > 4 * vocabulary * answers
+    # As many as there are: one part, and nothing is let go.
+    assert abs(whole - measured("parts", answers * vocabulary)) < 0.1 * 4 * vocabulary * answers
+
+
+@readable
+def test_the_benchmark_of_memory_runs(
+    memory: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Some ways on a tiny model; in this process, where peaks mean nothing."""
+    ways = ["bf16", "lora-checkpointing", "plain", "packed", "parts"]
+    monkeypatch.setattr(memory, "measured", memory.growth)
+    sizes = ["--hidden-size=64", "--layers=1", "--vocabulary=100", "--large-vocabulary=200", "--rows=4", "--length=8"]
+    memory.main([*sizes, "--max-logits=400", f"--output={tmp_path / 'memory.json'}", "--ways", *ways])
+    found = json.loads((tmp_path / "memory.json").read_text())
+    assert list(found["ways"]) == ways
+    assert {name for name, way in found["ways"].items() if way["planned_bytes"] is None} == {"plain", "parts"}
+    assert {way["vocabulary"] for way in found["ways"].values()} == {100, 200}
+    assert min(way["measured_bytes"] for way in found["ways"].values()) >= 0
+    page = (tmp_path / "memory.md").read_text()
+    assert page.count("\n| 100 |") == 2 and page.count("\n| 200 |") == 3 and page in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        memory.main(["--rows=6"])
+    assert "--rows must be a multiple of 4" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ["Pretrained", "LoRA"])
