@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import copy
 import importlib.util
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sga.errors import UserError
@@ -175,21 +175,29 @@ def _layers(network: nn.Module) -> list[Any]:
 
 
 @torch.no_grad()
-def save_merged(network: PreTrainedModel, folder: Path) -> None:
+def save_merged(network: PreTrainedModel, folder: Path, weights: Mapping[str, Tensor]) -> None:
     """Writes a plain model that computes what an adapted one does; that one is not changed by a single bit.
 
     W + (alpha/rank)·B·A is rounded to the type of the weights. Takes memory on the CPU for the whole model, and on the
-    network's device for one further layer.
+    weights' device for one further layer.
+
+    Args:
+        network: Whose weights may be in parts.
+        folder: Where to.
+        weights: The network's state dict with whole tensors.
     """
     state = {
-        name.replace(".base_layer.", "."): value.cpu()
-        for name, value in network.state_dict().items()
-        if not is_adapter_weight(name)
+        name.replace(".base_layer.", "."): value.cpu() for name, value in weights.items() if not is_adapter_weight(name)
     }
     adapted = {id(layer) for layer in _layers(network)}
     for name, layer in network.named_modules():
         if id(layer) in adapted:
-            one: Any = copy.deepcopy(layer)
+            # Merging writes into them. As the copy's memo they stand in for parts, which are not copied with gradients.
+            whole: dict[int, Any] = {
+                id(part): nn.Parameter(weights[f"{name}.{key}"].clone(), part.requires_grad)
+                for key, part in layer.named_parameters()
+            }
+            one: Any = copy.deepcopy(layer, whole)
             one.merge()
             state[f"{name}.weight"] = one.base_layer.weight.cpu()
     with torch.device("meta"):

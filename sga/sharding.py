@@ -20,6 +20,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
+from sga.adapters import LoRA
 from sga.errors import UserError
 from sga.language_models import LanguageModel
 from sga.likelihood import blocks
@@ -93,10 +94,24 @@ def check_strategy(trainer: pl.Trainer, language_model: LanguageModel) -> None:
             "--trainer.strategy fsdp2 takes one model that can be trained, not a decoder over two; leave it out, or "
             "use --trainer.strategy ddp to evaluate on several devices"
         )
-    if not language_model.trains_all_weights:
+    if isinstance(language_model, LoRA):
+        _check_adapter(language_model, trainer.precision)
+
+
+def _check_adapter(language_model: LoRA, precision: str) -> None:
+    """Refuses types of weights that do not go into parts together."""
+    if language_model.dora and precision == "bf16-mixed":
         raise UserError(
-            "--trainer.strategy fsdp2 cuts gradients and optimiser states into parts, of which an adapter has few: use "
-            "--trainer.strategy ddp, and --model.language_model.dtype bfloat16 where the weights do not fit"
+            "DoRA does not go with --trainer.strategy fsdp2 and --trainer.precision bf16-mixed, under which the norms "
+            "that it trains would be rounded to bfloat16 wherever they are gathered, and small changes of theirs lost; "
+            "take --trainer.precision 32-true, with --model.language_model.dtype bfloat16 for less memory"
+        )
+    # From 2.8 on PyTorch asks for one type among the trained weights of a block only.
+    two_types = language_model.dtype == "bfloat16" and precision in ("32-true", "bf16-mixed")
+    if two_types and torch.__version__ < "2.8":
+        raise UserError(
+            "--trainer.strategy fsdp2 with an adapter (float32) on --model.language_model.dtype bfloat16 needs PyTorch "
+            f"2.8 or later, this is {torch.__version__}: install a later one, or take float32"
         )
 
 
@@ -106,6 +121,9 @@ def shard(network: nn.Module, strategy: object, precision: str | None, trained: 
     Under ``bf16-mixed`` the parts stay float32, and so does what optimisers see; weights are rounded to bfloat16 as
     they are gathered, which halves what is sent, and gradients are summed in float32. Norms and the residual stream are
     bfloat16 then, where autocast by itself (one device, DDP) leaves them float32.
+
+    An adapter is cut with the block that it stands in. Frozen weights have no gradients to be sent, and may be of
+    another type than the adapter: each is gathered in its own, or under the two bfloat16 precisions both in bfloat16.
 
     Args:
         network: A model whose blocks are in a list.

@@ -145,7 +145,7 @@ def test_the_merged_model_gives_the_same_logits(
 ) -> None:
     network = adapted(moved=True, dora=dora)
     before = model_key(network, {})
-    save_merged(network, tmp_path)
+    save_merged(network, tmp_path, network.state_dict())
     assert model_key(network, {}) == before
     plain = exact_norms(AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float64)).eval()
     assert not any(is_adapter_weight(name) or "base_layer" in name for name in plain.state_dict())
@@ -211,7 +211,7 @@ def test_tiny_tofu_ascends_by_its_adapter_alone_and_merges(tiny_models: Path, tm
     assert sequence_nll(network, batch).mean() > nll
     moved = {name for name, value in network.state_dict().items() if not torch.equal(value, before[name])}
     assert moved and all("lora_B" in name for name in moved), "A's gradient is zero as long as B is"
-    save_merged(network, tmp_path)
+    save_merged(network, tmp_path, network.state_dict())
     plain = AutoModelForCausalLM.from_pretrained(tmp_path)
     torch.testing.assert_close(sequence_nll(plain, batch), sequence_nll(network, batch), rtol=0, atol=1e-5)
 

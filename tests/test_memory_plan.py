@@ -124,7 +124,13 @@ def test_devices_share_or_copy(config_folder: Path) -> None:
     block = 4 * HIDDEN**2 + 3 * HIDDEN * INNER + 2 * HIDDEN
     sharded = sizes(estimate(request(model, devices=4, sharded=True, precision="bf16-mixed")))
     assert (sharded["weights"], sharded["gradients"], sharded["optimiser"]) == (weights / 4, weights / 4, weights / 2)
-    assert sharded["weights in use"] == 2 * 2 * block and "messages" not in sharded
+    beside = 2 * VOCABULARY * HIDDEN + HIDDEN  # embeddings, head, last norm: whole from the forward pass on
+    assert sharded["weights in use"] == 2 * (beside + 2 * block) and "messages" not in sharded
+    frozen = sizes(estimate(request(LoRA(str(config_folder), rank=4, dtype="bfloat16"), devices=4, sharded=True)))
+    adapter = 4 * (4 * 2 * HIDDEN + 3 * (HIDDEN + INNER))
+    assert frozen["weights"] == (2 * weights / 4 + 4 * LAYERS * adapter) / 4, "bfloat16, and float32 beside it"
+    assert (frozen["gradients"], frozen["optimiser"]) == (LAYERS * adapter, 2 * LAYERS * adapter)
+    assert frozen["weights in use"] == 2 * beside + 2 * (2 * block + 4 * adapter), "each in its own type"
     copied = sizes(estimate(request(model, devices=4)))
     assert (copied["weights"], copied["optimiser"], copied["messages"]) == (weights, 2 * weights, weights)
     assert estimate(request(model, devices=4)).flops == estimate(request(model)).flops / 4

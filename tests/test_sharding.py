@@ -16,7 +16,6 @@ from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Sin
 from safetensors.torch import load_file
 from test_dynamic_training import EXACT, MARGIN, RECORD, rates
 
-from sga.adapters import LoRA
 from sga.cli import run_verb
 from sga.errors import UserError
 from sga.language_models import Pretrained, WhosHarryPotter
@@ -83,8 +82,6 @@ def test_strategies_that_are_not_known_to_be_right_are_refused() -> None:
         check_strategy(trainer(FullyShardedStrategy(), "16-mixed"), Pretrained("model"))
     with pytest.raises(UserError, match="not a decoder over two"):
         check_strategy(trainer(FullyShardedStrategy()), decoder)
-    with pytest.raises(UserError, match="an adapter has few"):
-        check_strategy(trainer(FullyShardedStrategy()), LoRA("model"))
     check_strategy(trainer(SingleDeviceStrategy(), "16-mixed"), decoder)
 
 

@@ -46,12 +46,12 @@ def export(module: Any, folder: Path, writes: bool = True) -> None:
     Every process has to call it, because weights may be in parts; one of them `writes`.
     """
     adapted = has_adapter(module.model)
-    weights = None if adapted else whole_weights(module.model)
+    weights = whole_weights(module.model)
     if not writes:
         return
 
     def write_merged(unfinished: Path) -> None:
-        save_merged(module.model, unfinished)
+        save_merged(module.model, unfinished, weights)
         module.data.tokenizer.save_pretrained(unfinished)
 
     def write(unfinished: Path) -> None:

@@ -118,10 +118,9 @@ def estimate(request: Request) -> Estimate:
     casts, passes = float(traced.casts), float(traced.peak)
     cast_how = "2 bytes for each weight of a matrix product, while autocast keeps them"
     if request.sharded:
-        width = 2 if request.precision != "32-true" else 4
-        casts = 2 * width * max(sum(p.numel() for p in block.parameters()) for block in blocks(network))
+        casts = _gathered(network, request.precision)
         passes += casts - traced.casts
-        cast_how = f"one block gathered and the next one on its way, {width} bytes for each weight"
+        cast_how = "gathered: all that is in no block, one block and the next one on its way"
     lines = [
         Line("weights", weights / shares, f"{_types(parameters)}{_divided(shares)}"),
         Line("gradients", gradients / shares, f"as the trainable weights{_divided(shares)}"),
@@ -231,6 +230,16 @@ def _network(request: Request) -> PreTrainedModel:
         except ValueError as error:
             raise UserError(f"--model.gradient_checkpointing: {error}") from error
     return network
+
+
+def _gathered(network: PreTrainedModel, precision: str) -> int:
+    """Bytes of the weights that `sga.sharding.shard` leaves whole at one time while a step lasts."""
+
+    def size(module: nn.Module) -> int:
+        return sum(p.numel() * (2 if precision == "bf16-mixed" else p.element_size()) for p in module.parameters())
+
+    each = [size(block) for block in blocks(network)]
+    return size(network) - sum(each) + 2 * max(each)
 
 
 def _one(parameter: nn.Parameter) -> int:
