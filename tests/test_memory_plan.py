@@ -141,6 +141,8 @@ def test_methods_take_what_they_need(config_folder: Path) -> None:
     weights = estimate(request(model)).parameters * 4
     with_reference = sizes(estimate(request(model, needs=kl)))
     assert with_reference["starting model"] == weights
+    shared = sizes(estimate(request(model, needs=kl, devices=4, sharded=True)))
+    assert shared["starting model"] == weights / 4, "it is cut like the trained one"
     assert with_reference["its logits"] == 4 * 16 * 64 * VOCABULARY
     assert "starting model" not in sizes(estimate(request(LoRA(str(config_folder)), needs=kl))), "the adapter is off"
     assert sizes(estimate(request(model, split=True)))["second gradient"] == weights

@@ -132,7 +132,7 @@ def estimate(request: Request) -> Estimate:
         lines.append(Line("messages", gradients, "buckets in which gradients are averaged over devices"))
     if request.needs.reference:
         if not isinstance(request.language_model, LoRA):
-            lines.append(Line("starting model", weights, "a second model, read at every step"))
+            lines.append(Line("starting model", weights / shares, f"a second model{_divided(shares)}"))
         if request.needs.logits:
             vocabulary = network.config.vocab_size
             lines.append(
