@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
+import statistics
 from pathlib import Path
 
 import pytest
@@ -53,3 +55,17 @@ def test_it_shows_commands_and_its_links_exist() -> None:
     assert links and all((ROOT / link).exists() for link in links)
     for path in re.findall(r"`((?:configs|notebooks|docs)/[\w./-]+)`", README):
         assert (ROOT / path).exists(), path
+
+
+@pytest.mark.parametrize("name", ["methods"])
+def test_its_tables_are_what_the_sweeps_wrote(name: str) -> None:
+    """Of `sga sweep`'s results.md, kept beside the raw results, from which the means can be computed again."""
+    written = (ROOT / "docs" / "results" / f"{name}.md").read_text(encoding="utf-8")
+    assert written in README
+    raw = json.loads((ROOT / "docs" / "results" / f"{name}.json").read_text(encoding="utf-8"))
+    reported = [row for row in raw["rows"] if row["stage"] == "final"]
+    assert len(written.splitlines()) == 2 + len(reported) > 2
+    for row in reported:
+        [line] = [line for line in written.splitlines() if line.startswith(f"| {row['configuration']} |")]
+        areas = [run["frontier_area"] for run in row["runs"].values()]
+        assert f"| {statistics.fmean(areas):.2f} [" in line
