@@ -701,7 +701,7 @@ def test_a_killed_sweep_goes_on_where_it_stopped_and_ends_the_same(tmp_path: Pat
     for wanted in (1, 4):
         with (tmp_path / "log").open("a") as log:
             process = subprocess.Popen([*command, "--folder", str(killed)], env=environment, stdout=log, stderr=log)
-        deadline = time.monotonic() + 300
+        deadline = time.monotonic() + 900  # two models are trained first
         while finished() < wanted:
             assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "log").read_text()
             time.sleep(0.05)
