@@ -205,10 +205,11 @@ def in_order(sweep: Sweep, rows: Sequence[Row]) -> list[Row]:
 
 def markdown(sweep: Sweep, rows: Sequence[Row]) -> str:
     """The reported rows as a Markdown table, the best first: means with their intervals, costs of a run."""
-    shown = metrics(sweep)
+    final = in_order(sweep, [row for row in rows if row.stage == "final"])
+    shown = [name for name in metrics(sweep) if any(row.estimate(name) for row in final)]
     heads = ["configuration", "seeds", *shown, "seconds", "tokens"]
     lines = [heads, ["---"] * len(heads)]
-    for row in in_order(sweep, [row for row in rows if row.stage == "final"]):
+    for row in final:
         seeds = [", ".join(map(str, row.folders))]
         seeds += [f"{len(part)} {what}" for part, what in ((row.failed, "failed"), (row.missing, "missing")) if part]
         costs = [row.estimate(name) for name in ("seconds", "tokens")]
