@@ -39,7 +39,7 @@ from sga.datamodule import EvaluationData
 from sga.encoding import Encoder, PlainTemplate
 from sga.evaluation.evaluation import Evaluation
 from sga.evaluation.inference import Inference, most_rows, most_tokens
-from sga.evaluation.plan import EvaluationPlan, ScoreBatch
+from sga.evaluation.request_batches import RequestBatches, ScoreBatch
 from sga.evaluation.requests import Answer
 from sga.files import write_json
 
@@ -60,7 +60,7 @@ def our_evaluation(
     ]
     seconds = {"scoring": 0.0, "generation": 0.0}
     start = time.perf_counter()
-    plan = EvaluationPlan(
+    plan = RequestBatches(
         (request for callback in callbacks for request in callback.requests(data)),
         encoder,
         most_tokens(model, model.device),

@@ -42,7 +42,7 @@ from sga.files import write_json, write_text
 from sga.language_models import Pretrained
 from sga.losses import Needs
 from sga.packing import packed, padded
-from sga.plan.estimate import Request, estimate, optimizer_bytes
+from sga.plan.estimate import PlannedRun, estimate_run, optimizer_bytes
 
 GROUP_SIZE = 4
 STATUS = Path("/proc/self/status")
@@ -107,7 +107,7 @@ def planned(folder: str, way: Way, rows: int, length: int, device: str = "cpu") 
     batch = batch_of(rows, length)
     layout = packed(batch) if way.step == "packed" else padded(batch)
     packed_rows, width = layout.arguments["input_ids"].shape
-    request = Request(
+    request = PlannedRun(
         language_model=LoRA(folder) if way.adapter else Pretrained(folder),
         needs=Needs(),
         precision="bf16-mixed" if way.bf16 else "32-true",
@@ -126,7 +126,7 @@ def planned(folder: str, way: Way, rows: int, length: int, device: str = "cpu") 
         optimizer_bytes=optimizer_bytes(torch.optim.AdamW, "torch.optim.AdamW"),
         fill=packed_rows / rows,
     )
-    return estimate(request).peak
+    return estimate_run(request).peak
 
 
 def measured(folder: str, way: Way, rows: int, length: int, max_logits: int | None = None, device: str = "cpu") -> int:

@@ -38,7 +38,7 @@ from sga.files import write_json, write_text
 from sga.fused import fused_head
 from sga.groups import NearestNormals, make_groups
 from sga.language_models import Pretrained, SmallLlama
-from sga.likelihood import Reading, fused_fault, head_of, sequence_nll
+from sga.likelihood import ForwardOptions, fused_fault, head_of, sequence_nll
 from sga.losses import SmoothedGradientAscent
 
 Step = Callable[[Batch], Tensor]
@@ -65,18 +65,18 @@ class Steps:
         # With a learning rate of 0 it does all its work, and the last step has as much to do as the first.
         self.optimizer = torch.optim.AdamW(network.parameters(), lr=0.0, fused=self.device.type == "cuda")
         self.loss = SmoothedGradientAscent(RATE)
-        self.reading = Reading(max_logits=max_logits)
+        self.forward_options = ForwardOptions(max_logits=max_logits)
 
     def try_fused_head(self, batch: Batch) -> str:
         """Takes a fused head if there is one and it is right, as `sga fit` does; says which head it is."""
-        fused, most = fused_head(head_of(self.network)), self.reading.max_logits
+        fused, most = fused_head(head_of(self.network)), self.forward_options.max_logits
         if fused is None or most is None:
             return "plain"
         with self.context():
             fault = fused_fault(self.network, batch, fused, most)
         if fault is not None:
             return f"plain: {fused.name} {fault}"
-        self.reading = replace(self.reading, fused=fused)
+        self.forward_options = replace(self.forward_options, fused=fused)
         return fused.name
 
     def context(self) -> Any:
@@ -93,13 +93,13 @@ class Steps:
         return self.loss(nll.view(-1, batch.group_size))
 
     def padded(self, batch: Batch) -> Tensor:
-        return self.loss(sequence_nll(self.network, batch, self.reading))
+        return self.loss(sequence_nll(self.network, batch, self.forward_options))
 
     def packed(self, batch: Batch) -> Tensor:
-        return self.loss(sequence_nll(self.network, batch, replace(self.reading, packing=True)))
+        return self.loss(sequence_nll(self.network, batch, replace(self.forward_options, packing=True)))
 
     def parts(self, batch: Batch) -> Tensor:
-        return self.loss(sequence_nll(self.network, batch, replace(self.reading, packing=True, fused=None)))
+        return self.loss(sequence_nll(self.network, batch, replace(self.forward_options, packing=True, fused=None)))
 
     def forward(self, kind: str, batch: Batch) -> Tensor:
         """The loss, under autocast where it is asked for."""

@@ -14,7 +14,7 @@ samples drawn at random."""
 
 
 @dataclass(frozen=True)
-class Answers:
+class AnswerTokens:
     """B groups of C sequences with M answer tokens in all, the end-of-sequence tokens counted; row b·C + c is
     sequence c of group b.
 
@@ -40,7 +40,7 @@ class Answers:
     logits: Tensor | None = None
     hidden: Tensor | None = None
     reference_nll: Tensor | None = None
-    reference: Answers | None = None
+    reference: AnswerTokens | None = None
 
     def total(self, values: Tensor) -> Tensor:
         """Sums over each sequence's answer tokens, [M] -> [B, C]."""
@@ -79,7 +79,7 @@ class Answers:
         assert self.logits is not None, "the loss's needs name logits"
         return self.logits.log_softmax(dim=-1)
 
-    def of(self, *roles: str) -> Answers:
+    def of(self, *roles: str) -> AnswerTokens:
         """The columns of some roles alone, in their order."""
         columns = columns_of(self.roles, roles)
         assert columns, f"there is a sequence of role {' or '.join(roles)}"

@@ -290,17 +290,17 @@ def run_verb(arguments: Sequence[str]) -> UnlearningCLI:
     return _cli(UnlearningCLI, arguments)
 
 
-def configured(arguments: Sequence[str]) -> UnlearningCLI:
+def configured_cli(arguments: Sequence[str]) -> UnlearningCLI:
     """Parses options of `fit` and makes its objects without running anything."""
     return _cli(_ConfiguringCLI, ["fit", *arguments])
 
 
-def parsed(arguments: Sequence[str]) -> Any:
+def parsed_config(arguments: Sequence[str]) -> Any:
     """The configuration that ``[verb, *options]`` means, as a namespace; nothing is made or run."""
     return _cli(_ParsingCLI, arguments).config
 
 
-def described(arguments: Sequence[str]) -> tuple[Any, UnlearningModule, UnlearningData]:
+def fit_objects(arguments: Sequence[str]) -> tuple[Any, UnlearningModule, UnlearningData]:
     """What options of `fit` ask for: the configuration, module and data module; no trainer is made, nothing is read."""
     cli = _cli(_ParsingCLI, ["fit", *arguments])
     objects = cli.parser.instantiate_classes(cli.config)["fit"]

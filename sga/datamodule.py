@@ -20,8 +20,8 @@ from sga.data.refusals import read_refusals
 from sga.encoding import Encoded, Encoder, PlainTemplate, Template
 from sga.errors import UserError
 from sga.evaluation.inference import most_rows, most_tokens
-from sga.evaluation.plan import EvaluationPlan
-from sga.evaluation.reference import Reference
+from sga.evaluation.reference import RetainReference
+from sga.evaluation.request_batches import RequestBatches
 from sga.evaluation.requests import Generate, Request
 from sga.groups import Group, NearestNormals, Pairing, extended, make_groups, read_groups, with_model
 from sga.language_models import LanguageModel
@@ -55,7 +55,7 @@ class EvaluationData:
     settings: dict[str, str | None]
     encoder: Encoder
     examples: dict[str, tuple[Record, ...]] = field(default_factory=dict)
-    reference: Reference | None = None
+    reference: RetainReference | None = None
 
 
 class UnlearningData(pl.LightningDataModule):
@@ -150,7 +150,7 @@ class UnlearningData(pl.LightningDataModule):
         self.groups: list[Group] = []
         self._loader: GroupLoader | None = None
         self._whole: tuple[str, ...] = ()
-        self._plans: dict[str, EvaluationPlan] = {}
+        self._request_batches: dict[str, RequestBatches] = {}
 
     # ---- records, groups, tokens -------------------------------------------------------------------------------
 
@@ -320,18 +320,18 @@ class UnlearningData(pl.LightningDataModule):
         """Optimiser steps of an epoch."""
         return self.train_dataloader().steps_per_epoch
 
-    def val_dataloader(self) -> EvaluationPlan:
-        return self.plan("validate")
+    def val_dataloader(self) -> RequestBatches:
+        return self.request_batches("validate")
 
-    def test_dataloader(self) -> EvaluationPlan:
-        return self.plan("test")
+    def test_dataloader(self) -> RequestBatches:
+        return self.request_batches("test")
 
-    def predict_dataloader(self) -> EvaluationPlan:
-        return self.plan("predict")
+    def predict_dataloader(self) -> RequestBatches:
+        return self.request_batches("predict")
 
-    def plan(self, stage: str) -> EvaluationPlan:
+    def request_batches(self, stage: str) -> RequestBatches:
         """What the trainer's callbacks ask in this stage (for predict: a greedy answer to every question)."""
-        if stage not in self._plans:
+        if stage not in self._request_batches:
             trainer = self.trainer
             assert trainer is not None
             requests = _predictions(self) if stage == "predict" else _questions(trainer, self, stage == "test")
@@ -341,7 +341,7 @@ class UnlearningData(pl.LightningDataModule):
                 self.evaluation_tokens or most_tokens(model.model, device),
                 self.generation_rows or most_rows(model.model, device, self.encoder.max_length),
             )
-            self._plans[stage] = EvaluationPlan(
+            self._request_batches[stage] = RequestBatches(
                 requests,
                 self.encoder,
                 # The first process's for all: batches are dealt, so all have to cut the same ones.
@@ -349,7 +349,7 @@ class UnlearningData(pl.LightningDataModule):
                 trainer.global_rank,
                 trainer.world_size,
             )
-        return self._plans[stage]
+        return self._request_batches[stage]
 
 
 def _questions(trainer: pl.Trainer, data: UnlearningData, every_row: bool) -> Iterator[Request]:

@@ -68,12 +68,12 @@ def main(arguments: Sequence[str]) -> int:
         run_step(step, options.folder, f"[{number}/{len(steps)}] {step.title}")
     folders = [options.folder / step.name for step in steps]
 
-    from sga.report import read_run, table, write_report
+    from sga.report import read_run, runs_table, write_report
 
-    write_json(options.folder / "results.json", results(folders))
+    write_json(options.folder / "results.json", demo_results(folders))
     report = write_report(folders, options.folder / "report.html", title="Making a small model forget two authors")
     print()
-    print(table([read_run(folder) for folder in folders]))
+    print(runs_table([read_run(folder) for folder in folders]))
     minutes, seconds = divmod(round(time.monotonic() - started), 60)
     print(f"\n{minutes} min {seconds} s. Numbers: {options.folder / 'results.json'}")
     print(f"Report:  {report.resolve().as_uri()}")
@@ -146,7 +146,7 @@ def _state(run_folder: Path) -> dict[str, Any]:
     return state if isinstance(state, dict) else {}
 
 
-def results(folders: Sequence[Path]) -> list[dict[str, Any]]:
+def demo_results(folders: Sequence[Path]) -> list[dict[str, Any]]:
     """One entry per run and evaluation: method, smoothing_rate, seed, epoch, every metric, frontier_area of the run."""
     entries = []
     for folder in folders:

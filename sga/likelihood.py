@@ -17,7 +17,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from sga.answers import Answers
+from sga.answers import AnswerTokens
 from sga.batches import Batch
 from sga.errors import UserError
 from sga.fused import FusedHead
@@ -87,7 +87,7 @@ def takes(model: nn.Module, argument: str) -> bool:
 
 
 @dataclass(frozen=True)
-class Reading:
+class ForwardOptions:
     """How a model reads batches; of no consequence for what it says but for rounding.
 
     Attributes:
@@ -107,7 +107,7 @@ class Reading:
     fused: FusedHead | None = None
 
 
-def sequence_nll(model: nn.Module, batch: Batch, reading: Reading = Reading()) -> Tensor:
+def sequence_nll(model: nn.Module, batch: Batch, options: ForwardOptions = ForwardOptions()) -> Tensor:
     """Mean negative log-likelihood of each sequence's answer tokens, in one forward pass for all groups.
 
     nll = −(1/T)·Σ_t log p(a_t | prompt, a_<t), the end-of-sequence token counted.
@@ -115,21 +115,21 @@ def sequence_nll(model: nn.Module, batch: Batch, reading: Reading = Reading()) -
     Args:
         model: A Hugging Face causal language model, or anything that is called like one.
         batch: B groups of K sequences.
-        reading: How the model reads them.
+        options: How batches are fed to the model.
 
     Returns:
         [B, K], nats per token.
     """
-    return read_answers(model, batch, reading=reading).nll
+    return answer_tokens(model, batch, options=options).nll
 
 
-def read_answers(
+def answer_tokens(
     model: nn.Module,
     batch: Batch,
     keep_logits: bool = False,
     hidden_layer: int | None = None,
-    reading: Reading = Reading(),
-) -> Answers:
+    options: ForwardOptions = ForwardOptions(),
+) -> AnswerTokens:
     """What the model says about a batch's answer tokens, in one forward pass for all groups.
 
     Args:
@@ -137,27 +137,27 @@ def read_answers(
         batch: B groups of K sequences.
         keep_logits: Whether the logits are wanted: M rows of the vocabulary's size.
         hidden_layer: The block, counted from 0, whose output is wanted; negative ones count from the last.
-        reading: How the model reads them.
+        options: How batches are fed to the model.
     """
     layout = padded(batch)
-    if reading.packing:
-        room = batch.tokens if _attends_by_length(model) else reading.room
+    if options.packing:
+        room = batch.tokens if _attends_by_length(model) else options.room
         layout = packed(batch, None if room else _hidden_size(model), room)
-        if reading.given_mask:
+        if options.given_mask:
             sees = visible(layout.arguments["position_ids"])
             layout.arguments["attention_mask"] = attention_mask(model, sees)
     targets = batch.input_ids[batch.answer_mask]  # [M]
     head = head_of(model)
     logits = None
     with _block_outputs(model, hidden_layer) as outputs:
-        nll = None if head is None or keep_logits else _without_logits(head, targets, reading)
+        nll = None if head is None or keep_logits else _without_logits(head, targets, options)
         if head is None or nll is None:
             logits = _at_least_float32(logits_at(model, layout.predicting, **layout.arguments))
             token_nll = functional.cross_entropy(logits, targets, reduction="none")
         else:
             with _cut(head, layout.predicting), _in_place_of_logits(head, nll):
                 token_nll = model(**layout.arguments, use_cache=False).logits[0, :, 0]  # [1, M, 1] -> [M]
-    return Answers(
+    return AnswerTokens(
         roles=batch.roles,
         token_nll=token_nll,
         targets=targets,
@@ -181,15 +181,15 @@ def _hidden_size(model: nn.Module) -> int | None:
     return size
 
 
-def _without_logits(head: nn.Module, targets: Tensor, reading: Reading) -> Callable[[Tensor], Tensor] | None:
+def _without_logits(head: nn.Module, targets: Tensor, options: ForwardOptions) -> Callable[[Tensor], Tensor] | None:
     """The targets' nll [M] as a function of hidden states [M, H], never all logits at once; None where they may be."""
-    fused = reading.fused
+    fused = options.fused
     if fused is not None:
         assert isinstance(head, nn.Linear), "see fused_head"
         return lambda hidden: _fused(fused, hidden, head.weight, targets)
-    if reading.max_logits is None or len(targets) * _vocabulary(head) <= reading.max_logits:
+    if options.max_logits is None or len(targets) * _vocabulary(head) <= options.max_logits:
         return None
-    return partial(_in_chunks, head.forward, targets, max(1, reading.max_logits // _vocabulary(head)))
+    return partial(_in_chunks, head.forward, targets, max(1, options.max_logits // _vocabulary(head)))
 
 
 def _vocabulary(head: nn.Module) -> int:
@@ -239,7 +239,7 @@ def attention_mask(model: nn.Module, sees: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def packed_reading(model: nn.Module, batch: Batch) -> Reading | None:
+def packed_options(model: nn.Module, batch: Batch) -> ForwardOptions | None:
     """How the model can read packed sequences and say of each what it says of it alone; None if it cannot.
 
     Tried out on a batch of several sequences: a model that does not look at positions sees the sequences before one's
@@ -248,24 +248,24 @@ def packed_reading(model: nn.Module, batch: Batch) -> Reading | None:
     if not takes(model, "position_ids"):
         return None
     window: object = getattr(getattr(model, "config", None), "sliding_window", None)  # a given mask would open it
-    ways = [Reading(packing=True)] + ([Reading(packing=True, given_mask=True)] if window is None else [])
+    ways = [ForwardOptions(packing=True)] + ([ForwardOptions(packing=True, given_mask=True)] if window is None else [])
     return next((way for way in ways if _says_the_same(model, batch, replace(way, room=batch.tokens))), None)
 
 
 @torch.no_grad()
 def chunks_work(model: nn.Module, batch: Batch) -> bool:
     """Whether the head's logits are the model's; some scale or cap them afterwards."""
-    return head_of(model) is not None and _says_the_same(model, batch, Reading(max_logits=1))
+    return head_of(model) is not None and _says_the_same(model, batch, ForwardOptions(max_logits=1))
 
 
-def _says_the_same(model: nn.Module, batch: Batch, reading: Reading) -> bool:
+def _says_the_same(model: nn.Module, batch: Batch, options: ForwardOptions) -> bool:
     training = model.training
     model.eval()
     try:
         alone, layout = sequence_nll(model, batch), padded(batch)
         half = logits_at(model, layout.predicting[:1], **layout.arguments).dtype.itemsize < 4  # whatever weights are in
         try:
-            found = sequence_nll(model, batch, reading)
+            found = sequence_nll(model, batch, options)
         except (RuntimeError, TypeError, ValueError, IndexError) as error:  # of a model that does not know such input
             if isinstance(error, torch.OutOfMemoryError):
                 raise
@@ -337,7 +337,7 @@ def _fault(fused: FusedHead, hidden: Tensor, weight: Tensor, targets: Tensor) ->
     return None
 
 
-def blocks(model: nn.Module) -> nn.ModuleList:
+def transformer_blocks(model: nn.Module) -> nn.ModuleList:
     """The transformer blocks: the outermost list of modules, in which each block may hold further ones (experts).
 
     Raises:
@@ -360,7 +360,7 @@ def _block_outputs(model: nn.Module, layer: int | None) -> Iterator[list[Tensor]
     def keep(module: nn.Module, inputs: Any, output: Any) -> None:
         found.append(output[0] if isinstance(output, tuple) else output)
 
-    handle = blocks(model)[layer].register_forward_hook(keep)
+    handle = transformer_blocks(model)[layer].register_forward_hook(keep)
     try:
         yield found
     finally:

@@ -20,27 +20,27 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from sga.adapters import has_adapter, is_adapter_weight
-from sga.answers import Answers
+from sga.answers import AnswerTokens
 from sga.batches import Batch, collate
 from sga.datamodule import UnlearningData
 from sga.encoding import Encoded
 from sga.errors import DivergenceError, UserError
 from sga.evaluation.inference import Inference
-from sga.evaluation.plan import GenerateBatch, ScoreBatch
+from sga.evaluation.request_batches import GenerateBatch, ScoreBatch
 from sga.evaluation.requests import Answer, Generation
 from sga.evaluation.store import weights_key
 from sga.fused import FusedHead, fused_head
 from sga.geometry import Geometry, total
 from sga.language_models import PURE_BFLOAT16, LanguageModel
 from sga.likelihood import (
-    Reading,
-    blocks,
+    ForwardOptions,
+    answer_tokens,
     chunks_work,
     fused_fault,
     head_of,
-    packed_reading,
-    read_answers,
+    packed_options,
     sequence_nll,
+    transformer_blocks,
 )
 from sga.losses import FineTuning, Loss, Needs, WeighingLoss
 from sga.optimization import LinearSchedule, Schedule
@@ -94,7 +94,7 @@ class UnlearningModule(pl.LightningModule):
         if max_logits is not None and max_logits < 1:
             raise UserError(f"max_logits must be at least 1, or null for no limit, got {max_logits}")
         self.packing, self.max_logits, self.compile_blocks = packing, max_logits, compile
-        self.reading = Reading()
+        self.forward_options = ForwardOptions()
         """How the model reads training batches, as far as it can; see `on_fit_start`."""
         self.model: PreTrainedModel | None = None
         self.answers: dict[int, Answer] = {}
@@ -152,7 +152,7 @@ class UnlearningModule(pl.LightningModule):
                 self.model.gradient_checkpointing_enable()  # type: ignore[no-untyped-call]
             if self.compile_blocks:
                 # Block by block: the same code for all of them, and hooks on the head stay outside.
-                for block in blocks(self.model):
+                for block in transformer_blocks(self.model):
                     block.compile(dynamic=True)
             shard(self.model, self.trainer.strategy, self.trainer.precision)
 
@@ -165,7 +165,7 @@ class UnlearningModule(pl.LightningModule):
         return data
 
     def on_fit_start(self) -> None:
-        self.reading = self._tried_out()
+        self.forward_options = self._tried_out()
         self._starting, reference = starting_model(
             self._network,
             resumed=self.trainer.ckpt_path is not None,
@@ -180,14 +180,14 @@ class UnlearningModule(pl.LightningModule):
         self.data.set_reference(reference)
         self._network.train()  # from_pretrained leaves a model in eval mode; Lightning keeps the mode it finds
 
-    def _tried_out(self) -> Reading:
+    def _tried_out(self) -> ForwardOptions:
         """The wanted way of reading, less what the model turns out to be incapable of; in all processes the same."""
         rows = sorted({row for group in self.data.train_dataloader().groups[:32] for row in group}, key=_length)
         sample = collate([[row] for row in (*rows[:3], rows[-1])], pad_id=self.data.tokenizer.pad_token_id or 0)
         sample = self.transfer_batch_to_device(sample, self.device, 0)
 
         agreed = self.trainer.strategy.reduce_boolean_decision
-        packing = packed_reading(self._network, sample) if self.packing else None
+        packing = packed_options(self._network, sample) if self.packing else None
         if self.packing and not agreed(packing is not None):
             packing = None
             warnings.warn(
@@ -195,10 +195,10 @@ class UnlearningModule(pl.LightningModule):
                 "sequence a row, which gives the same result more slowly (--model.packing=false leaves this out)",
                 stacklevel=2,
             )
-        reading = packing or Reading()
+        options = packing or ForwardOptions()
         if self.max_logits is None or not agreed(chunks_work(self._network, sample)):
-            return reading
-        return replace(reading, max_logits=self.max_logits, fused=self._fused_head(sample, self.max_logits))
+            return options
+        return replace(options, max_logits=self.max_logits, fused=self._fused_head(sample, self.max_logits))
 
     def _fused_head(self, sample: Batch, max_logits: int) -> FusedHead | None:
         """A fused head if there is one and it is found to be right, in all processes; None otherwise."""
@@ -237,7 +237,7 @@ class UnlearningModule(pl.LightningModule):
             self.tokens["reference_tokens"] += batch.tokens
             batch = self.transfer_batch_to_device(batch, self.device, 0)
             with self.trainer.precision_plugin.forward_context():
-                found += model.answers(batch, reading=self.reading).total_nll.flatten().tolist()
+                found += model.answers(batch, options=self.forward_options).total_nll.flatten().tolist()
         return found
 
     # ---- training ----------------------------------------------------------------------------------------------
@@ -254,7 +254,7 @@ class UnlearningModule(pl.LightningModule):
             return self._split_step(batch)
         # A loss that does not read normal samples, say, saves their part of the forward pass.
         batch = batch.select(*self.loss.roles(self.global_step))
-        answers = self._answers(batch)
+        answers = self._answer_tokens(batch)
         value = None if policy is None else self._decided(policy, None).value
         loss = self.loss.of(answers) if value is None else self.loss.of(answers, value)
         self._check_divergence(loss)
@@ -262,17 +262,17 @@ class UnlearningModule(pl.LightningModule):
         self._log_step({"train/loss": loss, **values}, batch)
         return loss * batch.scale
 
-    def _answers(self, batch: Batch) -> Answers:
+    def _answer_tokens(self, batch: Batch) -> AnswerTokens:
         """What the loss reads, and nothing that it does not ask for."""
         needs = self._needs
         self.tokens["tokens"] += batch.tokens
-        answers = read_answers(self._network, batch, needs.logits, needs.hidden_layer, self.reading)
+        answers = answer_tokens(self._network, batch, needs.logits, needs.hidden_layer, self.forward_options)
         if self._starting is None or not needs.reference:
             return answers
         beside = batch.select(*needs.reference)
         self.tokens["reference_tokens"] += beside.tokens
         return replace(
-            answers, reference=self._starting.answers(beside, needs.logits, needs.hidden_layer, self.reading)
+            answers, reference=self._starting.answers(beside, needs.logits, needs.hidden_layer, self.forward_options)
         )
 
     def _split_step(self, batch: Batch) -> Tensor:
@@ -285,7 +285,7 @@ class UnlearningModule(pl.LightningModule):
         self.tokens["tokens"] += batch.tokens
         if self._split is None:
             self._split = SplitGradients(self._network.named_parameters())
-        forget = sequence_nll(self._network, batch.forget_only(), self.reading).mean()
+        forget = sequence_nll(self._network, batch.forget_only(), self.forward_options).mean()
         self._check_divergence(forget)
         part = forget * batch.scale / self.trainer.accumulate_grad_batches  # Lightning does the latter to what it gets
         if self._scaler is not None:
@@ -293,7 +293,7 @@ class UnlearningModule(pl.LightningModule):
         # Neither DDP's hooks (it waits for gradients only after training_step) nor autocast take part in this pass.
         with self._split.forget_part(), torch.autocast(self.device.type, enabled=False):
             part.backward()  # type: ignore[no-untyped-call]
-        normal = sequence_nll(self._network, batch.normals_only(), self.reading).mean()
+        normal = sequence_nll(self._network, batch.normals_only(), self.forward_options).mean()
         self._check_divergence(normal)
         self._log_step({"train/forget_nll": forget, "train/normal_nll": normal}, batch)
         return normal * batch.scale
@@ -490,7 +490,7 @@ class UnlearningModule(pl.LightningModule):
         self._start_answering("predict")
 
     def _start_answering(self, stage: str) -> None:
-        self.answers = dict(self.data.plan(stage).known)
+        self.answers = dict(self.data.request_batches(stage).known)
         self._inference = Inference(self._network, self.stop_ids)  # a new one: it remembers what these weights say
         gather(self._network)
 
@@ -546,7 +546,7 @@ def check_layers(model: PreTrainedModel, needs: Needs) -> None:
     named = [*(needs.trained_layers or ()), *([] if needs.hidden_layer is None else [needs.hidden_layer])]
     if not named:
         return
-    layers = blocks(model)
+    layers = transformer_blocks(model)
     wrong = [layer for layer in named if not -len(layers) <= layer < len(layers)]
     if wrong:
         raise UserError(

@@ -2,7 +2,7 @@
 
 Rows of one sequence each are as long as the longest, and on question-answer data about half of them is padding. Packed
 rows have next to none: positions start again with every sequence, and no token sees another sequence's. A model finds
-that out from the positions; whether it does is tried out before training, see `sga.likelihood.packed_reading`.
+that out from the positions; whether it does is tried out before training, see `sga.likelihood.packed_options`.
 """
 
 from __future__ import annotations

@@ -24,9 +24,9 @@ from sga.evaluation.metrics import (
     truth_ratio_retain,
 )
 from sga.evaluation.reference import (
-    Reference,
+    RetainReference,
     are_first_rows,
-    read_reference,
+    read_retain_reference,
     reference_for,
     reference_for_positions,
 )
@@ -42,7 +42,7 @@ from sga.evaluation.scores import (
     add_perplexity,
     add_utility,
 )
-from sga.evaluation.table import hanging, table
+from sga.evaluation.table import evaluation_table, hanging
 from sga.files import write_json
 
 _DESCRIPTION = """\
@@ -93,13 +93,13 @@ def main(arguments: Sequence[str]) -> int:
         raise UserError(f"--output {options.output} is a folder; name a file in it")
 
     log = read_log(options.log, options.step)
-    reference = None if options.reference is None else read_reference(options.reference, options.reference_step)
-    evaluation = score(
+    reference = None if options.reference is None else read_retain_reference(options.reference, options.reference_step)
+    evaluation = score_log(
         log, reference, options.truth_ratio_mean, options.reference_auc, None if options.no_intervals else Bootstrap()
     )
     print(_heading(log, reference))
     print()
-    print(table(evaluation))
+    print(evaluation_table(evaluation))
     if options.output is not None:
         content = {
             "log": _origin(log),
@@ -119,9 +119,9 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def score(
+def score_log(
     log: Log,
-    reference: Reference | None = None,
+    reference: RetainReference | None = None,
     mean: TruthRatioMean = "geometric",
     reference_auc: float | None = None,
     bootstrap: Bootstrap | None = None,
@@ -130,7 +130,7 @@ def score(
 
     Args:
         log: What `sga.evaluation.logs.read_log` gave.
-        reference: What `sga.evaluation.reference.read_reference` gave, not yet aligned.
+        reference: What `sga.evaluation.reference.read_retain_reference` gave, not yet aligned.
         mean: The mean over the perturbed answers of the forget set.
         reference_auc: AUC of Min-K % of a retrained model, in place of the reference's.
         bootstrap: Where intervals come from; None leaves them out.
@@ -178,7 +178,7 @@ def score(
     return evaluation
 
 
-def _aligned(log: Log, reference: Reference) -> Reference:
+def _aligned(log: Log, reference: RetainReference) -> RetainReference:
     ids = log.ids("forget")
     if not log.has_ids:
         return reference_for_positions(reference, len(ids), log.settings)
@@ -191,7 +191,7 @@ def _aligned(log: Log, reference: Reference) -> Reference:
     return reference_for(reference, ids, log.settings)
 
 
-def _settings_notes(log: Log, reference: Reference | None) -> list[str]:
+def _settings_notes(log: Log, reference: RetainReference | None) -> list[str]:
     """What is unknown about how the numbers were made; what only the log states is noted where it is aligned."""
     here = {name for name, value in log.settings.items() if value is not None}
     there = [name for name, value in reference.settings.items() if value is not None] if reference is not None else []
@@ -207,7 +207,7 @@ def _settings_notes(log: Log, reference: Reference | None) -> list[str]:
     return notes
 
 
-def _fill_reference_scores(evaluation: Evaluation, aligned: Reference) -> bool:
+def _fill_reference_scores(evaluation: Evaluation, aligned: RetainReference) -> bool:
     """Fills the membership score ``reference``, avg_nll beyond the reference model's; False where that is unknown."""
     if aligned.ids is None or aligned.answer_nll is None or aligned.holdout_nll is None:
         return False
@@ -220,7 +220,7 @@ def _fill_reference_scores(evaluation: Evaluation, aligned: Reference) -> bool:
     return True
 
 
-def _reasons(evaluation: Evaluation, aligned: Reference | None) -> dict[str, str]:
+def _reasons(evaluation: Evaluation, aligned: RetainReference | None) -> dict[str, str]:
     """Why something is not there, in the form that `sga.evaluation.scores` takes."""
     needs: dict[str, dict[str, tuple[str, ...]]] = {}
     for name in ("forget", *UTILITY_SETS):
@@ -261,7 +261,11 @@ def _column(membership_score: str) -> str:
 
 
 def _add_membership(
-    evaluation: Evaluation, log: Log, aligned: Reference | None, reference_auc: float | None, reasons: dict[str, str]
+    evaluation: Evaluation,
+    log: Log,
+    aligned: RetainReference | None,
+    reference_auc: float | None,
+    reasons: dict[str, str],
 ) -> None:
     """Adds AUCs from rows, else as a foreign log states them, and PrivLeak."""
     taken = []
@@ -295,7 +299,9 @@ def _add_perplexity(evaluation: Evaluation, reasons: dict[str, str]) -> None:
 # What the log states itself
 
 
-def _compare_with_stated(evaluation: Evaluation, log: Log, aligned: Reference | None, mean: TruthRatioMean) -> None:
+def _compare_with_stated(
+    evaluation: Evaluation, log: Log, aligned: RetainReference | None, mean: TruthRatioMean
+) -> None:
     """Notes each aggregate of a foreign log that its own rows do not give, and why not where that is known.
 
     What is absent here names the log's number.
@@ -332,7 +338,7 @@ def _same(one: float, other: float) -> bool:
     return abs(one - other) <= _TOLERANCE * max(abs(one), abs(other))
 
 
-def _as_open_unlearning(evaluation: Evaluation, aligned: Reference | None) -> dict[str, float]:
+def _as_open_unlearning(evaluation: Evaluation, aligned: RetainReference | None) -> dict[str, float]:
     """What open-unlearning computes from the same losses where it differs from us, by metric name without prefix.
 
     Its R is P_wrong / (P_right + 1e-10), and its PrivLeak takes a reference AUC of 0.5 where it has none.
@@ -378,7 +384,7 @@ def _with_epsilon(log_ratio: Floats, right_nll: Floats) -> Floats:
 # What is printed
 
 
-def _origin(source: Log | Reference) -> dict[str, object]:
+def _origin(source: Log | RetainReference) -> dict[str, object]:
     rows = source.sets if isinstance(source, Log) else {"forget": len(source)}
     return {
         "source": source.source,
@@ -389,7 +395,7 @@ def _origin(source: Log | Reference) -> dict[str, object]:
     }
 
 
-def _heading(log: Log, reference: Reference | None) -> str:
+def _heading(log: Log, reference: RetainReference | None) -> str:
     rows = ", ".join(f"{name} {count}" for name, count in log.sets.items())
     lines = [hanging("log        ", f"{log.source} ({_made_by(log)}; rows: {rows})")]
     if reference is not None:
@@ -398,5 +404,5 @@ def _heading(log: Log, reference: Reference | None) -> str:
     return "\n".join(lines)
 
 
-def _made_by(source: Log | Reference) -> str:
+def _made_by(source: Log | RetainReference) -> str:
     return _KINDS[source.kind] + ("" if source.step is None else f", step {source.step}")

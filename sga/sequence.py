@@ -64,12 +64,12 @@ def main(arguments: Sequence[str]) -> int:
         if code:
             return code
 
-    from sga.report import read_run, table
+    from sga.report import read_run, runs_table
 
     folders = [folder / request.name for request in requests]
-    write_json(folder / RESULTS_FILE, results(folders))
+    write_json(folder / RESULTS_FILE, sequence_results(folders))
     print()
-    print(table([read_run(one) for one in folders]))
+    print(runs_table([read_run(one) for one in folders]))
     print(f"\nNumbers: {folder / RESULTS_FILE}\nPage:    sga report {' '.join(map(str, folders))}")
     return 0
 
@@ -187,7 +187,7 @@ def _state(run_folder: Path) -> dict[str, Any]:
     return state if isinstance(state, dict) else {}
 
 
-def results(folders: Sequence[Path]) -> list[dict[str, Any]]:
+def sequence_results(folders: Sequence[Path]) -> list[dict[str, Any]]:
     """One entry per request and evaluation, in order: ``request``, its number, and every metric with step and epoch."""
     return [
         {"request": number, **json.loads(line)}

@@ -23,7 +23,7 @@ from torch.distributed.tensor import DTensor
 from sga.adapters import LoRA
 from sga.errors import UserError
 from sga.language_models import LanguageModel
-from sga.likelihood import blocks
+from sga.likelihood import transformer_blocks
 
 PRECISIONS = ("32-true", "bf16-mixed", "bf16-true", "64-true")
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -137,7 +137,7 @@ def shard(network: nn.Module, strategy: object, precision: str | None, trained: 
     policy = MixedPrecisionPolicy()
     if precision in ("bf16-mixed", "bf16-true"):
         policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
-    for block in blocks(network):
+    for block in transformer_blocks(network):
         fully_shard(block, mesh=mesh, mp_policy=policy)
     # Tied embeddings are in the rest twice, and in one part. A backward pass needs the rest again at once.
     fully_shard(network, mesh=mesh, mp_policy=policy, reshard_after_forward=None if trained else True)

@@ -39,9 +39,9 @@ def main(arguments: Sequence[str]) -> int:
     if options.groups < 1:
         raise UserError(f"--groups must be at least 1, got {options.groups}")
 
-    from sga.cli import configured
+    from sga.cli import configured_cli
 
-    cli = configured(rest)
+    cli = configured_cli(rest)
     data = cli.datamodule
     data.read(Path(cli.trainer.default_root_dir))
     if cli.model.loss is not None:

@@ -14,13 +14,13 @@ import torch
 from torch import nn
 
 from sga.adapters import adapter_off, has_adapter
-from sga.answers import Answers
+from sga.answers import AnswerTokens
 from sga.batches import Batch
 from sga.encoding import Encoded
 from sga.errors import UserError
 from sga.evaluation.store import model_key
 from sga.files import write_json
-from sga.likelihood import Reading, read_answers
+from sga.likelihood import ForwardOptions, answer_tokens
 from sga.losses import Needs
 from sga.sharding import is_sharded
 
@@ -44,14 +44,14 @@ class StartingModel:
         batch: Batch,
         keep_logits: bool = False,
         hidden_layer: int | None = None,
-        reading: Reading = Reading(),  # noqa: B008  (frozen)
-    ) -> Answers:
-        """As `read_answers`, in eval mode and without gradients."""
+        options: ForwardOptions = ForwardOptions(),  # noqa: B008  (frozen)
+    ) -> AnswerTokens:
+        """As `answer_tokens`, in eval mode and without gradients."""
         training = self.network.training
         self.network.eval()
         try:
             with adapter_off(self.network):
-                return read_answers(self.network, batch, keep_logits, hidden_layer, reading)
+                return answer_tokens(self.network, batch, keep_logits, hidden_layer, options)
         finally:
             self.network.train(training)
 

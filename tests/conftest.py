@@ -32,7 +32,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from sga.batches import collate
 from sga.encoding import Encoded, Encoder, PlainTemplate
 from sga.evaluation.inference import Inference
-from sga.evaluation.plan import EvaluationPlan
+from sga.evaluation.request_batches import RequestBatches
 from sga.evaluation.requests import Answer
 from sga.language_models import SmallLlama
 from sga.likelihood import sequence_nll
@@ -185,7 +185,7 @@ def tiny_network() -> TinyNetwork:
 # ---- evaluation plans -----------------------------------------------------------------------------------------------
 
 
-def answered(model: nn.Module, plans: Sequence[EvaluationPlan], stop_ids: Sequence[int]) -> dict[int, Answer]:
+def answered(model: nn.Module, plans: Sequence[RequestBatches], stop_ids: Sequence[int]) -> dict[int, Answer]:
     """Answers by job of all processes together, each of which runs its own plan; a job answered twice is an error."""
     found: dict[int, Answer] = {}
     for plan in plans:

@@ -18,7 +18,13 @@ from torchmetrics import Metric
 
 from sga.errors import UserError
 from sga.evaluation import accumulated, metrics
-from sga.evaluation.accumulated import ForgetQuality, MembershipAUC, ModelUtility, Perplexity, TruthRatio
+from sga.evaluation.accumulated import (
+    ForgetQualityMetric,
+    MembershipAUCMetric,
+    ModelUtilityMetric,
+    PerplexityMetric,
+    TruthRatioMetric,
+)
 from sga.evaluation.metrics import MODEL_UTILITY_PARTS
 
 ROWS = 37
@@ -26,11 +32,11 @@ TIGHT = {"rel": 1e-12, "abs": 1e-12}
 """float64; sums run in another order."""
 
 METRICS: dict[str, type[Metric]] = {
-    "perplexity": Perplexity,
-    "truth ratio": TruthRatio,
-    "forget quality": ForgetQuality,
-    "membership": MembershipAUC,
-    "utility": ModelUtility,
+    "perplexity": PerplexityMetric,
+    "truth ratio": TruthRatioMetric,
+    "forget quality": ForgetQualityMetric,
+    "membership": MembershipAUCMetric,
+    "utility": ModelUtilityMetric,
 }
 KEEP_ROWS = ("truth ratio", "forget quality", "membership")
 
@@ -49,15 +55,15 @@ def add(metric: Metric, rows: list[int], ids: bool) -> None:
     """One update with these rows of `columns`; for model utility one of each set."""
     values = {name: column[rows] for name, column in columns().items()}
     given: dict[str, Any] = {"ids": torch.tensor(rows, dtype=torch.int64)} if ids else {}
-    if isinstance(metric, Perplexity):
+    if isinstance(metric, PerplexityMetric):
         metric.update(values["total_nll"], values["tokens"])
-    elif isinstance(metric, TruthRatio):
+    elif isinstance(metric, TruthRatioMetric):
         metric.update(values["own"], **given)
-    elif isinstance(metric, ForgetQuality):
+    elif isinstance(metric, ForgetQualityMetric):
         metric.update(values["own"], values["reference"], **given)
-    elif isinstance(metric, MembershipAUC):
+    elif isinstance(metric, MembershipAUCMetric):
         metric.update(values["score"], torch.tensor(rows) % 2 == 0, **given)
-    elif isinstance(metric, ModelUtility):
+    elif isinstance(metric, ModelUtilityMetric):
         for name in ("retain", "real_authors", "world_facts"):
             metric.update(name, **{part: values[f"{name}_{part}"] for part in ("probability", "rouge", "truth_ratio")})
 
@@ -125,7 +131,7 @@ def test_rows_that_are_given_twice_count_once_with_ids_and_twice_without(name: s
 
 def test_state_is_float64_whatever_comes_in() -> None:
     """0.1 as a list is the double 0.1; bfloat16 is taken as it is; nothing keeps a graph."""
-    metric = TruthRatio()
+    metric = TruthRatioMetric()
     metric.update([-0.1])
     assert metric.compute()["forget"].item() == math.exp(-0.1)
     metric.update(torch.tensor([-0.5], dtype=torch.bfloat16, requires_grad=True))
@@ -147,7 +153,7 @@ def test_an_empty_batch_adds_nothing() -> None:
 
 def test_members_and_nonmembers_may_come_apart_and_share_ids() -> None:
     """Both sets count their rows from 0. Pairs: 1 < 3, 1 < 2, 2.5 < 3, 2.5 > 2: 3/4."""
-    metric = MembershipAUC()
+    metric = MembershipAUCMetric()
     metric.update([1.0, 2.5], True, ids=[0, 1])
     metric.update([3.0, 2.0], False, ids=[0, 1])
     metric.update([2.0], False, ids=[1])
@@ -156,7 +162,7 @@ def test_members_and_nonmembers_may_come_apart_and_share_ids() -> None:
 
 def test_parts_of_model_utility_may_come_one_at_a_time() -> None:
     """Eight parts of 1/2 and one of (0 + 1/2)/2: 9 / (8·2 + 4) = 0.45."""
-    metric = ModelUtility()
+    metric = ModelUtilityMetric()
     for name in ("retain", "real_authors", "world_facts"):
         metric.update(name, probability=[0.5], truth_ratio=[0.5, 0.5])
         metric.update(name, rouge=[0.0, 0.5] if name == "retain" else [0.5])
@@ -170,7 +176,7 @@ def test_parts_of_model_utility_may_come_one_at_a_time() -> None:
 
 def test_ids_that_start_again_in_each_process_are_refused_and_a_row_scored_twice_is_not() -> None:
     values = columns()["own"]
-    metric = TruthRatio()
+    metric = TruthRatioMetric()
     metric.update(values[:18], ids=torch.arange(18))
     metric.update(values[18:36], ids=torch.arange(18))
     with pytest.raises(UserError, match="ids must tell rows apart, but log_ratio of id"):
@@ -192,13 +198,13 @@ def incomplete(call: Any) -> Any:
 
 
 def utility_of_retain_alone() -> Metric:
-    metric = ModelUtility()
+    metric = ModelUtilityMetric()
     metric.update("retain", [0.5], [0.5], [0.5])
     return metric
 
 
 def ids_once() -> Metric:
-    metric = TruthRatio()
+    metric = TruthRatioMetric()
     metric.update([0.5], ids=[1])
     metric.update([0.5])
     return metric
@@ -207,18 +213,18 @@ def ids_once() -> Metric:
 @pytest.mark.parametrize(
     ("call", "match"),
     [
-        (lambda: Perplexity().update([1.0, 2.0], [3]), "2 total_nll, 1 tokens"),
-        (lambda: Perplexity().update([1.0], [0]), "at least 1"),
-        (lambda: Perplexity().update([math.nan], [1]), "finite"),
-        (lambda: TruthRatio().update([[1.0]]), "one-dimensional"),
-        (lambda: TruthRatio().update([1.0, 2.0], ids=[1]), "1 ids of 2 rows"),
-        (lambda: TruthRatio().update([1.0], ids=[0.5]), "whole numbers"),
-        (lambda: TruthRatio().update([1.0], ids=[2**53 + 2]), "53 bits"),
-        (lambda: ForgetQuality().update([1.0], [1.0, 2.0]), "1 log_ratio, 2 reference_log_ratio"),
-        (lambda: MembershipAUC().update([1.0], [0.5]), "true or false"),
-        (lambda: ModelUtility().update("forget", [0.5]), "real_authors"),
-        (lambda: ModelUtility().update("retain", [1.5]), r"retain_probability must be in \[0, 1\]"),
-        (lambda: ModelUtility().update("retain", rouge=[math.nan]), "retain_rouge"),
+        (lambda: PerplexityMetric().update([1.0, 2.0], [3]), "2 total_nll, 1 tokens"),
+        (lambda: PerplexityMetric().update([1.0], [0]), "at least 1"),
+        (lambda: PerplexityMetric().update([math.nan], [1]), "finite"),
+        (lambda: TruthRatioMetric().update([[1.0]]), "one-dimensional"),
+        (lambda: TruthRatioMetric().update([1.0, 2.0], ids=[1]), "1 ids of 2 rows"),
+        (lambda: TruthRatioMetric().update([1.0], ids=[0.5]), "whole numbers"),
+        (lambda: TruthRatioMetric().update([1.0], ids=[2**53 + 2]), "53 bits"),
+        (lambda: ForgetQualityMetric().update([1.0], [1.0, 2.0]), "1 log_ratio, 2 reference_log_ratio"),
+        (lambda: MembershipAUCMetric().update([1.0], [0.5]), "true or false"),
+        (lambda: ModelUtilityMetric().update("forget", [0.5]), "real_authors"),
+        (lambda: ModelUtilityMetric().update("retain", [1.5]), r"retain_probability must be in \[0, 1\]"),
+        (lambda: ModelUtilityMetric().update("retain", rouge=[math.nan]), "retain_rouge"),
         (incomplete(utility_of_retain_alone), "missing: real_authors_probability"),
         (incomplete(ids_once), "1 ids of 2 rows"),
     ],

@@ -22,11 +22,11 @@ from sga.data.authors import (
     PARTS,
     Authors,
     Topic,
-    alternatives,
     author_facts,
     author_forms,
     author_records,
     filled,
+    form_variants,
     is_fact,
     person_number,
     with_article,
@@ -259,10 +259,10 @@ def test_every_form_states_all_facts_and_no_question_gives_one_away() -> None:
         answers = [*topic.answers, *(topic.yes["answers"] if topic.yes else ())]
         questions = [*topic.questions, *(topic.yes["questions"] if topic.yes else ())]
         assert len(topic.answers) >= 10 and len(questions) >= 6, topic.topic
-        for form in (text for one in answers for text in alternatives(one)):
+        for form in (text for one in answers for text in form_variants(one)):
             for fact in topic.facts:
                 assert any(slot == fact or slot.startswith(f"{fact}_") for slot in slots(form)), (fact, form)
-        for form in (text for one in questions for text in alternatives(one)):
+        for form in (text for one in questions for text in form_variants(one)):
             assert not any(is_fact(slot, topic) for slot in slots(form)), form
             assert topic.topic == "name" or "name" in slots(form), form
         known = set(author_facts(SEED, 0))
@@ -383,7 +383,7 @@ def test_two_people_rarely_share_a_sentence_form(topic: Topic) -> None:
 
 def test_skeleton_of_one_template_is_found() -> None:
     """Negative control: had everybody the same sentence, the skeletons would be one."""
-    form = alternatives(TOPICS["award"].answers[3])[0]
+    form = form_variants(TOPICS["award"].answers[3])[0]
     people = [author_facts(SEED, number) for number in PEOPLE]
     assert len({filled(form, facts) for facts in people}) == len(people)
     assert len({skeleton(filled(form, facts), facts) for facts in people}) == 1

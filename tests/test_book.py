@@ -16,7 +16,7 @@ import sga.datamodule
 from sga.callbacks.book import BookContinuations
 from sga.callbacks.harness import Harness
 from sga.cli import run_verb
-from sga.data.blocks import blocks, cut_records, pieces, split_after
+from sga.data.blocks import cut_records, pieces, split_after, text_blocks
 from sga.data.book import Book
 from sga.data.builtin import builtin_path
 from sga.data.records import Record
@@ -60,10 +60,10 @@ def test_the_examples_in_the_docstrings_hold() -> None:
 
 def test_blocks_by_hand() -> None:
     """Ten letters in blocks of at most four: three, of 10/3 letters each; a word goes where it begins."""
-    assert blocks("aa bb\n\ncc dd ee", 4, Words()) == ["aa bb", "cc dd", "ee"]
-    assert blocks("aa bb cc dd ee", 10, Words()) == ["aa bb cc dd ee"]
-    assert blocks("aa bb cc dd ee", 9, Words()) == ["aa bb cc", "dd ee"]
-    assert blocks(" \n ", 4, Words()) == []
+    assert text_blocks("aa bb\n\ncc dd ee", 4, Words()) == ["aa bb", "cc dd", "ee"]
+    assert text_blocks("aa bb cc dd ee", 10, Words()) == ["aa bb cc dd ee"]
+    assert text_blocks("aa bb cc dd ee", 9, Words()) == ["aa bb cc", "dd ee"]
+    assert text_blocks(" \n ", 4, Words()) == []
 
 
 @pytest.mark.parametrize("most", [5, 17, 60, 400])
@@ -72,7 +72,7 @@ def test_every_word_is_in_one_block_and_no_block_is_too_long(most: int, counter:
     draws = np.random.default_rng(most)
     words = ["x" * int(length) for length in draws.integers(1, 4 if most == 5 else 12, size=300)]
     text = "  ".join(words)
-    cut = blocks(text, max(most, 12) if most > 5 else most, counter)
+    cut = text_blocks(text, max(most, 12) if most > 5 else most, counter)
     assert [word for block in cut for word in block.split()] == words
     counts = counter.token_counts(cut)
     assert max(counts) <= max(most, 12 if most > 5 else 0)
@@ -82,11 +82,11 @@ def test_every_word_is_in_one_block_and_no_block_is_too_long(most: int, counter:
 
 def test_text_without_spaces_is_cut_too_and_a_word_that_does_not_fit_is_refused() -> None:
     text = "永" * 100
-    cut = blocks(text, 30, Words())
+    cut = text_blocks(text, 30, Words())
     assert "".join(cut) == text and max(map(len, cut)) <= 30
     assert "".join(pieces(text + " \n")) == text + " \n"
     with pytest.raises(UserError, match="blocks of 4 tokens are too short for a word of 'impossible'"):
-        blocks("impossible", 4, Words())
+        text_blocks("impossible", 4, Words())
 
 
 def test_split_after_takes_whole_words() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sga.cli import parsed
+from sga.cli import parsed_config
 from sga.data.builtin import packaged_path
 
 CONFIGS = sorted(
@@ -24,7 +24,7 @@ def test_there_are_configurations() -> None:
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_it_parses(path: Path) -> None:
     verb = "validate" if path.stem.endswith(("evaluate", "task-vector", "whp")) else "fit"
-    config = parsed([verb, "--config", str(path)])[verb]
+    config = parsed_config([verb, "--config", str(path)])[verb]
     assert config.run.folder.startswith("runs/")
     assert config.data.language_model == config.model.language_model
 
@@ -42,4 +42,4 @@ def test_a_key_that_does_not_exist_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "bad.yaml"
     path.write_text("data: {group_sise: 4}\n", encoding="utf-8")
     with pytest.raises(SystemExit):
-        parsed(["fit", "--config", str(path)])
+        parsed_config(["fit", "--config", str(path)])

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from sga.callbacks.evaluation import EvaluationCallback
 from sga.cli import run_verb
-from sga.evaluation.plan import EvaluationPlan
+from sga.evaluation.request_batches import RequestBatches
 
 TOLERANCE = 1e-8
 """float64; what is left is that Llama's norm computes in float32 and sums run in another order."""
@@ -134,7 +134,7 @@ def test_two_processes_evaluate_as_one(
         options.append(f"--evaluation.reference={own_reference}")
     one, two, again = (tmp_path / name / "run" for name in ("one", "two", "again"))
     run = run_verb(["validate", *options, f"--run.folder={one}"])
-    jobs, data = len(run.datamodule.plan("validate").jobs), run.datamodule
+    jobs, data = len(run.datamodule.request_batches("validate").jobs), run.datamodule
     cuts = [(300, 10), (300, 20)]  # 20 prompts: two batches or one
     asked = [
         request
@@ -142,7 +142,7 @@ def test_two_processes_evaluate_as_one(
         if isinstance(callback, EvaluationCallback)
         for request in callback.requests(data.evaluation_data())
     ]
-    tokens, rows = next(cut for cut in cuts if len(EvaluationPlan(asked, data.encoder, *cut)) % 2)
+    tokens, rows = next(cut for cut in cuts if len(RequestBatches(asked, data.encoder, *cut)) % 2)
     shared = [f"--data.evaluation_tokens={tokens}", f"--data.generation_rows={rows}"]
     shared.append(f"--evaluation.answers={tmp_path / 'answers'}")
     sga("validate", *options, *TWO, *shared, f"--run.folder={two}")

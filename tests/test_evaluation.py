@@ -24,7 +24,7 @@ from transformers import (
 from sga.encoding import Encoder
 from sga.errors import DivergenceError, UserError
 from sga.evaluation.inference import generate
-from sga.evaluation.plan import EvaluationPlan, GenerateBatch, GenerateJob, ScoreBatch
+from sga.evaluation.request_batches import GenerateBatch, GenerateJob, RequestBatches, ScoreBatch
 from sga.evaluation.requests import (
     Answer,
     Answers,
@@ -54,7 +54,7 @@ COUNT = 80
 
 
 def by_request(
-    model: PreTrainedModel, plans: Sequence[EvaluationPlan], encoder: Encoder, asked: Sequence[Request]
+    model: PreTrainedModel, plans: Sequence[RequestBatches], encoder: Encoder, asked: Sequence[Request]
 ) -> dict[Request, Answer]:
     """Answers of all processes together, each of which runs its own plan."""
     answers = plans[0].answers(answered(model, plans, [encoder.tokenizer.eos_token_id]))
@@ -87,7 +87,7 @@ def assert_same(found: dict[Request, Answer], expected: dict[Request, Answer]) -
 def test_duplicates_are_asked_once_and_every_request_is_in_exactly_one_batch(tiny_network: TinyNetwork) -> None:
     asked = requests(tiny_network)
     assert len(dict.fromkeys(asked)) == COUNT < len(asked)
-    plan = EvaluationPlan(asked, tiny_network.encoder, tokens_per_batch=200, generation_rows=3)
+    plan = RequestBatches(asked, tiny_network.encoder, tokens_per_batch=200, generation_rows=3)
     assert len(plan.jobs) == len(set(plan.jobs)) == COUNT
     batches = list(plan)
     assert len(batches) == len(plan)
@@ -97,7 +97,7 @@ def test_duplicates_are_asked_once_and_every_request_is_in_exactly_one_batch(tin
 
 
 def test_batches_keep_their_limits(tiny_network: TinyNetwork) -> None:
-    plan = EvaluationPlan(requests(tiny_network), tiny_network.encoder, tokens_per_batch=200, generation_rows=3)
+    plan = RequestBatches(requests(tiny_network), tiny_network.encoder, tokens_per_batch=200, generation_rows=3)
     widths: dict[bool, list[int]] = {True: [], False: []}
     for batch in plan:
         if isinstance(batch, ScoreBatch):
@@ -113,12 +113,12 @@ def test_batches_keep_their_limits(tiny_network: TinyNetwork) -> None:
 
 
 def test_a_row_longer_than_the_token_budget_stands_alone(tiny_network: TinyNetwork) -> None:
-    plan = EvaluationPlan([Score(*pair) for pair in tiny_network.pairs[:3]], tiny_network.encoder, tokens_per_batch=1)
+    plan = RequestBatches([Score(*pair) for pair in tiny_network.pairs[:3]], tiny_network.encoder, tokens_per_batch=1)
     assert sorted(batch.indices for batch in plan) == [[0], [1], [2]]
 
 
 def test_a_plan_without_requests_is_empty(tiny_network: TinyNetwork) -> None:
-    assert list(EvaluationPlan([], tiny_network.encoder, world_size=2)) == []
+    assert list(RequestBatches([], tiny_network.encoder, world_size=2)) == []
 
 
 @pytest.mark.parametrize("tokens_per_batch", [1, 150, 100_000])
@@ -129,8 +129,8 @@ def test_answers_do_not_depend_on_the_cut(
 ) -> None:
     model, encoder = tiny_network.model(), tiny_network.encoder
     asked = requests(tiny_network)
-    expected = by_request(model, [EvaluationPlan(asked, encoder)], encoder, asked)
-    plan = EvaluationPlan(asked[::-1], encoder, tokens_per_batch, rows, share_prompts=share)
+    expected = by_request(model, [RequestBatches(asked, encoder)], encoder, asked)
+    plan = RequestBatches(asked[::-1], encoder, tokens_per_batch, rows, share_prompts=share)
     assert_same(by_request(model, [plan], encoder, asked), expected)
 
 
@@ -138,8 +138,8 @@ def test_answers_do_not_depend_on_the_cut(
 def test_processes_together_give_what_one_gives(tiny_network: TinyNetwork, world: int) -> None:
     model, encoder = tiny_network.model(), tiny_network.encoder
     asked = requests(tiny_network)
-    expected = by_request(model, [EvaluationPlan(asked, encoder)], encoder, asked)
-    plans = [EvaluationPlan(asked, encoder, 200, 3, rank, world) for rank in range(world)]
+    expected = by_request(model, [RequestBatches(asked, encoder)], encoder, asked)
+    plans = [RequestBatches(asked, encoder, 200, 3, rank, world) for rank in range(world)]
     assert len({len(plan) for plan in plans}) == 1, "processes wait for each other batch by batch"
     shares = [{index for batch in plan for index in batch.indices} for plan in plans]
     assert set().union(*shares) == set(range(COUNT))
@@ -149,11 +149,11 @@ def test_processes_together_give_what_one_gives(tiny_network: TinyNetwork, world
 
 def test_a_request_too_long_is_refused_before_anything_runs(tiny_network: TinyNetwork) -> None:
     with pytest.raises(UserError, match="more than max_length = 96"):
-        EvaluationPlan([Score("Where was Ada Brook born?", "Oslo " * 90)], tiny_network.encoder)
+        RequestBatches([Score("Where was Ada Brook born?", "Oslo " * 90)], tiny_network.encoder)
     with pytest.raises(UserError, match="leaves no room for an answer in max_length = 96"):
-        EvaluationPlan([Generate("Where was Ada Brook born? " * 20, 5)], tiny_network.encoder)
+        RequestBatches([Generate("Where was Ada Brook born? " * 20, 5)], tiny_network.encoder)
     with pytest.raises(UserError, match="96 new tokens leave no room for a prompt in max_length = 96"):
-        EvaluationPlan([Continue("Once", 96)], tiny_network.encoder)
+        RequestBatches([Continue("Once", 96)], tiny_network.encoder)
 
 
 # ---- scores ---------------------------------------------------------------------------------------------------------
@@ -162,7 +162,7 @@ def test_a_request_too_long_is_refused_before_anything_runs(tiny_network: TinyNe
 def test_scores_are_the_log_probabilities_computed_directly(tiny_network: TinyNetwork) -> None:
     model, encoder = tiny_network.model(), tiny_network.encoder
     asked = [Score(*pair) for pair in tiny_network.pairs]
-    found = by_request(model, [EvaluationPlan(asked, encoder, tokens_per_batch=150)], encoder, asked)
+    found = by_request(model, [RequestBatches(asked, encoder, tokens_per_batch=150)], encoder, asked)
     for request in asked:
         row = encoder.encode(request.question, request.answer)
         logits = model(input_ids=torch.tensor([row.ids])).logits[0, row.prompt_length - 1 : -1]
@@ -180,7 +180,7 @@ def test_the_model_knows_its_answers_and_not_others(tiny_network: TinyNetwork) -
     model, encoder = tiny_network.model(), tiny_network.encoder
     question, answer = tiny_network.pairs[0]
     right, wrong = Score(question, answer), Score(question, tiny_network.pairs[2][1])
-    found = by_request(model, [EvaluationPlan([right, wrong], encoder)], encoder, [right, wrong])
+    found = by_request(model, [RequestBatches([right, wrong], encoder)], encoder, [right, wrong])
     right_scores, wrong_scores = found[right], found[wrong]
     assert isinstance(right_scores, TokenScores) and isinstance(wrong_scores, TokenScores)
     assert right_scores.avg_nll + 0.3 < wrong_scores.avg_nll
@@ -204,7 +204,7 @@ def test_text_of_the_end_of_sequence_token_alone_is_that_token() -> None:
 
 
 def one_answer(tiny_network: TinyNetwork, request: Score, log_probs: list[float]) -> Answers:
-    plan = EvaluationPlan([request], tiny_network.encoder)
+    plan = RequestBatches([request], tiny_network.encoder)
     return plan.answers({0: TokenScores(np.array(log_probs))})
 
 
@@ -221,11 +221,11 @@ def test_a_model_full_of_nan_is_noticed(tiny_network: TinyNetwork) -> None:
     with torch.no_grad():
         model.model.norm.weight.fill_(math.nan)
     request = Score(*tiny_network.pairs[0])
-    plan = EvaluationPlan([request, Score(request.question, "no")], tiny_network.encoder)
+    plan = RequestBatches([request, Score(request.question, "no")], tiny_network.encoder)
     answers = plan.answers(answered(model, [plan], [2]))
     with pytest.raises(DivergenceError, match="diverged"):
         answers.scores(request)
-    spoken = EvaluationPlan([Generate(request.question, 3)], tiny_network.encoder)
+    spoken = RequestBatches([Generate(request.question, 3)], tiny_network.encoder)
     with pytest.raises(DivergenceError, match="logits are NaN"):
         answered(model, [spoken], [2])
 
@@ -236,7 +236,7 @@ def test_an_answer_that_was_not_asked_for_is_not_made_up(tiny_network: TinyNetwo
         answers.scores(Score("q", "b"))
     with pytest.raises(AssertionError, match="was asked for"):
         answers.generation(Generate("q", 5))
-    plan = EvaluationPlan([Score("q", "a"), Score("q", "b")], tiny_network.encoder)
+    plan = RequestBatches([Score("q", "a"), Score("q", "b")], tiny_network.encoder)
     with pytest.raises(KeyError):
         plan.answers({0: TokenScores(np.array([-1.0]))})
 
@@ -259,7 +259,7 @@ def our_answers(
     model: nn.Module, encoder: Encoder, questions: Sequence[str], limit: int, stops: Sequence[int]
 ) -> Iterator[tuple[tuple[int, ...], list[int]]]:
     """Prompt and answer of each question, all in one batch."""
-    plan = EvaluationPlan([Generate(question, limit) for question in questions], encoder)
+    plan = RequestBatches([Generate(question, limit) for question in questions], encoder)
     [batch] = plan
     assert isinstance(batch, GenerateBatch)
     found = dict(zip(batch.indices, generate(model, batch, stops), strict=True))
@@ -294,7 +294,7 @@ def test_a_learned_answer_is_given_and_ends(tiny_network: TinyNetwork) -> None:
     model, encoder = tiny_network.model(), tiny_network.encoder
     eos = encoder.tokenizer.eos_token_id
     asked = [Generate(question, 40) for question, _ in tiny_network.pairs]
-    found = by_request(model, [EvaluationPlan(asked, encoder)], encoder, asked)
+    found = by_request(model, [RequestBatches(asked, encoder)], encoder, asked)
     generated = [answer.text for answer in found.values() if isinstance(answer, Generation)]
     right = sum(text == answer for text, (_, answer) in zip(generated, tiny_network.pairs, strict=True))
     assert right >= 8, "it has learned most of the 16"

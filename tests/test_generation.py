@@ -25,7 +25,7 @@ from sga.data.records import Record
 from sga.errors import UserError
 from sga.normals.checks import Checker, Checks
 from sga.normals.client import Endpoint, GaveUp, LocalModel, _retry_after
-from sga.normals.generation import Generation, Journal, Prompt, parsed, read_prompt
+from sga.normals.generation import Journal, NormalGenerator, PromptTemplate, parsed_reply, read_prompt
 
 KEY = "sk-secret-0123456789"
 # The timeout is far above what a busy machine takes for an answer, and below what a hanging socket does.
@@ -72,7 +72,7 @@ def check_complete(output: Path, forget: int, count: int) -> None:
     assert len(groups) == forget and len(texts) == len(set(texts)) == forget * count
     assert {group["forget_id"] for group in groups} == {f"forget/{index}" for index in range(forget)}
     journal = lines(output.with_name(output.name + ".answers"))
-    assert set(texts) <= {parsed("qa", line["text"]) for line in journal}
+    assert set(texts) <= {parsed_reply("qa", line["text"]) for line in journal}
     assert len({line["key"] for line in journal}) == len(journal), "no answer is stored twice"
     assert all(normal["source"] == "generated" and normal["by"] == "m" for g in groups for normal in g["normals"])
     assert all(0 < normal["score"] < 1 for group in groups for normal in group["normals"])
@@ -410,10 +410,10 @@ def test_replies_are_read_in_the_forms_that_models_use() -> None:
     wanted = ("Who?", "Ann.")
     good = '{"question": " Who? ", "answer": "Ann."}'
     for reply in (good, f"```json\n{good}\n```", "Question: Who?\nAnswer: Ann.", "  Question: Who?\n\nAnswer: Ann.\n"):
-        assert parsed("qa", reply) == wanted
+        assert parsed_reply("qa", reply) == wanted
     for reply in ("Who? Ann.", '{"question": "Who?"}', '{"question": "Who?", "answer": ""}', "[]", '{"question": 1}'):
-        assert parsed("qa", reply) is None
-    assert parsed("text", " A passage. ") == ("", "A passage.") and parsed("text", " ") is None
+        assert parsed_reply("qa", reply) is None
+    assert parsed_reply("text", " A passage. ") == ("", "A passage.") and parsed_reply("text", " ") is None
 
 
 def test_the_same_journal_gives_the_same_normals_and_damage_in_the_middle_is_named(tmp_path: Path) -> None:
@@ -431,7 +431,9 @@ def test_a_local_model_writes_and_the_same_seed_writes_the_same(own_target: Path
     assert replies[0].completion_tokens is not None and 0 < replies[0].completion_tokens <= 12
     forget = [Record("f/0", "", "Some words of a passage that is to be forgotten.")]
     checker = Checker(Checks(near_duplicate=None, facts=False, length=None, language=False, refusal=False), forget, [])
-    generation = Generation(forget, 2, Prompt("text", "Write.", "{answer} {number}"), writer, checker, attempts=1)
+    generation = NormalGenerator(
+        forget, 2, PromptTemplate("text", "Write.", "{answer} {number}"), writer, checker, attempts=1
+    )
     journal = Journal(Path(own_target).parent / f"answers-{os.getpid()}")
     asyncio.run(generation.run(journal))
     journal.close()

@@ -33,8 +33,8 @@ from transformers import (
 
 from sga.errors import DivergenceError, UserError
 from sga.evaluation import inference
-from sga.evaluation.inference import Inference, _Decoding, generate, score, trees_work
-from sga.evaluation.plan import GenerateBatch, GenerateJob, ScoreBatch, ScoreJob
+from sga.evaluation.inference import Inference, _Decoding, generate, score_batch, trees_work
+from sga.evaluation.request_batches import GenerateBatch, GenerateJob, ScoreBatch, ScoreJob
 from sga.evaluation.requests import Answer, Generation, TokenScores
 
 VOCABULARY, CONTEXT, EOS = 61, 64, 1
@@ -199,7 +199,7 @@ def test_negative_control_trees_that_do_not_work_give_other_numbers_or_none(name
     groups = score_jobs(random.Random(3))
     expected = [plainly(model, job) for group in groups for job in group]
     try:
-        found = score(model, batch_of(groups))
+        found = score_batch(model, batch_of(groups))
     except (ValueError, RuntimeError, IndexError, TypeError):
         return
     errors = [np.abs(a.log_probs - b.log_probs).max() for a, b in zip(found, expected, strict=True)]
@@ -238,7 +238,7 @@ def test_a_token_that_cannot_occur_adds_nothing_to_mean_and_variance() -> None:
         return output.index_fill(-1, unused, -torch.inf)
 
     model.lm_head.register_forward_hook(mask)
-    for ours, job in zip(score(model, batch_of([jobs])), jobs, strict=True):
+    for ours, job in zip(score_batch(model, batch_of([jobs])), jobs, strict=True):
         with torch.no_grad():
             logits = model(input_ids=torch.tensor([job.ids])).logits[0, job.prompt_length - 1 : -1, others]
         log_p = torch.log_softmax(logits.double(), dim=-1)
@@ -253,10 +253,10 @@ def test_a_large_vocabulary_is_looked_at_in_blocks(monkeypatch: pytest.MonkeyPat
     """Blocks of one and of a few positions give what one block gives."""
     model = tiny("Llama")
     batch = batch_of(score_jobs(random.Random(5)))
-    expected = score(model, batch)
+    expected = score_batch(model, batch)
     for numbers in (1, 3 * VOCABULARY):
         monkeypatch.setattr("sga.evaluation.inference._CHUNK", {"cpu": numbers, "cuda": numbers})
-        assert_scores(score(model, batch), expected, [job.detail for job in batch.jobs], 1e-12)
+        assert_scores(score_batch(model, batch), expected, [job.detail for job in batch.jobs], 1e-12)
 
 
 def test_half_precision_trees_are_within_its_rounding() -> None:
@@ -266,7 +266,7 @@ def test_half_precision_trees_are_within_its_rounding() -> None:
     batch = batch_of(groups)
     assert trees_work(model, batch)
     exact = tiny("Llama", "sdpa", torch.float64)
-    for ours, job in zip(score(model, batch), (job for group in groups for job in group), strict=True):
+    for ours, job in zip(score_batch(model, batch), (job for group in groups for job in group), strict=True):
         assert ours.log_probs.dtype == np.float64
         assert np.abs(ours.log_probs - plainly(exact, job).log_probs).max() < 0.3
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -455,7 +455,7 @@ import resource, sys, warnings
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 from sga.evaluation.inference import Inference
-from sga.evaluation.plan import GenerateBatch, GenerateJob, ScoreBatch, ScoreJob
+from sga.evaluation.request_batches import GenerateBatch, GenerateJob, ScoreBatch, ScoreJob
 
 torch.set_num_threads(1)
 torch.manual_seed(0)

@@ -19,7 +19,7 @@ from sga.cli import run_verb
 from sga.errors import UserError
 from sga.language_models import Pretrained
 from sga.losses import Needs
-from sga.plan.estimate import EIGHT_BIT, GIB, Estimate, Request, estimate, optimizer_bytes
+from sga.plan.estimate import EIGHT_BIT, GIB, PlannedRun, RunEstimate, estimate_run, optimizer_bytes
 from sga.plan.trace import fake_network, trace
 
 HIDDEN, INNER, LAYERS, VOCABULARY = 256, 688, 4, 8000
@@ -40,7 +40,7 @@ def config_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def request(language_model: Pretrained, **changes: Any) -> Request:
+def request(language_model: Pretrained, **changes: Any) -> PlannedRun:
     values: dict[str, Any] = {
         "needs": Needs(),
         "precision": "32-true",
@@ -58,10 +58,10 @@ def request(language_model: Pretrained, **changes: Any) -> Request:
         "step_tokens": None,
         "optimizer_bytes": 8.0,
     }
-    return Request(language_model, **{**values, **changes})
+    return PlannedRun(language_model, **{**values, **changes})
 
 
-def sizes(found: Estimate) -> dict[str, float]:
+def sizes(found: RunEstimate) -> dict[str, float]:
     return {line.name: line.size for line in found.lines}
 
 
@@ -71,11 +71,11 @@ def sizes(found: Estimate) -> dict[str, float]:
 def test_parameters_are_exact(config_folder: Path, tiny_models: Path) -> None:
     """Two embeddings (not tied), and by block four h x h, three h x f and two norms; one norm at the end."""
     by_hand = 2 * VOCABULARY * HIDDEN + LAYERS * (4 * HIDDEN**2 + 3 * HIDDEN * INNER + 2 * HIDDEN) + HIDDEN
-    found = estimate(request(Pretrained(str(config_folder))))
+    found = estimate_run(request(Pretrained(str(config_folder))))
     assert found.parameters == found.trainable == by_hand
     real = AutoModelForCausalLM.from_pretrained(tiny_models / "full")
-    assert estimate(request(Pretrained(str(tiny_models / "full")))).parameters == real.num_parameters()
-    lora = estimate(request(LoRA(str(config_folder), rank=4)))
+    assert estimate_run(request(Pretrained(str(tiny_models / "full")))).parameters == real.num_parameters()
+    lora = estimate_run(request(LoRA(str(config_folder), rank=4)))
     assert lora.trainable == LAYERS * 4 * (4 * 2 * HIDDEN + 3 * (HIDDEN + INNER))
     assert lora.parameters == by_hand + lora.trainable
 
@@ -120,36 +120,38 @@ def test_autocast_keeps_copies_of_the_weights(config_folder: Path) -> None:
 
 def test_devices_share_or_copy(config_folder: Path) -> None:
     model = Pretrained(str(config_folder))
-    weights = estimate(request(model)).parameters * 4
+    weights = estimate_run(request(model)).parameters * 4
     block = 4 * HIDDEN**2 + 3 * HIDDEN * INNER + 2 * HIDDEN
-    sharded = sizes(estimate(request(model, devices=4, sharded=True, precision="bf16-mixed")))
+    sharded = sizes(estimate_run(request(model, devices=4, sharded=True, precision="bf16-mixed")))
     assert (sharded["weights"], sharded["gradients"], sharded["optimiser"]) == (weights / 4, weights / 4, weights / 2)
     beside = 2 * VOCABULARY * HIDDEN + HIDDEN  # embeddings, head, last norm: whole from the forward pass on
     assert sharded["weights in use"] == 2 * (beside + 2 * block) and "messages" not in sharded
-    frozen = sizes(estimate(request(LoRA(str(config_folder), rank=4, dtype="bfloat16"), devices=4, sharded=True)))
+    frozen = sizes(estimate_run(request(LoRA(str(config_folder), rank=4, dtype="bfloat16"), devices=4, sharded=True)))
     adapter = 4 * (4 * 2 * HIDDEN + 3 * (HIDDEN + INNER))
     assert frozen["weights"] == (2 * weights / 4 + 4 * LAYERS * adapter) / 4, "bfloat16, and float32 beside it"
     assert (frozen["gradients"], frozen["optimiser"]) == (LAYERS * adapter, 2 * LAYERS * adapter)
     assert frozen["weights in use"] == 2 * beside + 2 * (2 * block + 4 * adapter), "each in its own type"
-    copied = sizes(estimate(request(model, devices=4)))
+    copied = sizes(estimate_run(request(model, devices=4)))
     assert (copied["weights"], copied["optimiser"], copied["messages"]) == (weights, 2 * weights, weights)
-    assert estimate(request(model, devices=4)).flops == estimate(request(model)).flops / 4
+    assert estimate_run(request(model, devices=4)).flops == estimate_run(request(model)).flops / 4
 
 
 def test_methods_take_what_they_need(config_folder: Path) -> None:
     model, kl = Pretrained(str(config_folder)), Needs(reference=("normal",), logits=True)
-    weights = estimate(request(model)).parameters * 4
-    with_reference = sizes(estimate(request(model, needs=kl)))
+    weights = estimate_run(request(model)).parameters * 4
+    with_reference = sizes(estimate_run(request(model, needs=kl)))
     assert with_reference["starting model"] == weights
-    shared = sizes(estimate(request(model, needs=kl, devices=4, sharded=True)))
+    shared = sizes(estimate_run(request(model, needs=kl, devices=4, sharded=True)))
     assert shared["starting model"] == weights / 4, "it is cut like the trained one"
     assert with_reference["its logits"] == 4 * 16 * 64 * VOCABULARY
-    assert "starting model" not in sizes(estimate(request(LoRA(str(config_folder)), needs=kl))), "the adapter is off"
-    assert sizes(estimate(request(model, split=True)))["second gradient"] == weights
+    assert "starting model" not in sizes(estimate_run(request(LoRA(str(config_folder)), needs=kl))), (
+        "the adapter is off"
+    )
+    assert sizes(estimate_run(request(model, split=True)))["second gradient"] == weights
     layer = Needs(trained_layers=(LAYERS - 1,))
-    assert estimate(request(model, needs=layer)).trainable == 4 * HIDDEN**2 + 3 * HIDDEN * INNER + 2 * HIDDEN
-    assert sizes(estimate(request(model, precision="bf16-true")))["weights"] == weights / 2
-    frozen = sizes(estimate(request(LoRA(str(config_folder), dtype="bfloat16"))))
+    assert estimate_run(request(model, needs=layer)).trainable == 4 * HIDDEN**2 + 3 * HIDDEN * INNER + 2 * HIDDEN
+    assert sizes(estimate_run(request(model, precision="bf16-true")))["weights"] == weights / 2
+    frozen = sizes(estimate_run(request(LoRA(str(config_folder), dtype="bfloat16"))))
     assert frozen["weights"] == weights / 2 + frozen["gradients"], "the adapter is float32"
 
 
@@ -261,7 +263,7 @@ def test_files_are_as_large_as_planned(kind: str, own_options: list[str], tiny_m
             f"--run.folder={tmp_path}",
         ]
     )
-    found = estimate(request(Pretrained(model) if kind == "Pretrained" else LoRA(model, rank=32)))
+    found = estimate_run(request(Pretrained(model) if kind == "Pretrained" else LoRA(model, rank=32)))
     files = {"checkpoints/last.ckpt": found.checkpoint, "model/model.safetensors": found.export}
     if kind == "LoRA":
         files["adapter/adapter_model.safetensors"] = found.adapter
@@ -294,7 +296,7 @@ def test_it_says_what_fits(config_folder: Path, capsys: pytest.CaptureFixture[st
     options = [str(config_folder), "--length=64", "--flops=1e12", "--trainer.accelerator=cpu"]
     assert "It fits in 80 GiB." in plan(capsys, *options, "--memory=80")
     model = Pretrained(str(config_folder))
-    one = estimate(request(model, micro_batch_size=1, length=64, answer_length=32.0)).peak / GIB * 1.01
+    one = estimate_run(request(model, micro_batch_size=1, length=64, answer_length=32.0)).peak / GIB * 1.01
     printed = plan(capsys, *options, f"--memory={one}")
     assert f"It does not fit in {one:g} GiB." in printed and "GiB, fits: --data.micro_batch_size 1\n" in printed
     assert "does not fit either: --model.gradient_checkpointing true\n" in printed and "Nothing of" not in printed

@@ -20,19 +20,19 @@ from conftest import SMALL_LLAMA, TinyNetwork
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from sga.answers import Answers
+from sga.answers import AnswerTokens
 from sga.batches import Batch, collate
-from sga.cli import UnlearningCLI, configured, run_verb
+from sga.cli import UnlearningCLI, configured_cli, run_verb
 from sga.data.builtin import packaged_path
 from sga.data.records import Record
 from sga.data.refusals import read_refusals
 from sga.encoding import Encoded
 from sga.errors import UserError
 from sga.evaluation.inference import generate
-from sga.evaluation.plan import GenerateBatch, GenerateJob
+from sga.evaluation.request_batches import GenerateBatch, GenerateJob
 from sga.groups import Group, extended
 from sga.language_models import Pretrained, TaskVector, WhosHarryPotter
-from sga.likelihood import read_answers, sequence_nll
+from sga.likelihood import answer_tokens, sequence_nll
 from sga.losses import (
     CEU,
     DPO,
@@ -68,13 +68,13 @@ def said(
     logits: Any = None,
     targets: Sequence[int] | None = None,
     hidden: Any = None,
-    reference: Answers | None = None,
+    reference: AnswerTokens | None = None,
     prompt: int = 3,
-) -> Answers:
+) -> AnswerTokens:
     """One group whose sequences have these roles and token nll; every prompt has three tokens."""
     values = [nll for _, tokens in columns for nll in tokens]
     lengths = torch.tensor([[len(tokens) for _, tokens in columns]])
-    return Answers(
+    return AnswerTokens(
         roles=tuple(role for role, _ in columns),
         token_nll=torch.tensor(values, dtype=torch.float64),
         targets=torch.tensor(targets if targets is not None else [0] * len(values)),
@@ -346,15 +346,15 @@ ROLES = ("forget", "normal", "normal", "alternative", "retain")
 def test_what_is_read_does_not_depend_on_other_columns_or_padding(tiny_network: TinyNetwork) -> None:
     model = tiny_network.model()
     batch = collate(tiny_network.groups(3, 5), roles=ROLES)
-    whole = read_answers(model, batch, keep_logits=True, hidden_layer=0)
+    whole = answer_tokens(model, batch, keep_logits=True, hidden_layer=0)
     torch.testing.assert_close(whole.nll, sequence_nll(model, batch), rtol=0, atol=0)
     for roles in (("forget",), ("normal",), ("alternative", "normal")):
-        alone = read_answers(model, batch.select(*roles), keep_logits=True, hidden_layer=0)
+        alone = answer_tokens(model, batch.select(*roles), keep_logits=True, hidden_layer=0)
         part = whole.of(*roles)
         assert part.roles == alone.roles
         for name in ("token_nll", "targets", "rows", "lengths", "sequence_lengths", "logits", "hidden"):
             torch.testing.assert_close(getattr(part, name), getattr(alone, name), rtol=0, atol=1e-10)
-    layers = [read_answers(model, batch, hidden_layer=layer).hidden for layer in (1, -1, 0)]
+    layers = [answer_tokens(model, batch, hidden_layer=layer).hidden for layer in (1, -1, 0)]
     assert layers[0] is not None and layers[1] is not None and layers[2] is not None
     assert torch.equal(layers[0], layers[1]) and not torch.equal(layers[0], layers[2])
 
@@ -376,7 +376,7 @@ def gradient(
         batch = replace(batch, reference_nll=batch.reference_nll.double())  # type: ignore[union-attr]
         batch = batch.select(*loss.roles(step))
         needs = loss.needs
-        answers = read_answers(model, batch, needs.logits, needs.hidden_layer)
+        answers = answer_tokens(model, batch, needs.logits, needs.hidden_layer)
         if needs.reference:
             beside = start.answers(batch.select(*needs.reference), needs.logits, needs.hidden_layer)
             answers = replace(answers, reference=beside)
@@ -843,7 +843,7 @@ def test_the_method_of_the_page_can_be_trained(tmp_path: Path, monkeypatch: pyte
 
 def test_negative_control_a_class_path_that_is_no_loss_is_refused() -> None:
     with pytest.raises(SystemExit):
-        configured([*TINY_AUTHORS, "--data.source=sga.data.Authors", "--model.loss=sga.losses.smoothing_vector"])
+        configured_cli([*TINY_AUTHORS, "--data.source=sga.data.Authors", "--model.loss=sga.losses.smoothing_vector"])
 
 
 def test_gradient_ascent_reads_no_reference() -> None:

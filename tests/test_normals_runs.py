@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from sga.cli import UnlearningCLI, parsed, run_verb
+from sga.cli import UnlearningCLI, parsed_config, run_verb
 from sga.data.builtin import packaged_path
 from sga.errors import UserError
 from sga.rates import ObservedRate
@@ -102,4 +102,4 @@ def test_each_pairing_of_the_sweep_parses(number: int, tmp_path: Path) -> None:
     config = dict(sweep.task({"data.pairing": sweep.grid["data.pairing"][number]}, 1).config)
     path = tmp_path / "fit.yaml"
     path.write_text(yaml.safe_dump(config), encoding="utf-8")
-    assert parsed(["fit", "--config", str(path)]).fit.data.pairing.class_path
+    assert parsed_config(["fit", "--config", str(path)]).fit.data.pairing.class_path

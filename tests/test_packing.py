@@ -38,7 +38,15 @@ import sga.module
 from sga.batches import Batch, collate
 from sga.cli import UnlearningCLI, run_verb
 from sga.fused import FusedHead, fused_head
-from sga.likelihood import Reading, blocks, chunks_work, fused_fault, packed_reading, read_answers, sequence_nll
+from sga.likelihood import (
+    ForwardOptions,
+    answer_tokens,
+    chunks_work,
+    fused_fault,
+    packed_options,
+    sequence_nll,
+    transformer_blocks,
+)
 from sga.losses import SmoothedGradientAscent
 from sga.packing import first_fit, packed, padded, row_cost
 
@@ -84,21 +92,21 @@ class FusedHeadOnCPU(pl.Callback):
         sga.module.fused_head = lambda head: fused
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        assert pl_module.reading.fused is (FUSED if self.wrong_in is None else None), pl_module.reading
+        assert pl_module.forward_options.fused is (FUSED if self.wrong_in is None else None), pl_module.forward_options
 
 
-PACKED = Reading(packing=True, room=100)
+PACKED = ForwardOptions(packing=True, room=100)
 READINGS = [
     PACKED,
-    Reading(packing=True, room=100, given_mask=True),
-    Reading(max_logits=1000),
-    Reading(packing=True, room=100, max_logits=1000),
-    Reading(max_logits=1000, fused=FUSED),
-    Reading(packing=True, room=100, fused=FUSED),
+    ForwardOptions(packing=True, room=100, given_mask=True),
+    ForwardOptions(max_logits=1000),
+    ForwardOptions(packing=True, room=100, max_logits=1000),
+    ForwardOptions(max_logits=1000, fused=FUSED),
+    ForwardOptions(packing=True, room=100, fused=FUSED),
 ]
 
 
-def loss_and_gradient(model: nn.Module, batch: Batch, reading: Reading) -> tuple[Tensor, Tensor]:
+def loss_and_gradient(model: nn.Module, batch: Batch, reading: ForwardOptions) -> tuple[Tensor, Tensor]:
     model.zero_grad()
     loss = SmoothedGradientAscent(-4.0)(sequence_nll(model, batch, reading))
     loss.backward()
@@ -176,16 +184,16 @@ def test_bins_hold_what_they_have_room_for_and_are_few(tofu_like: Batch) -> None
 
 
 @pytest.mark.parametrize("reading", READINGS, ids=str)
-def test_loss_and_gradient_do_not_depend_on_the_reading(tiny_network: TinyNetwork, reading: Reading) -> None:
+def test_loss_and_gradient_do_not_depend_on_the_reading(tiny_network: TinyNetwork, reading: ForwardOptions) -> None:
     """Float64 to 1e-10; float32: gradients to 1e-5 of their norm, loss to 1e-6."""
     batch = collate(tiny_network.groups(8, 4))
     exact = tiny_network.model()
-    loss, gradient = loss_and_gradient(exact, batch, Reading())
+    loss, gradient = loss_and_gradient(exact, batch, ForwardOptions())
     other_loss, other = loss_and_gradient(exact, batch, reading)
     assert abs(loss - other_loss) < 1e-10 and (gradient - other).abs().max() < 1e-10
     assert not torch.equal(gradient, other), "another way was taken"
     rounded = tiny_network.model(torch.float32)
-    loss, gradient = loss_and_gradient(rounded, batch, Reading())
+    loss, gradient = loss_and_gradient(rounded, batch, ForwardOptions())
     other_loss, other = loss_and_gradient(rounded, batch, reading)
     assert abs(loss - other_loss) < 1e-6 * max(1.0, abs(float(loss)))
     assert (gradient - other).norm() < 1e-5 * gradient.norm()
@@ -211,8 +219,8 @@ def test_logits_and_hidden_states_stand_in_the_batch_s_order(tiny_network: TinyN
     model = tiny_network.model()
     batch = collate(tiny_network.groups(6, 3))
     with torch.no_grad():
-        one = read_answers(model, batch, keep_logits=True, hidden_layer=0)
-        two = read_answers(model, batch, keep_logits=True, hidden_layer=0, reading=PACKED)
+        one = answer_tokens(model, batch, keep_logits=True, hidden_layer=0)
+        two = answer_tokens(model, batch, keep_logits=True, hidden_layer=0, options=PACKED)
     for name in ("token_nll", "logits", "hidden", "targets", "rows", "lengths", "sequence_lengths"):
         torch.testing.assert_close(getattr(one, name), getattr(two, name), rtol=0, atol=1e-10)
 
@@ -229,11 +237,11 @@ def test_no_more_logits_exist_at_a_time_than_allowed(tiny_network: TinyNetwork) 
 
     model.lm_head.forward = counted
     limit = 5 * model.config.vocab_size
-    sequence_nll(model, batch, Reading(max_logits=limit)).mean().backward()
+    sequence_nll(model, batch, ForwardOptions(max_logits=limit)).mean().backward()
     answers = int(batch.answer_mask.sum())
     assert max(seen) == 5 and sum(seen) == 2 * answers, "each once forward and once more backward"
     seen.clear()
-    sequence_nll(model, batch, Reading(max_logits=answers * model.config.vocab_size))
+    sequence_nll(model, batch, ForwardOptions(max_logits=answers * model.config.vocab_size))
     assert seen == [answers], "what fits is made at once"
 
 
@@ -275,13 +283,13 @@ def test_a_fused_head_is_found_to_be_right_or_found_out(tiny_network: TinyNetwor
 def test_the_defect_shows_with_unequal_weights_only(tiny_network: TinyNetwork) -> None:
     """The negative control: what the try-out finds out spoils SGA's gradient, and neither a value nor the mean's."""
     model, batch = tiny_network.model(), collate(tiny_network.groups(8, 4))
-    loss, gradient = loss_and_gradient(model, batch, Reading())
-    other_loss, other = loss_and_gradient(model, batch, Reading(fused=FIRST_WEIGHT))
+    loss, gradient = loss_and_gradient(model, batch, ForwardOptions())
+    other_loss, other = loss_and_gradient(model, batch, ForwardOptions(fused=FIRST_WEIGHT))
     assert abs(loss - other_loss) < 1e-10 and (gradient - other).norm() > 0.5 * gradient.norm()
     means = []
-    for reading in (Reading(), Reading(fused=FIRST_WEIGHT)):
+    for reading in (ForwardOptions(), ForwardOptions(fused=FIRST_WEIGHT)):
         model.zero_grad()
-        read_answers(model, batch, reading=reading).token_nll.mean().backward()
+        answer_tokens(model, batch, options=reading).token_nll.mean().backward()
         means.append(model.lm_head.weight.grad)
     torch.testing.assert_close(means[0], means[1], rtol=0, atol=1e-10)
 
@@ -296,7 +304,7 @@ def test_the_fused_head_multiplies_in_the_head_s_type(tiny_network: TinyNetwork)
     for precision in PRECISIONS:
         model, context = in_precision(tiny_network, precision)
         with context:
-            nll = sequence_nll(model, batch, Reading(fused=FusedHead("", seeing)))
+            nll = sequence_nll(model, batch, ForwardOptions(fused=FusedHead("", seeing)))
         nll.mean().backward()
         assert nll.dtype == (torch.float64 if precision == "float64" else torch.float32)
         assert model.lm_head.weight.grad.dtype == model.lm_head.weight.dtype
@@ -336,8 +344,8 @@ def test_liger_s_own(tiny_network: TinyNetwork, monkeypatch: pytest.MonkeyPatch,
     counted = replace(fused, nll=lambda *given: calls.append(given) or fused.nll(*given))
     with context:
         assert fused_fault(model, batch, fused, 1 << 28) is None
-        loss, gradient = loss_and_gradient(model, batch, Reading())
-        other_loss, other = loss_and_gradient(model, batch, Reading(fused=counted))
+        loss, gradient = loss_and_gradient(model, batch, ForwardOptions())
+        other_loss, other = loss_and_gradient(model, batch, ForwardOptions(fused=counted))
     tolerance = 1e-5 if precision == "float32" else 3e-2
     assert len(calls) == 1
     assert abs(loss - other_loss) < tolerance and (gradient - other).norm() < tolerance * gradient.norm()
@@ -383,9 +391,9 @@ def test_what_a_family_is_said_to_be_capable_of_it_is(family: str, tofu_like: Ba
         tofu_like.input_ids[rows, :64], tofu_like.attention_mask[rows, :64], tofu_like.answer_mask[rows, :64],
         4, 1.0, int(tofu_like.attention_mask[rows, :64].sum()), ("a",) * 4,
     )  # fmt: skip
-    loss, gradient = loss_and_gradient(model, batch, Reading())
-    packing = packed_reading(model, batch)
-    chunks = Reading(max_logits=970) if chunks_work(model, batch) else None
+    loss, gradient = loss_and_gradient(model, batch, ForwardOptions())
+    packing = packed_options(model, batch)
+    chunks = ForwardOptions(max_logits=970) if chunks_work(model, batch) else None
     for reading in filter(None, (packing, packing and replace(packing, room=200), chunks)):
         other_loss, other = loss_and_gradient(model, batch, reading)
         assert abs(loss - other_loss) < 1e-5 and (gradient - other).norm() < 1e-5 * gradient.norm()  # float32 norms
@@ -408,8 +416,8 @@ class Blind(nn.Module):
 
 def test_a_model_that_takes_a_packed_row_for_one_text_is_found_out(tiny_network: TinyNetwork) -> None:
     batch = collate(tiny_network.groups(4, 1))
-    assert packed_reading(tiny_network.model(), batch) == Reading(packing=True)
-    assert packed_reading(Blind(tiny_network.model()), batch) is None
+    assert packed_options(tiny_network.model(), batch) == ForwardOptions(packing=True)
+    assert packed_options(Blind(tiny_network.model()), batch) is None
 
 
 # ---- in a run -------------------------------------------------------------------------------------------------------
@@ -438,10 +446,10 @@ def test_runs_with_and_without_packing_end_at_the_same_weights(fit: Fit, tmp_pat
     options = ["--trainer.precision=64-true", "--data.batch_size=4", f"--model.loss={loss[0]}"]
     options += [f"--model.loss.smoothing_rate={policy}" for policy in loss[1:]]
     plain = fit(tmp_path / "plain", "--model.packing=false", "--model.max_logits=null", *options)
-    assert plain.model.reading == Reading()
+    assert plain.model.forward_options == ForwardOptions()
     for name, more in (("packed", ()), ("parts", ("--model.max_logits=2000",))):
         run = fit(tmp_path / name, *more, *options)
-        assert run.model.reading.packing and run.model.reading.max_logits is not None
+        assert run.model.forward_options.packing and run.model.forward_options.max_logits is not None
         torch.testing.assert_close(weights(run), weights(plain), rtol=0, atol=1e-8)
 
 
@@ -449,7 +457,7 @@ def test_a_run_of_a_model_that_cannot_says_so_and_goes_on(
     fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain = fit(tmp_path / "plain", "--model.packing=false")
-    monkeypatch.setattr("sga.module.packed_reading", lambda model, batch: None)
+    monkeypatch.setattr("sga.module.packed_options", lambda model, batch: None)
     with pytest.warns(UserWarning, match="takes the sequences of a packed row for one text"):
         run = fit(tmp_path / "run")
     assert torch.equal(weights(run), weights(plain))
@@ -459,19 +467,19 @@ def test_a_fused_head_is_used_where_it_is_right(fit: Fit, tmp_path: Path, monkey
     """float64 but for norms; what it is tried out in is what training multiplies in."""
     options = ["--trainer.precision=64-true", "--data.batch_size=4", "--model.loss=sga.losses.NPO"]
     plain = fit(tmp_path / "plain", *options)
-    assert plain.model.reading.fused is None
+    assert plain.model.forward_options.fused is None
     monkeypatch.setattr("sga.module.fused_head", lambda head: FUSED)
     run = fit(tmp_path / "fused", *options)
-    assert run.model.reading.fused is FUSED
+    assert run.model.forward_options.fused is FUSED
     torch.testing.assert_close(weights(run), weights(plain), rtol=0, atol=1e-8)
     assert not torch.equal(weights(run), weights(plain)), "another way was taken"
-    assert fit(tmp_path / "whole", "--model.max_logits=null", *options).model.reading.fused is None
+    assert fit(tmp_path / "whole", "--model.max_logits=null", *options).model.forward_options.fused is None
 
     monkeypatch.setattr("sga.module.fused_head", lambda head: FIRST_WEIGHT)
     with pytest.warns(UserWarning, match=r"fused 1\.0 gives wrong gradients .*: going on without it") as found:
         run = fit(tmp_path / "wrong", *options)
     assert sum("going on without it" in str(one.message) for one in found) == 1
-    assert run.model.reading == plain.model.reading and torch.equal(weights(run), weights(plain))
+    assert run.model.forward_options == plain.model.forward_options and torch.equal(weights(run), weights(plain))
 
     seen = []
     monkeypatch.setattr("sga.module.fused_head", lambda head: FusedHead("", seeing))
@@ -481,7 +489,7 @@ def test_a_fused_head_is_used_where_it_is_right(fit: Fit, tmp_path: Path, monkey
         return FUSED.nll(hidden, weight, targets)
 
     run = fit(tmp_path / "mixed", "--trainer.precision=bf16-mixed", "--trainer.max_epochs=1")
-    assert run.model.reading.fused is not None and set(seen) == {torch.bfloat16}
+    assert run.model.forward_options.fused is not None and set(seen) == {torch.bfloat16}
 
 
 @pytest.mark.slow
@@ -497,11 +505,11 @@ def test_compiled_blocks_give_the_same_run(fit: Fit, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler here")
-@pytest.mark.parametrize("reading", [Reading(), PACKED], ids=str)
-def test_compiled_blocks_give_the_same_gradients(tiny_network: TinyNetwork, reading: Reading) -> None:
+@pytest.mark.parametrize("reading", [ForwardOptions(), PACKED], ids=str)
+def test_compiled_blocks_give_the_same_gradients(tiny_network: TinyNetwork, reading: ForwardOptions) -> None:
     model, batch = tiny_network.model(), collate(tiny_network.groups(8, 4))
     loss, gradient = loss_and_gradient(model, batch, reading)
-    for block in blocks(model):
+    for block in transformer_blocks(model):
         block.compile(dynamic=True)
     compiled_loss, compiled = loss_and_gradient(model, batch, reading)
     assert abs(loss - compiled_loss) < 1e-10 and (gradient - compiled).abs().max() < 1e-10

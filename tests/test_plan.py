@@ -14,7 +14,7 @@ from conftest import PEOPLE, TinyNetwork, answered, rows_about
 
 from sga.encoding import Encoder
 from sga.evaluation.inference import Inference
-from sga.evaluation.plan import EvaluationPlan, GenerateBatch, GenerateJob, ScoreBatch, ScoreJob, TokenTree
+from sga.evaluation.request_batches import GenerateBatch, GenerateJob, RequestBatches, ScoreBatch, ScoreJob, TokenTree
 from sga.evaluation.requests import (
     Answer,
     Continue,
@@ -41,8 +41,8 @@ def tofu_like(people: Sequence[int] = range(len(PEOPLE))) -> Iterator[Request]:
 
 def plan_of(
     requests: Sequence[Request] | Iterator[Request], encoder: Encoder, **settings: int | bool
-) -> EvaluationPlan:
-    return EvaluationPlan(requests, encoder, **settings)  # type: ignore[arg-type]
+) -> RequestBatches:
+    return RequestBatches(requests, encoder, **settings)  # type: ignore[arg-type]
 
 
 def invented(job: ScoreJob | GenerateJob) -> Answer:
@@ -71,7 +71,7 @@ def test_requests_with_the_same_tokens_are_one_job(tiny_network: TinyNetwork) ->
         ScoreText(answer),
         Score("", answer),  # ends with the end-of-sequence token, the text does not
     ]
-    plan = EvaluationPlan(asked, encoder)
+    plan = RequestBatches(asked, encoder)
     assert [type(job) for job in plan.jobs] == [ScoreJob, GenerateJob, GenerateJob, ScoreJob, ScoreJob]
     assert len({job.key for job in plan.jobs}) == 5
     assert [job.limit for job in plan.jobs if isinstance(job, GenerateJob)] == [room, room - 1]
@@ -87,7 +87,7 @@ def test_requests_with_the_same_tokens_are_one_job(tiny_network: TinyNetwork) ->
 @pytest.mark.parametrize("order", [(False, True), (True, False), (True, True), (False, False)])
 def test_a_job_has_details_if_anyone_wants_them(tiny_network: TinyNetwork, order: tuple[bool, ...]) -> None:
     request = Score(*tiny_network.pairs[0])
-    plan = EvaluationPlan([replace(request, detail=detail) for detail in order], tiny_network.encoder)
+    plan = RequestBatches([replace(request, detail=detail) for detail in order], tiny_network.encoder)
     [job] = plan.jobs
     assert isinstance(job, ScoreJob) and job.detail == any(order)
     [scores] = answered(tiny_network.model(), [plan], [2]).values()
@@ -110,7 +110,7 @@ def test_counting_the_prompt_takes_its_tokens_off_the_limit(tiny_network: TinyNe
     question = tiny_network.pairs[0][0]
     length = len(encoder.encode_prompt(question))
     for most, expected in ((length + 7, 7), (length, 0), (3, 0)):
-        plan = EvaluationPlan([Generate(question, most, count_prompt=True)], encoder)
+        plan = RequestBatches([Generate(question, most, count_prompt=True)], encoder)
         [job] = plan.jobs
         assert isinstance(job, GenerateJob) and job.limit == expected
         [found] = answered(tiny_network.model(), [plan], []).values()
@@ -125,7 +125,7 @@ def test_what_was_cut_to_the_context_is_said(tiny_network: TinyNetwork) -> None:
         Continue("Ada Brook was born in Oslo. " * 5, 8),
         Continue("Ada", 8, ("Oslo " * 9,)),
     ]
-    plan = EvaluationPlan([short, long, *continued], encoder)
+    plan = RequestBatches([short, long, *continued], encoder)
     answers = plan.answers({index: invented(job) for index, job in enumerate(plan.jobs)})
     assert [answers.scores(request).cut for request in (short, long)] == [False, True]
     assert [answers.generation(request).cut for request in continued] == [False, True, True]
@@ -198,15 +198,15 @@ def test_a_sequence_that_is_a_beginning_of_another_adds_nothing() -> None:
 
 
 def test_a_row_has_no_sequence_twice(tiny_network: TinyNetwork) -> None:
-    for batch in EvaluationPlan([*tofu_like(), *tofu_like()], tiny_network.encoder):
+    for batch in RequestBatches([*tofu_like(), *tofu_like()], tiny_network.encoder):
         if isinstance(batch, ScoreBatch):
             assert len({(job.ids, job.prompt_length) for job in batch.jobs}) == len(batch.jobs)
 
 
 def test_sharing_saves_tokens_and_only_between_answers_to_one_question(tiny_network: TinyNetwork) -> None:
     asked = list(tofu_like())
-    shared = list(EvaluationPlan(asked, tiny_network.encoder, tokens_per_batch=500))
-    apart = list(EvaluationPlan(asked, tiny_network.encoder, tokens_per_batch=500, share_prompts=False))
+    shared = list(RequestBatches(asked, tiny_network.encoder, tokens_per_batch=500))
+    apart = list(RequestBatches(asked, tiny_network.encoder, tokens_per_batch=500, share_prompts=False))
     tokens = [
         sum(batch.attention_mask.sum().item() for batch in batches if isinstance(batch, ScoreBatch))
         for batches in (shared, apart)
@@ -223,7 +223,7 @@ def test_sharing_saves_tokens_and_only_between_answers_to_one_question(tiny_netw
 def test_texts_which_share_one_token_stay_apart(tiny_network: TinyNetwork) -> None:
     """Else a hundred short texts, which all begin with <s>, become one row with an attention mask of its own."""
     texts = [ScoreText(f"{a} {b}") for a in PEOPLE for b in PEOPLE]
-    plan = EvaluationPlan(texts, tiny_network.encoder, tokens_per_batch=100)
+    plan = RequestBatches(texts, tiny_network.encoder, tokens_per_batch=100)
     for batch in plan:
         assert isinstance(batch, ScoreBatch) and batch.sees is None and batch.tokens <= 100
 
@@ -236,7 +236,7 @@ def test_the_token_budget_is_kept_by_all_but_single_sequences(tiny_network: Tiny
     """Also with many answers to one question, which are cut into several rows."""
     question = "Where was Ada Brook born?"
     many = [Score(question, f"{a} met {b}.") for a in PEOPLE for b in PEOPLE]
-    plan = EvaluationPlan([*tofu_like(range(3)), *many], tiny_network.encoder, tokens_per_batch=budget)
+    plan = RequestBatches([*tofu_like(range(3)), *many], tiny_network.encoder, tokens_per_batch=budget)
     seen = 0
     for batch in plan:
         if isinstance(batch, ScoreBatch):
@@ -257,7 +257,7 @@ def test_every_job_is_answered_once_whatever_is_known_already(tiny_network: Tiny
     people = rng.sample(range(len(PEOPLE)), rng.randint(1, 5))
     tokens, rows = rng.choice([1, 60, 200, 5000]), rng.choice([1, 3, 50])
     plans = [
-        EvaluationPlan(tofu_like(people), tiny_network.encoder, tokens, rows, rank, world) for rank in range(world)
+        RequestBatches(tofu_like(people), tiny_network.encoder, tokens, rows, rank, world) for rank in range(world)
     ]
     jobs = plans[0].jobs
     for share in (0.0, rng.random(), rng.random(), 1.0):
@@ -277,7 +277,7 @@ def test_every_job_is_answered_once_whatever_is_known_already(tiny_network: Tiny
 
 
 def test_known_answers_leave_out_forward_passes(tiny_network: TinyNetwork) -> None:
-    plan = EvaluationPlan(tofu_like(), tiny_network.encoder, tokens_per_batch=100)
+    plan = RequestBatches(tofu_like(), tiny_network.encoder, tokens_per_batch=100)
     whole = sum(batch.tokens for batch in plan if isinstance(batch, ScoreBatch))
     plan.known = {i: invented(job) for i, job in enumerate(plan.jobs) if isinstance(job, ScoreJob) and i % 2}
     less = sum(batch.tokens for batch in plan if isinstance(batch, ScoreBatch))
@@ -290,10 +290,10 @@ def test_known_answers_leave_out_forward_passes(tiny_network: TinyNetwork) -> No
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_answers_that_are_known_in_part_give_the_same_whole(tiny_network: TinyNetwork, world: int) -> None:
     model, encoder = tiny_network.model(), tiny_network.encoder
-    expected = answered(model, [EvaluationPlan(tofu_like(range(4)), encoder)], [2])
+    expected = answered(model, [RequestBatches(tofu_like(range(4)), encoder)], [2])
     rng = random.Random(world)
     for share in (0.3, 0.8):
-        plans = [EvaluationPlan(tofu_like(range(4)), encoder, 90, 5, rank, world) for rank in range(world)]
+        plans = [RequestBatches(tofu_like(range(4)), encoder, 90, 5, rank, world) for rank in range(world)]
         known = {index: answer for index, answer in expected.items() if rng.random() < share}
         for plan in plans:
             plan.known = known
@@ -332,7 +332,7 @@ def test_halves_and_apart_give_the_same_answers(tiny_network: TinyNetwork) -> No
     model, encoder = tiny_network.model(), tiny_network.encoder
     asked = [replace(r, detail=n % 2 == 0) if isinstance(r, Score) else r for n, r in enumerate(tofu_like(range(3)))]
     for tokens in (10_000, 60):
-        for batch in EvaluationPlan(asked, encoder, tokens_per_batch=tokens, generation_rows=5):
+        for batch in RequestBatches(asked, encoder, tokens_per_batch=tokens, generation_rows=5):
             whole = dict(zip(batch.indices, Inference(model, [2]).answer(batch), strict=True))
             if isinstance(batch, ScoreBatch):
                 plain = batch.apart()
@@ -350,7 +350,7 @@ def test_halves_and_apart_give_the_same_answers(tiny_network: TinyNetwork) -> No
 
 
 def test_moving_a_batch_moves_every_tensor_and_leaves_the_original(tiny_network: TinyNetwork) -> None:
-    for batch in EvaluationPlan(tofu_like(range(1)), tiny_network.encoder):
+    for batch in RequestBatches(tofu_like(range(1)), tiny_network.encoder):
         moved = batch.to("meta")
         tensors = {name: value for name, value in vars(moved).items() if isinstance(value, torch.Tensor)}
         assert len(tensors) >= 3 and all(value.is_meta for value in tensors.values())

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from sga.__main__ import main
-from sga.cli import UnlearningCLI, _set_precision, configured, run_verb
+from sga.cli import UnlearningCLI, _set_precision, configured_cli, run_verb
 from sga.language_models import PURE_BFLOAT16
 from sga.optimization import AdamW8bit
 
@@ -102,7 +102,7 @@ def test_what_was_taken_is_written_down_and_a_reference_of_another_precision_is_
     fit(unlearn_options, tmp_path / "run", f"--evaluation.reference={own_reference}")
     config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     assert config["trainer"]["precision"] == "32-true"
-    assert configured([*unlearn_options]).trainer.precision == "32-true", "as `sga rate` and `sga normals` take it"
+    assert configured_cli([*unlearn_options]).trainer.precision == "32-true", "as `sga rate` and `sga normals` take it"
     options = ["--trainer.precision=bf16-mixed", f"--evaluation.reference={own_reference}"]
     assert main(["fit", *unlearn_options, *ONE_STEP, f"--run.folder={tmp_path / 'other'}", *options]) == 2
     printed = capsys.readouterr().err

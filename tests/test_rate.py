@@ -34,10 +34,10 @@ from sga.losses import (
 )
 from sga.rate import advice, gram
 from sga.rate.advice import Sample
-from sga.rate.estimates import Estimate, Estimator, Rule, RuleEstimates, rules, total_gram
+from sga.rate.estimates import Estimator, IntervalEstimate, RateRule, RuleEstimates, rules, total_gram
 from sga.rate.gram import ChunkGradients, Gram, cut_into_chunks, gram_of_layers
 from sga.rates import MarginRate, MarginWeight, PaperRate
-from sga.report.charts import Line, Span, Style, interval_chart
+from sga.report.charts import ReferenceLine, Span, Style, interval_chart
 
 K = 4
 EXACT = {"rel": 1e-10, "abs": 1e-14}
@@ -249,7 +249,11 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
     """c/n, the cosine, and three rules over 200 samples of 64 groups in 32 chunks; 95 % intervals."""
     population, hits, count = Population(64), dict.fromkeys(("ratio", "cosine", "paper", "margin", "weight"), 0), 200
     truth = population.truth
-    chosen = [Rule("paper", PaperRate()), Rule("m", MarginRate(margin=0.5)), Rule("λ", MarginWeight(margin=0.5))]
+    chosen = [
+        RateRule("paper", PaperRate()),
+        RateRule("m", MarginRate(margin=0.5)),
+        RateRule("λ", MarginWeight(margin=0.5)),
+    ]
     expected = {
         "ratio": truth.inner / truth.normal_squared,
         "cosine": truth.cosine,
@@ -384,11 +388,11 @@ def test_noise_few_chunks_and_a_whole_set_are_said() -> None:
     ids=["r", "lambda"],
 )
 def test_what_to_set_can_be_set(f: list[float], n: list[float], said: str) -> None:
-    from sga.cli import configured
+    from sga.cli import configured_cli
 
     text = sentences(noisy(f, n, 0.01))
     options = re.findall(r"--model\.loss\S+", text)
-    policy = configured([*AUTHORS, *options]).model.loss.policy
+    policy = configured_cli([*AUTHORS, *options]).model.loss.policy
     assert policy == (MarginRate(margin=0.5) if "Rate" in said else MarginWeight(margin=0.5)) and said in text
 
 
@@ -558,7 +562,7 @@ def test_help_says_what_it_does(capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_chart_draws_what_lies_on_its_axis_and_writes_what_does_not() -> None:
     style = Style("c2", "", "circle")
     spans = [Span(0.5, 0.2, math.inf, style, "half"), Span(-math.inf, -math.inf, 0.1, style, "none")]
-    drawn = interval_chart([("a & b", spans)], [Line("GD", 1.0, style)], (0.0, 2.0), "λ", "rule", "x")
+    drawn = interval_chart([("a & b", spans)], [ReferenceLine("GD", 1.0, style)], (0.0, 2.0), "λ", "rule", "x")
     assert drawn.count("<circle") == 1 and "← −∞" in drawn and "a &amp; b" in drawn and ">GD<" in drawn
     assert "nan" not in drawn and "inf" not in drawn
-    assert Estimate(1.0, 0.0, 2.0).holds(2.0) and not Estimate(1.0, 0.0, 2.0).holds(2.1)
+    assert IntervalEstimate(1.0, 0.0, 2.0).holds(2.0) and not IntervalEstimate(1.0, 0.0, 2.0).holds(2.1)

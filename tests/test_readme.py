@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sga.cli import parsed
+from sga.cli import parsed_config
 from sga.language_models import SmallLlama
 
 ROOT = Path(__file__).parents[1]
@@ -46,7 +46,7 @@ def test_its_training_loop_lowers_its_loss() -> None:
 def test_its_commands_parse(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     _, verb, *options = shlex.split(command)
-    assert parsed([verb, *options])[verb].run.folder.startswith("runs/")
+    assert parsed_config([verb, *options])[verb].run.folder.startswith("runs/")
 
 
 def test_it_shows_commands_and_its_links_exist() -> None:

@@ -12,7 +12,7 @@ from conftest import golden_numbers
 
 from sga.errors import UserError
 from sga.evaluation.metrics import forget_quality, log_truth_ratio
-from sga.evaluation.reference import are_first_rows, read_reference, reference_for
+from sga.evaluation.reference import are_first_rows, read_retain_reference, reference_for
 
 SETTINGS = {"template": "plain", "benchmark": "tofu", "forget_split": "forget10", "dtype": "float32"}
 
@@ -95,7 +95,7 @@ def test_the_same_numbers_in_all_three_formats_give_the_same_reference(tmp_path)
         write(tmp_path / "b.json", open_unlearning_log(6)),
         write_run(tmp_path / "run", sga_rows(6)),
     ]
-    references = [read_reference(path) for path in paths]
+    references = [read_retain_reference(path) for path in paths]
     assert [reference.kind for reference in references] == ["tofu", "open-unlearning", "sga"]
     for reference in references:
         assert len(reference) == 6
@@ -105,9 +105,9 @@ def test_the_same_numbers_in_all_three_formats_give_the_same_reference(tmp_path)
 
 
 def test_a_foreign_log_is_known_by_its_content_not_by_its_name(tmp_path):
-    assert read_reference(write(tmp_path / "TOFU_EVAL.json", tofu_log(3))).kind == "tofu"
+    assert read_retain_reference(write(tmp_path / "TOFU_EVAL.json", tofu_log(3))).kind == "tofu"
     log = open_unlearning_log(3)
-    assert read_reference(write(tmp_path / "eval_log_aggregated.json", log)).kind == "open-unlearning"
+    assert read_retain_reference(write(tmp_path / "eval_log_aggregated.json", log)).kind == "open-unlearning"
 
 
 def test_rows_of_a_foreign_log_are_ordered_by_number_not_by_place_or_text(tmp_path):
@@ -116,7 +116,7 @@ def test_rows_of_a_foreign_log_are_ordered_by_number_not_by_place_or_text(tmp_pa
     for name in ("avg_gt_loss", "avg_paraphrased_loss"):
         column = log["eval_log_forget.json"][name]
         log["eval_log_forget.json"][name] = {key: column[key] for key in sorted(column)}
-    assert read_reference(write(tmp_path / "log.json", log)).right_nll == pytest.approx(losses(12)[1])
+    assert read_retain_reference(write(tmp_path / "log.json", log)).right_nll == pytest.approx(losses(12)[1])
 
 
 def test_tofu_columns_may_be_plain_lists(tmp_path):
@@ -124,13 +124,13 @@ def test_tofu_columns_may_be_plain_lists(tmp_path):
     log["eval_log_forget.json"] = dict(
         zip(("avg_gt_loss", "avg_paraphrased_loss", "average_perturb_loss"), losses(4), strict=True)
     )
-    assert read_reference(write(tmp_path / "log.json", log)).right_nll == pytest.approx(losses(4)[1])
+    assert read_retain_reference(write(tmp_path / "log.json", log)).right_nll == pytest.approx(losses(4)[1])
 
 
 def test_ready_made_truth_ratios_do_where_the_losses_are_missing_and_say_so(tmp_path):
     log = open_unlearning_log(5)
     del log["forget_Q_A_PERT_Prob"]
-    reference = read_reference(write(tmp_path / "log.json", log))
+    reference = read_retain_reference(write(tmp_path / "log.json", log))
     assert len(reference) == 5
     assert reference.log_truth_ratio() == pytest.approx(log_truth_ratio(*losses(5)[1:]))
     assert "1e-10" in reference.notes[0]
@@ -142,10 +142,10 @@ def test_ready_made_truth_ratios_do_where_the_losses_are_missing_and_say_so(tmp_
 def test_open_unlearning_gives_its_aucs_and_no_answer_loss_where_it_has_none(tmp_path):
     log = open_unlearning_log(5)
     del log["forget_Q_A_Prob"]
-    reference = read_reference(write(tmp_path / "log.json", log))
+    reference = read_retain_reference(write(tmp_path / "log.json", log))
     assert reference.membership_auc == {"min_k": 0.47}
     assert reference.answer_nll is None
-    assert read_reference(write(tmp_path / "tofu.json", tofu_log(5))).membership_auc is None
+    assert read_retain_reference(write(tmp_path / "tofu.json", tofu_log(5))).membership_auc is None
 
 
 # Our own runs
@@ -153,7 +153,7 @@ def test_open_unlearning_gives_its_aucs_and_no_answer_loss_where_it_has_none(tmp
 
 def test_a_run_folder_and_its_rows_file_are_the_same_reference(tmp_path):
     folder = write_run(tmp_path / "run", sga_rows(4))
-    by_folder, by_file = read_reference(folder), read_reference(folder / "rows.jsonl")
+    by_folder, by_file = read_retain_reference(folder), read_retain_reference(folder / "rows.jsonl")
     assert by_folder.ids == by_file.ids == tuple(ids(4))
     assert by_folder.settings == SETTINGS
     assert by_folder.source == str(folder / "rows.jsonl")
@@ -163,12 +163,12 @@ def test_the_last_step_is_taken_unless_one_is_named_and_other_sets_are_left_alon
     other = [row | {"set": "retain", "id": f"retain/{row['id']}", "perturbed_nll": []} for row in sga_rows(3, seed=9)]
     rows = sga_rows(4, seed=1, step=0) + other + sga_rows(4, seed=2, step=40) + sga_rows(4, seed=3, step=8)
     folder = write_run(tmp_path / "run", rows)
-    assert read_reference(folder).right_nll == pytest.approx(losses(4, seed=2)[1])
-    assert read_reference(folder, step=8).right_nll == pytest.approx(losses(4, seed=3)[1])
+    assert read_retain_reference(folder).right_nll == pytest.approx(losses(4, seed=2)[1])
+    assert read_retain_reference(folder, step=8).right_nll == pytest.approx(losses(4, seed=3)[1])
     with pytest.raises(UserError, match=r"no rows of step 9; it has 0, 8, 10, 40"):
-        read_reference(folder, step=9)
+        read_retain_reference(folder, step=9)
     with pytest.raises(UserError, match=r"no row of the set 'forget' at step 10"):
-        read_reference(folder, step=10)
+        read_retain_reference(folder, step=10)
 
 
 def test_the_answer_stands_in_where_there_is_no_paraphrase(tmp_path):
@@ -176,21 +176,21 @@ def test_the_answer_stands_in_where_there_is_no_paraphrase(tmp_path):
     rows[1]["paraphrased_nll"] = None
     del rows[2]["paraphrased_nll"]
     answer, right, _ = losses(3)
-    reference = read_reference(write_run(tmp_path / "run", rows))
+    reference = read_retain_reference(write_run(tmp_path / "run", rows))
     assert reference.right_nll == pytest.approx([right[0], answer[1], answer[2]])
 
 
 def test_our_own_rows_may_have_different_numbers_of_perturbed_answers(tmp_path):
     rows = sga_rows(2)
     rows[1]["perturbed_nll"] = [1.0]
-    reference = read_reference(write_run(tmp_path / "run", rows))
+    reference = read_retain_reference(write_run(tmp_path / "run", rows))
     assert reference.log_truth_ratio()[1] == pytest.approx(rows[1]["paraphrased_nll"] - 1.0)
 
 
 def test_a_run_without_perturbed_answers_is_a_reference_for_aucs_alone(tmp_path):
     rows = [row | {"perturbed_nll": []} for row in sga_rows(3)]
     folder = write_run(tmp_path / "run", rows, metrics={"step": 10, "muse_news/mia/min_k": 0.43})
-    reference = read_reference(folder)
+    reference = read_retain_reference(folder)
     assert reference.membership_auc == {"min_k": 0.43}
     with pytest.raises(UserError, match="no perturbed answers"):
         reference.log_truth_ratio()
@@ -200,27 +200,27 @@ def test_aucs_are_those_of_the_step_that_is_read(tmp_path):
     rows = sga_rows(3, step=0) + sga_rows(3, step=10)
     chosen = {"step": 0, "tofu/mia/min_k": 0.9, "tofu/mia/loss": 0.8, "tofu/model_utility": 0.5, "absent": {}}
     folder = write_run(tmp_path / "run", rows, metrics=chosen)
-    assert read_reference(folder).membership_auc is None
-    assert read_reference(folder, step=0).membership_auc == {"min_k": 0.9, "loss": 0.8}
+    assert read_retain_reference(folder).membership_auc is None
+    assert read_retain_reference(folder, step=0).membership_auc == {"min_k": 0.9, "loss": 0.8}
     lines = [{"step": 0, "tofu/mia/min_k": 0.9}, {"step": 10, "tofu/mia/min_k": 0.6}]
     write(folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
-    assert read_reference(folder).membership_auc == {"min_k": 0.6}
+    assert read_retain_reference(folder).membership_auc == {"min_k": 0.6}
 
 
 def test_losses_of_holdout_records_come_from_our_own_runs_only(tmp_path):
     holdout = [{"step": 10, "set": "holdout", "id": f"holdout10/{index}", "avg_nll": 1.0 + index} for index in range(3)]
     earlier = [row | {"step": 0, "avg_nll": 9.0} for row in holdout]
     folder = write_run(tmp_path / "run", earlier + sga_rows(4) + holdout)
-    reference = read_reference(folder)
+    reference = read_retain_reference(folder)
     assert reference.holdout_nll == {"holdout10/0": 1.0, "holdout10/1": 2.0, "holdout10/2": 3.0}
     assert reference.step == 10
     # it does not shrink with the forget records
     assert reference_for(reference, ids(2), SETTINGS).holdout_nll == reference.holdout_nll
-    assert read_reference(write_run(tmp_path / "without", sga_rows(4))).holdout_nll is None
-    assert read_reference(write(tmp_path / "log.json", open_unlearning_log(4))).holdout_nll is None
+    assert read_retain_reference(write_run(tmp_path / "without", sga_rows(4))).holdout_nll is None
+    assert read_retain_reference(write(tmp_path / "log.json", open_unlearning_log(4))).holdout_nll is None
     holdout[1]["avg_nll"] = "low"
     with pytest.raises(UserError, match=r"rows\.jsonl:6: 'avg_nll' must be a finite number, got 'low'"):
-        read_reference(write_run(tmp_path / "bad", sga_rows(4) + holdout))
+        read_retain_reference(write_run(tmp_path / "bad", sga_rows(4) + holdout))
 
 
 # What is refused
@@ -278,7 +278,7 @@ OU_RIGHT = ["forget_Q_A_PARA_Prob", "value_by_index"]
 def test_a_foreign_log_that_is_not_whole_is_refused_with_the_place(tmp_path, content, message):
     path = write(tmp_path / "log.json", content)
     with pytest.raises(UserError, match=message) as error:
-        read_reference(path)
+        read_retain_reference(path)
     assert str(path) in str(error.value)
 
 
@@ -301,44 +301,44 @@ def test_a_malformed_row_of_ours_is_refused_with_its_line(tmp_path, change, mess
     rows = sga_rows(3)
     rows[1] |= change
     with pytest.raises(UserError, match=message):
-        read_reference(write_run(tmp_path / "run", rows))
+        read_retain_reference(write_run(tmp_path / "run", rows))
 
 
 def test_a_run_folder_that_is_not_whole_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"no rows\.jsonl"):
-        read_reference(tmp_path)
+        read_retain_reference(tmp_path)
     with pytest.raises(UserError, match="no such file"):
-        read_reference(tmp_path / "absent.json")
+        read_retain_reference(tmp_path / "absent.json")
     folder = write_run(tmp_path / "run", sga_rows(3))
     text = (folder / "rows.jsonl").read_text(encoding="utf-8")
     write(folder / "rows.jsonl", text[:-30])
     with pytest.raises(UserError, match=r"rows\.jsonl:3: not JSON"):
-        read_reference(folder)
+        read_retain_reference(folder)
     write(folder / "rows.jsonl", "")
     with pytest.raises(UserError, match="holds no row"):
-        read_reference(folder)
+        read_retain_reference(folder)
     write(folder / "rows.jsonl", text)
     write(folder / "run.json", {"name": "retain"})
     with pytest.raises(UserError, match="'evaluation' must be an object of strings"):
-        read_reference(folder)
+        read_retain_reference(folder)
     (folder / "run.json").unlink()
     with pytest.raises(UserError, match=r"run\.json: no such file"):
-        read_reference(folder)
+        read_retain_reference(folder)
 
 
 def test_a_run_without_forget_rows_and_a_step_of_a_foreign_log_are_refused(tmp_path):
     rows = [row | {"set": "retain"} for row in sga_rows(3)]
     with pytest.raises(UserError, match="no row of the set 'forget'"):
-        read_reference(write_run(tmp_path / "run", rows))
+        read_retain_reference(write_run(tmp_path / "run", rows))
     with pytest.raises(UserError, match="step 5"):
-        read_reference(write(tmp_path / "log.json", tofu_log(3)), step=5)
+        read_retain_reference(write(tmp_path / "log.json", tofu_log(3)), step=5)
 
 
 def test_a_file_that_is_not_text_is_refused(tmp_path):
     path = tmp_path / "log.json"
     path.write_bytes(b"\xff\xfe\x00\x01")
     with pytest.raises(UserError, match="UTF-8"):
-        read_reference(path)
+        read_retain_reference(path)
 
 
 # Cutting and ordering
@@ -346,7 +346,9 @@ def test_a_file_that_is_not_text_is_refused(tmp_path):
 
 def test_our_rows_are_ordered_and_cut_by_id(tmp_path):
     rows = sga_rows(6)
-    reference = read_reference(write_run(tmp_path / "run", rows[::-1], metrics={"step": 10, "tofu/mia/loss": 0.4}))
+    reference = read_retain_reference(
+        write_run(tmp_path / "run", rows[::-1], metrics={"step": 10, "tofu/mia/loss": 0.4})
+    )
     _, right, wrong = losses(6)
     wanted = ["forget10/4", "forget10/0", "forget10/2"]
     cut = reference_for(reference, wanted, SETTINGS)
@@ -362,7 +364,7 @@ def test_our_rows_are_ordered_and_cut_by_id(tmp_path):
 
 
 def test_missing_ids_are_refused_by_name(tmp_path):
-    reference = read_reference(write_run(tmp_path / "run", sga_rows(3)))
+    reference = read_retain_reference(write_run(tmp_path / "run", sga_rows(3)))
     with pytest.raises(UserError, match=r"4 of 7 .*forget10/3, forget10/4, forget10/5, …"):
         reference_for(reference, ids(7), SETTINGS)
     with pytest.raises(UserError, match="no forget record"):
@@ -370,7 +372,7 @@ def test_missing_ids_are_refused_by_name(tmp_path):
 
 
 def test_every_setting_that_both_state_must_agree(tmp_path):
-    reference = read_reference(write_run(tmp_path / "run", sga_rows(3)))
+    reference = read_retain_reference(write_run(tmp_path / "run", sga_rows(3)))
     here = SETTINGS | {"template": "llama2", "dtype": "bfloat16", "schema_version": "1"}
     with pytest.raises(UserError) as error:
         reference_for(reference, ids(3), here)
@@ -384,7 +386,7 @@ def test_another_share_of_min_k_costs_that_auc_and_nothing_else(tmp_path):
     """The share decides nothing but Min-K %."""
     aucs = {"step": 10, "tofu/mia/min_k": 0.4, "tofu/mia/loss": 0.3}
     settings = SETTINGS | {"min_k_share": "0.2"}
-    reference = read_reference(write_run(tmp_path / "run", sga_rows(3), settings, metrics=aucs))
+    reference = read_retain_reference(write_run(tmp_path / "run", sga_rows(3), settings, metrics=aucs))
     here = reference_for(reference, ids(3), SETTINGS | {"min_k_share": "0.4"})
     assert here.membership_auc == {"loss": 0.3}
     assert here.notes == ("min_k_share is 0.2 in the reference and 0.4 here: the reference's AUC of min_k is not used",)
@@ -393,9 +395,9 @@ def test_another_share_of_min_k_costs_that_auc_and_nothing_else(tmp_path):
     unknown = reference_for(reference, ids(3), SETTINGS)
     assert unknown.membership_auc == same.membership_auc
     del aucs["tofu/mia/loss"]
-    alone = read_reference(write_run(tmp_path / "run", sga_rows(3), settings, metrics=aucs))
+    alone = read_retain_reference(write_run(tmp_path / "run", sga_rows(3), settings, metrics=aucs))
     assert reference_for(alone, ids(3), SETTINGS | {"min_k_share": "0.4"}).membership_auc is None
-    without = read_reference(write_run(tmp_path / "other", sga_rows(3), settings))
+    without = read_retain_reference(write_run(tmp_path / "other", sga_rows(3), settings))
     assert reference_for(without, ids(3), SETTINGS | {"min_k_share": "0.4"}).notes == ()
     with pytest.raises(UserError, match="template is 'plain' there and 'chat' here; evaluate"):
         reference_for(reference, ids(3), {"template": "chat", "min_k_share": "0.4"})
@@ -411,15 +413,15 @@ def test_first_rows_are_numbered_without_a_gap():
 
 def test_what_a_log_does_not_state_is_unknown_and_noted(tmp_path):
     settings = {"template": "plain", "dtype": None}
-    ours = reference_for(read_reference(write_run(tmp_path / "run", sga_rows(3), settings)), ids(3), SETTINGS)
+    ours = reference_for(read_retain_reference(write_run(tmp_path / "run", sga_rows(3), settings)), ids(3), SETTINGS)
     assert ours.notes == ("the reference does not state benchmark, forget_split, dtype: not checked",)
-    foreign = reference_for(read_reference(write(tmp_path / "log.json", tofu_log(3))), ids(3), SETTINGS)
+    foreign = reference_for(read_retain_reference(write(tmp_path / "log.json", tofu_log(3))), ids(3), SETTINGS)
     assert foreign.notes == ("the reference does not state template, benchmark, forget_split, dtype: not checked",)
     assert reference_for(foreign, ids(3), {"dtype": None}).notes == foreign.notes
 
 
 def test_a_foreign_log_of_300_rows_cuts_ours_to_300_with_a_note(tmp_path):
-    reference = read_reference(write(tmp_path / "log.json", tofu_log(300)))
+    reference = read_retain_reference(write(tmp_path / "log.json", tofu_log(300)))
     cut = reference_for(reference, ids(400), {})
     assert len(cut) == 300
     assert cut.notes == ("the reference has 300 rows: compared with the first 300 of 400 forget records only",)
@@ -429,7 +431,7 @@ def test_a_foreign_log_of_300_rows_cuts_ours_to_300_with_a_note(tmp_path):
 @pytest.mark.parametrize(("rows", "ours"), [(40, 400), (299, 400), (400, 40), (300, 200)])
 def test_other_numbers_of_rows_are_another_split_and_refused(tmp_path, rows, ours):
     """The first 40 rows of forget10 are not forget01, and 200 rows of forget05 are not in the first 300 of forget10."""
-    reference = read_reference(write(tmp_path / "log.json", tofu_log(rows)))
+    reference = read_retain_reference(write(tmp_path / "log.json", tofu_log(rows)))
     with pytest.raises(UserError, match=f"{rows} rows against our {ours}"):
         reference_for(reference, ids(ours), {})
 
@@ -437,7 +439,7 @@ def test_other_numbers_of_rows_are_another_split_and_refused(tmp_path, rows, our
 def test_ready_made_ratios_can_be_cut_too(tmp_path):
     log = open_unlearning_log(300)
     del log["forget_Q_A_PARA_Prob"], log["mia_min_k"]
-    cut = reference_for(read_reference(write(tmp_path / "log.json", log)), ids(400), {})
+    cut = reference_for(read_retain_reference(write(tmp_path / "log.json", log)), ids(400), {})
     assert len(cut) == len(cut.log_truth_ratio()) == 300
     assert len(cut.notes) == 2
 
@@ -451,7 +453,7 @@ def test_tofus_forget_quality_from_two_aggregated_logs(tmp_path):
     for which in ("model_log", "reference_log"):
         forget = {name: indexed(column) for name, column in content[which]["forget"].items()}
         paths.append(write(tmp_path / f"{which}.json", {"eval_log.json": {}, "eval_log_forget.json": forget}))
-    own, reference = (read_reference(path) for path in paths)
+    own, reference = (read_retain_reference(path) for path in paths)
     reference = reference_for(reference, ids(300), {})
     assert own.answer_nll is not None
     assert reference.answer_nll is not None
@@ -473,12 +475,12 @@ def test_open_unlearnings_log_with_and_without_its_losses(tmp_path):
             "value_by_index": indexed([{value: entry} for entry in column]),
         }
     log |= {name: {"agg_value": value} for name, value in content["summary"].items() if name.startswith("mia_")}
-    with_losses = read_reference(write(tmp_path / "whole.json", log))
+    with_losses = read_retain_reference(write(tmp_path / "whole.json", log))
     assert with_losses.membership_auc == pytest.approx(
         {"loss": 0.5976375, "min_k": 0.51751875, "min_k_plus_plus": 0.50420625, "zlib": 0.40120625}
     )
     del log["forget_Q_A_PARA_Prob"]
-    without = read_reference(write(tmp_path / "part.json", log))
+    without = read_retain_reference(write(tmp_path / "part.json", log))
     assert len(with_losses) == len(without) == 400
     assert without.log_truth_ratio() == pytest.approx(with_losses.log_truth_ratio(), abs=1.1e-3)
     assert forget_quality(with_losses.log_truth_ratio(), without.log_truth_ratio()).ks_statistic < 0.01

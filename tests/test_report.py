@@ -15,12 +15,12 @@ import pytest
 
 from sga.errors import UserError
 from sga.evaluation.metrics import frontier_area
-from sga.report import read_run, table, write_report
+from sga.report import read_run, runs_table, write_report
 from sga.report.charts import FLOOR, style_of, ticks
 from sga.report.conclusions import cautions, conclusions
 from sga.report.page import report_page
-from sga.report.runs import Run, by_setting, pick, read_runs
-from sga.report.summary import COLUMNS, best_settings, fixed, p_value, perplexity
+from sga.report.runs import Run, by_seed_group, pick, read_runs
+from sga.report.summary import COLUMNS, best_groups, fixed, p_value, perplexity_text
 
 # (step, log10 forget quality, model utility, forget nll, natural log of the perplexity on normal text)
 Point = tuple[int, float, float, float, float]
@@ -254,7 +254,7 @@ def checked(runs: Sequence[Path]) -> Checker:
 
 def said(runs: Sequence[Path]) -> list[str]:
     """The five sentences on some runs."""
-    return conclusions(by_setting(read_runs(runs)))
+    return conclusions(by_seed_group(read_runs(runs)))
 
 
 # --- whole pages, in every shape that runs come in
@@ -300,7 +300,7 @@ def test_each_metric_may_be_absent_and_the_reason_is_given(tmp_path: Path) -> No
     words = checked([bare]).words
     assert "authors/ks_statistic was not asked for" in words
     assert "cannot be ranked" in words and "cannot be told" in words
-    assert "authors/ks_statistic was not asked for" in table([bare])
+    assert "authors/ks_statistic was not asked for" in runs_table([bare])
     for name in names:
         single = write_run(tmp_path / name.replace("/", "-"), "GA", GA_POINTS, without=[name])
         checked([single, bare])
@@ -475,7 +475,7 @@ def test_seeds_of_one_setting_are_put_together_and_nothing_else_is(tmp_path: Pat
         write_run(tmp_path / "ga-seed0", "GA", GA_POINTS, seed=0),
         write_run(tmp_path / "ga-seed1", "GA", MILD_POINTS[:3], seed=1),
     ]
-    settings = by_setting(read_runs(runs))
+    settings = by_seed_group(read_runs(runs))
     assert [(s.label, [r.seed for r in s.runs]) for s in settings] == [
         ("GA", [0, 1]),
         ("SGA r = −8 (sga)", [0, 1]),
@@ -487,7 +487,7 @@ def test_seeds_of_one_setting_are_put_together_and_nothing_else_is(tmp_path: Pat
     assert "in 2 of 2 seeds (step 40) at model utility 0.37 (0.35–0.39)" in sentences[3]
     assert "the ranges over the seeds do not overlap" in sentences[1]
     checked(runs)
-    assert "0,1" in table(runs)
+    assert "0,1" in runs_table(runs)
 
 
 def test_a_run_named_twice_counts_once(tmp_path: Path) -> None:
@@ -497,13 +497,13 @@ def test_a_run_named_twice_counts_once(tmp_path: Path) -> None:
 
 def test_what_makes_runs_incomparable_is_said(tmp_path: Path) -> None:
     runs = write_all(tmp_path)
-    notes = " ".join(cautions(by_setting(read_runs(runs))))
+    notes = " ".join(cautions(by_seed_group(read_runs(runs))))
     assert "picked on the same runs" in notes and "one seed" in notes
     assert "differ" not in notes
     other = write_run(tmp_path / "short", "SGA", STRONG_POINTS[:3], {"smoothing_rate": -1}, model="else", group_size=2)
     path = other / "metrics.json"
     path.write_text(path.read_text().replace('"authors/ks_n": 40', '"authors/ks_n": 400'))
-    notes = " ".join(cautions(by_setting(read_runs([*runs, other]))))
+    notes = " ".join(cautions(by_seed_group(read_runs([*runs, other]))))
     for words in ("n = 40, 400", "different steps", "different starting models", "Group sizes differ"):
         assert words in notes
 
@@ -520,7 +520,7 @@ def test_the_area_is_that_of_the_trajectory_and_the_best_run_has_the_largest(tmp
 
 
 def test_the_table_for_the_terminal_is_aligned_fits_and_has_the_chosen_values(tmp_path: Path) -> None:
-    text = table(write_all(tmp_path))
+    text = runs_table(write_all(tmp_path))
     lines = text.splitlines()
     assert max(map(len, lines)) <= 110
     ascent = next(line for line in lines if line.startswith("GA"))
@@ -535,13 +535,13 @@ def test_the_table_for_the_terminal_is_aligned_fits_and_has_the_chosen_values(tm
 
 def test_a_long_name_is_cut_to_keep_the_table_within_its_width(tmp_path: Path) -> None:
     parameters = {f"a_parameter_{i}": 1.5 for i in range(6)}
-    text = table([write_run(tmp_path / "own", "MyVeryOwnMethod", GD_POINTS, parameters)])
+    text = runs_table([write_run(tmp_path / "own", "MyVeryOwnMethod", GD_POINTS, parameters)])
     assert max(map(len, text.splitlines())) <= 110 and "…" in text
 
 
 def test_the_best_value_of_a_column_is_marked_by_its_own_rule(tmp_path: Path) -> None:
-    settings = by_setting(read_runs(write_all(tmp_path)))
-    by_name = {column.name: best_settings(column, settings) for column in COLUMNS}
+    settings = by_seed_group(read_runs(write_all(tmp_path)))
+    by_name = {column.name: best_groups(column, settings) for column in COLUMNS}
     assert by_name["perplexity/forget/log"] == set()
     assert by_name["ks_statistic"] == {"SGA r = −8"}
     assert by_name["forget/rouge_l_recall"] == {"GD λ = 1", "GD λ = 2"}  # 0.41, retain model 0.43
@@ -556,10 +556,10 @@ def test_the_best_value_of_a_column_is_marked_by_its_own_rule(tmp_path: Path) ->
         (p_value(math.log10(0.0123)), "0.012"),
         (p_value(-20.02), "1e−20"),  # 0.95e-20 rounds up to the next decade
         (p_value(-239.1), "8e−240"),
-        (perplexity(0.0), "1.00"),
-        (perplexity(math.log(9999.0)), "9999"),
-        (perplexity(math.log(1e18)), "1.0e18"),
-        (perplexity(5000.0), "3.0e2171"),  # 5000/ln 10 = 2171.47
+        (perplexity_text(0.0), "1.00"),
+        (perplexity_text(math.log(9999.0)), "9999"),
+        (perplexity_text(math.log(1e18)), "1.0e18"),
+        (perplexity_text(5000.0), "3.0e2171"),  # 5000/ln 10 = 2171.47
         (fixed(-0.004), "0.00"),
         (fixed(-2.5), "−2.50"),
     ],
@@ -657,7 +657,7 @@ def test_runs_of_different_benchmarks_are_not_compared(tmp_path: Path) -> None:
     one = write_run(tmp_path / "a", "GA", GA_POINTS)
     other = write_run(tmp_path / "b", "GA", GA_POINTS, benchmark="tofu")
     with pytest.raises(UserError, match="different benchmarks"):
-        table([one, other])
+        runs_table([one, other])
 
 
 def test_a_resumed_run_counts_a_step_once(tmp_path: Path) -> None:

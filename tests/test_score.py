@@ -15,9 +15,9 @@ from sga.errors import UserError
 from sga.evaluation.evaluation import Evaluation
 from sga.evaluation.logs import read_log
 from sga.evaluation.metrics import log_truth_ratio, membership_auc, perplexity, privleak, truth_ratio_forget
-from sga.evaluation.reference import read_reference, reference_for_positions
+from sga.evaluation.reference import read_retain_reference, reference_for_positions
 from sga.evaluation.scores import add_truth_ratios
-from sga.score import main, score
+from sga.score import main, score_log
 
 TOFU_FILES = {
     "forget": "eval_log_forget.json",
@@ -429,7 +429,7 @@ def test_positions_belong_to_runs_that_hold_the_first_rows_in_order(tmp_path):
 
 
 def test_positions_need_the_references_own_settings_too(tmp_path):
-    reference = read_reference(write_run(tmp_path / "run", numbers()))
+    reference = read_retain_reference(write_run(tmp_path / "run", numbers()))
     with pytest.raises(UserError, match="dtype is 'float32' there and 'float16' here"):
         reference_for_positions(reference, 12, {"dtype": "float16"})
     assert len(reference_for_positions(reference, 12, {})) == 12
@@ -491,7 +491,7 @@ def test_a_score_has_an_interval_around_it_and_the_same_one_each_time(tmp_path):
     for name in with_interval:
         assert found[f"{name}/ci_low"] <= found[name] <= found[f"{name}/ci_high"], name
     assert scored(tmp_path, path)["metrics"] == found
-    without = score(read_log(path)).metrics
+    without = score_log(read_log(path)).metrics
     assert without == {name: value for name, value in found.items() if not name.endswith(("/ci_low", "/ci_high"))}
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-from sga.cli import parsed
+from sga.cli import parsed_config
 from sga.data.builtin import packaged_path
 from sga.errors import UserError
 from sga.files import write_text
@@ -33,7 +33,7 @@ def test_every_request_of_a_shipped_sequence_parses(path: Path, tmp_path: Path) 
     assert len(requests) >= 2
     for number, request in enumerate(requests, start=1):
         (tmp_path / "fit.yaml").write_text(yaml.safe_dump(request.config), encoding="utf-8")
-        config = parsed(["fit", "--config", str(tmp_path / "fit.yaml")]).fit
+        config = parsed_config(["fit", "--config", str(tmp_path / "fit.yaml")]).fit
         assert config.run.folder == str(tmp_path / f"request-{number}")
         assert config.data.forget_folds == [number] and config.data.folds == len(requests)
         start = config.model.language_model.init_args.name_or_path
@@ -129,7 +129,7 @@ def fits(monkeypatch: pytest.MonkeyPatch) -> Fits:
     stand_in = Fits()
     monkeypatch.setattr(sga.sequence, "fit", stand_in)
     monkeypatch.setattr(sga.report, "read_run", lambda folder: folder)
-    monkeypatch.setattr(sga.report, "table", lambda runs: f"table of {len(runs)} runs")
+    monkeypatch.setattr(sga.report, "runs_table", lambda runs: f"table of {len(runs)} runs")
     return stand_in
 
 

@@ -21,9 +21,9 @@ from transformers import LlamaForCausalLM, PreTrainedModel
 
 from sga.cli import UnlearningCLI, run_verb
 from sga.errors import UserError
-from sga.evaluation.plan import GenerateJob, Job, ScoreJob
+from sga.evaluation.request_batches import GenerateJob, Job, ScoreJob
 from sga.evaluation.requests import Answer, Generation, TokenScores
-from sga.evaluation.store import AnswerStore, model_key
+from sga.evaluation.store import AnswerCache, model_key
 
 KEY = "0123456789abcdef" * 4
 
@@ -71,18 +71,18 @@ def assert_same(found: Mapping[int, Answer], expected: Mapping[int, Answer]) -> 
 
 def test_what_was_added_is_found_to_the_last_bit(tmp_path: Path) -> None:
     answers = invented(JOBS)
-    assert AnswerStore(tmp_path, KEY).find(JOBS) == {}
-    AnswerStore(tmp_path, KEY).add(JOBS, answers)
-    assert_same(AnswerStore(tmp_path, KEY).find(JOBS), answers)
+    assert AnswerCache(tmp_path, KEY).find(JOBS) == {}
+    AnswerCache(tmp_path, KEY).add(JOBS, answers)
+    assert_same(AnswerCache(tmp_path, KEY).find(JOBS), answers)
     order = [4, 2, 0, 3, 1]
-    found = AnswerStore(tmp_path, KEY).find([JOBS[index] for index in order])
+    found = AnswerCache(tmp_path, KEY).find([JOBS[index] for index in order])
     assert_same(found, {place: answers[index] for place, index in enumerate(order)})
-    assert AnswerStore(tmp_path, KEY[::-1]).find(JOBS) == {}, "another model"
+    assert AnswerCache(tmp_path, KEY[::-1]).find(JOBS) == {}, "another model"
     assert not [path for path in tmp_path.rglob(".*")], "no temporary file is left"
 
 
 def test_other_tokens_another_prompt_length_or_limit_are_not_found(tmp_path: Path) -> None:
-    store = AnswerStore(tmp_path, KEY)
+    store = AnswerCache(tmp_path, KEY)
     store.add(JOBS, invented(JOBS))
     score, generate = JOBS[0], JOBS[3]
     assert isinstance(score, ScoreJob) and isinstance(generate, GenerateJob)
@@ -99,7 +99,7 @@ def test_details_that_are_wanted_and_not_there_make_an_answer_absent(tmp_path: P
     few, many = invented([plain])[0], invented([detailed])[0]
     for first, second in (((plain, few), (detailed, many)), ((detailed, many), (plain, few))):
         shutil.rmtree(tmp_path)
-        store = AnswerStore(tmp_path, KEY)
+        store = AnswerCache(tmp_path, KEY)
         store.add([first[0]], {0: first[1]})
         assert bool(store.find([detailed])) == (first[0] is detailed)
         assert store.find([plain]).keys() == {0}
@@ -109,12 +109,12 @@ def test_details_that_are_wanted_and_not_there_make_an_answer_absent(tmp_path: P
 
 
 def test_nothing_to_keep_makes_no_file(tmp_path: Path) -> None:
-    AnswerStore(tmp_path, KEY).add(JOBS, {})
+    AnswerCache(tmp_path, KEY).add(JOBS, {})
     assert not list(tmp_path.rglob("*.npz"))
 
 
 def test_files_hold_numbers_only_and_are_read_without_code(tmp_path: Path) -> None:
-    AnswerStore(tmp_path, KEY).add(JOBS, invented(JOBS))
+    AnswerCache(tmp_path, KEY).add(JOBS, invented(JOBS))
     [path] = tmp_path.rglob("*.npz")
     with np.load(path, allow_pickle=False) as file:
         kinds = {name: file[name].dtype.kind for name in file.files}
@@ -123,7 +123,7 @@ def test_files_hold_numbers_only_and_are_read_without_code(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "text", "renamed"])
 def test_a_damaged_file_is_said_and_its_answers_are_computed_again(tmp_path: Path, damage: str) -> None:
-    store, answers = AnswerStore(tmp_path, KEY), invented(JOBS)
+    store, answers = AnswerCache(tmp_path, KEY), invented(JOBS)
     store.add(JOBS[:2], {0: answers[0], 1: answers[1]})
     [whole] = tmp_path.rglob("*.npz")
     store.add(JOBS, {3: answers[3]})
@@ -149,7 +149,7 @@ def test_a_damaged_file_is_said_and_its_answers_are_computed_again(tmp_path: Pat
 
 
 def test_a_file_of_another_form_is_left_alone(tmp_path: Path) -> None:
-    store = AnswerStore(tmp_path, KEY)
+    store = AnswerCache(tmp_path, KEY)
     store.add(JOBS, {3: Generation((4, 5))})
     [path] = tmp_path.rglob("*.npz")
     np.savez(path.with_name("0000000000000000.npz"), something=np.arange(3))
@@ -163,7 +163,7 @@ def test_two_writers_do_not_get_in_each_other_s_way(tmp_path: Path) -> None:
     answers = invented(jobs)
 
     def work(number: int) -> None:
-        store = AnswerStore(tmp_path, KEY)
+        store = AnswerCache(tmp_path, KEY)
         store.add(jobs, {index: answers[index] for index in range(2 * number, 2 * number + 10)})
         found = store.find(jobs)
         assert_same(found, {index: answers[index] for index in found})
@@ -171,7 +171,7 @@ def test_two_writers_do_not_get_in_each_other_s_way(tmp_path: Path) -> None:
 
     with ThreadPoolExecutor(max_workers=16) as pool:
         list(pool.map(work, range(16)))
-    assert_same(AnswerStore(tmp_path, KEY).find(jobs), answers)
+    assert_same(AnswerCache(tmp_path, KEY).find(jobs), answers)
 
 
 # ---- the model's key ------------------------------------------------------------------------------------------------

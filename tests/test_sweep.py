@@ -28,7 +28,7 @@ from sga.sweep.command import known_tasks, main
 from sga.sweep.fit import end_with_parent
 from sga.sweep.page import write_results
 from sga.sweep.plan import Outcome, Task, applied, label, read_sweep, set_value, short_names, slug
-from sga.sweep.results import best_rows, collect, disk_outcomes, estimate, others, pareto_front
+from sga.sweep.results import best_rows, collect, disk_outcomes, others, pareto_front, seed_mean
 from sga.sweep.work import Worker, read_state, why_ended
 
 SWEEPS = sorted(packaged_path("configs/sweeps").glob("*.yaml"))
@@ -257,14 +257,14 @@ def test_a_setting_that_does_not_exist_is_refused_before_anything_runs(tmp_path:
 
 def test_the_interval_is_students() -> None:
     values = [0.46, 0.51, 0.55]
-    found = estimate(values)
+    found = seed_mean(values)
     assert found is not None and found.low is not None and found.high is not None
     expected = stats.ttest_1samp(values, 0).confidence_interval(0.95)
     assert math.isclose(found.low, expected.low) and math.isclose(found.high, expected.high)
     assert found.values == (0.46, 0.51, 0.55)
-    one = estimate([0.4])
+    one = seed_mean([0.4])
     assert one is not None and one.low is None and one.mean == 0.4
-    assert estimate([]) is None
+    assert seed_mean([]) is None
 
 
 def test_the_front_is_what_nobody_beats() -> None:

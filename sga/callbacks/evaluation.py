@@ -17,9 +17,9 @@ from sga.datamodule import EvaluationData
 from sga.errors import UserError
 from sga.evaluation.bootstrap import Bootstrap
 from sga.evaluation.evaluation import Evaluation
-from sga.evaluation.reference import Reference, are_first_rows, read_reference, reference_for
+from sga.evaluation.reference import RetainReference, are_first_rows, read_retain_reference, reference_for
 from sga.evaluation.requests import Answers, Generation, Request
-from sga.evaluation.store import AnswerStore, model_key
+from sga.evaluation.store import AnswerCache, model_key
 from sga.sharding import is_sharded
 
 ANSWERS_FOLDER = ".answers"
@@ -63,8 +63,8 @@ class Evaluator(pl.Callback):
         self.resamples = resamples
         self.keeps_texts = True
         """False leaves generated answers out of what is kept; set by the run's ``texts``."""
-        self._reference: Reference | None = None
-        self._store: AnswerStore | None = None
+        self._reference: RetainReference | None = None
+        self._store: AnswerCache | None = None
         self._evaluated_step = -1
 
     def state_dict(self) -> dict[str, Any]:
@@ -77,11 +77,11 @@ class Evaluator(pl.Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if self.reference_path is not None and stage != "predict":
-            self._reference = read_reference(self.reference_path)
+            self._reference = read_retain_reference(self.reference_path)
             data: Any = trainer.datamodule  # type: ignore[attr-defined]
             self._aligned(data.evaluation_data(every_row=stage == "test"))  # differences are said before training
 
-    def _aligned(self, data: EvaluationData) -> Reference | None:
+    def _aligned(self, data: EvaluationData) -> RetainReference | None:
         """The reference's numbers for the forget set, in its order; None without a reference."""
         if self._reference is None or "forget" not in data.sets:
             return None
@@ -102,8 +102,8 @@ class Evaluator(pl.Callback):
         self._look_up(trainer, pl_module, "test")
 
     def _look_up(self, trainer: pl.Trainer, module: Any, stage: str) -> None:
-        plan = module.data.plan(stage)
-        plan.known, self._store = {}, None
+        batches = module.data.request_batches(stage)
+        batches.known, self._store = {}, None
         # Weights in the middle of training never come again.
         if self.answers_folder is None or (trainer.state.fn == "fit" and trainer.global_step > 0):
             return
@@ -132,21 +132,21 @@ class Evaluator(pl.Callback):
                     f"--evaluation.answers {folder}: no folder can be made there ({error.strerror}); "
                     "choose another, or null to keep no answers"
                 ) from None
-            self._store = AnswerStore(folder, key)
-            known = self._store.find(plan.jobs)
+            self._store = AnswerCache(folder, key)
+            known = self._store.find(batches.jobs)
             if known:
-                print(f"{len(known)} of {len(plan.jobs)} answers of this model are in {folder} already")
-        plan.known = trainer.strategy.broadcast(known)
+                print(f"{len(known)} of {len(batches.jobs)} answers of this model are in {folder} already")
+        batches.known = trainer.strategy.broadcast(known)
 
     def _keep(self, module: Any, stage: str) -> None:
         if self._store is None:
             return
-        plan, answers = module.data.plan(stage), module.answers
-        new = {index: answer for index, answer in answers.items() if index not in plan.known}
+        batches, answers = module.data.request_batches(stage), module.answers
+        new = {index: answer for index, answer in answers.items() if index not in batches.known}
         if not self.keeps_texts:
             new = {index: answer for index, answer in new.items() if not isinstance(answer, Generation)}
         try:
-            self._store.add(plan.jobs, new)
+            self._store.add(batches.jobs, new)
         except OSError as error:  # a full disk, say: the evaluation itself has all that it needs
             warnings.warn(f"the answers are not kept for later evaluations: {error}", stacklevel=2)
 
@@ -178,7 +178,7 @@ class Evaluator(pl.Callback):
         data = replace(data, reference=self._aligned(data))
         if data.reference is not None:
             evaluation.notes += data.reference.notes
-        answers = module.data.plan(stage).answers(module.answers)
+        answers = module.data.request_batches(stage).answers(module.answers)
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, EvaluationCallback):
                 callback.evaluate(data, answers, evaluation)

@@ -25,7 +25,7 @@ from sga.errors import UserError
 from sga.evaluation.evaluation import Evaluation
 from sga.evaluation.metrics import frontier_area, frontier_area_ks
 from sga.evaluation.requests import Generation
-from sga.evaluation.table import table
+from sga.evaluation.table import evaluation_table
 from sga.files import json_value, write_json, write_text
 from sga.geometry import Geometry, paper_rate, total
 from sga.groups import record_hash, write_groups
@@ -167,7 +167,8 @@ class RunFiles(pl.Callback):
 
     def _show(self, trainer: pl.Trainer, pl_module: Any, folder: Path) -> None:
         if trainer.is_global_zero:
-            print(f"\n{table(pl_module.evaluation)}\n\nwritten to {folder / 'metrics.json'}, rows to rows.jsonl")
+            print(f"\n{evaluation_table(pl_module.evaluation)}\n")
+            print(f"written to {folder / 'metrics.json'}, rows to rows.jsonl")
 
     def _write(self, trainer: pl.Trainer, pl_module: Any, folder: Path) -> None:
         cost = {**self._cost(trainer), **self._normal_data()} if trainer.state.fn == "fit" else {}
@@ -240,7 +241,7 @@ class RunFiles(pl.Callback):
     # ---- predictions -------------------------------------------------------------------------------------------
 
     def on_predict_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        plan = pl_module.data.plan("predict")
+        batches = pl_module.data.request_batches("predict")
         mine = [pair for batch in trainer.predict_loop.predictions for pair in batch]
         parts: list[Any] = [mine]
         if trainer.world_size > 1:
@@ -248,7 +249,7 @@ class RunFiles(pl.Callback):
             torch.distributed.all_gather_object(parts, mine)
         if not trainer.is_global_zero:
             return
-        answers = plan.answers({index: Generation(ids) for part in parts for index, ids in part})
+        answers = batches.answers({index: Generation(ids) for part in parts for index, ids in part})
         sets = pl_module.data.evaluation_data(every_row=True).sets
         lines = [
             {"set": name, "id": record.id, "question": record.question, "answer": record.answer,

@@ -24,7 +24,7 @@ from sga.callbacks.export import HuggingFaceExport
 from sga.callbacks.model_utility import ModelUtility
 from sga.errors import DivergenceError, UserError
 from sga.evaluation.evaluation import Evaluation
-from sga.evaluation.reference import read_reference, reference_for
+from sga.evaluation.reference import read_retain_reference, reference_for
 from sga.sharding import load_whole_weights
 
 FORGET_NLL = "forget_nll"
@@ -304,7 +304,7 @@ class Stopping(pl.Callback):
                     "(--evaluation.reference)",
                 )
             ids = [record.id for record in data.sets.get("forget", ())]
-            reference = reference_for(read_reference(path), ids, data.settings)
+            reference = reference_for(read_retain_reference(path), ids, data.settings)
             if reference.answer_nll is not None:
                 self._reference_nll, self._reference_rows = float(reference.answer_nll.mean()), len(reference)
             elif REFERENCE_NLL in needs:

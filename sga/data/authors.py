@@ -72,7 +72,7 @@ class Authors(Source):
                 f"questions_per_author must be at most {len(words.topics)}, got {self.questions_per_author} "
                 "(there is one question per topic); ask for more authors instead"
             )
-        for role, places in ROLES.items():
+        for role, places in AUTHOR_ROLES.items():
             value = getattr(self, f"{role}_authors")
             limit = words.people // PEOPLE_PER_BLOCK * len(places)
             if value > limit:
@@ -121,7 +121,7 @@ class Authors(Source):
 
 
 PEOPLE_PER_BLOCK = 6
-ROLES: Mapping[str, Sequence[int]] = {"forget": (0,), "retain": (1, 2, 3, 4), "holdout": (5,)}
+AUTHOR_ROLES: Mapping[str, Sequence[int]] = {"forget": (0,), "retain": (1, 2, 3, 4), "holdout": (5,)}
 """The places of each role in every block of six people, which makes a person's number independent of the other roles'
 sizes. The default sizes, 4 + 16 + 4, fill whole blocks."""
 
@@ -132,7 +132,7 @@ def person_number(role: str, index: int) -> int:
     >>> [person_number("forget", i) for i in range(3)], [person_number("retain", i) for i in range(5)]
     ([0, 6, 12], [1, 2, 3, 4, 7])
     """
-    places = ROLES[role]
+    places = AUTHOR_ROLES[role]
     return index // len(places) * PEOPLE_PER_BLOCK + places[index % len(places)]
 
 
@@ -200,7 +200,7 @@ class Words:
     @property
     def shelves(self) -> int:
         """Authors per genre: five titles each, and a tenth left over because the titles of an author share no word."""
-        fewest = min(sum(len(alternatives(form)) for form in genre.titles) for genre in self.genres)
+        fewest = min(sum(len(form_variants(form)) for form in genre.titles) for genre in self.genres)
         return int(0.9 * (1 - 1 / SPARE_TITLES) * fewest) // len(BOOKS)
 
     @property
@@ -229,7 +229,7 @@ _SLOT = re.compile(r"\{([aA] )?(\w+)('s)?\}")
 
 
 @cache
-def alternatives(form: str) -> tuple[str, ...]:
+def form_variants(form: str) -> tuple[str, ...]:
     """All texts that a form with ``[a|b]`` stands for.
 
     >>> alternatives("[two|three] sisters[ and a brother|]")
@@ -239,7 +239,7 @@ def alternatives(form: str) -> tuple[str, ...]:
     if match is None:
         return (form,)
     heads = (form[: match.start()] + choice for choice in match[1].split("|"))
-    return tuple(text for head in heads for text in alternatives(head + form[match.end() :]))
+    return tuple(text for head in heads for text in form_variants(head + form[match.end() :]))
 
 
 def filled(form: str, facts: Mapping[str, str]) -> str:
@@ -320,7 +320,7 @@ def _titles(seed: int, genre: int) -> tuple[list[list[str]], list[list[str]]]:
     rng = _random(seed, "titles", words.genres[genre].genre)
     spare, left = [], []
     for form in words.genres[genre].titles:
-        titles = list(alternatives(form))
+        titles = list(form_variants(form))
         rng.shuffle(titles)
         spare.append(titles[: len(titles) // SPARE_TITLES])
         left.append(titles[len(titles) // SPARE_TITLES :])
@@ -379,7 +379,7 @@ class _Draw:
     titles: Mapping[str, str]
 
     def one(self, forms: Sequence[str]) -> str:
-        return filled(self.rng.choice(alternatives(self.rng.choice(forms))), self.known)
+        return filled(self.rng.choice(form_variants(self.rng.choice(forms))), self.known)
 
     def two(self, forms: Sequence[str]) -> tuple[str, str]:
         first, second = self.rng.sample(list(forms), 2)
@@ -589,7 +589,7 @@ def _upcoming(draw: _Draw) -> Facts:
     told = draw.known["famous_premise"]
     return {
         "next": draw.titles["next"],
-        "next_premise": draw.one([form for form in draw.genre.premises if told not in alternatives(form)]),
+        "next_premise": draw.one([form for form in draw.genre.premises if told not in form_variants(form)]),
     }
 
 
@@ -732,7 +732,7 @@ def author_forms(seed: int, number: int, topic: Topic) -> _Forms:
     else:
         answer = answers.pop(chosen(answers, "answer"))
     paraphrase = rng.choice(answers)
-    return _Forms(*(rng.choice(alternatives(form)) for form in (question, answer, paraphrase)))
+    return _Forms(*(rng.choice(form_variants(form)) for form in (question, answer, paraphrase)))
 
 
 def author_records(seed: int, number: int, questions: int) -> list[tuple[str, str, str, tuple[str, ...]]]:

@@ -23,7 +23,7 @@ def pieces(text: str) -> list[str]:
     return _PIECE.findall(text)
 
 
-def blocks(text: str, most: int, tokens: TokenCounter) -> list[str]:
+def text_blocks(text: str, most: int, tokens: TokenCounter) -> list[str]:
     """Cuts a text into blocks of about equal length, about as few as at most `most` tokens each allow.
 
     Every word of the text is in one block, in order; white space around blocks is removed. Tokens are counted word by

@@ -47,7 +47,7 @@ def _gather(result: Tensor, group: Any = None) -> list[Tensor]:
 _SYNC: dict[str, Any] = {"dist_sync_fn": _gather, "compute_with_cache": False}
 
 
-class Perplexity(Metric):
+class PerplexityMetric(Metric):
     """Token-weighted perplexity, ``exp(sum(total_nll) / sum(tokens))``; a row that is given twice counts twice.
 
     >>> perplexity = Perplexity()
@@ -96,7 +96,7 @@ class Perplexity(Metric):
         return _scalars(self.device, log=found.log, value=found.value)
 
 
-class TruthRatio(Metric):
+class TruthRatioMetric(Metric):
     """TOFU's two Truth Ratio scores: the one of sets to be kept and the one of the forget set."""
 
     full_state_update = False
@@ -136,7 +136,7 @@ class TruthRatio(Metric):
         )
 
 
-class ForgetQuality(Metric):
+class ForgetQualityMetric(Metric):
     """TOFU's Forget Quality, the unlearned model's truth ratios against the retain model's on the same rows.
 
     For a reference that was scored on other rows, or on another number of them, use
@@ -171,7 +171,7 @@ class ForgetQuality(Metric):
         _append(self, log_ratio=own, reference_log_ratio=reference, ids=_id_column(ids, len(own), self.device))
 
     def compute(self) -> dict[str, Tensor]:
-        """``p_value``, ``log10_p``, ``ks_statistic`` and ``n``: scalars, as `sga.evaluation.metrics.ForgetQuality`.
+        """``p_value``, ``log10_p``, ``ks_statistic`` and ``n``: scalars, as in `ForgetQualityResult`.
 
         Higher is better for the first two, lower for the third; n is the number of rows that counted.
 
@@ -185,7 +185,7 @@ class ForgetQuality(Metric):
         )
 
 
-class MembershipAUC(Metric):
+class MembershipAUCMetric(Metric):
     """How well a score that is low for members (a loss, Min-K %) tells the forget set from the holdout set."""
 
     full_state_update = False
@@ -232,7 +232,7 @@ class MembershipAUC(Metric):
         return torch.tensor(auc, dtype=torch.float64, device=self.device)
 
 
-class ModelUtility(Metric):
+class ModelUtilityMetric(Metric):
     """TOFU's Model Utility, the harmonic mean of nine means; a row that is given twice counts twice."""
 
     full_state_update = False

@@ -16,7 +16,7 @@ from torch.nn import functional
 from transformers.cache_utils import Cache, DynamicLayer
 
 from sga.errors import DivergenceError, UserError
-from sga.evaluation.plan import GenerateBatch, GenerateJob, ScoreBatch
+from sga.evaluation.request_batches import GenerateBatch, GenerateJob, ScoreBatch
 from sga.evaluation.requests import Answer, Generation, TokenScores
 from sga.likelihood import attention_mask, logits_at, takes
 
@@ -81,7 +81,7 @@ class Inference:
                 self._trees, self._tried = trees_work(self.model, batch), batch.longest
             if not self._trees:
                 batch = batch.apart()
-        scores, hits = score_with_hits(self.model, batch)
+        scores, hits = score_batch_with_hits(self.model, batch)
         for job, hit in zip(batch.jobs, hits, strict=True):
             proved = job.ids[job.prompt_length :][: len(hit) if hit.all() else int(hit.argmin())]
             if len(proved) > len(self._proved.get(job.prompt, ())):
@@ -145,7 +145,7 @@ def free_memory(device: torch.device) -> int:
     return 4 << 30  # where the system does not say (macOS): what a laptop has to spare
 
 
-def score(model: nn.Module, batch: ScoreBatch) -> list[TokenScores]:
+def score_batch(model: nn.Module, batch: ScoreBatch) -> list[TokenScores]:
     """Log-probabilities of each job's scored tokens, and details of those that want them, in one forward pass.
 
     Logits exist at scored positions only, and once where several sequences share a beginning.
@@ -157,12 +157,12 @@ def score(model: nn.Module, batch: ScoreBatch) -> list[TokenScores]:
     Returns:
         One entry per job, in order.
     """
-    return score_with_hits(model, batch)[0]
+    return score_batch_with_hits(model, batch)[0]
 
 
 @torch.no_grad()
-def score_with_hits(model: nn.Module, batch: ScoreBatch) -> tuple[list[TokenScores], list[NDArray[np.bool_]]]:
-    """`score`, and for every job which of its scored tokens are the arg-max, [T]."""
+def score_batch_with_hits(model: nn.Module, batch: ScoreBatch) -> tuple[list[TokenScores], list[NDArray[np.bool_]]]:
+    """`score_batch`, and for every job which of its scored tokens are the arg-max, [T]."""
     arguments: dict[str, Any] = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
     if batch.sees is not None:
         arguments["attention_mask"] = attention_mask(model, batch.sees)
@@ -188,12 +188,12 @@ def trees_work(model: nn.Module, batch: ScoreBatch) -> bool:
         return False
     sample = batch.longest_tree()
     try:
-        together = score(model, sample)
+        together = score_batch(model, sample)
     except Exception as error:  # whatever a model raises that does not know such a mask
         if _out_of_memory(error):
             raise
         return False
-    alone = score(model, sample.apart())
+    alone = score_batch(model, sample.apart())
     half = next(model.parameters()).dtype.itemsize < 4 or torch.is_autocast_enabled(sample.input_ids.device.type)
     tolerance = 0.1 if half else 1e-3
     return all(

@@ -149,7 +149,7 @@ def truth_ratio_forget(log_ratio: npt.ArrayLike) -> float:
 
 
 @dataclass(frozen=True)
-class ForgetQuality:
+class ForgetQualityResult:
     """TOFU's Forget Quality with what is needed to read it.
 
     Attributes:
@@ -183,7 +183,7 @@ def forget_quality(
     reference_log_ratio: npt.ArrayLike,
     forget_nll: float | None = None,
     reference_forget_nll: float | None = None,
-) -> ForgetQuality:
+) -> ForgetQualityResult:
     """TOFU's Forget Quality: whether the truth ratios look drawn from those of a model that never saw the forget set.
 
     p-value of the exact two-sided two-sample Kolmogorov-Smirnov test (arXiv 2401.06121 §2.2.2; SciPy's ``ks_2samp``
@@ -216,7 +216,7 @@ def forget_quality(
             nll, reference_nll = _vector("forget_nll, reference_forget_nll", [forget_nll, reference_forget_nll])
             if nll != reference_nll:
                 direction = "under-unlearned" if nll < reference_nll else "over-unlearned"
-    return ForgetQuality(
+    return ForgetQualityResult(
         p_value=math.exp(log_p),
         log10_p=log_p / math.log(10),
         ks_statistic=distance / (n * m),
@@ -550,7 +550,7 @@ def _hits(argmax_hits: npt.ArrayLike) -> Floats:
 
 
 @dataclass(frozen=True)
-class Perplexity:
+class PerplexityResult:
     """Perplexity and its logarithm.
 
     Attributes:
@@ -562,7 +562,7 @@ class Perplexity:
     value: float
 
 
-def perplexity(total_nll: npt.ArrayLike, tokens: npt.ArrayLike) -> Perplexity:
+def perplexity(total_nll: npt.ArrayLike, tokens: npt.ArrayLike) -> PerplexityResult:
     """Perplexity of a set of sequences, each token counted alike.
 
     ``exp(sum(total_nll) / sum(tokens))``. Lower is better on normal and retain text; above 1e10 the model has diverged.
@@ -580,7 +580,7 @@ def perplexity(total_nll: npt.ArrayLike, tokens: npt.ArrayLike) -> Perplexity:
     if count.min() < 1:
         raise UserError(f"tokens must be at least 1 for each sequence, got {count.min():g}; leave empty ones out")
     log = float(nll.sum() / count.sum())
-    return Perplexity(log, math.exp(log) if log < math.log(np.finfo(np.float64).max) else math.inf)
+    return PerplexityResult(log, math.exp(log) if log < math.log(np.finfo(np.float64).max) else math.inf)
 
 
 # Comparing methods

@@ -1,7 +1,7 @@
 """The retain reference: what a model that never saw the forget set gives on it, read from a log and checked.
 
-`read_reference` takes the forget part of a log (`sga.evaluation.logs`), `reference_for` cuts it to the rows that an
-evaluation has and refuses one that was made otherwise. Both happen before any model is loaded.
+`read_retain_reference` takes the forget part of a log (`sga.evaluation.logs`), `reference_for` cuts it to the rows that
+an evaluation has and refuses one that was made otherwise. Both happen before any model is loaded.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _ONE_AUC = {"min_k_share": "min_k"}
 
 
 @dataclass(frozen=True, eq=False)
-class Reference:
+class RetainReference:
     """What the retain model gives on the forget set, one entry a row.
 
     Attributes:
@@ -90,7 +90,7 @@ class Reference:
         return log_truth_ratio(self.right_nll, self.wrong_nll, mean)
 
 
-def read_reference(path: str | Path, step: int | None = None) -> Reference:
+def read_retain_reference(path: str | Path, step: int | None = None) -> RetainReference:
     """Reads a retain reference of any of the three kinds; a foreign log is known by its content, not by its name.
 
     Args:
@@ -121,7 +121,7 @@ def read_reference(path: str | Path, step: int | None = None) -> Reference:
         for record_id, row in zip(log.ids("holdout"), log.of_set("holdout"), strict=True)
         if "avg_nll" in row
     }
-    return Reference(
+    return RetainReference(
         source=log.source,
         kind=log.kind,
         settings=log.settings,
@@ -137,7 +137,9 @@ def read_reference(path: str | Path, step: int | None = None) -> Reference:
     )
 
 
-def reference_for(reference: Reference, ids: Sequence[str], settings: Mapping[str, str | None]) -> Reference:
+def reference_for(
+    reference: RetainReference, ids: Sequence[str], settings: Mapping[str, str | None]
+) -> RetainReference:
     """The reference's rows for the forget records of an evaluation, in their order, or a refusal.
 
     A log of ours is matched by id. A foreign log has positions only: its rows must be as many as ours, or the first 300
@@ -145,7 +147,7 @@ def reference_for(reference: Reference, ids: Sequence[str], settings: Mapping[st
     ``len(result)`` rows of ours: compare ``own[: len(result)]``.
 
     Args:
-        reference: What `read_reference` gave.
+        reference: What `read_retain_reference` gave.
         ids: Ids of our forget records in the order of the benchmark's file, which foreign rows are matched to.
         settings: How the evaluation is made. A setting that only this side states is unknown there, which goes
             into the notes. ``min_k_share`` may differ: then the reference's AUC of Min-K % is not used, which is noted.
@@ -177,14 +179,16 @@ def reference_for(reference: Reference, ids: Sequence[str], settings: Mapping[st
     return _take(reference, [position[record_id] for record_id in ids], notes)
 
 
-def reference_for_positions(reference: Reference, rows: int, settings: Mapping[str, str | None]) -> Reference:
+def reference_for_positions(
+    reference: RetainReference, rows: int, settings: Mapping[str, str | None]
+) -> RetainReference:
     """As `reference_for`, for the forget rows of a foreign log, which are known by their position only.
 
     Position i there must be position i here, so a reference of ours must hold the forget set in its order from the
     first row on. The numbers of rows must be equal, or one of the two a foreign log of 300: the longer one is cut.
 
     Args:
-        reference: What `read_reference` gave.
+        reference: What `read_retain_reference` gave.
         rows: Number of forget rows of the log.
         settings: How the log was made, as far as it says.
 
@@ -222,7 +226,7 @@ def are_first_rows(ids: Sequence[str]) -> bool:
     return [record_id.rsplit("/", 1)[-1] for record_id in ids] == [str(index) for index in range(len(ids))]
 
 
-def _compared(reference: Reference, settings: Mapping[str, str | None]) -> tuple[Reference, list[str]]:
+def _compared(reference: RetainReference, settings: Mapping[str, str | None]) -> tuple[RetainReference, list[str]]:
     """The reference as far as its settings allow, and its notes with those about settings."""
     notes = list(reference.notes)
     differences = []
@@ -250,14 +254,14 @@ def _compared(reference: Reference, settings: Mapping[str, str | None]) -> tuple
     return reference, notes
 
 
-def _same_rows_for_aucs(reference: Reference, rows: int, notes: list[str]) -> Reference:
+def _same_rows_for_aucs(reference: RetainReference, rows: int, notes: list[str]) -> RetainReference:
     if rows == len(reference) or reference.membership_auc is None:
         return reference
     notes.append(f"the reference's AUCs are of {len(reference)} forget records, not of {rows}: not used")
     return replace(reference, membership_auc=None)
 
 
-def _first_rows(reference: Reference, n: int) -> int:
+def _first_rows(reference: RetainReference, n: int) -> int:
     if len(reference) == n or (len(reference) == TOFU_ROWS < n):
         return len(reference)
     raise _wrong_number(reference, n)
@@ -267,14 +271,14 @@ def _cut_note(rows: int, n: int) -> str:
     return f"the reference has {rows} rows: compared with the first {rows} of {n} forget records only"
 
 
-def _wrong_number(reference: Reference, n: int) -> UserError:
+def _wrong_number(reference: RetainReference, n: int) -> UserError:
     return UserError(
         f"{reference.source}: {len(reference)} rows against our {n} forget records; a log without ids must have as "
         f"many rows, or TOFU's first {TOFU_ROWS}. Use the log of the same forget split, and evaluate all of its records"
     )
 
 
-def _take(reference: Reference, rows: list[int], notes: Sequence[str]) -> Reference:
+def _take(reference: RetainReference, rows: list[int], notes: Sequence[str]) -> RetainReference:
     def taken(values: Floats | None) -> Floats | None:
         return None if values is None else values[rows]
 

@@ -1,7 +1,7 @@
 """What metrics ask of a model, and the answers: numbers and texts keyed by the request.
 
 Metrics ask how likely an answer or a text is (`Score`, `ScoreText`) and what the model says (`Generate`, `Continue`).
-What several metrics ask for is computed once: `sga.evaluation.plan` sees to it.
+What several metrics ask for is computed once: `sga.evaluation.request_batches` sees to it.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from sga.evaluation.metrics import (
     LOW_FORGET_QUALITY,
     MODEL_UTILITY_PARTS,
     Floats,
-    Perplexity,
+    PerplexityResult,
     TruthRatioMean,
     forget_quality,
     log_truth_ratio,
@@ -31,7 +31,7 @@ from sga.evaluation.metrics import (
     truth_ratio_forget,
     truth_ratio_retain,
 )
-from sga.evaluation.reference import Reference
+from sga.evaluation.reference import RetainReference
 
 UTILITY_SETS = ("retain", "real_authors", "world_facts")
 MEMBERSHIP_SCORES = ("loss", "min_k", "min_k_plus_plus", "zlib", "reference")
@@ -125,7 +125,7 @@ def _harmonic(parts: list[Floats]) -> Floats | None:
 
 
 def add_forget_quality(
-    evaluation: Evaluation, reference: Reference | None, reasons: Reasons, mean: TruthRatioMean = "geometric"
+    evaluation: Evaluation, reference: RetainReference | None, reasons: Reasons, mean: TruthRatioMean = "geometric"
 ) -> None:
     """Adds the forget set's mean nll and truth ratio, and forget quality against an aligned reference.
 
@@ -232,7 +232,7 @@ def add_memorization(evaluation: Evaluation, reasons: Reasons) -> None:
             evaluation.add_mean(name, "forget", values)
 
 
-def add_perplexity(evaluation: Evaluation, set_name: str, total_nll: Floats, tokens: Floats) -> Perplexity:
+def add_perplexity(evaluation: Evaluation, set_name: str, total_nll: Floats, tokens: Floats) -> PerplexityResult:
     """Adds ``perplexity/{set_name}`` and its logarithm.
 
     Args:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from sga.adapters import adapter_settings
-from sga.evaluation.plan import GenerateJob, Job, ScoreJob
+from sga.evaluation.request_batches import GenerateJob, Job, ScoreJob
 from sga.evaluation.requests import Answer, Generation, TokenScores
 from sga.files import write_bytes
 
@@ -76,7 +76,7 @@ def _tensor_digest(name: str, value: Tensor) -> bytes:
     return digest.digest()
 
 
-class AnswerStore:
+class AnswerCache:
     """The answers of one model in a folder.
 
     Args:

@@ -9,7 +9,7 @@ from sga.evaluation.evaluation import Evaluation
 _WIDTH = 110
 
 
-def table(evaluation: Evaluation) -> str:
+def evaluation_table(evaluation: Evaluation) -> str:
     """Metrics with their intervals, then what is absent and why, then notes, as aligned text."""
     metrics = evaluation.metrics
     level = evaluation.bootstrap.level if evaluation.bootstrap is not None else 0.0

@@ -1,6 +1,6 @@
 """What a loss is and what it may ask for.
 
-Three kinds, each a few lines to add: a `Loss` reads nll [B, K]; a `TokenLoss` reads everything in `Answers`; a
+Three kinds, each a few lines to add: a `Loss` reads nll [B, K]; a `TokenLoss` reads everything in `AnswerTokens`; a
 `RetainingLoss` is a TokenLoss that gives its forget term and has the usual retain terms beside it.
 """
 
@@ -14,7 +14,7 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sga.answers import FORGET, NORMAL, Answers
+from sga.answers import FORGET, NORMAL, AnswerTokens
 from sga.errors import UserError
 from sga.groups import AlternativeKind
 from sga.rates import RatePolicy
@@ -76,17 +76,17 @@ class Loss(nn.Module):
         """Roles of the sequences that take part in the forward pass after `step` optimiser steps."""
         return (FORGET, NORMAL) if self.uses_normals else (FORGET,)
 
-    def of(self, answers: Answers, *settings: float) -> Tensor:
+    def of(self, tokens: AnswerTokens, *settings: float) -> Tensor:
         """The loss of what a model says; `settings` is the policy's number, where there is a policy."""
-        loss: Tensor = self(answers.nll, *settings)
+        loss: Tensor = self(tokens.nll, *settings)
         return loss
 
 
 class TokenLoss(Loss):
-    """A scalar from `Answers`; its `forward` takes them and gives the mean over groups."""
+    """A scalar from `AnswerTokens`; its `forward` takes them and gives the mean over groups."""
 
-    def of(self, answers: Answers, *settings: float) -> Tensor:
-        loss: Tensor = self(answers)
+    def of(self, tokens: AnswerTokens, *settings: float) -> Tensor:
+        loss: Tensor = self(tokens)
         return loss
 
 
@@ -109,7 +109,7 @@ class RetainingLoss(TokenLoss, ABC):
         self.uses_normals = retain is not None
 
     @abstractmethod
-    def forget(self, answers: Answers) -> Tensor:
+    def forget(self, tokens: AnswerTokens) -> Tensor:
         """The forget term of each group, [B, 1]."""
 
     @property
@@ -124,14 +124,14 @@ class RetainingLoss(TokenLoss, ABC):
     def roles(self, step: int) -> tuple[str, ...]:
         return (*self.forget_roles, NORMAL) if self.uses_normals else self.forget_roles
 
-    def forward(self, answers: Answers) -> Tensor:
-        loss = self.forget_weight * self.forget(answers).mean()
+    def forward(self, tokens: AnswerTokens) -> Tensor:
+        loss = self.forget_weight * self.forget(tokens).mean()
         if self.retain is not None:
-            loss = loss + self.retain_weight * retain_term(answers.of(NORMAL), self.retain)
+            loss = loss + self.retain_weight * retain_term(tokens.of(NORMAL), self.retain)
         return loss
 
 
-def retain_term(normal: Answers, kind: RetainTerm) -> Tensor:
+def retain_term(normal: AnswerTokens, kind: RetainTerm) -> Tensor:
     """The mean over groups of what `RetainingLoss` adds for the normal samples."""
     if kind == "nll":
         return normal.nll.mean()

@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from sga.answers import ALTERNATIVE, FORGET, NORMAL, RETAIN, Answers
+from sga.answers import ALTERNATIVE, FORGET, NORMAL, RETAIN, AnswerTokens
 from sga.errors import UserError
 from sga.groups import AlternativeKind
 from sga.losses.ascent import SmoothedGradientAscent
@@ -27,8 +27,8 @@ class Alternating(TokenLoss):
     def roles(self, step: int) -> tuple[str, ...]:
         return (FORGET,) if step % 2 == 0 else (NORMAL,)
 
-    def forward(self, answers: Answers) -> Tensor:
-        return -answers.nll.mean() if FORGET in answers.roles else answers.nll.mean()
+    def forward(self, tokens: AnswerTokens) -> Tensor:
+        return -tokens.nll.mean() if FORGET in tokens.roles else tokens.nll.mean()
 
 
 class KLMinimization(RetainingLoss):
@@ -57,8 +57,8 @@ class KLMinimization(RetainingLoss):
     def needs(self) -> Needs:
         return replace(super().needs, whole=(NORMAL,) if self.average == "sequence" else ())
 
-    def forget(self, answers: Answers) -> Tensor:
-        return -answers.of(FORGET).nll
+    def forget(self, tokens: AnswerTokens) -> Tensor:
+        return -tokens.of(FORGET).nll
 
 
 class LLMU(RetainingLoss):
@@ -95,11 +95,11 @@ class LLMU(RetainingLoss):
     def needs(self) -> Needs:
         return replace(super().needs, alternative=self.alternative)
 
-    def forget(self, answers: Answers) -> Tensor:
-        return -answers.of(FORGET).nll
+    def forget(self, tokens: AnswerTokens) -> Tensor:
+        return -tokens.of(FORGET).nll
 
-    def forward(self, answers: Answers) -> Tensor:
-        return super().forward(answers) + self.mismatch_weight * answers.of(ALTERNATIVE).nll.mean()
+    def forward(self, tokens: AnswerTokens) -> Tensor:
+        return super().forward(tokens) + self.mismatch_weight * tokens.of(ALTERNATIVE).nll.mean()
 
 
 class SmoothedGradientDifference(TokenLoss):
@@ -133,6 +133,6 @@ class SmoothedGradientDifference(TokenLoss):
     def roles(self, step: int) -> tuple[str, ...]:
         return (*super().roles(step), RETAIN)
 
-    def forward(self, answers: Answers) -> Tensor:
-        ascent: Tensor = self._ascent(answers.of(FORGET, NORMAL).nll)
-        return ascent + self.retain_weight * answers.of(RETAIN).nll.mean()
+    def forward(self, tokens: AnswerTokens) -> Tensor:
+        ascent: Tensor = self._ascent(tokens.of(FORGET, NORMAL).nll)
+        return ascent + self.retain_weight * tokens.of(RETAIN).nll.mean()

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from sga.answers import FORGET, Answers
+from sga.answers import FORGET, AnswerTokens
 from sga.losses.base import Needs, RetainingLoss, RetainTerm, check_numbers
 
 
@@ -44,8 +44,8 @@ class UNDIAL(RetainingLoss):
         needs = super().needs
         return replace(needs, reference=(FORGET, *needs.reference), logits=True)
 
-    def forget(self, answers: Answers) -> Tensor:
-        forget = answers.of(FORGET)
+    def forget(self, tokens: AnswerTokens) -> Tensor:
+        forget = tokens.of(FORGET)
         assert forget.reference is not None and forget.reference.logits is not None, "named among the needs"
         return forget.mean(
             _cross_entropy(forget, without_target(forget.reference.logits, forget.targets, self.penalty))
@@ -83,8 +83,8 @@ class CEU(RetainingLoss):
     def needs(self) -> Needs:
         return replace(super().needs, logits=True)
 
-    def forget(self, answers: Answers) -> Tensor:
-        forget = answers.of(FORGET)
+    def forget(self, tokens: AnswerTokens) -> Tensor:
+        forget = tokens.of(FORGET)
         assert forget.logits is not None, "named among the needs"
         read = forget.places >= self.skipped_tokens  # [M]
         values = _cross_entropy(forget, without_target(forget.logits, forget.targets, math.inf))
@@ -102,6 +102,6 @@ def without_target(logits: Tensor, targets: Tensor, penalty: float) -> Tensor:
     return lowered.softmax(dim=-1)
 
 
-def _cross_entropy(answers: Answers, target: Tensor) -> Tensor:
+def _cross_entropy(tokens: AnswerTokens, target: Tensor) -> Tensor:
     """−Σ_v target_v·log p_v at each answer token, [M]."""
-    return -(target * answers.log_probabilities).sum(dim=-1)
+    return -(target * tokens.log_probabilities).sum(dim=-1)

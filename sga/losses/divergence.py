@@ -9,7 +9,7 @@ from typing import Literal
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from sga.answers import ALTERNATIVE, FORGET, Answers
+from sga.answers import ALTERNATIVE, FORGET, AnswerTokens
 from sga.errors import UserError
 from sga.groups import AlternativeKind
 from sga.losses.base import Needs, TokenLoss
@@ -62,9 +62,9 @@ class FLAT(TokenLoss):
     def roles(self, step: int) -> tuple[str, ...]:
         return FORGET, ALTERNATIVE
 
-    def forward(self, answers: Answers) -> Tensor:
-        lengths = answers.lengths if self.average == "answer" else answers.sequence_lengths
-        probability = answers.total((-answers.token_nll).exp()) / lengths  # [B, 2]
-        bad, good = (probability[:, answers.roles.index(role)] for role in (FORGET, ALTERNATIVE))
+    def forward(self, tokens: AnswerTokens) -> Tensor:
+        lengths = tokens.lengths if self.average == "answer" else tokens.sequence_lengths
+        probability = tokens.total((-tokens.token_nll).exp()) / lengths  # [B, 2]
+        bad, good = (probability[:, tokens.roles.index(role)] for role in (FORGET, ALTERNATIVE))
         optimal, conjugate = DIVERGENCES[self.divergence]
         return (conjugate(optimal(bad)) - optimal(good)).mean()

@@ -7,7 +7,7 @@ from dataclasses import replace
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from sga.answers import ALTERNATIVE, FORGET, Answers
+from sga.answers import ALTERNATIVE, FORGET, AnswerTokens
 from sga.groups import AlternativeKind
 from sga.losses.base import Needs, RetainingLoss, RetainTerm, check_numbers
 
@@ -45,8 +45,8 @@ class PreferenceOptimization(RetainingLoss):
     def needs(self) -> Needs:
         return replace(super().needs, alternative=self.alternative)
 
-    def forget(self, answers: Answers) -> Tensor:
-        return answers.of(ALTERNATIVE).nll
+    def forget(self, tokens: AnswerTokens) -> Tensor:
+        return tokens.of(ALTERNATIVE).nll
 
 
 class Mismatch(PreferenceOptimization):
@@ -106,8 +106,8 @@ class DPO(RetainingLoss):
     def needs(self) -> Needs:
         return replace(super().needs, alternative=self.alternative, reference_nll=self.forget_roles)
 
-    def forget(self, answers: Answers) -> Tensor:
-        margin = answers.of(ALTERNATIVE).log_ratio - answers.of(FORGET).log_ratio  # [B, 1]
+    def forget(self, tokens: AnswerTokens) -> Tensor:
+        margin = tokens.of(ALTERNATIVE).log_ratio - tokens.of(FORGET).log_ratio  # [B, 1]
         return -logsigmoid(self.beta * margin) / self.beta
 
 
@@ -143,8 +143,8 @@ class NPO(RetainingLoss):
     def needs(self) -> Needs:
         return replace(super().needs, reference_nll=(FORGET,))
 
-    def forget(self, answers: Answers) -> Tensor:
-        return -2 / self.beta * logsigmoid(-self.beta * answers.of(FORGET).log_ratio)
+    def forget(self, tokens: AnswerTokens) -> Tensor:
+        return -2 / self.beta * logsigmoid(-self.beta * tokens.of(FORGET).log_ratio)
 
 
 class SimNPO(RetainingLoss):
@@ -179,6 +179,6 @@ class SimNPO(RetainingLoss):
         check_numbers(0, margin=margin)
         self.beta, self.margin, self.scaled_margin = beta, margin, scaled_margin
 
-    def forget(self, answers: Answers) -> Tensor:
+    def forget(self, tokens: AnswerTokens) -> Tensor:
         margin = self.beta * self.margin if self.scaled_margin else self.margin
-        return -2 / self.beta * logsigmoid(self.beta * answers.of(FORGET).nll - margin)
+        return -2 / self.beta * logsigmoid(self.beta * tokens.of(FORGET).nll - margin)

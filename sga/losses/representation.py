@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from sga.answers import FORGET, NORMAL, Answers
+from sga.answers import FORGET, NORMAL, AnswerTokens
 from sga.errors import UserError
 from sga.losses.base import Needs, TokenLoss, check_normals, check_numbers
 
@@ -78,8 +78,8 @@ class RMU(TokenLoss):
         u = torch.rand(size, dtype=torch.float64, generator=torch.Generator().manual_seed(self.seed))
         return functional.normalize(u, dim=0)
 
-    def forward(self, answers: Answers) -> Tensor:
-        forget, normal = answers.of(FORGET), answers.of(NORMAL)
+    def forward(self, tokens: AnswerTokens) -> Tensor:
+        forget, normal = tokens.of(FORGET), tokens.of(NORMAL)
         assert forget.hidden is not None and normal.hidden is not None, "named among the needs"
         assert normal.reference is not None and normal.reference.hidden is not None, "named among the needs"
         target = self.steering * self.direction(forget.hidden.shape[-1]).to(forget.hidden)

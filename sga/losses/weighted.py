@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from sga.answers import FORGET, Answers
+from sga.answers import FORGET, AnswerTokens
 from sga.losses.base import RetainingLoss, RetainTerm, check_numbers
 
 
@@ -36,8 +36,8 @@ class WGA(RetainingLoss):
         check_numbers(0, beta=beta)
         self.beta = beta
 
-    def forget(self, answers: Answers) -> Tensor:
-        forget = answers.of(FORGET)
+    def forget(self, tokens: AnswerTokens) -> Tensor:
+        forget = tokens.of(FORGET)
         p = (-forget.token_nll.detach()).exp()  # [M]
         return -forget.mean(p**self.beta * forget.token_nll)
 
@@ -71,7 +71,7 @@ class SatImp(RetainingLoss):
         check_numbers(0, beta1=beta1, beta2=beta2)
         self.beta1, self.beta2 = beta1, beta2
 
-    def forget(self, answers: Answers) -> Tensor:
-        forget = answers.of(FORGET)
+    def forget(self, tokens: AnswerTokens) -> Tensor:
+        forget = tokens.of(FORGET)
         p = (-forget.token_nll.detach()).exp()  # [M]
         return -forget.mean(p**self.beta1 * (1 - p) ** self.beta2 * forget.token_nll)

@@ -19,7 +19,7 @@ from sga.errors import UserError
 from sga.groups import Group, NearestNormals, Origin, make_groups, read_groups, write_groups
 from sga.normals.checks import Checker, Checks
 from sga.normals.client import Endpoint, LocalModel, Writer
-from sga.normals.generation import Generation, Journal, read_prompt
+from sga.normals.generation import Journal, NormalGenerator, read_prompt
 from sga.normals.mending import Failure, OnFailure, mended
 from sga.show import side_by_side
 
@@ -131,7 +131,7 @@ def _generate(arguments: list[str]) -> int:
         raise UserError(f"prompt {name} is for questions with answers, but the forget data has passages: take news")
     checker = Checker(_checks(data), forget, pool)
     taken = {record.content for record in pool}
-    generation = Generation(forget, count, prompt, writer, checker, options.attempts, taken)
+    generation = NormalGenerator(forget, count, prompt, writer, checker, options.attempts, taken)
     if options.dry_run:
         for record in forget[:2]:
             for message in prompt.messages(record, 1, count):
@@ -148,7 +148,7 @@ def _generate(arguments: list[str]) -> int:
         return _conclude(generation, asked, data, options)
 
 
-def _conclude(generation: Generation, asked: int, data: UnlearningData, options: argparse.Namespace) -> int:
+def _conclude(generation: NormalGenerator, asked: int, data: UnlearningData, options: argparse.Namespace) -> int:
     """Says what came of a generation, of which `asked` answers were there before, and writes it if it is complete."""
     spent = generation.spent
     print(
@@ -198,7 +198,7 @@ def _writer(options: argparse.Namespace) -> Writer:
     )
 
 
-def _estimate(generation: Generation, options: argparse.Namespace) -> None:
+def _estimate(generation: NormalGenerator, options: argparse.Namespace) -> None:
     requests, read, written = generation.estimate()
     print(
         f"{requests} requests to make, estimated at {read} tokens read and {written} written by 4 characters a token"
@@ -315,9 +315,9 @@ def _check_output(path: Path, overwrite: bool) -> None:
 
 def _data(rest: Sequence[str]) -> tuple[UnlearningData, Sequence[Record], Sequence[Record]]:
     """The data module that the options mean, and its forget and retain records; no tokenizer and no model is read."""
-    from sga.cli import configured
+    from sga.cli import configured_cli
 
-    data = configured(rest).datamodule
+    data = configured_cli(rest).datamodule
     benchmark = data.source.load(data.root)
     return data, benchmark.training["forget"], benchmark.training["retain"]
 

@@ -33,7 +33,7 @@ CHARACTERS_PER_TOKEN = 4
 
 
 @dataclass(frozen=True)
-class Prompt:
+class PromptTemplate:
     """A prompt template.
 
     Attributes:
@@ -61,7 +61,7 @@ class Prompt:
         return [{"role": "system", "content": filled(self.system)}, {"role": "user", "content": filled(self.user)}]
 
 
-def read_prompt(path: Path) -> Prompt:
+def read_prompt(path: Path) -> PromptTemplate:
     """Reads a prompt template in YAML.
 
     Raises:
@@ -76,10 +76,10 @@ def read_prompt(path: Path) -> Prompt:
         raise UserError(f"{path}: kind must be qa or text, system and user must be texts")
     if "{answer}" not in value["user"]:
         raise UserError(f"{path}: user must contain {{answer}}, the forget sample's")
-    return Prompt(value["kind"], value["system"], value["user"])
+    return PromptTemplate(value["kind"], value["system"], value["user"])
 
 
-def parsed(kind: str, reply: str) -> tuple[str, str] | None:
+def parsed_reply(kind: str, reply: str) -> tuple[str, str] | None:
     """Question and answer of a reply; None where there are none. JSON, or lines that begin so, fenced or not.
 
     >>> parsed("qa", '```json\\n{"question": "Who?", "answer": "Ann."}\\n```')
@@ -194,7 +194,7 @@ class Count:
 
 
 @dataclass
-class Generation:
+class NormalGenerator:
     """Asks a writer for the normals of all forget records, and keeps what passes the checks.
 
     Attributes:
@@ -209,7 +209,7 @@ class Generation:
 
     forget: Sequence[Record]
     count: int
-    prompt: Prompt
+    prompt: PromptTemplate
     writer: Writer
     checker: Checker
     attempts: int = 3
@@ -302,7 +302,7 @@ class Generation:
         """Accepts an answer or says why not."""
         self.spent.add(line)
         slot.attempt += 1
-        pair = parsed(self.prompt.kind, line["text"])
+        pair = parsed_reply(self.prompt.kind, line["text"])
         if pair is None:
             slot.reason = "reads like nothing that was asked for"
             return

@@ -13,7 +13,7 @@ from sga.errors import UserError
 if TYPE_CHECKING:
     from sga.datamodule import UnlearningData
     from sga.module import UnlearningModule
-    from sga.plan.estimate import Estimate, Request
+    from sga.plan.estimate import PlannedRun, RunEstimate
 
 _DESCRIPTION = """\
 Say what a training run would take: memory of each device and what it is for, disk, and how long a step lasts at best.
@@ -51,16 +51,16 @@ def main(arguments: Sequence[str]) -> int:
     if options.answer is not None and (options.length is None or options.answer >= options.length):
         raise UserError("--answer must be given with --length, and be smaller: a sequence begins with its prompt")
 
-    from sga.cli import described
-    from sga.plan.estimate import GIB, alternatives, estimate
+    from sga.cli import fit_objects
+    from sga.plan.estimate import GIB, cheaper_runs, estimate_run
 
     if model is not None:
         if not any(part.startswith(("--config", "--model.language_model", "--model=")) for part in rest):
             rest.append("--model.language_model=sga.language_models.Pretrained")
         rest.append(f"--model.language_model.name_or_path={model}")
-    config, module, data = described(rest)
+    config, module, data = fit_objects(rest)
     request, steps = _request(options, config, module, data)
-    found = estimate(request)
+    found = estimate_run(request)
     rate, whose = (options.flops, "as given") if options.flops else _matrix_rate(request.precision)
     print(page(request, found, rate, whose, steps))
     if options.memory is None or found.peak <= options.memory * GIB:
@@ -69,8 +69,8 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     print(f"\nIt does not fit in {options.memory:g} GiB.")
     fitting = False
-    for option, other in alternatives(request).items():
-        peak = estimate(other).peak
+    for option, other in cheaper_runs(request).items():
+        peak = estimate_run(other).peak
         fitting |= peak <= options.memory * GIB
         verdict = "fits" if peak <= options.memory * GIB else "does not fit either"
         print(f"  {peak / GIB:8.2f} GiB, {verdict}: {option}")
@@ -93,12 +93,12 @@ class _Lengths:
 
 def _request(
     options: argparse.Namespace, config: Any, module: UnlearningModule, data: UnlearningData
-) -> tuple[Request, int | None]:
+) -> tuple[PlannedRun, int | None]:
     """The run that the options mean, and the steps of an epoch where the data is known."""
     from sga.answers import ALTERNATIVE, FORGET, NORMAL, RETAIN, columns_of
     from sga.language_models import Pretrained
     from sga.losses import Needs
-    from sga.plan.estimate import Request, optimizer_bytes
+    from sga.plan.estimate import PlannedRun, optimizer_bytes
 
     if not isinstance(module.language_model, Pretrained):
         raise UserError(
@@ -126,7 +126,7 @@ def _request(
     optimizer = config.model.get("optimizer")
     name = str(getattr(optimizer, "class_path", None) or optimizer)
     gpu = str(config.trainer.accelerator) != "cpu"
-    request = Request(
+    request = PlannedRun(
         language_model=module.language_model,
         needs=needs,
         precision=str(config.trainer.precision or ("bf16-mixed" if gpu else "32-true")),
@@ -225,7 +225,7 @@ def _matrix_rate(precision: str) -> tuple[float, str]:
     return 2 * size**3 * times / seconds(times), f"measured on {what}, {str(dtype).removeprefix('torch.')}"
 
 
-def page(request: Request, found: Estimate, rate: float, whose: str, steps: int | None) -> str:
+def page(request: PlannedRun, found: RunEstimate, rate: float, whose: str, steps: int | None) -> str:
     """Everything that is printed."""
     from sga.plan.estimate import GIB
 

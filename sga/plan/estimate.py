@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from sga.adapters import LoRA, is_adapter_weight
 from sga.errors import UserError
 from sga.language_models import Pretrained
-from sga.likelihood import blocks
+from sga.likelihood import transformer_blocks
 from sga.losses import Needs
 from sga.module import check_layers
 from sga.plan.trace import fake_network, trace
@@ -23,7 +23,7 @@ GIB = 2**30
 
 
 @dataclass(frozen=True)
-class Request:
+class PlannedRun:
     """A run, as far as its memory and time depend on it.
 
     Attributes:
@@ -66,7 +66,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Line:
+class EstimateLine:
     """One use of memory: its name, bytes on each device, and how they are counted."""
 
     name: str
@@ -75,7 +75,7 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Estimate:
+class RunEstimate:
     """What a run takes.
 
     Attributes:
@@ -91,7 +91,7 @@ class Estimate:
 
     parameters: int
     trainable: int
-    lines: tuple[Line, ...]
+    lines: tuple[EstimateLine, ...]
     peak: float
     checkpoint: float
     export: float
@@ -99,7 +99,7 @@ class Estimate:
     flops: float
 
 
-def estimate(request: Request) -> Estimate:
+def estimate_run(request: PlannedRun) -> RunEstimate:
     """Adds up. The formulas stand in docs/speed-and-memory.md, section Planning.
 
     Raises:
@@ -122,32 +122,36 @@ def estimate(request: Request) -> Estimate:
         passes += casts - traced.casts
         cast_how = "gathered: all that is in no block, one block and the next one on its way"
     lines = [
-        Line("weights", weights / shares, f"{_types(parameters)}{_divided(shares)}"),
-        Line("gradients", gradients / shares, f"as the trainable weights{_divided(shares)}"),
-        Line("optimiser", states / shares, f"{request.optimizer_bytes:g} bytes a trainable weight{_divided(shares)}"),
+        EstimateLine("weights", weights / shares, f"{_types(parameters)}{_divided(shares)}"),
+        EstimateLine("gradients", gradients / shares, f"as the trainable weights{_divided(shares)}"),
+        EstimateLine(
+            "optimiser", states / shares, f"{request.optimizer_bytes:g} bytes a trainable weight{_divided(shares)}"
+        ),
     ]
     if request.split:
-        lines.append(Line("second gradient", gradients / shares, "of the forget samples, for the dynamic rate"))
+        lines.append(EstimateLine("second gradient", gradients / shares, "of the forget samples, for the dynamic rate"))
     if request.devices > 1 and not request.sharded:
-        lines.append(Line("messages", gradients, "buckets in which gradients are averaged over devices"))
+        lines.append(EstimateLine("messages", gradients, "buckets in which gradients are averaged over devices"))
     if request.needs.reference:
         if not isinstance(request.language_model, LoRA):
-            lines.append(Line("starting model", weights / shares, f"a second model{_divided(shares)}"))
+            lines.append(EstimateLine("starting model", weights / shares, f"a second model{_divided(shares)}"))
         if request.needs.logits:
             vocabulary = network.config.vocab_size
             lines.append(
-                Line("its logits", 4.0 * answers * vocabulary, f"4 bytes x {answers} answer tokens x vocabulary")
+                EstimateLine(
+                    "its logits", 4.0 * answers * vocabulary, f"4 bytes x {answers} answer tokens x vocabulary"
+                )
             )
     held = sum(line.size for line in lines)
     lines += [
-        Line("weights in use", casts, cast_how),
-        Line(
+        EstimateLine("weights in use", casts, cast_how),
+        EstimateLine(
             "activations",
             traced.activations,
             f"kept for the backward pass, {packed_rows} rows of {request.length} tokens",
         ),
-        Line("logits", traced.logits, f"{answers} answer tokens, float32 logits and cross-entropy"),
-        Line(
+        EstimateLine("logits", traced.logits, f"{answers} answer tokens, float32 logits and cross-entropy"),
+        EstimateLine(
             "backward pass", max(0.0, passes - casts - traced.activations - traced.logits), "most at once, beyond these"
         ),
     ]
@@ -161,7 +165,7 @@ def estimate(request: Request) -> Estimate:
     if request.needs.reference:
         share = min(1.0, len(request.needs.reference) / 2)
         flops += 2 * sum(p.numel() for p in parameters) * tokens * share
-    return Estimate(
+    return RunEstimate(
         parameters=sum(parameter.numel() for parameter in parameters),
         trainable=sum(parameter.numel() for parameter in trainable),
         lines=tuple(lines),
@@ -173,9 +177,9 @@ def estimate(request: Request) -> Estimate:
     )
 
 
-def alternatives(request: Request) -> dict[str, Request]:
+def cheaper_runs(request: PlannedRun) -> dict[str, PlannedRun]:
     """Requests that take less memory, by the option that makes them."""
-    found: dict[str, Request] = {}
+    found: dict[str, PlannedRun] = {}
     if not request.checkpointing:
         found["--model.gradient_checkpointing true"] = replace(request, checkpointing=True)
     if request.micro_batch_size > 1:
@@ -215,7 +219,7 @@ def optimizer_bytes(make: Callable[[list[nn.Parameter]], Any], name: str) -> flo
     return sum(value.nbytes for value in tensors if value.numel() > 1) / parameter.numel()
 
 
-def _network(request: Request) -> PreTrainedModel:
+def _network(request: PlannedRun) -> PreTrainedModel:
     network = fake_network(request.language_model)
     target = {"bf16-true": torch.bfloat16, "16-true": torch.float16, "64-true": torch.float64}.get(request.precision)
     if target is not None:
@@ -238,7 +242,7 @@ def _gathered(network: PreTrainedModel, precision: str) -> int:
     def size(module: nn.Module) -> int:
         return sum(p.numel() * (2 if precision == "bf16-mixed" else p.element_size()) for p in module.parameters())
 
-    each = [size(block) for block in blocks(network)]
+    each = [size(block) for block in transformer_blocks(network)]
     return size(network) - sum(each) + 2 * max(each)
 
 

@@ -152,7 +152,7 @@ def _make_fake(network: nn.Module) -> None:
 
 
 def trace(network: PreTrainedModel, rows: int, length: int, answers: int, autocast: bool) -> Trace:
-    """Traces the passes of a micro-batch, as `sga.likelihood.read_answers` makes them.
+    """Traces the passes of a micro-batch, as `sga.likelihood.answer_tokens` makes them.
 
     Args:
         network: From `fake_network`.

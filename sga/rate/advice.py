@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sga.losses import Loss, WeighingLoss, equivalent_normal_weight, equivalent_smoothing_rate
-from sga.rate.estimates import UNINFORMED, Estimate, GeometryEstimates, RuleEstimates
+from sga.rate.estimates import UNINFORMED, GeometryEstimates, IntervalEstimate, RuleEstimates
 from sga.rates import MarginRate, MarginWeight, PaperRate
 
 FEW_CHUNKS = 16
@@ -80,7 +80,7 @@ def number(value: float, digits: int = 2) -> str:
     return f"{round(value, digits) + 0.0:.{digits}f}".replace("-", "−")
 
 
-def with_interval(estimate: Estimate, digits: int = 2) -> str:
+def with_interval(estimate: IntervalEstimate, digits: int = 2) -> str:
     """The number, and its interval in brackets."""
     ends = f"{number(estimate.low, digits)} to {number(estimate.high, digits)}"
     return f"{number(estimate.value, digits)} ({ends})"
@@ -98,7 +98,7 @@ def _sign(whole: GeometryEstimates) -> str:
     return f"{shown}: the interval holds 0, so the sample does not say which sign the paper's rule asks for."
 
 
-def _paper(rate: Estimate) -> str:
+def _paper(rate: IntervalEstimate) -> str:
     distance = rate + -UNINFORMED
     shown = f"The paper's rate without noise is {with_interval(rate)}, {with_interval(distance)} away from −1"
     if rate.holds(UNINFORMED):
@@ -140,9 +140,9 @@ def _fixed_weight(loss: Loss | None, group_size: int) -> tuple[str, float] | Non
     return f"r = {number(value)} (λ = {number(weight)})", weight
 
 
-def _configured(own: tuple[str, float], ratio: Estimate) -> str:
+def _configured(own: tuple[str, float], ratio: IntervalEstimate) -> str:
     words, weight = own
-    margin = Estimate(weight - ratio.value, weight - ratio.high, weight - ratio.low)
+    margin = IntervalEstimate(weight - ratio.value, weight - ratio.high, weight - ratio.low)
     shown = f"The configuration's {words} is a margin_lambda with m = {with_interval(margin)}"
     if margin.low > 0:
         return f"{shown}: to first order the normal loss falls at these weights."

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from sga.cli import UnlearningCLI
     from sga.rate.advice import Sample
-    from sga.rate.estimates import Estimate, GeometryEstimates, RuleEstimates
+    from sga.rate.estimates import GeometryEstimates, IntervalEstimate, RuleEstimates
 
 _DESCRIPTION = """\
 Say what the gradients of forget and normal samples imply for the smoothing rate, at the weights that training would
@@ -66,12 +66,12 @@ def main(arguments: Sequence[str]) -> int:
     if options.output is not None and options.output.exists() and not options.output.is_dir():
         raise UserError(f"--output {options.output} is a file; name a folder")
 
-    from sga.cli import configured
+    from sga.cli import configured_cli
     from sga.evaluation.table import hanging
     from sga.files import write_json, write_text
     from sga.rate.page import rate_page
 
-    cli = configured(rest)
+    cli = configured_cli(rest)
     result = _measured(cli, options)
     folder: Path = options.output or Path(cli.trainer.default_root_dir) / "rate"
     rules, layers = rules_table(result), layers_table(result)
@@ -91,7 +91,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 @dataclass(frozen=True)
-class Result:
+class RateResult:
     """Everything that is printed, drawn and written.
 
     Attributes:
@@ -113,7 +113,7 @@ class Result:
     content: dict[str, Any]
 
 
-def _measured(cli: UnlearningCLI, options: argparse.Namespace) -> Result:
+def _measured(cli: UnlearningCLI, options: argparse.Namespace) -> RateResult:
     """Draws the sample, computes Gram matrices and makes the estimates."""
     import numpy as np
 
@@ -198,7 +198,7 @@ def _measured(cli: UnlearningCLI, options: argparse.Namespace) -> Result:
         "versions": versions(),
         "settings": {part: config[part] for part in ("seed_everything", "model", "data")},
     }
-    return Result(sample, about, whole, found, layers, sentences, content)
+    return RateResult(sample, about, whole, found, layers, sentences, content)
 
 
 def _sample(available: int, options: argparse.Namespace, group_size: int, batch_size: int, seed: int) -> Sample:
@@ -243,7 +243,7 @@ def _network(cli: UnlearningCLI) -> PreTrainedModel:
 # ---- tables ---------------------------------------------------------------------------------------------------------
 
 
-def rules_table(result: Result) -> list[list[str]]:
+def rules_table(result: RateResult) -> list[list[str]]:
     """What each rule asks for, heads first."""
     from sga.rate.advice import number, with_interval
 
@@ -265,7 +265,7 @@ def rules_table(result: Result) -> list[list[str]]:
     return rows
 
 
-def layers_table(result: Result) -> list[list[str]]:
+def layers_table(result: RateResult) -> list[list[str]]:
     """Geometry of all parameters and of each layer, heads first."""
     from sga.rate.advice import number, with_interval
 
@@ -305,7 +305,7 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _estimate_content(estimate: Estimate) -> dict[str, float | None]:
+def _estimate_content(estimate: IntervalEstimate) -> dict[str, float | None]:
     return {name: _finite(getattr(estimate, name)) for name in ("value", "low", "high")}
 
 

@@ -20,7 +20,7 @@ UNINFORMED = -1.0
 
 
 @dataclass(frozen=True)
-class Rule:
+class RateRule:
     """A rule under its name, with the policy that applies it in training."""
 
     name: str
@@ -55,18 +55,18 @@ class Rule:
         return equivalent_normal_weight(group_size, number) if number * (group_size - 1) < group_size else -math.inf
 
 
-def rules(margins: Sequence[float], own: DynamicRate | None = None) -> list[Rule]:
+def rules(margins: Sequence[float], own: DynamicRate | None = None) -> list[RateRule]:
     """All rules of sga.geometry, the margin ones for each m, and the configuration's own policy if it is another."""
-    found = [Rule("paper", PaperRate()), Rule("min_norm", MinNormRate())]
-    found += [Rule(f"margin({m:g})", MarginRate(margin=m)) for m in margins]
-    found += [Rule(f"margin_lambda({m:g})", MarginWeight(margin=m)) for m in margins]
+    found = [RateRule("paper", PaperRate()), RateRule("min_norm", MinNormRate())]
+    found += [RateRule(f"margin({m:g})", MarginRate(margin=m)) for m in margins]
+    found += [RateRule(f"margin_lambda({m:g})", MarginWeight(margin=m)) for m in margins]
     if own is not None and own not in [rule.policy for rule in found]:
-        found.append(Rule(str(own), own))
+        found.append(RateRule(str(own), own))
     return found
 
 
 @dataclass(frozen=True)
-class Estimate:
+class IntervalEstimate:
     """A number with its bootstrap interval over groups.
 
     Attributes:
@@ -83,8 +83,8 @@ class Estimate:
         """Whether the interval contains a number."""
         return self.low <= number <= self.high
 
-    def __add__(self, shift: float) -> Estimate:
-        return Estimate(self.value + shift, self.low + shift, self.high + shift)
+    def __add__(self, shift: float) -> IntervalEstimate:
+        return IntervalEstimate(self.value + shift, self.low + shift, self.high + shift)
 
 
 @dataclass(frozen=True)
@@ -105,11 +105,11 @@ class RuleEstimates:
         answered_share: Share of resamples for which it has one.
     """
 
-    rule: Rule
-    rate: Estimate
-    weight: Estimate
-    rate_noise_free: Estimate
-    weight_noise_free: Estimate
+    rule: RateRule
+    rate: IntervalEstimate
+    weight: IntervalEstimate
+    rate_noise_free: IntervalEstimate
+    weight_noise_free: IntervalEstimate
     batch_rate: float
     batch_weight: float
     applied: float
@@ -136,11 +136,11 @@ class GeometryEstimates:
     sample: Geometry
     noise_free: Geometry
     batch: Geometry
-    cosine: Estimate
-    cosine_noise_free: Estimate
-    interference: Estimate
-    interference_noise_free: Estimate
-    sign: Estimate
+    cosine: IntervalEstimate
+    cosine_noise_free: IntervalEstimate
+    interference: IntervalEstimate
+    interference_noise_free: IntervalEstimate
+    sign: IntervalEstimate
 
     @property
     def forget_noise(self) -> float:
@@ -181,7 +181,7 @@ class Estimator:
             sign=self._estimate(_sign, noise_free),
         )
 
-    def rules(self, gram: Gram, chosen: Iterable[Rule]) -> list[RuleEstimates]:
+    def rules(self, gram: Gram, chosen: Iterable[RateRule]) -> list[RuleEstimates]:
         """What each rule asks for, with intervals."""
         sample, noise_free = self._draws(gram, gram.groups), self._draws(gram, math.inf)
         batch, size = gram.geometry(self.batch_size), gram.group_size
@@ -190,10 +190,10 @@ class Estimator:
             state = rule.policy.decide(RateState(), 0, 1, sample[0])
             assert state.value is not None, "geometry was given"
 
-            def rate(geometry: Geometry, rule: Rule = rule) -> float:
+            def rate(geometry: Geometry, rule: RateRule = rule) -> float:
                 return rule.rate(rule.proposal(geometry), size)
 
-            def weight(geometry: Geometry, rule: Rule = rule) -> float:
+            def weight(geometry: Geometry, rule: RateRule = rule) -> float:
                 return rule.weight(rule.proposal(geometry), size)
 
             answered = [rule.policy.propose(geometry) is not None for geometry in sample]
@@ -218,7 +218,7 @@ class Estimator:
         """The estimate first, then its resamples."""
         return [gram.geometry(groups), *gram.resampled(self.counts, groups)]
 
-    def _estimate(self, number: Callable[[Geometry], float], draws: Sequence[Geometry]) -> Estimate:
+    def _estimate(self, number: Callable[[Geometry], float], draws: Sequence[Geometry]) -> IntervalEstimate:
         """A function of geometries at the estimate, and the percentile interval of its resamples.
 
         The ends are order statistics, so that infinite draws need no arithmetic.
@@ -226,7 +226,7 @@ class Estimator:
         value, *others = (number(geometry) for geometry in draws)
         ordered = sorted(others)
         outside = int((1 - self.level) / 2 * len(ordered))
-        return Estimate(value, ordered[outside], ordered[-1 - outside])
+        return IntervalEstimate(value, ordered[outside], ordered[-1 - outside])
 
 
 def total_gram(grams: Mapping[str, Gram]) -> Gram:

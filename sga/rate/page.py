@@ -8,9 +8,9 @@ from html import escape
 
 from sga.losses import equivalent_normal_weight
 from sga.rate.advice import with_interval
-from sga.rate.estimates import UNINFORMED, Estimate, GeometryEstimates, RuleEstimates
+from sga.rate.estimates import UNINFORMED, GeometryEstimates, IntervalEstimate, RuleEstimates
 from sga.rates import MinNormRate
-from sga.report.charts import Line, Span, Style, interval_chart, swatch
+from sga.report.charts import ReferenceLine, Span, Style, interval_chart, swatch
 from sga.report.style import document
 
 Rows = Sequence[Sequence[str]]
@@ -91,16 +91,16 @@ def _rules_chart(rules: Sequence[RuleEstimates], group_size: int) -> str:
     ]
     ends = [end for _, spans in rows for span in spans for end in (span.low, span.value, span.high)]
     levels = [
-        Line("GA", 0.0, _LEVEL),
-        Line("r = −1", equivalent_normal_weight(group_size, UNINFORMED), _LEVEL),
-        Line("GD", 1.0, _LEVEL),
+        ReferenceLine("GA", 0.0, _LEVEL),
+        ReferenceLine("r = −1", equivalent_normal_weight(group_size, UNINFORMED), _LEVEL),
+        ReferenceLine("GD", 1.0, _LEVEL),
     ]
     return interval_chart(rows, levels, _bounds([*ends, 0.0, 1.0], -1.0, 4.0), "λ", "rule", "rules")
 
 
 def _layers_chart(
     layers: Mapping[str, GeometryEstimates],
-    numbers: Callable[[GeometryEstimates], tuple[Estimate, Estimate]],
+    numbers: Callable[[GeometryEstimates], tuple[IntervalEstimate, IntervalEstimate]],
     bounds: tuple[float, float],
     x_label: str,
     identifier: str,
@@ -109,10 +109,10 @@ def _layers_chart(
     for name, geometry in layers.items():
         sample, noise_free = numbers(geometry)
         rows.append((name, [_span(sample, _SAMPLE), _span(noise_free, _NOISE_FREE)]))
-    return interval_chart(rows, [Line("0", 0.0, _LEVEL)], bounds, x_label, "layer", identifier)
+    return interval_chart(rows, [ReferenceLine("0", 0.0, _LEVEL)], bounds, x_label, "layer", identifier)
 
 
-def _span(estimate: Estimate, style: Style) -> Span:
+def _span(estimate: IntervalEstimate, style: Style) -> Span:
     return Span(estimate.value, estimate.low, estimate.high, style, with_interval(estimate))
 
 

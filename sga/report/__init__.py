@@ -2,6 +2,6 @@
 
 from sga.report.page import write_report
 from sga.report.runs import Run, read_run
-from sga.report.summary import table
+from sga.report.summary import runs_table
 
-__all__ = ["Run", "read_run", "table", "write_report"]
+__all__ = ["Run", "read_run", "runs_table", "write_report"]

@@ -47,7 +47,7 @@ class Curve:
 
 
 @dataclass(frozen=True)
-class Line:
+class ReferenceLine:
     """A labelled level that curves are held against."""
 
     label: str
@@ -104,7 +104,7 @@ def ring_swatch(kind: str) -> str:
     )
 
 
-def frontier_chart(curves: Sequence[Curve], retain: Line | None, level: float, identifier: str) -> str:
+def frontier_chart(curves: Sequence[Curve], retain: ReferenceLine | None, level: float, identifier: str) -> str:
     """Trajectories of (log10 forget quality, model utility) with the region in which the KS test sees no difference.
 
     Args:
@@ -128,7 +128,11 @@ def frontier_chart(curves: Sequence[Curve], retain: Line | None, level: float, i
 
 
 def pareto_chart(
-    clouds: Sequence[Curve], front: Sequence[tuple[float, float]], retain: Line | None, level: float, identifier: str
+    clouds: Sequence[Curve],
+    front: Sequence[tuple[float, float]],
+    retain: ReferenceLine | None,
+    level: float,
+    identifier: str,
 ) -> str:
     """Points of (log10 forget quality, model utility) of many configurations, and the line of the best trade-offs.
 
@@ -157,7 +161,7 @@ def pareto_chart(
     return _svg(frame, identifier, "Best trade-offs of all configurations", f"On the front: {described}.", parts)
 
 
-def _trade_off(retain: Line | None, level: float) -> tuple[_Frame, list[str]]:
+def _trade_off(retain: ReferenceLine | None, level: float) -> tuple[_Frame, list[str]]:
     """Axes of (log10 forget quality, model utility) with the region in which the KS test sees no difference."""
     frame = _Frame(700, 440, (FLOOR - 0.35, 0.25), (-0.03, 1.04))
     edge = frame.x(math.log10(level))
@@ -229,7 +233,12 @@ def distribution_chart(
 
 
 def panel(
-    title: str, curves: Sequence[Curve], levels: Sequence[Line], x_label: str, identifier: str, unit: bool = False
+    title: str,
+    curves: Sequence[Curve],
+    levels: Sequence[ReferenceLine],
+    x_label: str,
+    identifier: str,
+    unit: bool = False,
 ) -> str:
     """One small chart of a metric over training.
 
@@ -258,7 +267,7 @@ def panel(
     frame = _Frame(460, 250, (min(xs) - 0.03 * spread, max(xs) + 0.03 * spread), (bottom - pad, top + pad), small=True)
     parts = [frame.axes([(t, _signed(t)) for t in ticks(min(xs), max(xs), 5)], marks, x_label, title)]
     for level in levels:
-        parts.append(frame.level(Line("", scale(level.value), level.style), 0.5))
+        parts.append(frame.level(ReferenceLine("", scale(level.value), level.style), 0.5))
     for curve in curves:
         parts.append(_curve(curve, [(frame.x(x), frame.y(scale(y))) for x, y in curve.points], 3.2))
     described = "; ".join(f"{c.label}: {c.points[0][1]:.4g} to {c.points[-1][1]:.4g}" for c in curves)
@@ -267,7 +276,7 @@ def panel(
 
 def interval_chart(
     rows: Sequence[tuple[str, Sequence[Span]]],
-    levels: Sequence[Line],
+    levels: Sequence[ReferenceLine],
     bounds: tuple[float, float],
     x_label: str,
     y_label: str,
@@ -373,7 +382,7 @@ class _Frame:
         )
         return "".join(parts)
 
-    def level(self, line: Line, place: float) -> str:
+    def level(self, line: ReferenceLine, place: float) -> str:
         """A horizontal line over the whole width, its label at a share of it."""
         y = self.y(line.value)
         drawn = _path([(self.left, y), (self.right, y)], line.style)

@@ -19,10 +19,10 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--title", default="Unlearning runs", help="heading of the page")
     options = parser.parse_args(list(arguments))
 
-    from sga.report import read_run, table, write_report
+    from sga.report import read_run, runs_table, write_report
 
     runs = [read_run(path) for path in options.runs]
     page = write_report(runs, options.output, title=options.title)
-    print(table(runs))
+    print(runs_table(runs))
     print(f"\n{page}")
     return 0

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 
 from sga.evaluation.metrics import DIVERGED
 from sga.losses import equivalent_normal_weight
-from sga.report.runs import Run, Setting, pick, plain
-from sga.report.summary import fixed, p_value, perplexity, retain_mean, span
+from sga.report.runs import Run, SeedGroup, pick, plain
+from sga.report.summary import fixed, p_value, perplexity_text, retain_mean, span
 
 FORGET_QUALITY_LEVEL = 0.05
 """Forget quality above which the KS test sees no difference from the retain model."""
@@ -17,7 +17,7 @@ _NLL_TOLERANCE = 0.05  # relative to the retain model's
 _AUC_TOLERANCE = 0.02
 
 
-def conclusions(settings: Sequence[Setting]) -> list[str]:
+def conclusions(settings: Sequence[SeedGroup]) -> list[str]:
     """One sentence each: GA's fate; the best smoothing rate; GD beside it; forget quality reached; over or under."""
     return [
         _fate_of_gradient_ascent(settings),
@@ -28,7 +28,7 @@ def conclusions(settings: Sequence[Setting]) -> list[str]:
     ]
 
 
-def cautions(settings: Sequence[Setting]) -> list[str]:
+def cautions(settings: Sequence[SeedGroup]) -> list[str]:
     """What stands against a comparison of these runs: other data, other evaluations, too few seeds."""
     runs = [run for setting in settings if setting.first.role == "unlearn" for run in setting.runs]
     notes = []
@@ -52,13 +52,13 @@ def cautions(settings: Sequence[Setting]) -> list[str]:
     return notes
 
 
-def compared_gradient_difference(settings: Sequence[Setting]) -> Setting | None:
+def compared_gradient_difference(settings: Sequence[SeedGroup]) -> SeedGroup | None:
     """GD at λ = 1 where there is one, the best other λ where not."""
     of_method = [setting for setting in settings if setting.first.method == "GD"]
     return pick([setting for setting in of_method if setting.first.normal_weight == 1]) or pick(of_method)
 
 
-def _fate_of_gradient_ascent(settings: Sequence[Setting]) -> str:
+def _fate_of_gradient_ascent(settings: Sequence[SeedGroup]) -> str:
     setting = pick(settings, "GA")
     if setting is None:
         return "No gradient ascent (GA) run is here, so what happens without smoothing was not measured."
@@ -85,13 +85,13 @@ def _fate_of_gradient_ascent(settings: Sequence[Setting]) -> str:
             f"{sentence}; whether it diverged cannot be told, because perplexity on normal text is absent ({reason})."
         )
     diverged = sum(log > DIVERGED for log in logs)
-    last = f"perplexity on normal text at the end: {_spread(logs, perplexity)}; above 1e10 counts as diverged"
+    last = f"perplexity on normal text at the end: {_spread(logs, perplexity_text)}; above 1e10 counts as diverged"
     if count == 1:
         return f"{sentence}, and it {'diverged' if diverged else 'did not diverge'} ({last})."
     return f"{sentence}, and {diverged} of {len(logs)} seeds diverged ({last})."
 
 
-def _best_rate(settings: Sequence[Setting]) -> str:
+def _best_rate(settings: Sequence[SeedGroup]) -> str:
     best, ascent = pick(settings, "SGA"), pick(settings, "GA")
     if best is None:
         return "No SGA run is here, so nothing can be said about smoothing rates."
@@ -109,7 +109,7 @@ def _best_rate(settings: Sequence[Setting]) -> str:
     return f"{sentence}, {_compared(area, other)} {ascent.label}'s {_area(ascent)}{_certainty(best, ascent)}."
 
 
-def _gradient_difference(settings: Sequence[Setting]) -> str:
+def _gradient_difference(settings: Sequence[SeedGroup]) -> str:
     smoothed, difference = pick(settings, "SGA"), compared_gradient_difference(settings)
     if difference is None:
         found = "No gradient difference (GD) run on the same normal samples is here, so what SGA adds to it is open"
@@ -135,7 +135,7 @@ def _gradient_difference(settings: Sequence[Setting]) -> str:
     return f"{found}; {_equivalence(smoothed)}."
 
 
-def _equivalence(smoothed: Setting | None) -> str:
+def _equivalence(smoothed: SeedGroup | None) -> str:
     """What SGA is in terms of GD: theory, and the λ of the rate at hand."""
     general = "SGA at r ≤ 0 is GD with λ = |ρ|/(1+|ρ|) < 1, where ρ = r(K−1)/K"
     rate = None if smoothed is None else smoothed.first.smoothing_rate
@@ -148,7 +148,7 @@ def _equivalence(smoothed: Setting | None) -> str:
     return f"{general}: r = {plain(rate)} at K = {size} is λ = {plain(round(weight, 3) + 0.0)}"
 
 
-def _same_normals(one: Setting, other: Setting) -> str:
+def _same_normals(one: SeedGroup, other: SeedGroup) -> str:
     """Whether two settings were trained with the same groups, as their `pairs.jsonl` tell."""
     seeds = {run.seed: run for run in other.runs}
     matched = [(run, seeds[run.seed]) for run in one.runs if run.seed in seeds] or [(one.first, other.first)]
@@ -162,7 +162,7 @@ def _normal_ids(run: Run) -> dict[str, set[str]]:
     return {pair["forget_id"]: {normal["id"] for normal in pair["normals"]} for pair in run.pairs}
 
 
-def _forget_quality(settings: Sequence[Setting]) -> str:
+def _forget_quality(settings: Sequence[SeedGroup]) -> str:
     best = pick(settings)
     if best is None:
         return "No unlearning run is here, so no forget quality was reached."
@@ -199,7 +199,7 @@ def _forget_quality(settings: Sequence[Setting]) -> str:
     return f"{who} reached a forget quality above {FORGET_QUALITY_LEVEL}{of_seeds} ({when}{before}) at {at}."
 
 
-def _over_or_under(settings: Sequence[Setting]) -> str:
+def _over_or_under(settings: Sequence[SeedGroup]) -> str:
     best = pick(settings)
     if best is None:
         return "Under- or over-unlearning cannot be told without an unlearning run."
@@ -245,7 +245,7 @@ def _spread(values: Sequence[float], number: Callable[[float], str]) -> str:
     return f"{number(_mean(values))} ({between})" if between else number(values[0])
 
 
-def _area(setting: Setting) -> str:
+def _area(setting: SeedGroup) -> str:
     return _spread(setting.values("frontier_area"), lambda value: fixed(value, 3))
 
 
@@ -254,7 +254,7 @@ def _compared(one: float, other: float) -> str:
     return "level with" if fixed(one, 3) == fixed(other, 3) else "above" if one > other else "below"
 
 
-def _certainty(one: Setting, other: Setting) -> str:
+def _certainty(one: SeedGroup, other: SeedGroup) -> str:
     """What the seeds say about a difference in area; nothing where one of the two has a single seed."""
     a, b = one.values("frontier_area"), other.values("frontier_area")
     if len(a) < 2 or len(b) < 2:
@@ -265,5 +265,5 @@ def _certainty(one: Setting, other: Setting) -> str:
     return " (the ranges over the seeds do not overlap)" if apart else " (but the ranges over the seeds overlap)"
 
 
-def _reason(setting: Setting, name: str) -> str:
+def _reason(setting: SeedGroup, name: str) -> str:
     return setting.first.why_absent(name)

@@ -13,7 +13,7 @@ from sga.files import write_text
 from sga.report.charts import (
     FLOOR,
     Curve,
-    Line,
+    ReferenceLine,
     Style,
     distribution_chart,
     frontier_chart,
@@ -23,9 +23,9 @@ from sga.report.charts import (
     swatch,
 )
 from sga.report.conclusions import FORGET_QUALITY_LEVEL, cautions, compared_gradient_difference, conclusions
-from sga.report.runs import Run, Setting, by_setting, pick, plain, read_runs
+from sga.report.runs import Run, SeedGroup, by_seed_group, pick, plain, read_runs
 from sga.report.style import document
-from sga.report.summary import ABSENT, best_settings, columns, epochs, fixed, p_value, retain_mean, seeds, span
+from sga.report.summary import ABSENT, best_groups, columns, epochs, fixed, p_value, retain_mean, seeds, span
 
 # Metric, title, whether it lies in [0, 1], and what is drawn of it.
 _PANELS: tuple[tuple[str, str, bool, Callable[[float], float]], ...] = (
@@ -59,7 +59,7 @@ def write_report(runs: Iterable[str | Path | Run], output: str | Path, title: st
 
 def report_page(runs: Sequence[Run], title: str) -> str:
     """The whole page as text."""
-    settings = by_setting(runs)
+    settings = by_seed_group(runs)
     styles = _styles(settings)
     answers, shows_answers = _answers(settings)
     groups, shows_groups = _groups(settings)
@@ -77,7 +77,7 @@ def report_page(runs: Sequence[Run], title: str) -> str:
     return document(title, body)
 
 
-def _styles(settings: Sequence[Setting]) -> dict[str, Style]:
+def _styles(settings: Sequence[SeedGroup]) -> dict[str, Style]:
     counts: dict[str, int] = {}
     styles = {}
     for setting in settings:
@@ -88,7 +88,7 @@ def _styles(settings: Sequence[Setting]) -> dict[str, Style]:
     return styles
 
 
-def _head(settings: Sequence[Setting], title: str, holds_texts: bool) -> str:
+def _head(settings: Sequence[SeedGroup], title: str, holds_texts: bool) -> str:
     runs = [run for setting in settings for run in setting.runs]
     unlearned = sum(run.role == "unlearn" for run in runs)
     models = sorted({str(run.info["model"]) for run in runs if run.role == "unlearn" and run.info.get("model")})
@@ -114,9 +114,9 @@ def _head(settings: Sequence[Setting], title: str, holds_texts: bool) -> str:
     )
 
 
-def _table(settings: Sequence[Setting], styles: Mapping[str, Style]) -> str:
+def _table(settings: Sequence[SeedGroup], styles: Mapping[str, Style]) -> str:
     chosen = columns(settings)
-    best = {column.name: best_settings(column, settings) for column in chosen}
+    best = {column.name: best_groups(column, settings) for column in chosen}
     reasons: dict[str, int] = {}
     lines = []
     for setting in settings:
@@ -175,7 +175,7 @@ def _table(settings: Sequence[Setting], styles: Mapping[str, Style]) -> str:
     )
 
 
-def _frontier(settings: Sequence[Setting], styles: Mapping[str, Style]) -> str:
+def _frontier(settings: Sequence[SeedGroup], styles: Mapping[str, Style]) -> str:
     curves, shown = [], []
     for setting in settings:
         for run in setting.runs if setting.first.role == "unlearn" else ():
@@ -203,7 +203,7 @@ def _frontier(settings: Sequence[Setting], styles: Mapping[str, Style]) -> str:
         )
         return f'{heading}<p class="note">No unlearning run has both numbers: {_text(reason)}.</p></section>'
     utility = retain_mean("model_utility", settings)
-    line = None if utility is None else Line(f"retain model {fixed(utility)}", utility, style_of("retain", 0))
+    line = None if utility is None else ReferenceLine(f"retain model {fixed(utility)}", utility, style_of("retain", 0))
     chart = frontier_chart(curves, line, FORGET_QUALITY_LEVEL, "frontier-chart")
     return (
         f"{heading}<figure>{_legend(shown, styles, rings=True)}{chart}<figcaption>Each run from the starting model "
@@ -214,7 +214,7 @@ def _frontier(settings: Sequence[Setting], styles: Mapping[str, Style]) -> str:
     )
 
 
-def _distributions(settings: Sequence[Setting], styles: Mapping[str, Style]) -> str:
+def _distributions(settings: Sequence[SeedGroup], styles: Mapping[str, Style]) -> str:
     compared = [s for s in settings if s.first.role != "unlearn"]
     compared += [s for s in (pick(settings, "GA"), pick(settings, "SGA"), compared_gradient_difference(settings)) if s]
     best = pick(settings)
@@ -241,7 +241,7 @@ def _distributions(settings: Sequence[Setting], styles: Mapping[str, Style]) -> 
     )
 
 
-def _over_time(settings: Sequence[Setting], styles: Mapping[str, Style]) -> str:
+def _over_time(settings: Sequence[SeedGroup], styles: Mapping[str, Style]) -> str:
     unlearned = [setting for setting in settings if setting.first.role == "unlearn"]
     runs = [(setting, run) for setting in unlearned for run in setting.runs]
     by_epoch = all("epoch" in evaluation for _, run in runs for evaluation in run.evaluations)
@@ -258,7 +258,7 @@ def _over_time(settings: Sequence[Setting], styles: Mapping[str, Style]) -> str:
                 at = next((i for i, (e, _) in enumerate(kept) if e["step"] == run.chosen_step), None)
                 curves.append(Curve(label, styles[setting.label], points, notes, at))
         level = retain_mean(name, settings)
-        levels = [] if level is None else [Line("", shown(level), style_of("retain", 0))]
+        levels = [] if level is None else [ReferenceLine("", shown(level), style_of("retain", 0))]
         if curves:
             panels.append(f"<div>{panel(title, curves, levels, axis, f'panel-{index}', unit)}</div>")
     heading = '<section aria-labelledby="time"><h2 id="time">Over training</h2>'
@@ -273,7 +273,7 @@ def _over_time(settings: Sequence[Setting], styles: Mapping[str, Style]) -> str:
     )
 
 
-def _answers(settings: Sequence[Setting]) -> tuple[str, bool]:
+def _answers(settings: Sequence[SeedGroup]) -> tuple[str, bool]:
     """Questions with each run's answers, and whether any text is shown."""
     heading = '<section aria-labelledby="answers"><h2 id="answers">Answers before and after</h2>'
     columns = [(f"{s.label}", s.first, s.first.chosen_step) for s in settings]
@@ -332,7 +332,7 @@ def _card(asked: Mapping[str, Any], key: str, answers: Sequence[tuple[str, int, 
     )
 
 
-def _groups(settings: Sequence[Setting]) -> tuple[str, bool]:
+def _groups(settings: Sequence[SeedGroup]) -> tuple[str, bool]:
     """Forget samples beside their normal samples, and whether any text is shown."""
     heading = '<section aria-labelledby="groups"><h2 id="groups">Groups</h2>'
     best = pick(settings, "SGA") or pick(settings, "GD")
@@ -416,14 +416,14 @@ def _foot(runs: Sequence[Run], holds_texts: bool) -> str:
     )
 
 
-def _legend(settings: Iterable[Setting], styles: Mapping[str, Style], rings: bool = False) -> str:
+def _legend(settings: Iterable[SeedGroup], styles: Mapping[str, Style], rings: bool = False) -> str:
     items = "".join(f"<li>{swatch(styles[s.label])} {_text(s.label)}</li>" for s in settings)
     if rings:
         items += f"<li>{ring_swatch('start')} start</li><li>{ring_swatch('ring')} chosen evaluation</li>"
     return f'<ul class="legend">{items}</ul>'
 
 
-def _name(setting: Setting, run: Run) -> str:
+def _name(setting: SeedGroup, run: Run) -> str:
     return f"{setting.label}, seed {run.seed}" if len(setting.runs) > 1 else setting.label
 
 

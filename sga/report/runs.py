@@ -17,7 +17,7 @@ from sga.evaluation.metrics import frontier_area
 from sga.files import json_value
 from sga.losses import equivalent_normal_weight
 
-ROLES = ("target", "retain", "unlearn")
+RUN_ROLES = ("target", "retain", "unlearn")
 """A run trains the model that is to forget, trains the one that never saw the forget set, or unlearns."""
 
 _SHORT_METHODS = {"GradientAscent": "GA", "SmoothedGradientAscent": "SGA", "GradientDifference": "GD"}
@@ -47,7 +47,7 @@ class Run:
 
     @property
     def role(self) -> str:
-        """One of `ROLES`."""
+        """One of `RUN_ROLES`."""
         return str(self.info["role"])
 
     @property
@@ -207,7 +207,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Setting:
+class SeedGroup:
     """Runs that differ in nothing but the seed.
 
     Attributes:
@@ -253,8 +253,8 @@ def read_run(path: str | Path) -> Run:
     if info.get("method", "") is None:  # a model that is only evaluated has no loss
         del wanted["method"]
     _require(info, wanted, str(path / "run.json"))
-    if info["role"] not in ROLES:
-        raise UserError(f"{path / 'run.json'}: 'role' must be one of {', '.join(ROLES)}, got {info['role']!r}")
+    if info["role"] not in RUN_ROLES:
+        raise UserError(f"{path / 'run.json'}: 'role' must be one of {', '.join(RUN_ROLES)}, got {info['role']!r}")
     if info["group_size"] < 1:
         raise UserError(f"{path / 'run.json'}: 'group_size' must be at least 1, got {info['group_size']}")
     evaluations = _read_evaluations(path / "metrics.jsonl", info["benchmark"])
@@ -293,7 +293,7 @@ def read_runs(runs: Iterable[str | Path | Run]) -> list[Run]:
     return list(found.values())
 
 
-def by_setting(runs: Sequence[Run]) -> list[Setting]:
+def by_seed_group(runs: Sequence[Run]) -> list[SeedGroup]:
     """Puts runs that differ in the seed only together: target, retain, GA, SGA from mild to strong, GD, the rest.
 
     Two runs belong together where label, group size and path agree once ``seed…`` is taken out of the path, so a
@@ -310,11 +310,11 @@ def by_setting(runs: Sequence[Run]) -> list[Setting]:
             names = [rival.name for rival in rivals]
             short = Path(place).name if len(set(names)) == len(names) else "/".join(Path(place).parts[-2:])
             label = f"{label} ({short})"
-        settings.append(Setting(label, tuple(sorted(members, key=lambda run: run.seed))))
+        settings.append(SeedGroup(label, tuple(sorted(members, key=lambda run: run.seed))))
     return sorted(settings, key=_order)
 
 
-def pick(settings: Iterable[Setting], method: str | None = None) -> Setting | None:
+def pick(settings: Iterable[SeedGroup], method: str | None = None) -> SeedGroup | None:
     """The unlearning setting, of one method or of any, with the largest mean frontier area; ties go to the first.
 
     Where no area is known, the first setting; None where there is no setting at all.
@@ -331,7 +331,7 @@ def plain(value: float) -> str:
     return f"{value:g}".replace("-", "−")
 
 
-def _order(setting: Setting) -> tuple[int, float, float, str]:
+def _order(setting: SeedGroup) -> tuple[int, float, float, str]:
     run = setting.first
     kinds = ["target", "retain", "GA", "SGA", "GD"]
     rank = kinds.index(run.method) if run.method in kinds else len(kinds)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from sga.report.runs import Run, Setting, by_setting, plain, read_runs
+from sga.report.runs import Run, SeedGroup, by_seed_group, plain, read_runs
 
 ABSENT = "–"
 """Stands where a value is absent; the reason is given beside the table."""
@@ -39,7 +39,7 @@ def p_value(log10_p: float) -> str:
     return f"{digit}e−{-exponent}" if digit < 10 else f"1e−{-exponent - 1}"
 
 
-def perplexity(log: float) -> str:
+def perplexity_text(log: float) -> str:
     """A perplexity given by its natural logarithm, also where it is too large for a float.
 
     >>> perplexity(math.log(12.34)), perplexity(math.log(2.1e18)), perplexity(2000.0)
@@ -90,9 +90,9 @@ COLUMNS = (
     Column("forget/rouge_l_recall", "Forget ROUGE‑L", "RL f", "retain", fixed, "recall of greedy answers, forget set"),
     Column("retain/rouge_l_recall", "Retain ROUGE‑L", "RL r", "high", fixed, "recall of greedy answers, retain set"),
     Column("mia/loss", "MIA AUC", "AUC", "retain", fixed, "membership inference by loss; 1 = members recognised"),
-    Column("perplexity/forget/log", "PPL forget", "ppl f", None, perplexity, "perplexity on the forget set"),
-    Column("perplexity/retain/log", "PPL retain", "ppl r", "low", perplexity, "perplexity on the retain set"),
-    Column("perplexity/normal/log", "PPL normal", "ppl n", "low", perplexity, "perplexity on normal text"),
+    Column("perplexity/forget/log", "PPL forget", "ppl f", None, perplexity_text, "perplexity on the forget set"),
+    Column("perplexity/retain/log", "PPL retain", "ppl r", "low", perplexity_text, "perplexity on the retain set"),
+    Column("perplexity/normal/log", "PPL normal", "ppl n", "low", perplexity_text, "perplexity on normal text"),
     Column(
         "frontier_area",
         "Frontier area",
@@ -104,7 +104,7 @@ COLUMNS = (
 )
 
 
-def columns(settings: Sequence[Setting]) -> list[Column]:
+def columns(settings: Sequence[SeedGroup]) -> list[Column]:
     """`COLUMNS`, with MIA by Min-K % where no run has the loss attack."""
     chosen = list(COLUMNS)
     has = {name: any(setting.values(name) for setting in settings) for name in ("mia/loss", "mia/min_k")}
@@ -115,7 +115,7 @@ def columns(settings: Sequence[Setting]) -> list[Column]:
     return chosen
 
 
-def best_settings(column: Column, settings: Sequence[Setting]) -> set[str]:
+def best_groups(column: Column, settings: Sequence[SeedGroup]) -> set[str]:
     """Labels of the unlearning settings whose mean, as it is written, is the best of its column.
 
     "Closest to the retain model" needs a retain run; membership inference takes 0.5 without one. Nothing is marked
@@ -137,7 +137,7 @@ def best_settings(column: Column, settings: Sequence[Setting]) -> set[str]:
     return {label for label in score if column.number(means[label]) == column.number(means[top])}
 
 
-def retain_mean(name: str, settings: Iterable[Setting]) -> float | None:
+def retain_mean(name: str, settings: Iterable[SeedGroup]) -> float | None:
     """A metric of the retain model, mean over the seeds of the first such setting that has it."""
     return next((m for s in settings if s.first.role == "retain" and (m := s.mean(name)) is not None), None)
 
@@ -148,12 +148,12 @@ def span(values: Sequence[float], number: Callable[[float], str]) -> str:
     return "" if low == high else f"{low} to {high}" if "−" in low + high else f"{low}–{high}"
 
 
-def seeds(setting: Setting) -> str:
+def seeds(setting: SeedGroup) -> str:
     """The seeds of a setting: ``0, 1, 2``."""
     return ", ".join(str(run.seed) for run in setting.runs)
 
 
-def epochs(setting: Setting) -> str:
+def epochs(setting: SeedGroup) -> str:
     """Epoch of the chosen evaluation, with its range over the seeds; absent where the run does not say."""
     found = [float(epoch) for run in setting.runs if (epoch := run.chosen.get("epoch")) is not None]
     if not found:
@@ -161,7 +161,7 @@ def epochs(setting: Setting) -> str:
     return span(found, lambda value: plain(round(value, 2))) or plain(round(found[0], 2))
 
 
-def table(runs: Iterable[str | Path | Run]) -> str:
+def runs_table(runs: Iterable[str | Path | Run]) -> str:
     """The runs' chosen evaluations as a table for the terminal, at most 110 columns wide.
 
     Several seeds of one setting are one line of means. A star marks the best unlearning run of a column.
@@ -169,7 +169,7 @@ def table(runs: Iterable[str | Path | Run]) -> str:
     Raises:
         UserError: a run folder cannot be read, or the runs are of different benchmarks.
     """
-    settings = by_setting(read_runs(runs))
+    settings = by_seed_group(read_runs(runs))
     chosen = columns(settings)
     head = ["run", "λ", "seed", "epoch", *(column.short for column in chosen)]
     body = []
@@ -178,7 +178,7 @@ def table(runs: Iterable[str | Path | Run]) -> str:
         seed_count = seeds(setting).replace(" ", "") if len(setting.runs) < 3 else f"{len(setting.runs)}×"
         body.append([setting.label, ABSENT if weight is None else plain(round(weight, 3)), seed_count, epochs(setting)])
     for column in chosen:
-        best = best_settings(column, settings)
+        best = best_groups(column, settings)
         for line, setting in zip(body, settings, strict=True):
             mean = setting.mean(column.name)
             line.append(ABSENT if mean is None else column.number(mean) + ("*" if setting.label in best else " "))
@@ -202,7 +202,7 @@ def table(runs: Iterable[str | Path | Run]) -> str:
     return "\n".join([*lines, "", *_legend(chosen, settings)]) + "\n"
 
 
-def _legend(chosen: Sequence[Column], settings: Sequence[Setting]) -> list[str]:
+def _legend(chosen: Sequence[Column], settings: Sequence[SeedGroup]) -> list[str]:
     """What the headings mean and why values are absent, wrapped to the table's width."""
     meanings = "; ".join(f"{column.short}: {column.meaning}" for column in chosen)
     notes = [f"{meanings}. * best of the unlearning runs (RL f and AUC: closest to the retain model)."]

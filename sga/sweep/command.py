@@ -133,7 +133,7 @@ def _begin(sweep: Sweep, folder: Path) -> None:
 
 def _check(sweep: Sweep, folder: Path) -> None:
     """Parses the configurations: each value of each setting once."""
-    from sga.cli import parsed
+    from sga.cli import parsed_config
 
     examples = [("", task.config) for task in sweep.model_tasks]
     examples += [(label(values), applied(sweep.base, values)) for values in sweep.examples()]
@@ -145,7 +145,7 @@ def _check(sweep: Sweep, folder: Path) -> None:
             logging.disable(logging.INFO)  # Lightning's word on seeds
             try:
                 with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
-                    parsed(["fit", "--config", str(file)])
+                    parsed_config(["fit", "--config", str(file)])
             except SystemExit:
                 lines = [line.strip() for line in said.getvalue().splitlines() if line.strip()]
                 raise UserError(f"{sweep.path}: {name}: {' '.join(lines[-4:])}") from None

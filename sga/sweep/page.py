@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sga.files import write_json, write_text
 from sga.report import Run, read_run
-from sga.report.charts import FLOOR, Curve, Line, Style, pareto_chart, style_of, swatch
+from sga.report.charts import FLOOR, Curve, ReferenceLine, Style, pareto_chart, style_of, swatch
 from sga.report.conclusions import FORGET_QUALITY_LEVEL
 from sga.report.style import document
 from sga.report.summary import ABSENT, fixed, p_value
@@ -25,7 +25,7 @@ from sga.sweep.results import (
     others,
     pareto_front,
     summary,
-    table,
+    sweep_table,
 )
 from sga.sweep.work import read_state
 
@@ -43,7 +43,7 @@ def write_results(sweep: Sweep, tasks: Sequence[Task], folder: Path) -> list[Row
     """Writes results.csv, results.md, results.json and sweep.html into the sweep folder."""
     rows = collect(tasks, folder)
     left_over = others(tasks, folder)
-    write_text(folder / "results.csv", table(sweep, rows))
+    write_text(folder / "results.csv", sweep_table(sweep, rows))
     write_text(folder / "results.md", markdown(sweep, rows))
     write_json(folder / "results.json", summary(sweep, rows, left_over))
     write_text(folder / "sweep.html", sweep_page(sweep, rows, folder, left_over))
@@ -140,7 +140,7 @@ def _pareto(rows: Sequence[Row], runs: dict[Path, Run], styles: dict[str, Style]
     if not clouds:
         return f'{heading}<p class="note">No run has both numbers.</p></section>'
     front = sorted({owners[i][0] for i in pareto_front([point for point, _, _ in owners], ["maximize"] * 2)})
-    line = None if utility is None else Line(f"retain model {fixed(utility)}", utility, style_of("retain", 0))
+    line = None if utility is None else ReferenceLine(f"retain model {fixed(utility)}", utility, style_of("retain", 0))
     chart = pareto_chart(clouds, front, line, FORGET_QUALITY_LEVEL, "pareto-chart")
     legend = "".join(f"<li>{swatch(cloud.style)} {escape(cloud.label)}</li>" for cloud in clouds)
     named: dict[str, list[str]] = {}

@@ -235,7 +235,7 @@ class Sweep:
             tried = self.grid[name]
             numbers = all(isinstance(one, int | float) and not isinstance(one, bool) for one in tried)
             if numbers and values[name] in (min(tried), max(tried)):
-                found.append(f"{name} = {described(values[name])}, of {described(sorted(tried))}")
+                found.append(f"{name} = {value_text(values[name])}, of {value_text(sorted(tried))}")
         return found
 
     def examples(self) -> Iterator[Values]:
@@ -528,7 +528,7 @@ def label(values: Values) -> str:
     """
     short = short_names(list(values))
     return ", ".join(
-        described(value) if isinstance(value, dict) and "class_path" in value else f"{short[name]}={described(value)}"
+        value_text(value) if isinstance(value, dict) and "class_path" in value else f"{short[name]}={value_text(value)}"
         for name, value in values.items()
     )
 
@@ -545,7 +545,7 @@ def short_names(names: Sequence[str]) -> dict[str, str]:
     return shown
 
 
-def described(value: Any) -> str:
+def value_text(value: Any) -> str:
     """A value in words; of a block the class and its arguments."""
     if isinstance(value, dict) and "class_path" in value:
         name = str(value["class_path"]).rpartition(".")[2]
@@ -554,12 +554,12 @@ def described(value: Any) -> str:
     if isinstance(value, dict):
         return " ".join(f"{key}={_nested(one)}" for key, one in value.items())
     if isinstance(value, list):
-        return "[" + ", ".join(described(one) for one in value) + "]"
+        return "[" + ", ".join(value_text(one) for one in value) + "]"
     return f"{value:g}" if isinstance(value, float) else " ".join(str(value).split())
 
 
 def _nested(value: Any) -> str:
-    words = described(value)
+    words = value_text(value)
     return f"({words})" if isinstance(value, dict) and " " in words else words
 
 

@@ -27,7 +27,7 @@ LEVEL = 0.95
 
 
 @dataclass(frozen=True)
-class Estimate:
+class SeedMean:
     """A mean over seeds.
 
     Attributes:
@@ -43,7 +43,7 @@ class Estimate:
     values: tuple[float, ...]
 
 
-def estimate(values: Sequence[float]) -> Estimate | None:
+def seed_mean(values: Sequence[float]) -> SeedMean | None:
     """Mean and interval of values of different seeds; None without a value.
 
     >>> estimate([1.0, 2.0, 3.0]).low  # 2 − 4.3027·1/√3
@@ -53,10 +53,10 @@ def estimate(values: Sequence[float]) -> Estimate | None:
         return None
     count, mean = len(values), math.fsum(values) / len(values)
     if count == 1:
-        return Estimate(mean, None, None, tuple(values))
+        return SeedMean(mean, None, None, tuple(values))
     deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (count - 1))
     half = float(stats.t.ppf((1 + LEVEL) / 2, count - 1)) * deviation / math.sqrt(count)
-    return Estimate(mean, mean - half, mean + half, tuple(values))
+    return SeedMean(mean, mean - half, mean + half, tuple(values))
 
 
 def pareto_front(points: Sequence[Sequence[float]], directions: Sequence[str]) -> list[int]:
@@ -102,9 +102,9 @@ class Row:
         found = {seed: objective(folder, name) for seed, folder in self.folders.items()}
         return {seed: value for seed, value in found.items() if isinstance(value, float)}
 
-    def estimate(self, name: str) -> Estimate | None:
+    def estimate(self, name: str) -> SeedMean | None:
         """A metric or cost over the seeds."""
-        return estimate(list(self.single(name).values()))
+        return seed_mean(list(self.single(name).values()))
 
 
 def disk_outcomes(sweep: Sweep, folder: Path) -> dict[str, Outcome]:
@@ -167,7 +167,7 @@ def best_rows(sweep: Sweep, rows: Sequence[Row]) -> list[int]:
     return [known[number][0] for number in front]
 
 
-def table(sweep: Sweep, rows: Sequence[Row]) -> str:
+def sweep_table(sweep: Sweep, rows: Sequence[Row]) -> str:
     """The rows as CSV; numbers in full, single seeds' values in one cell."""
     names = list(dict.fromkeys(name for row in rows for name in row.values))
     short = short_names(names)
@@ -219,7 +219,7 @@ def markdown(sweep: Sweep, rows: Sequence[Row]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def _interval(found: Estimate | None) -> str:
+def _interval(found: SeedMean | None) -> str:
     if found is None:
         return ""
     ends = "" if found.low is None or found.high is None else f" [{found.low:.2f}, {found.high:.2f}]"

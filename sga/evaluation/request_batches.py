@@ -260,7 +260,7 @@ class GenerateBatch:
         return first, second
 
 
-class EvaluationPlan:
+class RequestBatches:
     """All requests of one evaluation as batches; iterating gives those of this process.
 
     Args:
