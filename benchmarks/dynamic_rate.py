@@ -22,17 +22,19 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from sga.batches import Batch, collate
+from sga.batching.batch import Batch, collate
+from sga.batching.encoding import Encoder
+from sga.batching.templates import PlainTemplate
 from sga.data.authors import Authors
-from sga.encoding import Encoder, PlainTemplate
 from sga.files import write_json
-from sga.geometry import total
-from sga.groups import NearestNormals, make_groups
-from sga.language_models import Pretrained, SmallLlama
-from sga.likelihood import sequence_nll
+from sga.groups.pairing import NearestNormals, make_groups
+from sga.likelihood.forward import sequence_nll
 from sga.losses import SmoothedGradientAscent
-from sga.rates import MarginRate, RateState
-from sga.split import SplitGradients
+from sga.models.pretrained import Pretrained
+from sga.models.small import SmallLlama
+from sga.rates.geometry import total
+from sga.rates.policies import MarginRate, RateState
+from sga.rates.split_backward import SplitGradients
 
 GROUP_SIZE = 4
 LEARNING_RATE = 1e-6

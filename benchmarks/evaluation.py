@@ -33,10 +33,11 @@ from plain_evaluation import PASSES, PREFIXES, evaluation_sets, plain_evaluation
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 import sga
+from sga.batching.encoding import Encoder
+from sga.batching.templates import PlainTemplate
 from sga.callbacks import EvaluationCallback, ForgetQuality, MembershipInference, Memorization, ModelUtility, Perplexity
 from sga.data.records import Record
 from sga.datamodule import EvaluationData
-from sga.encoding import Encoder, PlainTemplate
 from sga.evaluation.evaluation import Evaluation
 from sga.evaluation.inference import Inference, most_rows, most_tokens
 from sga.evaluation.request_batches import RequestBatches, ScoreBatch

@@ -34,15 +34,15 @@ from machine import described
 from training import Steps, llama, moved
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from sga.adapters import LoRA
-from sga.batches import Batch, collate
-from sga.encoding import Encoded
+from sga.batching.batch import Batch, collate
+from sga.batching.encoding import Encoded
+from sga.batching.packing import packed, padded
 from sga.errors import UserError
 from sga.files import write_json, write_text
-from sga.language_models import Pretrained
 from sga.losses import Needs
-from sga.packing import packed, padded
-from sga.plan.estimate import PlannedRun, estimate_run, optimizer_bytes
+from sga.models.adapters import LoRA
+from sga.models.pretrained import Pretrained
+from sga.planning.estimate import PlannedRun, estimate_run, optimizer_bytes
 
 GROUP_SIZE = 4
 STATUS = Path("/proc/self/status")

@@ -21,9 +21,10 @@ from pathlib import Path
 import numpy as np
 
 from sga.data.tofu import TOFU
-from sga.groups import Group, NearestNormals, Pairing, RandomNormals, make_groups
-from sga.normals.embedders import TFIDF, ModelStates, SentenceEmbeddings
-from sga.normals.search import nearest, unit
+from sga.groups.embedders import TFIDF, ModelStates, SentenceEmbeddings
+from sga.groups.group import Group
+from sga.groups.pairing import NearestNormals, Pairing, RandomNormals, make_groups
+from sga.groups.search import nearest, unit
 
 KINDS = {
     "name": r"full name|^what is the author's name|^who is (this|the) .*\b(author|writer)\b",

@@ -19,8 +19,8 @@ Where published evaluators do more than they need to, this one does not follow, 
 Min-K %++ takes one forward pass a batch (open-unlearning takes two), no key-value cache is kept while scoring, a batch
 comes to the CPU in one piece, and prompts are not decoded again to find the true answer.
 
-Token ids come from `sga.encoding` and the last step, numbers to metrics, from `sga.evaluation.metrics`, so that both
-evaluators mean the same thing; everything between is plain code of this file.
+Token ids come from `sga.batching.encoding` and the last step, numbers to metrics, from `sga.evaluation.metrics`, so
+that both evaluators mean the same thing; everything between is plain code of this file.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ from rouge_score.rouge_scorer import RougeScorer
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
+from sga.batching.encoding import Encoded, Encoder
 from sga.data.records import Record
 from sga.data.tofu import TOFU
-from sga.encoding import Encoded, Encoder
 from sga.errors import UserError
 from sga.evaluation.metrics import (
     exact_memorization,

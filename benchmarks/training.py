@@ -30,16 +30,19 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from sga.batches import Batch, collate
+from sga.batching.batch import Batch, collate
+from sga.batching.encoding import Encoded, Encoder
+from sga.batching.templates import PlainTemplate
 from sga.data.authors import Authors
 from sga.data.tofu import TOFU
-from sga.encoding import Encoded, Encoder, PlainTemplate
 from sga.files import write_json, write_text
-from sga.fused import fused_head
-from sga.groups import NearestNormals, make_groups
-from sga.language_models import Pretrained, SmallLlama
-from sga.likelihood import ForwardOptions, fused_fault, head_of, sequence_nll
+from sga.groups.pairing import NearestNormals, make_groups
+from sga.likelihood.forward import ForwardOptions, head_of, sequence_nll
+from sga.likelihood.fused import fused_head
+from sga.likelihood.tryouts import fused_fault
 from sga.losses import SmoothedGradientAscent
+from sga.models.pretrained import Pretrained
+from sga.models.small import SmallLlama
 
 Step = Callable[[Batch], Tensor]
 RATE = -4.0

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from sga import __version__
 
@@ -55,12 +56,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"sga {__version__}")
         return 0
     verb, rest = arguments[0], arguments[1:]
-    run = _verbs().get(verb)
-    if run is None:
-        print(f"sga: error: there is no verb {verb!r}; choose from {', '.join(_verbs())}", file=sys.stderr)
+    if verb not in VERBS:
+        print(f"sga: error: there is no verb {verb!r}; choose from {', '.join(VERBS)}", file=sys.stderr)
         return 2
     try:
-        return run(rest)
+        return _run(verb, rest)
     except BaseException as error:
         end = _end(error)
         if end is None or (os.environ.get("SGA_TRACEBACK") and not isinstance(error, SystemExit)):
@@ -111,91 +111,30 @@ _REFUSALS = {
 """What an operating system may refuse whatever the program does, and what helps."""
 
 
-def _verbs() -> dict[str, Callable[[Sequence[str]], int]]:
-    lightning = {verb: _lightning(verb) for verb in ("fit", "validate", "test", "predict")}
-    return {
-        **lightning,
-        "data": _data,
-        "normals": _normals,
-        "plan": _plan,
-        "rate": _rate,
-        "score": _score,
-        "compare": _compare,
-        "report": _report,
-        "sweep": _sweep,
-        "sequence": _sequence,
-        "demo": _demo,
-    }
+VERBS = {
+    "fit": "sga.cli",
+    "validate": "sga.cli",
+    "test": "sga.cli",
+    "predict": "sga.cli",
+    "sweep": "sga.commands.sweep",
+    "sequence": "sga.commands.sequence",
+    "data": "sga.commands.data",
+    "normals": "sga.commands.normals",
+    "plan": "sga.commands.plan",
+    "rate": "sga.commands.rate",
+    "score": "sga.commands.score",
+    "compare": "sga.commands.compare",
+    "report": "sga.commands.report",
+    "demo": "sga.commands.demo",
+}
+"""Module of each verb; its `main` takes the arguments and returns the exit code. Lightning's verbs are in one module,
+whose `main` takes the verb as the first argument."""
 
 
-def _lightning(verb: str) -> Callable[[Sequence[str]], int]:
-    def run(arguments: Sequence[str]) -> int:
-        from sga.cli import run_verb
-
-        run_verb([verb, *arguments])
-        return 0
-
-    return run
-
-
-def _data(arguments: Sequence[str]) -> int:
-    from sga.show import main as show
-
-    return show(arguments)
-
-
-def _plan(arguments: Sequence[str]) -> int:
-    from sga.plan.command import main as plan
-
-    return plan(arguments)
-
-
-def _rate(arguments: Sequence[str]) -> int:
-    from sga.rate.command import main as rate
-
-    return rate(arguments)
-
-
-def _normals(arguments: Sequence[str]) -> int:
-    from sga.normals.command import main as normals
-
-    return normals(arguments)
-
-
-def _score(arguments: Sequence[str]) -> int:
-    from sga.score import main as score
-
-    return score(arguments)
-
-
-def _compare(arguments: Sequence[str]) -> int:
-    from sga.compare import main as compare
-
-    return compare(arguments)
-
-
-def _report(arguments: Sequence[str]) -> int:
-    from sga.report.command import main as report
-
-    return report(arguments)
-
-
-def _sweep(arguments: Sequence[str]) -> int:
-    from sga.sweep.command import main as sweep
-
-    return sweep(arguments)
-
-
-def _sequence(arguments: Sequence[str]) -> int:
-    from sga.sequence import main as sequence
-
-    return sequence(arguments)
-
-
-def _demo(arguments: Sequence[str]) -> int:
-    from sga.demo import main as demo
-
-    return demo(arguments)
+def _run(verb: str, arguments: Sequence[str]) -> int:
+    module = importlib.import_module(VERBS[verb])
+    code: int = module.main([verb, *arguments] if VERBS[verb] == "sga.cli" else arguments)
+    return code
 
 
 if __name__ == "__main__":

@@ -37,8 +37,8 @@ from sga.datamodule import UnlearningData
 from sga.errors import UserError
 from sga.files import read_yaml, write_text
 from sga.module import UnlearningModule
-from sga.processes import end_together
-from sga.settings import check_config_files, check_nulls, check_place, check_seed, check_trainer
+from sga.runs.configuration import check_config_files, check_nulls, check_place, check_seed, check_trainer
+from sga.runs.processes import end_together
 
 CONFIG_FILE = "config.yaml"
 KEPT = {"best": BEST, "last": LAST}
@@ -288,6 +288,12 @@ def _differences(name: str, old: Any, new: Any) -> list[tuple[str, Any, Any]]:
 def run_verb(arguments: Sequence[str]) -> UnlearningCLI:
     """Parses and runs ``[verb, *options]``; the finished CLI object holds trainer, model and data."""
     return _cli(UnlearningCLI, arguments)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs one of Lightning's verbs, which is the first argument; returns the exit code."""
+    run_verb(arguments)
+    return 0
 
 
 def configured_cli(arguments: Sequence[str]) -> UnlearningCLI:

@@ -12,20 +12,23 @@ from typing import Any
 import lightning.pytorch as pl
 from transformers import PreTrainedTokenizerBase
 
-from sga.answers import ALTERNATIVE, FORGET, NORMAL, RETAIN, columns_of
-from sga.batches import GroupLoader
+from sga.batching.encoding import Encoded, Encoder
+from sga.batching.loader import GroupLoader
+from sga.batching.templates import PlainTemplate, Template
 from sga.data.authors import Authors
 from sga.data.records import Benchmark, Record, Source
 from sga.data.refusals import read_refusals
-from sga.encoding import Encoded, Encoder, PlainTemplate, Template
 from sga.errors import UserError
 from sga.evaluation.inference import most_rows, most_tokens
 from sga.evaluation.reference import RetainReference
 from sga.evaluation.request_batches import RequestBatches
 from sga.evaluation.requests import Generate, Request
-from sga.groups import Group, NearestNormals, Pairing, extended, make_groups, read_groups, with_model
-from sga.language_models import LanguageModel
+from sga.groups.group import Group
+from sga.groups.group_file import read_groups
+from sga.groups.pairing import NearestNormals, Pairing, extended, make_groups, with_model
+from sga.groups.roles import ALTERNATIVE, FORGET, NORMAL, RETAIN, columns_of
 from sga.losses import Needs
+from sga.models.pretrained import LanguageModel
 
 PAIRS_FILE = "pairs.jsonl"
 SCHEMA_VERSION = "2"

@@ -19,40 +19,27 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
-from sga.adapters import has_adapter, is_adapter_weight
-from sga.answers import AnswerTokens
-from sga.batches import Batch, collate
+from sga.batching.batch import Batch, collate
+from sga.batching.encoding import Encoded
 from sga.datamodule import UnlearningData
-from sga.encoding import Encoded
 from sga.errors import DivergenceError, UserError
+from sga.evaluation.cache import weights_key
 from sga.evaluation.inference import Inference
 from sga.evaluation.request_batches import GenerateBatch, ScoreBatch
 from sga.evaluation.requests import Answer, Generation
-from sga.evaluation.store import weights_key
-from sga.fused import FusedHead, fused_head
-from sga.geometry import Geometry, total
-from sga.language_models import PURE_BFLOAT16, LanguageModel
-from sga.likelihood import (
-    ForwardOptions,
-    answer_tokens,
-    chunks_work,
-    fused_fault,
-    head_of,
-    packed_options,
-    sequence_nll,
-    transformer_blocks,
-)
+from sga.likelihood.answer_tokens import AnswerTokens
+from sga.likelihood.forward import ForwardOptions, answer_tokens, sequence_nll
+from sga.likelihood.tryouts import tried_options
 from sga.losses import FineTuning, Loss, Needs, WeighingLoss
-from sga.optimization import LinearSchedule, Schedule
-from sga.rates import RatePolicy, RateState
-from sga.sharding import check_strategy, gather, is_sharded, scatter, shard
-from sga.split import SplitGradients
-from sga.starting_model import StartingModel, starting_model
-
-
-def adamw(parameters: Any) -> torch.optim.AdamW:
-    """TOFU's optimiser: AdamW, lr 1e-5, weight decay 0.01."""
-    return torch.optim.AdamW(parameters, lr=1e-5, weight_decay=0.01)
+from sga.models.adapters import has_adapter, is_adapter_weight
+from sga.models.blocks import check_layers, transformer_blocks
+from sga.models.pretrained import PURE_BFLOAT16, LanguageModel
+from sga.models.sharding import check_strategy, gather, is_sharded, scatter, shard
+from sga.optimization import LinearSchedule, Schedule, adamw
+from sga.rates.geometry import Geometry, total
+from sga.rates.policies import RatePolicy, RateState
+from sga.rates.split_backward import SplitGradients
+from sga.runs.starting_model import StartingModel, starting_model
 
 
 class UnlearningModule(pl.LightningModule):
@@ -147,7 +134,8 @@ class UnlearningModule(pl.LightningModule):
                 warnings.warn(PURE_BFLOAT16, stacklevel=2)
             if self.trainer.precision == "64-true":
                 self.model.double()  # before a checkpoint is read: Lightning converts after it, which would round
-            check_layers(self.model, self._needs)
+            needs = self._needs
+            check_layers(self.model, needs.hidden_layer, needs.trained_layers, needs.trained_weights)
             if self.gradient_checkpointing:
                 self.model.gradient_checkpointing_enable()  # type: ignore[no-untyped-call]
             if self.compile_blocks:
@@ -181,41 +169,18 @@ class UnlearningModule(pl.LightningModule):
         self._network.train()  # from_pretrained leaves a model in eval mode; Lightning keeps the mode it finds
 
     def _tried_out(self) -> ForwardOptions:
-        """The wanted way of reading, less what the model turns out to be incapable of; in all processes the same."""
-        rows = sorted({row for group in self.data.train_dataloader().groups[:32] for row in group}, key=_length)
+        """The wanted way of feeding batches, less what the model turns out to be incapable of."""
+        some = {row for group in self.data.train_dataloader().groups[:32] for row in group}
+        rows = sorted(some, key=lambda row: (len(row.ids), row.ids))
         sample = collate([[row] for row in (*rows[:3], rows[-1])], pad_id=self.data.tokenizer.pad_token_id or 0)
-        sample = self.transfer_batch_to_device(sample, self.device, 0)
-
-        agreed = self.trainer.strategy.reduce_boolean_decision
-        packing = packed_options(self._network, sample) if self.packing else None
-        if self.packing and not agreed(packing is not None):
-            packing = None
-            warnings.warn(
-                f"{type(self._network).__name__} takes the sequences of a packed row for one text: going on with one "
-                "sequence a row, which gives the same result more slowly (--model.packing=false leaves this out)",
-                stacklevel=2,
-            )
-        options = packing or ForwardOptions()
-        if self.max_logits is None or not agreed(chunks_work(self._network, sample)):
-            return options
-        return replace(options, max_logits=self.max_logits, fused=self._fused_head(sample, self.max_logits))
-
-    def _fused_head(self, sample: Batch, max_logits: int) -> FusedHead | None:
-        """A fused head if there is one and it is found to be right, in all processes; None otherwise."""
-        agreed = self.trainer.strategy.reduce_boolean_decision
-        fused = fused_head(head_of(self._network))
-        if not agreed(fused is not None) or fused is None:
-            return None
-        with self.trainer.precision_plugin.forward_context():
-            fault = fused_fault(self._network, sample, fused, max_logits)
-        if agreed(fault is None):
-            return fused
-        warnings.warn(
-            f"{fused.name} {fault or 'is wrong in another process'}: going on without it, with logits in parts "
-            "(--model.max_logits), which gives the same result",
-            stacklevel=2,
+        return tried_options(
+            self._network,
+            self.transfer_batch_to_device(sample, self.device, 0),
+            self.packing,
+            self.max_logits,
+            self.trainer.strategy.reduce_boolean_decision,
+            self.trainer.precision_plugin.forward_context,
         )
-        return None
 
     def _load_again(self) -> PreTrainedModel:
         """The starting model, where this run's own weights no longer are."""
@@ -531,41 +496,3 @@ class UnlearningModule(pl.LightningModule):
     def _network(self) -> PreTrainedModel:
         assert self.model is not None, "configure_model() has run"
         return self.model
-
-
-def _length(sequence: Encoded) -> tuple[int, tuple[int, ...]]:
-    return len(sequence.ids), sequence.ids
-
-
-def check_layers(model: PreTrainedModel, needs: Needs) -> None:
-    """Freezes all but the blocks that a loss trains, and all but some weights of theirs, where it names any.
-
-    Raises:
-        UserError: a loss names a block that the model does not have, or weights that a block does not have.
-    """
-    named = [*(needs.trained_layers or ()), *([] if needs.hidden_layer is None else [needs.hidden_layer])]
-    if not named:
-        return
-    layers = transformer_blocks(model)
-    wrong = [layer for layer in named if not -len(layers) <= layer < len(layers)]
-    if wrong:
-        raise UserError(
-            f"the loss names layer {wrong[0]}, but the model has {len(layers)}, 0 to {len(layers) - 1} (or −1 to "
-            f"−{len(layers)} from the last); set --model.loss.layer"
-        )
-    if needs.trained_layers is not None:
-        trained = {
-            id(weight)
-            for layer in needs.trained_layers
-            for name, weight in layers[layer].named_parameters()
-            if name.endswith(needs.trained_weights or "")
-        }
-        for layer in needs.trained_layers:
-            names = [name for name, _ in layers[layer].named_parameters()]
-            if not any(name.endswith(needs.trained_weights or "") for name in names):
-                raise UserError(
-                    f"no weight of layer {layer} has a name that ends in {needs.trained_weights!r}; there are "
-                    f"{', '.join(names)}; set --model.loss.trained_weights"
-                )
-        for parameter in model.parameters():  # what an adapter has frozen stays so
-            parameter.requires_grad_(parameter.requires_grad and id(parameter) in trained)

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from torch.optim import Optimizer
+from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from sga.errors import UserError
@@ -57,6 +57,11 @@ class ConstantSchedule(Schedule):
 
     def scheduler(self, optimizer: Optimizer, total_steps: int, steps_per_epoch: int) -> LambdaLR:
         return LambdaLR(optimizer, lambda step: 1.0)
+
+
+def adamw(parameters: Any) -> AdamW:
+    """TOFU's optimiser: AdamW, lr 1e-5, weight decay 0.01."""
+    return AdamW(parameters, lr=1e-5, weight_decay=0.01)
 
 
 class AdamW8bit(Optimizer):

@@ -29,13 +29,14 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from sga.batches import collate
-from sga.encoding import Encoded, Encoder, PlainTemplate
+from sga.batching.batch import collate
+from sga.batching.encoding import Encoded, Encoder
+from sga.batching.templates import PlainTemplate
 from sga.evaluation.inference import Inference
 from sga.evaluation.request_batches import RequestBatches
 from sga.evaluation.requests import Answer
-from sga.language_models import SmallLlama
-from sga.likelihood import sequence_nll
+from sga.likelihood.forward import sequence_nll
+from sga.models.small import SmallLlama
 
 atexit.register(shutil.rmtree, os.environ["HF_DATASETS_CACHE"], ignore_errors=True)
 # Lightning's log handlers keep the standard error of the test that imported it first; later tests have another one.
@@ -242,7 +243,7 @@ def own_options(own_root: Path) -> list[str]:
 
 
 SMALL_LLAMA = [
-    "--model.language_model=sga.language_models.SmallLlama",
+    "--model.language_model=sga.SmallLlama",
     "--model.language_model.hidden_size=32",
     "--model.language_model.layers=2",
     "--model.language_model.heads=2",
@@ -311,7 +312,7 @@ def unlearn_options(own_options: list[str], own_target: Path) -> list[str]:
     """Options of a short SGA run on `own_target`: 6 groups of 4, batches of 4, so 2 steps an epoch, 2 epochs."""
     return [
         *own_options,
-        "--model.language_model=sga.language_models.Pretrained",
+        "--model.language_model=sga.Pretrained",
         f"--model.language_model.name_or_path={own_target}",
         "--model.loss=sga.SmoothedGradientAscent",
         "--model.loss.smoothing_rate=-4",
@@ -329,7 +330,7 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     root = tmp_path_factory.mktemp("finished")
     data = [
-        "--data.source=sga.data.Authors",
+        "--data.source=sga.Authors",
         "--data.source.forget_authors=2",
         "--data.source.retain_authors=4",
         "--data.source.holdout_authors=2",
@@ -360,7 +361,7 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
             *data,
             f"--run.folder={folder}",
             f"--evaluation.reference={root / 'retain'}",
-            "--model.language_model=sga.language_models.Pretrained",
+            "--model.language_model=sga.Pretrained",
             f"--model.language_model.name_or_path={root / 'target'}",
             "--model.loss=sga.SmoothedGradientAscent",
             "--model.loss.smoothing_rate=-4",

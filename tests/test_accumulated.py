@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +16,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from sga.errors import UserError
-from sga.evaluation import accumulated, metrics
+from sga.evaluation import metrics
 from sga.evaluation.accumulated import (
     ForgetQualityMetric,
     MembershipAUCMetric,
@@ -93,12 +92,6 @@ def expected(name: str) -> dict[str, float]:
 def batches(rows: list[int], size: int = 5) -> Iterator[list[int]]:
     for start in range(0, len(rows), size):
         yield rows[start : start + size]
-
-
-def test_docstring_examples() -> None:
-    result = doctest.testmod(accumulated)
-    assert result.attempted > 0
-    assert result.failed == 0
 
 
 @pytest.mark.parametrize("name", METRICS)

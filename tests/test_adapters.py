@@ -17,21 +17,20 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from sga.adapters import LoRA, adapter_off, is_adapter_weight, save_merged
-from sga.batches import collate
+from sga.batching.batch import collate
+from sga.batching.encoding import Encoder
 from sga.callbacks import checkpoints
 from sga.callbacks.stopping import Point, StoppingRule, Verdict
 from sga.cli import UnlearningCLI, run_verb
 from sga.data.builtin import packaged_path
-from sga.encoding import Encoder
 from sga.errors import UserError
-from sga.evaluation.store import model_key
-from sga.language_models import Pretrained
-from sga.likelihood import sequence_nll
-from sga.losses import Needs
-from sga.module import check_layers
-from sga.sequence import read_sequence
-from sga.starting_model import StartingModel
+from sga.evaluation.cache import model_key
+from sga.experiments.sequence import read_sequence
+from sga.likelihood.forward import sequence_nll
+from sga.models.adapters import LoRA, adapter_off, is_adapter_weight, save_merged
+from sga.models.blocks import check_layers
+from sga.models.pretrained import Pretrained
+from sga.runs.starting_model import StartingModel
 
 Adapted = Callable[..., PreTrainedModel]
 Fit = Callable[..., UnlearningCLI]
@@ -105,7 +104,7 @@ def test_without_its_adapter_the_model_is_the_one_before_to_the_last_bit(
 def test_switching_the_adapter_off_leaves_alone_what_is_trained(adapted: Adapted) -> None:
     """A loss that trains block 1 only trains the adapter's part of it, before and after."""
     network = adapted()
-    check_layers(network, Needs(trained_layers=(1,)))
+    check_layers(network, trained_layers=(1,))
     trained = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
     assert trained and all(is_adapter_weight(name) and ".layers.1." in name for name in trained)
     with adapter_off(network):
@@ -306,13 +305,13 @@ def test_the_reference_is_the_same_model_without_its_adapter(
     loads = []
     network = Pretrained.network
     monkeypatch.setattr(Pretrained, "network", lambda *arguments: loads.append(1) or network(*arguments))
-    npo = ("--model.loss=sga.losses.NPO", "--model.loss.beta=0.1", "--data.micro_batch_size=2", *SHORT)
+    npo = ("--model.loss=sga.NPO", "--model.loss.beta=0.1", "--data.micro_batch_size=2", *SHORT)
     first = fit(tmp_path / "one", *npo, "--trainer.max_steps=1")
     assert first.trainer.callback_metrics["train/loss"].item() == pytest.approx(20 * math.log(2), abs=1e-5)
     run = fit(tmp_path / "whole", *npo)
     assert run.trainer.callback_metrics["train/loss"].item() < 20 * math.log(2) - 1e-3
     assert_only_the_adapter_moved(run, own_target)
-    kl = fit(tmp_path / "kl", "--model.loss=sga.losses.KLMinimization", *SHORT, "--trainer.max_steps=1")
+    kl = fit(tmp_path / "kl", "--model.loss=sga.KLMinimization", *SHORT, "--trainer.max_steps=1")
     assert kl.model.tokens["reference_tokens"] or kl.model._starting is not None
     assert len(loads) == 3, "one for each run"
 
@@ -320,7 +319,7 @@ def test_the_reference_is_the_same_model_without_its_adapter(
 def test_a_dynamic_rate_looks_at_the_adapter(fit: Fit, own_target: Path, tmp_path: Path) -> None:
     run = fit(
         tmp_path / "run",
-        "--model.loss.smoothing_rate=sga.rates.MarginRate",
+        "--model.loss.smoothing_rate=sga.MarginRate",
         "--model.loss.smoothing_rate.margin=0.5",
         "--data.micro_batch_size=2",
         *SHORT,
@@ -344,7 +343,7 @@ def test_a_run_resumed_from_any_checkpoint_ends_as_the_whole_one(
             found.append(folder.with_name(f"{folder.name}-{len(found)}"))
             shutil.copytree(folder, found[-1], ignore=shutil.ignore_patterns("tensorboard"))
 
-    options = ("--model.loss=sga.losses.NPO", "--data.batch_size=3", "--data.micro_batch_size=2", *SHORT)
+    options = ("--model.loss=sga.NPO", "--data.batch_size=3", "--data.micro_batch_size=2", *SHORT)
     options += ("--checkpoint.every_n_steps=1",)
     monkeypatch.setattr(checkpoints, "save", save_and_copy)
     whole = weights(fit(tmp_path / "whole", *options))
@@ -407,12 +406,12 @@ def test_methods_on_the_built_in_authors(stem: str, finished_run: Path, tmp_path
 
 def test_each_request_of_a_sequence_trains_an_adapter_of_its_own(tmp_path: Path) -> None:
     (tmp_path / "base.yaml").write_text(
-        "model:\n  language_model:\n    class_path: sga.adapters.LoRA\n"
+        "model:\n  language_model:\n    class_path: sga.LoRA\n"
         "    init_args: {name_or_path: gpt2, revision: main, rank: 4}\n"
     )
     (tmp_path / "sequence.yaml").write_text("config: base.yaml\nfolds: 2\n")
     _, second = read_sequence(tmp_path / "sequence.yaml", tmp_path / "runs")
     assert second.config["model"]["language_model"] == {
-        "class_path": "sga.adapters.LoRA",
+        "class_path": "sga.LoRA",
         "init_args": {"rank": 4, "name_or_path": str(tmp_path / "runs" / "request-1")},
     }

@@ -32,7 +32,7 @@ def evaluate(own_root: Path, own_options: list[str], own_target: Path, tmp_path:
         shutil.copytree(own_root, data)
         for name, rows in sets.items():
             write_rows(data / f"{name}.jsonl", rows)
-        language_model = ["--model.language_model=sga.language_models.Pretrained"]
+        language_model = ["--model.language_model=sga.Pretrained"]
         language_model += [f"--model.language_model.name_or_path={model}"]
         run_verb(["validate", *own_options, *language_model, f"--data.root={data}", f"--run.folder={folder}", *options])
         found = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
@@ -47,7 +47,7 @@ def no_forward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any, **__: Any) -> None:
         raise AssertionError("the model is run")
 
-    monkeypatch.setattr("sga.evaluation.inference.logits_at", fail)
+    monkeypatch.setattr("sga.evaluation.scoring.logits_at", fail)
     monkeypatch.setattr("sga.evaluation.inference.generate", fail)
 
 
@@ -206,7 +206,7 @@ def test_it_ends_in_exit_code_one_and_a_line(
     own_options: list[str], own_target: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = broken(own_target, tmp_path / "nan", lambda model: model.model.norm.weight.fill_(math.inf))
-    options = ["--model.language_model=sga.language_models.Pretrained"]
+    options = ["--model.language_model=sga.Pretrained"]
     options += [f"--model.language_model.name_or_path={model}", f"--run.folder={tmp_path / 'run'}"]
     assert main(["validate", *own_options, *options]) == 1
     printed = capsys.readouterr().err

@@ -10,10 +10,11 @@ import torch
 from conftest import TinyNetwork
 from torch import Tensor
 
-from sga.batches import Batch, GroupLoader, collate
-from sga.encoding import Encoded
+from sga.batching.batch import Batch, collate
+from sga.batching.encoding import Encoded
+from sga.batching.loader import GroupLoader
 from sga.errors import UserError
-from sga.likelihood import sequence_nll
+from sga.likelihood.forward import sequence_nll
 from sga.losses import SmoothedGradientAscent
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,23 +10,22 @@ import numpy as np
 import pytest
 from conftest import TinyNetwork
 
-import sga.data.blocks
-import sga.datamodule
+from sga.batching.encoding import Encoder
+from sga.batching.templates import PlainTemplate
 from sga.callbacks.book import BookContinuations
 from sga.callbacks.harness import Harness
 from sga.cli import run_verb
-from sga.data.blocks import cut_records, pieces, split_after, text_blocks
+from sga.commands.score import main as score
 from sga.data.book import Book
 from sga.data.builtin import builtin_path
 from sga.data.records import Record
+from sga.data.text_blocks import cut_records, pieces, split_after, text_blocks
 from sga.datamodule import EvaluationData, UnlearningData, in_folds
-from sga.encoding import Encoder, PlainTemplate
 from sga.errors import UserError
 from sga.evaluation.evaluation import Evaluation
 from sga.evaluation.metrics import bleu
 from sga.evaluation.requests import Answers, Continue, Generation
-from sga.language_models import SmallLlama, train_tokenizer
-from sga.score import main as score
+from sga.models.small import SmallLlama, train_tokenizer
 
 
 class Words:
@@ -50,12 +48,6 @@ class Joining(Words):
 
 
 # ---- blocks ---------------------------------------------------------------------------------------------------------
-
-
-def test_the_examples_in_the_docstrings_hold() -> None:
-    for module in (sga.data.blocks, sga.datamodule):
-        result = doctest.testmod(module)
-        assert result.attempted > 0 and result.failed == 0
 
 
 def test_blocks_by_hand() -> None:
@@ -255,7 +247,7 @@ TINY = [
     "--evaluation.resamples=50",
 ]
 SCRATCH = [
-    "--model.language_model=sga.language_models.SmallLlama",
+    "--model.language_model=sga.SmallLlama",
     "--model.language_model.hidden_size=32",
     "--model.language_model.layers=1",
     "--model.language_model.heads=2",
@@ -328,7 +320,7 @@ def test_a_model_that_learned_the_book_continues_it_and_ascent_ends_that(tmp_pat
         [
             "fit",
             *data,
-            "--model.language_model=sga.language_models.Pretrained",
+            "--model.language_model=sga.Pretrained",
             f"--model.language_model.name_or_path={tmp_path / 'target'}",
             "--model.loss=sga.GradientAscent",
             "--model.optimizer=torch.optim.AdamW",

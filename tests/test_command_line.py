@@ -88,7 +88,7 @@ def test_what_is_raised_becomes_an_exit_code_and_a_line(
         raise error
 
     monkeypatch.delenv("SGA_TRACEBACK", raising=False)
-    monkeypatch.setattr(command_line, "_verbs", lambda: {"fit": fail})
+    monkeypatch.setattr(command_line, "_run", lambda verb, arguments: fail(arguments))
     assert main(["fit"]) == code
     printed = capsys.readouterr().err
     assert printed.startswith("sga: ") and printed.count("\n") == 1
@@ -102,7 +102,7 @@ def test_a_defect_is_not_passed_off_as_the_user_s_error(monkeypatch: pytest.Monk
     def fail(arguments: Sequence[str]) -> int:
         raise ValueError("a defect")
 
-    monkeypatch.setattr(command_line, "_verbs", lambda: {"fit": fail})
+    monkeypatch.setattr(command_line, "_run", lambda verb, arguments: fail(arguments))
     with pytest.raises(ValueError, match="a defect"):
         main(["fit"])
 
@@ -277,7 +277,7 @@ def test_training_without_a_loss_is_refused(
 def test_evaluation_verbs_name_a_missing_last_checkpoint(
     own_options: list[str], own_target: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    model = ["--model.language_model=sga.language_models.Pretrained"]
+    model = ["--model.language_model=sga.Pretrained"]
     model += [f"--model.language_model.name_or_path={own_target}", f"--run.folder={tmp_path}", "--ckpt_path=last"]
     for verb in ("validate", "test", "predict"):
         assert "--ckpt_path last: no such file" in refused([verb, *own_options, *model], capsys)
@@ -287,7 +287,10 @@ def test_through_the_shell(own_options: list[str], tmp_path: Path) -> None:
     """Twice from end to end: the process's own exit code, and its standard error as a whole."""
     done = shell("report", str(tmp_path / "no-such-run"))
     assert done.returncode == 2 and done.stderr.startswith("sga: error: ") and done.stderr.count("\n") == 1
-    model = ["--model.language_model=sga.language_models.Pretrained", "--model.language_model.name_or_path=./no/model"]
+    model = [
+        "--model.language_model=sga.Pretrained",
+        "--model.language_model.name_or_path=./no/model",
+    ]
     done = shell("fit", *own_options, *model, f"--run.folder={tmp_path / 'run'}")
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert done.stderr.splitlines()[-1] == "sga: error: model './no/model': no such folder"
@@ -338,7 +341,7 @@ def test_data_show_says_what_is_absent(tmp_path: Path, capsys: pytest.CaptureFix
     options += [
         "--data.source.retain=r.jsonl",
         "--data.group_size=2",
-        "--model.language_model=sga.language_models.SmallLlama",
+        "--model.language_model=sga.SmallLlama",
     ]
     assert main(["data", "show", *options]) == 0
     printed = capsys.readouterr().out

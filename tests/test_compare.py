@@ -13,13 +13,15 @@ import numpy as np
 import pytest
 
 from sga.__main__ import main as sga_main
-from sga.compare import Compared, direction, main, read_side
+from sga.commands.compare import main
 from sga.data.records import Record
 from sga.errors import UserError
+from sga.evaluation.aggregation import add_forget_quality, add_membership, add_memorization, add_utility
+from sga.evaluation.comparison import Compared, direction
 from sga.evaluation.evaluation import Evaluation
 from sga.evaluation.paired import PairedDifference
-from sga.evaluation.scores import add_forget_quality, add_membership, add_memorization, add_utility
-from sga.groups import record_hash
+from sga.groups.group import record_hash
+from sga.runs.sides import read_side
 
 SETTINGS = {"schema_version": "1", "benchmark": "own", "template": "plain", "dtype": "float32"}
 SIZES = {"forget": 30, "retain": 30, "real_authors": 20, "world_facts": 24, "holdout": 30}

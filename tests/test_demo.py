@@ -15,13 +15,14 @@ from typing import Any
 import pytest
 import yaml
 
+from sga.commands.demo import main
 from sga.data.builtin import packaged_path
-from sga.demo import Step, main, read_steps
 from sga.errors import UserError
+from sga.experiments.demo import Step, read_steps
 
 SMALL = {
     "data.source": {
-        "class_path": "sga.data.Authors",
+        "class_path": "sga.Authors",
         "init_args": {
             "forget_authors": 1,
             "retain_authors": 2,

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sga.callbacks.evaluation import EvaluationCallback
+from sga.callbacks.evaluator import EvaluationCallback
 from sga.cli import run_verb
 from sga.evaluation.request_batches import RequestBatches
 
@@ -104,7 +104,7 @@ def test_two_processes_resume_evaluate_and_predict(
     sga("fit", *unlearn_options, *RUN, *constant, *TWO, f"--run.folder={two}", "--trainer.max_epochs=1")
     sga("fit", *unlearn_options, *RUN, *constant, *TWO, f"--run.folder={two}", "--ckpt_path=last")
     assert_same_trajectory(one, two, own_target)
-    model = ["--model.language_model=sga.language_models.Pretrained", f"--model.language_model.name_or_path={one}"]
+    model = ["--model.language_model=sga.Pretrained", f"--model.language_model.name_or_path={one}"]
     for verb, name in (("test", "test/rows.jsonl"), ("predict", "predictions.jsonl")):
         for folder, devices in ((tmp_path / f"{verb}-one", []), (tmp_path / f"{verb}-two", TWO)):
             sga(verb, *own_options, *model, *devices, f"--run.folder={folder}")
@@ -128,7 +128,7 @@ def test_two_processes_evaluate_as_one(
     One process takes everything in large batches, two take small ones, so that padding and company differ too; an odd
     number of batches leaves one of the two without a last one.
     """
-    options = [*own_options, "--model.language_model=sga.language_models.Pretrained"]
+    options = [*own_options, "--model.language_model=sga.Pretrained"]
     options += [f"--model.language_model.name_or_path={own_target}", f"--trainer.precision={precision}"]
     if precision == "32-true":  # as the reference was evaluated; with another one it is refused
         options.append(f"--evaluation.reference={own_reference}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -25,16 +26,16 @@ from sga.__main__ import main
 from sga.cli import UnlearningCLI, run_verb
 from sga.data.builtin import packaged_path
 from sga.errors import DivergenceError
-from sga.geometry import Geometry, total
-from sga.language_models import Pretrained
-from sga.rates import DynamicRate
+from sga.models.pretrained import Pretrained
+from sga.rates.geometry import Geometry, total
+from sga.rates.policies import DynamicRate
 
 Fit = Callable[..., UnlearningCLI]
 
-MARGIN = ("--model.loss.smoothing_rate=sga.rates.MarginRate", "--model.loss.smoothing_rate.margin=0.6")
+MARGIN = ("--model.loss.smoothing_rate=sga.MarginRate", "--model.loss.smoothing_rate.margin=0.6")
 WEIGHT = (
     "--model.loss=sga.GradientDifference",
-    "--model.loss.normal_weight=sga.rates.MarginWeight",
+    "--model.loss.normal_weight=sga.MarginWeight",
     "--model.loss.normal_weight.margin=0.5",
 )
 SHORT = ("--model_utility.generate=false", "--export.enabled=false", "--trainer.num_sanity_val_steps=0")
@@ -155,18 +156,18 @@ def test_the_rate_does_not_depend_on_the_micro_batch(
 
 
 def test_a_schedule_moves_the_rate_and_needs_no_split(fit: Fit, tmp_path: Path) -> None:
-    schedule = "--model.loss.smoothing_rate=sga.rates.LinearRate"
+    schedule = "--model.loss.smoothing_rate=sga.LinearRate"
     options = (schedule, "--model.loss.smoothing_rate.start=-4", "--model.loss.smoothing_rate.end=-1", RECORD)
     run = fit(tmp_path / "run", *options, "--data.micro_batch_size=1")
     assert rates(tmp_path / "run") == [-4, -3, -2, -1]
     assert run.model.geometry == {} and run.model.rate_state.decisions == 0
     assert scalars(tmp_path / "run", "train/rate") == [-4, -3, -2, -1]
-    constant = ("--model.loss.smoothing_rate=sga.rates.FixedRate", "--model.loss.smoothing_rate.value=-4")
+    constant = ("--model.loss.smoothing_rate=sga.FixedRate", "--model.loss.smoothing_rate.value=-4")
     assert torch.equal(weights(fit(tmp_path / "constant", *constant)), weights(fit(tmp_path / "plain")))
 
 
 def test_steps_between_decisions_take_the_single_pass(fit: Fit, tmp_path: Path) -> None:
-    rule = ("--model.loss.smoothing_rate=sga.rates.PaperRate", "--model.loss.smoothing_rate.every=3")
+    rule = ("--model.loss.smoothing_rate=sga.PaperRate", "--model.loss.smoothing_rate.every=3")
     run = fit(tmp_path / "run", *rule, RECORD)
     first, second, third, fourth = rates(tmp_path / "run")
     assert first == second == third != fourth
@@ -288,7 +289,7 @@ def test_a_gradient_that_is_no_number_stops_the_run(fit: Fit, tmp_path: Path, mo
     ("options", "said"),
     [
         ((*MARGIN, "--data.group_size=1"), "group_size must be at least 2, got 1"),
-        (("--model.loss.smoothing_rate=sga.rates.MarginWeight",), "use it with GradientDifference"),
+        (("--model.loss.smoothing_rate=sga.MarginWeight",), "use it with GradientDifference"),
         ((*MARGIN, "--model.loss.smoothing_rate.every=0"), "every must be at least 1, got 0"),
     ],
 )
@@ -308,7 +309,7 @@ def test_settings_that_cannot_work_are_refused_before_anything_is_written(
 def test_the_shipped_configurations_take_a_few_steps(tmp_path: Path, stem: str) -> None:
     """Each on fewer and shorter authors, with the tests' tiny model."""
     path = packaged_path(f"configs/authors/{stem}.yaml")
-    assert "sga.rates." in path.read_text(encoding="utf-8")
+    assert re.search(r"class_path: sga\.\w+(Rate|Weight)\b", path.read_text(encoding="utf-8"))
     run = run_verb(
         [
             "fit",
@@ -332,7 +333,8 @@ def test_the_shipped_configurations_take_a_few_steps(tmp_path: Path, stem: str) 
     assert len(found) == 3 and all(abs(value) <= 8 for value in found)
     assert run.model.rate_state.decisions == (0 if stem == "sga-cosine" else 3)
     config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
-    assert str(next(iter(config["model"]["loss"]["init_args"].values()))["class_path"]).startswith("sga.rates.")
+    policy = str(next(iter(config["model"]["loss"]["init_args"].values()))["class_path"])
+    assert re.fullmatch(r"sga\.\w+(Rate|Weight)", policy), "a name that no move of a module changes"
 
 
 # ---- two processes --------------------------------------------------------------------------------------------------

@@ -12,9 +12,10 @@ from conftest import TINY_TOFU_TEMPLATE
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from sga.encoding import ChatTemplate, Encoded, Encoder, PlainTemplate, Template
+from sga.batching.encoding import Encoded, Encoder
+from sga.batching.templates import ChatTemplate, PlainTemplate, Template
 from sga.errors import UserError
-from sga.language_models import train_tokenizer
+from sga.models.small import train_tokenizer
 
 QUESTION = "Where was Ada Brook born?"
 ANSWER = "Ada Brook was born in Oslo."

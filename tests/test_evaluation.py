@@ -21,9 +21,9 @@ from transformers import (
     PreTrainedModel,
 )
 
-from sga.encoding import Encoder
+from sga.batching.encoding import Encoder
 from sga.errors import DivergenceError, UserError
-from sga.evaluation.inference import generate
+from sga.evaluation.decoding import generate
 from sga.evaluation.request_batches import GenerateBatch, GenerateJob, RequestBatches, ScoreBatch
 from sga.evaluation.requests import (
     Answer,

@@ -33,14 +33,14 @@ main = command_line.main
 
 SHORT = ("--model_utility.generate=false", "--export.enabled=false", "--evaluation.answers=null")
 SMALL = (
-    "--data.source=sga.data.Authors",
+    "--data.source=sga.Authors",
     "--data.source.forget_authors=1",
     "--data.source.retain_authors=2",
     "--data.source.holdout_authors=1",
     "--data.source.questions_per_author=6",
     "--data.evaluation_rows=4",
     "--data.batch_size=2",
-    "--model.language_model=sga.language_models.SmallLlama",
+    "--model.language_model=sga.SmallLlama",
     "--model.language_model.hidden_size=32",
     "--model.language_model.layers=2",
     "--model.language_model.heads=2",
@@ -138,7 +138,7 @@ def test_what_ends_a_verb_is_one_line_and_a_code(
         raise error
 
     monkeypatch.delenv("SGA_TRACEBACK", raising=False)
-    monkeypatch.setattr(command_line, "_verbs", lambda: {"fit": fail})
+    monkeypatch.setattr(command_line, "_run", lambda verb, arguments: fail(arguments))
     assert main(["fit"]) == code
     printed = capsys.readouterr().err
     assert printed.startswith("sga: ") and printed.count("\n") == 1 and said in printed
@@ -157,7 +157,7 @@ def test_lightning_s_exit_after_an_interrupt_has_the_code_of_one(monkeypatch: py
         except KeyboardInterrupt:
             sys.exit(1)
 
-    monkeypatch.setattr(command_line, "_verbs", lambda: {"validate": fail})
+    monkeypatch.setattr(command_line, "_run", lambda verb, arguments: fail(arguments))
     assert main(["validate"]) == 130
 
 
@@ -166,7 +166,7 @@ def test_negative_control_a_defect_is_raised(error: Exception, monkeypatch: pyte
     def fail(arguments: Sequence[str]) -> int:
         raise error
 
-    monkeypatch.setattr(command_line, "_verbs", lambda: {"fit": fail})
+    monkeypatch.setattr(command_line, "_run", lambda verb, arguments: fail(arguments))
     with pytest.raises(type(error)):
         main(["fit"])
 
@@ -193,7 +193,7 @@ def test_everything_that_a_step_depends_on_goes_on_within_an_epoch(
         "--data.micro_batch_size=1",
         "--model.schedule=LinearSchedule",
         "--model.schedule.warmup_epochs=0.5",
-        "--model.loss.smoothing_rate=sga.rates.MarginRate",
+        "--model.loss.smoothing_rate=sga.MarginRate",
         "--model.loss.smoothing_rate.averaging=0.7",
         "--checkpoint.every_n_steps=1",
     )

@@ -23,9 +23,9 @@ from sga.__main__ import main
 from sga.data.builtin import packaged_path
 from sga.data.records import Record
 from sga.errors import UserError
-from sga.normals.checks import Checker, Checks
-from sga.normals.client import Endpoint, GaveUp, LocalModel, _retry_after
-from sga.normals.generation import Journal, NormalGenerator, PromptTemplate, parsed_reply, read_prompt
+from sga.groups.checks import Checker, Checks
+from sga.groups.generation import Journal, NormalGenerator, PromptTemplate, parsed_reply, read_prompt
+from sga.groups.writers import Endpoint, GaveUp, LocalModel, _retry_after
 
 KEY = "sk-secret-0123456789"
 # The timeout is far above what a busy machine takes for an answer, and below what a hanging socket does.
@@ -53,7 +53,7 @@ def benchmark(folder: Path, forget: int) -> list[str]:
         "--data.source=OwnData",
         f"--data.source.forget={folder / 'forget.jsonl'}",
         f"--data.source.retain={folder / 'retain.jsonl'}",
-        "--model.language_model=sga.language_models.SmallLlama",
+        "--model.language_model=sga.SmallLlama",
     ]
 
 
@@ -127,14 +127,14 @@ def killed_twice(server: Misbehaving, arguments: list[str], journal: Path, after
 SCRIPT = """
 import asyncio, pathlib, sys
 from sga.data.own import OwnData
-from sga.normals.checks import Checker, Checks
-from sga.normals.client import Endpoint
-from sga.normals.generation import Generation, Journal, read_prompt
+from sga.groups.checks import Checker, Checks
+from sga.groups.writers import Endpoint
+from sga.groups.generation import Journal, NormalGenerator, read_prompt
 from sga.data.builtin import packaged_path
 folder, url = pathlib.Path(sys.argv[1]), sys.argv[2]
 benchmark = OwnData("forget.jsonl", "retain.jsonl").load(str(folder))
 forget, pool = benchmark.training["forget"], benchmark.training["retain"]
-generation = Generation(
+generation = NormalGenerator(
     forget, 3, read_prompt(packaged_path("configs/prompts/qa.yaml")),
     Endpoint(url, "m", timeout=2, backoff=0.01, concurrency=4), Checker(Checks(), forget, pool), attempts=12,
 )

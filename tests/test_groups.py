@@ -17,17 +17,10 @@ from conftest import rows_about
 from sga.data.records import Record, record_from_row
 from sga.data.tofu import TOFU
 from sga.errors import UserError
-from sga.groups import (
-    Group,
-    NearestNormals,
-    Pairing,
-    RandomNormals,
-    make_groups,
-    read_groups,
-    record_hash,
-    write_groups,
-)
-from sga.normals.embedders import TFIDF
+from sga.groups.embedders import TFIDF
+from sga.groups.group import Group, record_hash
+from sga.groups.group_file import read_groups, write_groups
+from sga.groups.pairing import NearestNormals, Pairing, RandomNormals, make_groups
 
 
 def records(name: str, people: Sequence[int]) -> list[Record]:

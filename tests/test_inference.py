@@ -32,10 +32,12 @@ from transformers import (
 )
 
 from sga.errors import DivergenceError, UserError
-from sga.evaluation import inference
-from sga.evaluation.inference import Inference, _Decoding, generate, score_batch, trees_work
+from sga.evaluation import decoding
+from sga.evaluation.decoding import _Decoding, generate
+from sga.evaluation.inference import Inference
 from sga.evaluation.request_batches import GenerateBatch, GenerateJob, ScoreBatch, ScoreJob
 from sga.evaluation.requests import Answer, Generation, TokenScores
+from sga.evaluation.scoring import score_batch, trees_work
 
 VOCABULARY, CONTEXT, EOS = 61, 64, 1
 
@@ -255,7 +257,7 @@ def test_a_large_vocabulary_is_looked_at_in_blocks(monkeypatch: pytest.MonkeyPat
     batch = batch_of(score_jobs(random.Random(5)))
     expected = score_batch(model, batch)
     for numbers in (1, 3 * VOCABULARY):
-        monkeypatch.setattr("sga.evaluation.inference._CHUNK", {"cpu": numbers, "cuda": numbers})
+        monkeypatch.setattr("sga.evaluation.scoring._CHUNK", {"cpu": numbers, "cuda": numbers})
         assert_scores(score_batch(model, batch), expected, [job.detail for job in batch.jobs], 1e-12)
 
 
@@ -495,7 +497,7 @@ def test_rows_that_begin_in_parts_get_the_same_answers(name: str, monkeypatch: p
         return together(parts)
 
     monkeypatch.setattr(_Decoding, "together", counted)
-    monkeypatch.setitem(inference._PART, "cpu", 5)
+    monkeypatch.setitem(decoding._PART, "cpu", 5)
     assert generate(model, batch, STOPS) == whole
     assert len(sizes) == 1 and sizes[0] > 1, "rows of several parts went on together"
     assert [generation.ids for generation in whole] == [their_answer(model, job.ids, job.limit, STOPS) for job in jobs]

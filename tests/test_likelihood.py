@@ -10,9 +10,9 @@ import torch
 from conftest import TinyNetwork
 from torch import Tensor, nn
 
-from sga.batches import collate
-from sga.encoding import Encoded
-from sga.likelihood import answer_logits, logits_at, sequence_nll, takes
+from sga.batching.batch import collate
+from sga.batching.encoding import Encoded
+from sga.likelihood.forward import answer_tokens, logits_at, sequence_nll, takes
 
 EXACT = 1e-12
 
@@ -111,7 +111,8 @@ def test_only_positions_that_predict_an_answer_token_go_through_the_head(tiny_ne
     batch = collate(tiny_network.groups(4, 1))
     seen: list[int] = []
     model.lm_head.register_forward_hook(lambda module, inputs, output: seen.append(output.shape[:-1].numel()))
-    logits = answer_logits(model, batch)
+    logits = answer_tokens(model, batch, keep_logits=True).logits
+    assert logits is not None
     answers = int(batch.answer_mask.sum())
     assert seen == [answers] and answers < batch.input_ids.numel() / 2
     assert logits.shape == (answers, model.config.vocab_size)
@@ -148,7 +149,7 @@ def test_a_failing_forward_pass_leaves_the_model_as_it_was(tiny_network: TinyNet
 
     handle = model.lm_head.register_forward_hook(fail)
     with pytest.raises(RuntimeError, match="on purpose"):
-        answer_logits(model, batch)
+        answer_tokens(model, batch)
     handle.remove()
     assert model(input_ids=batch.input_ids).logits.shape[:2] == batch.input_ids.shape
 

@@ -11,18 +11,11 @@ import torch
 from conftest import TinyNetwork
 from torch import Tensor, nn
 
-from sga.batches import Batch, collate
+from sga.batching.batch import Batch, collate
 from sga.errors import UserError
-from sga.likelihood import sequence_nll
-from sga.losses import (
-    FineTuning,
-    GradientAscent,
-    GradientDifference,
-    Loss,
-    SmoothedGradientAscent,
-    equivalent_normal_weight,
-    smoothing_vector,
-)
+from sga.likelihood.forward import sequence_nll
+from sga.losses import FineTuning, GradientAscent, GradientDifference, Loss, SmoothedGradientAscent
+from sga.rates.smoothing import equivalent_normal_weight, smoothing_vector
 
 RATES = (-8.0, -4.0, -2.0, -0.8, -0.1, 0.0)
 TOLERANCE = 1e-10

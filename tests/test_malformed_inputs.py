@@ -22,14 +22,14 @@ import pytest
 import torch
 
 from sga.__main__ import main
-from sga.language_models import SmallLlama
+from sga.models.small import SmallLlama
 
 Case = tuple[Callable[[], list[str]], str]
 """What makes the files and the command line, and what the message says."""
 
 ROWS = [{"question": f"Where was Person {i} born?", "answer": f"Person {i} was born in town {i}."} for i in range(12)]
 SMALL = [
-    "--model.language_model=sga.language_models.SmallLlama",
+    "--model.language_model=sga.SmallLlama",
     "--model.language_model.hidden_size=16",
     "--model.language_model.layers=1",
     "--model.language_model.heads=2",
@@ -136,7 +136,7 @@ def model(change: Callable[[Path], object], said: str) -> Case:
         description.network(tokenizer).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         change(folder)
-        pretrained = ["--model.language_model=sga.language_models.Pretrained"]
+        pretrained = ["--model.language_model=sga.Pretrained"]
         return fit(model=[*pretrained, f"--model.language_model.name_or_path={folder}"])
 
     return make, said
@@ -222,18 +222,18 @@ CASES: dict[str, Case] = {
         lambda: (write("tofu/forget10.json", ROWS), fit("--data.source=TOFU", "--data.root=inputs/tofu"))[1],
         "the TOFU split forget10_perturbed is missing",
     ),
-    "muse/other files": settings("no MUSE-News files there", "--data.source=sga.data.MUSENews"),
+    "muse/other files": settings("no MUSE-News files there", "--data.source=sga.MUSENews"),
     "book/no normal text": settings(
-        "needs normal text beside it", "--data.source=sga.data.Book", "--data.source.text=forget.jsonl"
+        "needs normal text beside it", "--data.source=sga.Book", "--data.source.text=forget.jsonl"
     ),
     "authors/none": settings(
-        "forget_authors must be at least 1", "--data.source=sga.data.Authors", "--data.source.forget_authors=0"
+        "forget_authors must be at least 1", "--data.source=sga.Authors", "--data.source.forget_authors=0"
     ),
     "authors/half of one": settings("<class 'int'>", "--data.source=Authors", "--data.source.forget_authors=1.5"),
     "pairs/empty": file("data.pairs", "", "no line for 4 forget records"),
     "pairs/other lines": file("data.pairs", '{"forget": 3}\n', "file:1: not a line of a pairing"),
     "pairs/folder": settings("inputs: no such file", "--data.pairs=inputs"),
-    "refusals/none": file("data.refusals", "\n\n", "the file holds no refusal", "--model.loss=sga.losses.DPO"),
+    "refusals/none": file("data.refusals", "\n\n", "the file holds no refusal", "--model.loss=sga.DPO"),
     "template/number": settings("{question} once", "--data.template=PlainTemplate", "--data.template.text=3"),
     # Configurations.
     "config/syntax": file("config", "data: [1, 2\ntrainer: {\n", "file:2: not YAML"),

@@ -14,13 +14,13 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from sga.__main__ import main
-from sga.adapters import LoRA
 from sga.cli import run_verb
 from sga.errors import UserError
-from sga.language_models import Pretrained
 from sga.losses import Needs
-from sga.plan.estimate import EIGHT_BIT, GIB, PlannedRun, RunEstimate, estimate_run, optimizer_bytes
-from sga.plan.trace import fake_network, trace
+from sga.models.adapters import LoRA
+from sga.models.pretrained import Pretrained
+from sga.planning.estimate import EIGHT_BIT, GIB, PlannedRun, RunEstimate, estimate_run, optimizer_bytes
+from sga.planning.trace import fake_network, trace
 
 HIDDEN, INNER, LAYERS, VOCABULARY = 256, 688, 4, 8000
 
@@ -164,7 +164,7 @@ def test_states_of_optimisers() -> None:
 
     assert optimizer_bytes(torch.optim.AdamW, "torch.optim.AdamW") == 8
     assert (optimizer_bytes(sgd, "sgd"), optimizer_bytes(momentum, "sgd")) == (0, 4)
-    assert optimizer_bytes(sgd, "sga.optimization.AdamW8bit") == EIGHT_BIT
+    assert optimizer_bytes(sgd, "sga.AdamW8bit") == EIGHT_BIT
 
 
 # ---- against reality ------------------------------------------------------------------------------------------------
@@ -310,7 +310,7 @@ def test_lengths_come_from_the_data(
     printed = plan(capsys, str(own_target), *options)
     assert "as the data's longest" in printed and "2 steps an epoch" in printed and "of 4 sequences" in printed
     assert "of 1 sequences" in plan(capsys, str(own_target), *options, "--model.loss=sga.GradientAscent")
-    dynamic = ["--model.loss=sga.SmoothedGradientAscent", "--model.loss.smoothing_rate=sga.rates.MarginRate"]
+    dynamic = ["--model.loss=sga.SmoothedGradientAscent", "--model.loss.smoothing_rate=sga.MarginRate"]
     assert "second gradient" in plan(capsys, str(own_target), *options, *dynamic)
 
 

@@ -20,19 +20,19 @@ from conftest import SMALL_LLAMA, TinyNetwork
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from sga.answers import AnswerTokens
-from sga.batches import Batch, collate
+from sga.batching.batch import Batch, collate
+from sga.batching.encoding import Encoded
 from sga.cli import UnlearningCLI, configured_cli, run_verb
 from sga.data.builtin import packaged_path
 from sga.data.records import Record
 from sga.data.refusals import read_refusals
-from sga.encoding import Encoded
 from sga.errors import UserError
-from sga.evaluation.inference import generate
+from sga.evaluation.decoding import generate
 from sga.evaluation.request_batches import GenerateBatch, GenerateJob
-from sga.groups import Group, extended
-from sga.language_models import Pretrained, TaskVector, WhosHarryPotter
-from sga.likelihood import answer_tokens, sequence_nll
+from sga.groups.group import Group
+from sga.groups.pairing import extended
+from sga.likelihood.answer_tokens import AnswerTokens
+from sga.likelihood.forward import answer_tokens, sequence_nll
 from sga.losses import (
     CEU,
     DPO,
@@ -54,7 +54,9 @@ from sga.losses import (
     SmoothedGradientAscent,
     SmoothedGradientDifference,
 )
-from sga.starting_model import StartingModel
+from sga.models.combinations import TaskVector, WhosHarryPotter
+from sga.models.pretrained import Pretrained
+from sga.runs.starting_model import StartingModel
 
 LN2 = math.log(2)
 
@@ -511,7 +513,7 @@ def test_every_method_has_a_configuration() -> None:
     configured_losses = set()
     for stem in TRAINED:
         config = yaml.safe_load(packaged_path(f"configs/authors/{stem}.yaml").read_text(encoding="utf-8"))
-        configured_losses.add(config["model"]["loss"]["class_path"].removeprefix("sga.losses."))
+        configured_losses.add(config["model"]["loss"]["class_path"].removeprefix("sga."))
     kinds = {
         name
         for name in sga.losses.__all__
@@ -587,7 +589,7 @@ def method_options(unlearn_options: list[str]) -> list[str]:
     """A short run of NPO with the divergence on the tiny target."""
     kept = [option for option in unlearn_options if not option.startswith("--model.loss")]
     short = ["--model_utility.generate=false", "--export.enabled=false", "--checkpoint.keep_epochs=true"]
-    return [*kept, *short, "--model.loss=sga.losses.NPO", "--model.loss.retain=kl"]
+    return [*kept, *short, "--model.loss=sga.NPO", "--model.loss.retain=kl"]
 
 
 def test_a_resumed_run_goes_on_with_the_model_that_it_started_from(method_options: list[str], tmp_path: Path) -> None:
@@ -668,7 +670,7 @@ def test_both_are_evaluated_and_the_task_vector_is_exported(
             [
                 *common,
                 f"--run.folder={folder}",
-                f"--model.language_model=sga.language_models.{kind}",
+                f"--model.language_model=sga.{kind}",
                 f"--model.language_model.name_or_path={own_target}",
                 f"--model.language_model.{option}={own_reference}",
                 *more,
@@ -686,7 +688,7 @@ def test_a_decoder_over_two_models_is_not_trained(
 ) -> None:
     options = [option for option in unlearn_options if not option.startswith("--model.language_model")]
     whp = [
-        "--model.language_model=sga.language_models.WhosHarryPotter",
+        "--model.language_model=sga.WhosHarryPotter",
         f"--model.language_model.name_or_path={own_target}",
         f"--model.language_model.reinforced={own_reference}",
     ]
@@ -826,7 +828,7 @@ def test_the_method_of_the_page_can_be_trained(tmp_path: Path, monkeypatch: pyte
                 *TINY_AUTHORS,
                 f"--run.folder={tmp_path / 'run'}",
                 *UNEVALUATED,
-                "--data.source=sga.data.Authors",
+                "--data.source=sga.Authors",
                 f"--model.loss={command[1]}",
                 "--model.loss.ceiling=2.5",
             ]
@@ -843,7 +845,7 @@ def test_the_method_of_the_page_can_be_trained(tmp_path: Path, monkeypatch: pyte
 
 def test_negative_control_a_class_path_that_is_no_loss_is_refused() -> None:
     with pytest.raises(SystemExit):
-        configured_cli([*TINY_AUTHORS, "--data.source=sga.data.Authors", "--model.loss=sga.losses.smoothing_vector"])
+        configured_cli([*TINY_AUTHORS, "--data.source=sga.Authors", "--model.loss=sga.smoothing_vector"])
 
 
 def test_gradient_ascent_reads_no_reference() -> None:

@@ -53,7 +53,7 @@ def public_functions() -> list[str]:
     return [
         name
         for name, function in inspect.getmembers(metrics, inspect.isfunction)
-        if function.__module__ == metrics.__name__ and not name.startswith("_")
+        if function.__module__.startswith(metrics.__name__) and not name.startswith("_")
     ]
 
 

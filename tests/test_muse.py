@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -19,20 +18,20 @@ from rouge_score.rouge_scorer import RougeScorer
 from sklearn.metrics import roc_auc_score
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-import sga.callbacks.muse
+from sga.batching.encoding import Encoder
+from sga.batching.templates import PlainTemplate
 from sga.callbacks.muse import MUSE, knowmem_example, knowmem_prompt, until_stop
 from sga.cli import run_verb
+from sga.commands.score import main as score
 from sga.data.builtin import packaged_path
 from sga.data.muse import MUSENews
 from sga.data.records import EVALUATION_SETS, Record
 from sga.datamodule import EvaluationData
-from sga.encoding import Encoder, PlainTemplate
 from sga.errors import UserError
 from sga.evaluation.evaluation import Evaluation
 from sga.evaluation.metrics import privleak
 from sga.evaluation.requests import Answers, Continue, Generation
-from sga.language_models import train_tokenizer
-from sga.score import main as score
+from sga.models.small import train_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -349,11 +348,6 @@ def test_other_benchmarks_are_left_alone_and_muse_says_what_is_not_there(tiny_ne
 def test_no_token_is_refused(name: str) -> None:
     with pytest.raises(UserError, match=f"{name} must be at least 1, got 0"):
         MUSE(**{name: 0})
-
-
-def test_the_examples_in_the_docstrings_hold() -> None:
-    assert doctest.testmod(sga.callbacks.muse).attempted == 3
-    assert doctest.testmod(sga.callbacks.muse).failed == 0
 
 
 # ---- short contexts -------------------------------------------------------------------------------------------------
@@ -794,7 +788,7 @@ def test_end_to_end_the_target_leaks_and_a_model_retrained_with_another_seed_doe
             "fit",
             *options,
             reference,
-            "--model.language_model=sga.language_models.Pretrained",
+            "--model.language_model=sga.Pretrained",
             f"--model.language_model.name_or_path={tmp_path / 'target'}",
             "--model.loss=sga.GradientAscent",
             "--model.optimizer=torch.optim.AdamW",

@@ -17,36 +17,23 @@ from conftest import rows_about, write_rows
 from scipy import sparse
 
 from sga.__main__ import main
-from sga.batches import GroupLoader
+from sga.batching.encoding import Encoded
+from sga.batching.loader import GroupLoader
 from sga.data.authors import Authors
 from sga.data.records import Record, record_from_row
-from sga.encoding import Encoded
 from sga.errors import UserError
-from sga.groups import (
-    Group,
-    NearestNormals,
-    Origin,
-    RandomNormals,
-    make_groups,
-    read_groups,
-    record_hash,
-    with_model,
-    write_groups,
-)
-from sga.language_models import Pretrained
-from sga.normals import search
-from sga.normals.checks import Checker, Checks
-from sga.normals.embedders import TFIDF, ModelStates, SentenceEmbeddings
-from sga.normals.mending import mended
-from sga.normals.quality import (
-    CorruptedNormals,
-    FreshAuthors,
-    MixedNormals,
-    OffTopicNormals,
-    similarity_of_normals,
-)
-from sga.normals.search import nearest, unit
-from sga.normals.selection import select
+from sga.groups import search
+from sga.groups.checks import Checker, Checks
+from sga.groups.degradation import CorruptedNormals, FreshAuthors, MixedNormals, OffTopicNormals
+from sga.groups.embedders import TFIDF, ModelStates, SentenceEmbeddings
+from sga.groups.group import Group, Origin, record_hash
+from sga.groups.group_file import read_groups, write_groups
+from sga.groups.pairing import NearestNormals, RandomNormals, make_groups, with_model
+from sga.groups.repair import mended
+from sga.groups.search import nearest, unit
+from sga.groups.selection import select
+from sga.groups.similarity import similarity_of_normals
+from sga.models.pretrained import Pretrained
 
 
 def records(name: str, people: Sequence[int]) -> list[Record]:
@@ -602,7 +589,7 @@ def test_similarity_is_the_mean_of_the_scores_of_tf_idf() -> None:
 
 
 def normals(verb: str, own_options: list[str], *options: object) -> int:
-    model = "--model.language_model=sga.language_models.SmallLlama"
+    model = "--model.language_model=sga.SmallLlama"
     return main(["normals", verb, *map(str, options), *own_options, model])
 
 

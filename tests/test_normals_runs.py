@@ -13,10 +13,10 @@ import torch
 from sga.cli import UnlearningCLI, parsed_config, run_verb
 from sga.data.builtin import packaged_path
 from sga.errors import UserError
-from sga.rates import ObservedRate
+from sga.experiments.sweeps.definition import label, read_sweep
+from sga.experiments.sweeps.results import NORMAL_DATA, metrics
+from sga.rates.policies import ObservedRate
 from sga.report import write_report
-from sga.sweep.plan import label, read_sweep
-from sga.sweep.results import NORMAL_DATA, metrics
 
 SHORT = (
     "--model_utility.generate=false",
@@ -56,7 +56,7 @@ def test_a_pool_is_drawn_from_and_a_resumed_run_draws_the_same(fit: Fit, tmp_pat
 
 def test_looking_at_gradients_changes_nothing_and_is_written_down(fit: Fit, tmp_path: Path) -> None:
     watched = [
-        "--model.loss.smoothing_rate=sga.rates.ObservedRate",
+        "--model.loss.smoothing_rate=sga.ObservedRate",
         "--model.loss.smoothing_rate.rate=-4",
     ]
     both = ["--trainer.limit_val_batches=1.0", "--trainer.precision=64-true"]
@@ -71,7 +71,7 @@ def test_looking_at_gradients_changes_nothing_and_is_written_down(fit: Fit, tmp_
 
 
 def test_normals_of_one_s_own_are_trained_on_and_shown_in_the_report(fit: Fit, tmp_path: Path) -> None:
-    pairing = ("--data.pairing=sga.normals.quality.CorruptedNormals", "--data.pairing.rate=0.5")
+    pairing = ("--data.pairing=sga.CorruptedNormals", "--data.pairing.rate=0.5")
     run = fit(tmp_path / "made", *pairing, "--run.texts=false", "--trainer.max_epochs=1")
     kept = (tmp_path / "made" / "pairs.jsonl").read_text()
     assert all(normal.answer not in kept for group in run.datamodule.groups for normal in group.normals)

@@ -35,20 +35,14 @@ from transformers import (
 )
 
 import sga.module
-from sga.batches import Batch, collate
+from sga.batching.batch import Batch, collate
+from sga.batching.packing import first_fit, packed, padded, row_cost
 from sga.cli import UnlearningCLI, run_verb
-from sga.fused import FusedHead, fused_head
-from sga.likelihood import (
-    ForwardOptions,
-    answer_tokens,
-    chunks_work,
-    fused_fault,
-    packed_options,
-    sequence_nll,
-    transformer_blocks,
-)
+from sga.likelihood.forward import ForwardOptions, answer_tokens, sequence_nll
+from sga.likelihood.fused import FusedHead, fused_head
+from sga.likelihood.tryouts import chunks_work, fused_fault, packed_options
 from sga.losses import SmoothedGradientAscent
-from sga.packing import first_fit, packed, padded, row_cost
+from sga.models.blocks import transformer_blocks
 
 
 class Rederived(torch.autograd.Function):
@@ -89,7 +83,7 @@ class FusedHeadOnCPU(pl.Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         fused = FIRST_WEIGHT if trainer.global_rank == self.wrong_in else FUSED
-        sga.module.fused_head = lambda head: fused
+        sga.likelihood.tryouts.fused_head = lambda head: fused
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         assert pl_module.forward_options.fused is (FUSED if self.wrong_in is None else None), pl_module.forward_options
@@ -320,7 +314,7 @@ def test_a_fused_head_is_for_plain_heads_on_a_gpu(tiny_network: TinyNetwork, mon
     monkeypatch.setitem(sys.modules, "liger_kernel.ops", ours)
     monkeypatch.setattr("importlib.metadata.version", lambda name: "1.2")
     assert fused_head(nn.Linear(4, 9, bias=False)) is None, "on a CPU"
-    monkeypatch.setattr("sga.fused._on_hopper", lambda device: True)
+    monkeypatch.setattr("sga.likelihood.fused._on_hopper", lambda device: True)
     found = fused_head(nn.Linear(4, 9, bias=False))
     assert found is not None and found.name == "liger-kernel 1.2"
     assert fused_head(nn.Linear(4, 9)) is None, "a bias"
@@ -336,7 +330,7 @@ def test_a_fused_head_is_for_plain_heads_on_a_gpu(tiny_network: TinyNetwork, mon
 def test_liger_s_own(tiny_network: TinyNetwork, monkeypatch: pytest.MonkeyPatch, precision: str) -> None:
     """What Liger takes where there is no Hopper GPU, on the CPU; bfloat16 to 3e-2 of the gradient's norm."""
     pytest.importorskip("liger_kernel.ops", reason="liger-kernel is not installed (extra liger)")
-    monkeypatch.setattr("sga.fused._on_hopper", lambda device: True)
+    monkeypatch.setattr("sga.likelihood.fused._on_hopper", lambda device: True)
     model, context = in_precision(tiny_network, precision)
     fused = fused_head(model.lm_head)
     assert fused is not None and fused.name.startswith("liger-kernel 0.")
@@ -440,7 +434,7 @@ def weights(run: UnlearningCLI) -> Tensor:
     return torch.cat([parameter.detach().flatten() for parameter in run.model.parameters()])
 
 
-@pytest.mark.parametrize("loss", [("sga.losses.NPO",), ("sga.SmoothedGradientAscent", "sga.rates.MarginRate")])
+@pytest.mark.parametrize("loss", [("sga.NPO",), ("sga.SmoothedGradientAscent", "sga.MarginRate")])
 def test_runs_with_and_without_packing_end_at_the_same_weights(fit: Fit, tmp_path: Path, loss: tuple[str, ...]) -> None:
     """One method that compares with the starting model, and one whose backward pass is split; float64 but for norms."""
     options = ["--trainer.precision=64-true", "--data.batch_size=4", f"--model.loss={loss[0]}"]
@@ -457,7 +451,7 @@ def test_a_run_of_a_model_that_cannot_says_so_and_goes_on(
     fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain = fit(tmp_path / "plain", "--model.packing=false")
-    monkeypatch.setattr("sga.module.packed_options", lambda model, batch: None)
+    monkeypatch.setattr("sga.likelihood.tryouts.packed_options", lambda model, batch: None)
     with pytest.warns(UserWarning, match="takes the sequences of a packed row for one text"):
         run = fit(tmp_path / "run")
     assert torch.equal(weights(run), weights(plain))
@@ -465,24 +459,24 @@ def test_a_run_of_a_model_that_cannot_says_so_and_goes_on(
 
 def test_a_fused_head_is_used_where_it_is_right(fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """float64 but for norms; what it is tried out in is what training multiplies in."""
-    options = ["--trainer.precision=64-true", "--data.batch_size=4", "--model.loss=sga.losses.NPO"]
+    options = ["--trainer.precision=64-true", "--data.batch_size=4", "--model.loss=sga.NPO"]
     plain = fit(tmp_path / "plain", *options)
     assert plain.model.forward_options.fused is None
-    monkeypatch.setattr("sga.module.fused_head", lambda head: FUSED)
+    monkeypatch.setattr("sga.likelihood.tryouts.fused_head", lambda head: FUSED)
     run = fit(tmp_path / "fused", *options)
     assert run.model.forward_options.fused is FUSED
     torch.testing.assert_close(weights(run), weights(plain), rtol=0, atol=1e-8)
     assert not torch.equal(weights(run), weights(plain)), "another way was taken"
     assert fit(tmp_path / "whole", "--model.max_logits=null", *options).model.forward_options.fused is None
 
-    monkeypatch.setattr("sga.module.fused_head", lambda head: FIRST_WEIGHT)
+    monkeypatch.setattr("sga.likelihood.tryouts.fused_head", lambda head: FIRST_WEIGHT)
     with pytest.warns(UserWarning, match=r"fused 1\.0 gives wrong gradients .*: going on without it") as found:
         run = fit(tmp_path / "wrong", *options)
     assert sum("going on without it" in str(one.message) for one in found) == 1
     assert run.model.forward_options == plain.model.forward_options and torch.equal(weights(run), weights(plain))
 
     seen = []
-    monkeypatch.setattr("sga.module.fused_head", lambda head: FusedHead("", seeing))
+    monkeypatch.setattr("sga.likelihood.tryouts.fused_head", lambda head: FusedHead("", seeing))
 
     def seeing(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
         seen.append(weight.dtype)

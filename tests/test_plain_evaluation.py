@@ -19,8 +19,8 @@ from conftest import TINY_TOFU_TEMPLATE, golden_numbers
 from rouge_score.rouge_scorer import RougeScorer
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 
+from sga.batching.encoding import Encoder
 from sga.data.records import Record
-from sga.encoding import Encoder
 from sga.errors import UserError
 
 ROWS = 6
@@ -250,7 +250,7 @@ def test_it_runs_none_of_our_inference() -> None:
     assert {name for name in modules if name.startswith("sga")} == {
         "sga.data.records",
         "sga.data.tofu",
-        "sga.encoding",
+        "sga.batching.encoding",
         "sga.errors",
         "sga.evaluation.metrics",
     }

@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import PEOPLE, TinyNetwork, answered, rows_about
 
-from sga.encoding import Encoder
+from sga.batching.encoding import Encoder
 from sga.evaluation.inference import Inference
 from sga.evaluation.request_batches import GenerateBatch, GenerateJob, RequestBatches, ScoreBatch, ScoreJob, TokenTree
 from sga.evaluation.requests import (

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from sga.__main__ import main
 from sga.cli import UnlearningCLI, _set_precision, configured_cli, run_verb
-from sga.language_models import PURE_BFLOAT16
+from sga.models.pretrained import PURE_BFLOAT16
 from sga.optimization import AdamW8bit
 
 
@@ -117,7 +117,7 @@ def test_a_missing_package_is_said(
     unlearn_options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
-    options = [*unlearn_options, "--model.optimizer=sga.optimization.AdamW8bit", "--model.optimizer.lr=1e-5"]
+    options = [*unlearn_options, "--model.optimizer=sga.AdamW8bit", "--model.optimizer.lr=1e-5"]
     assert main(["fit", *options, f"--run.folder={tmp_path / 'run'}"]) == 2
     assert "needs the package bitsandbytes: pip install 'sga-unlearning[eight-bit]'" in capsys.readouterr().err
     assert not (tmp_path / "run" / "config.yaml").exists()

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sga.processes import GRACE
+from sga.runs.processes import GRACE
 
 LIMIT = GRACE + 15
 """Seconds from a failure to the end: Lightning looks every 5, the first process waits for `GRACE`; the rest is load."""
@@ -137,7 +137,7 @@ def test_a_run_that_failed_within_an_epoch_goes_on_exactly(
     """
     options = [option for option in unlearn_options if "name_or_path" not in option and "smoothing_rate" not in option]
     options += [f"--model.language_model.name_or_path={dropping}", "--model_utility.generate=false"]
-    options += ["--model.loss.smoothing_rate=sga.rates.MarginRate", "--model.loss.smoothing_rate.margin=0.6"]
+    options += ["--model.loss.smoothing_rate=sga.MarginRate", "--model.loss.smoothing_rate.margin=0.6"]
     options += ["--data.batch_size=2", "--data.micro_batch_size=1", "--data.pool_size=5"]
     options += ["--checkpoint.every_n_steps=1", "--evaluation.answers=null"]
     options += [f"--trainer.strategy={name}" for name in processes]

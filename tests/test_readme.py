@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from sga.cli import parsed_config
-from sga.language_models import SmallLlama
+from sga.models.small import SmallLlama
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -12,7 +12,8 @@ from conftest import golden_numbers
 
 from sga.errors import UserError
 from sga.evaluation.metrics import forget_quality, log_truth_ratio
-from sga.evaluation.reference import are_first_rows, read_retain_reference, reference_for
+from sga.evaluation.reference import are_first_rows, reference_for
+from sga.runs.references import read_retain_reference
 
 SETTINGS = {"template": "plain", "benchmark": "tofu", "forget_split": "forget10", "dtype": "float32"}
 

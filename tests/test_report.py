@@ -15,12 +15,13 @@ import pytest
 
 from sga.errors import UserError
 from sga.evaluation.metrics import frontier_area
-from sga.report import read_run, runs_table, write_report
+from sga.report import runs_table, write_report
 from sga.report.charts import FLOOR, style_of, ticks
 from sga.report.conclusions import cautions, conclusions
 from sga.report.page import report_page
-from sga.report.runs import Run, by_seed_group, pick, read_runs
+from sga.report.seed_groups import by_seed_group, pick, read_runs
 from sga.report.summary import COLUMNS, best_groups, fixed, p_value, perplexity_text
+from sga.runs.folder import Run, load_run
 
 # (step, log10 forget quality, model utility, forget nll, natural log of the perplexity on normal text)
 Point = tuple[int, float, float, float, float]
@@ -272,7 +273,7 @@ def test_a_full_comparison_shows_every_run_and_every_section(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("kept", [["GA"], ["SGA"], ["GD"], ["GA", "SGA"], ["SGA", "GD"], ["GA", "GD"]])
 def test_any_subset_of_methods_makes_a_page(tmp_path: Path, kept: list[str]) -> None:
-    runs = [run for run in write_all(tmp_path) if read_run(run).method in kept]
+    runs = [run for run in write_all(tmp_path) if load_run(run).method in kept]
     checked(runs)
     assert len(said(runs)) == 5
 
@@ -319,7 +320,7 @@ def test_one_evaluation_is_enough(tmp_path: Path) -> None:
 def test_a_model_that_was_only_evaluated_goes_by_its_name(tmp_path: Path) -> None:
     run = write_run(tmp_path / "checked", "GA", GA_POINTS[-1:])
     (run / "run.json").write_text((run / "run.json").read_text().replace('"GradientAscent"', "null"))
-    assert "checked" in checked([run]).words and read_run(run).label == "checked"
+    assert "checked" in checked([run]).words and load_run(run).label == "checked"
 
 
 def test_a_method_of_ones_own_is_called_by_its_class_name(tmp_path: Path) -> None:
@@ -368,7 +369,7 @@ def test_the_best_rate_is_the_one_with_the_largest_area_and_stands_beside_ga(tmp
     ascent = write_run(tmp_path / "ga", "GA", GA_POINTS)
     mild = write_run(tmp_path / "mild", "SGA", MILD_POINTS, {"smoothing_rate": -0.8})
     strong = write_run(tmp_path / "strong", "SGA", STRONG_POINTS, {"smoothing_rate": -8})
-    area = {run: fixed(read_run(run).frontier_area or 0, 3) for run in (ascent, mild, strong)}
+    area = {run: fixed(load_run(run).frontier_area or 0, 3) for run in (ascent, mild, strong)}
     assert area[strong] > area[mild] > area[ascent]
     assert (
         f"the best of 2 smoothing settings, SGA r = −8, has {area[strong]}, above GA's {area[ascent]}"
@@ -405,7 +406,7 @@ def test_gradient_difference_stands_beside_sga_whichever_is_ahead(tmp_path: Path
 def test_a_positive_rate_is_not_called_gradient_difference(tmp_path: Path) -> None:
     run = write_run(tmp_path / "sga", "SGA", GA_POINTS, {"smoothing_rate": 0.4})
     assert "at r = 0.4 the normal samples are ascended too" in said([run])[2]
-    assert read_run(run).normal_weight == pytest.approx(-0.3 / 0.7)  # ρ = 0.3
+    assert load_run(run).normal_weight == pytest.approx(-0.3 / 0.7)  # ρ = 0.3
 
 
 def test_lambda_one_is_the_gradient_difference_that_sga_is_held_against(tmp_path: Path) -> None:
@@ -512,11 +513,11 @@ def test_what_makes_runs_incomparable_is_said(tmp_path: Path) -> None:
 
 
 def test_the_area_is_that_of_the_trajectory_and_the_best_run_has_the_largest(tmp_path: Path) -> None:
-    run = read_run(write_run(tmp_path / "a", "SGA", STRONG_POINTS, {"smoothing_rate": -8}))
+    run = load_run(write_run(tmp_path / "a", "SGA", STRONG_POINTS, {"smoothing_rate": -8}))
     assert run.frontier == [(q, u) for _, q, u, *_ in STRONG_POINTS]
     assert run.frontier_area == pytest.approx(frontier_area(run.frontier))
     assert run.frontier_area == pytest.approx(run.chosen["frontier_area"])
-    assert read_run(write_run(tmp_path / "t", "FineTuning", TARGET_POINTS, role="target")).frontier_area is None
+    assert load_run(write_run(tmp_path / "t", "FineTuning", TARGET_POINTS, role="target")).frontier_area is None
 
 
 def test_the_table_for_the_terminal_is_aligned_fits_and_has_the_chosen_values(tmp_path: Path) -> None:
@@ -570,10 +571,10 @@ def test_numbers_are_written_for_people(written: str, expected: str) -> None:
 
 def test_infinite_and_missing_values_are_read_from_their_logarithm(tmp_path: Path) -> None:
     path = write_run(tmp_path / "ga", "GA", [(5, -12.0, 0.0, 900.0, 1200.0)], without=["perplexity/normal"])
-    run = read_run(path)
+    run = load_run(path)
     assert run.value("perplexity/normal") is None
     assert run.value("perplexity/normal/log") == 1200.0
-    other = read_run(write_run(tmp_path / "b", "GA", GA_POINTS[:2], without=["forget_quality_log10"]))
+    other = load_run(write_run(tmp_path / "b", "GA", GA_POINTS[:2], without=["forget_quality_log10"]))
     assert other.value("forget_quality_log10") == pytest.approx(-8.5)
 
 
@@ -594,10 +595,10 @@ def test_no_two_settings_look_alike() -> None:
 
 def test_errors_name_the_file_and_the_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such run folder"):
-        read_run(tmp_path / "nowhere")
+        load_run(tmp_path / "nowhere")
     run = write_run(tmp_path / "runs" / "ga", "GA", GA_POINTS)
     with pytest.raises(UserError, match=r"holds no run.json; name the run folders in it: .*ga"):
-        read_run(tmp_path / "runs")
+        load_run(tmp_path / "runs")
     with pytest.raises(UserError, match="no run folder given"):
         write_report([], tmp_path / "r.html")
     metrics = (run / "metrics.jsonl").read_text()
@@ -608,17 +609,17 @@ def test_errors_name_the_file_and_the_line(tmp_path: Path) -> None:
     ):
         (run / "metrics.jsonl").write_text(metrics + line + "\n")
         with pytest.raises(UserError, match=message):
-            read_run(run)
+            load_run(run)
     (run / "metrics.jsonl").write_text(metrics)
     rows = (run / "rows.jsonl").read_text()
     (run / "rows.jsonl").write_text(rows + '{"step": 1, "set": "forget"}\n')
-    lazy = read_run(run)  # rows wait until they are asked for
+    lazy = load_run(run)  # rows wait until they are asked for
     with pytest.raises(UserError, match=r"rows.jsonl:401: missing 'id'"):
         _ = lazy.rows
     (run / "rows.jsonl").write_text(rows)
     (run / "pairs.jsonl").write_text('{"forget_id": "forget/0", "normals": [3]}\n')
     with pytest.raises(UserError, match=r"pairs.jsonl:1: each of 'normals'"):
-        _ = read_run(run).pairs
+        _ = load_run(run).pairs
 
 
 @pytest.mark.parametrize("name", ["run.json", "metrics.json", "metrics.jsonl", "rows.jsonl"])
@@ -626,14 +627,14 @@ def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
     run = write_run(tmp_path / "ga", "GA", GA_POINTS)
     (run / name).unlink()
     with pytest.raises(UserError, match=re.escape(name)):
-        read_run(run)
+        load_run(run)
 
 
 def test_a_run_that_has_not_finished_is_refused(tmp_path: Path) -> None:
     run = write_run(tmp_path / "ga", "GA", GA_POINTS)
     (run / "metrics.json").unlink()
     with pytest.raises(UserError, match=r"has not finished .*evaluated up to step 40"):
-        read_run(run)
+        load_run(run)
 
 
 @pytest.mark.parametrize(
@@ -650,7 +651,7 @@ def test_a_wrong_run_json_is_refused(tmp_path: Path, change: dict[str, Any], mes
         text = (run / "run.json").read_text()
         (run / "run.json").write_text(text.replace('"unlearn"', '"teacher"'))
     with pytest.raises(UserError, match=message):
-        read_run(run)
+        load_run(run)
 
 
 def test_runs_of_different_benchmarks_are_not_compared(tmp_path: Path) -> None:
@@ -662,6 +663,6 @@ def test_runs_of_different_benchmarks_are_not_compared(tmp_path: Path) -> None:
 
 def test_a_resumed_run_counts_a_step_once(tmp_path: Path) -> None:
     run = write_run(tmp_path / "ga", "GA", [*GA_POINTS, (20, -1.0, 0.5, 2.0, 4.0)], chosen=0)
-    read: Run = read_run(run)
+    read: Run = load_run(run)
     assert [evaluation["step"] for evaluation in read.evaluations] == [0, 10, 20, 30, 40]
     assert read.value("model_utility", read.evaluations[2]) == 0.5

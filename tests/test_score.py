@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 from conftest import golden_numbers
 
+from sga.commands.score import main, score_log
 from sga.errors import UserError
+from sga.evaluation.aggregation import add_truth_ratios
 from sga.evaluation.evaluation import Evaluation
-from sga.evaluation.logs import read_log
 from sga.evaluation.metrics import log_truth_ratio, membership_auc, perplexity, privleak, truth_ratio_forget
-from sga.evaluation.reference import read_retain_reference, reference_for_positions
-from sga.evaluation.scores import add_truth_ratios
-from sga.score import main, score_log
+from sga.evaluation.reference import reference_for_positions
+from sga.runs.logs import read_log
+from sga.runs.references import read_retain_reference
 
 TOFU_FILES = {
     "forget": "eval_log_forget.json",

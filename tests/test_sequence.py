@@ -14,11 +14,15 @@ from typing import Any
 import pytest
 import yaml
 
+import sga.experiments.sequence
+import sga.report
+import sga.runs.folder
 from sga.cli import parsed_config
+from sga.commands.sequence import main
 from sga.data.builtin import packaged_path
 from sga.errors import UserError
+from sga.experiments.sequence import read_sequence
 from sga.files import write_text
-from sga.sequence import main, read_sequence
 
 FILES = sorted(packaged_path("configs").rglob("sequential*.yaml"))
 
@@ -44,7 +48,7 @@ def test_every_request_of_a_shipped_sequence_parses(path: Path, tmp_path: Path) 
 def file(tmp_path: Path) -> Path:
     """A sequence of two requests on a configuration that says little."""
     (tmp_path / "base.yaml").write_text(
-        "model:\n  language_model:\n    class_path: sga.language_models.Pretrained\n"
+        "model:\n  language_model:\n    class_path: sga.Pretrained\n"
         "    init_args: {name_or_path: target, dtype: bfloat16, tokenizer_name_or_path: elsewhere}\n"
         "data: {batch_size: 4}\n",
         encoding="utf-8",
@@ -58,7 +62,7 @@ def test_the_configurations_of_two_requests(file: Path, tmp_path: Path) -> None:
     first, second = read_sequence(file, tmp_path / "runs", {"data.batch_size": 2})
     assert first.config["model"]["language_model"]["init_args"]["name_or_path"] == "target"
     assert second.config["model"]["language_model"] == {
-        "class_path": "sga.language_models.Pretrained",
+        "class_path": "sga.Pretrained",
         # The tokenizer is beside the model that a request leaves, the type of the weights is kept.
         "init_args": {"dtype": "bfloat16", "name_or_path": str(tmp_path / "runs" / "request-1")},
     }
@@ -124,11 +128,9 @@ class Fits:
 
 @pytest.fixture
 def fits(monkeypatch: pytest.MonkeyPatch) -> Fits:
-    import sga.report
-
     stand_in = Fits()
-    monkeypatch.setattr(sga.sequence, "fit", stand_in)
-    monkeypatch.setattr(sga.report, "read_run", lambda folder: folder)
+    monkeypatch.setattr(sga.experiments.sequence, "fit", stand_in)
+    monkeypatch.setattr(sga.runs.folder, "load_run", lambda folder: folder)
     monkeypatch.setattr(sga.report, "runs_table", lambda runs: f"table of {len(runs)} runs")
     return stand_in
 
@@ -172,7 +174,7 @@ def test_two_requests_killed_between_and_gone_on_with(own_root: Path, own_target
         "trainer": {"accelerator": "cpu", "max_epochs": 6, "enable_progress_bar": False},
         "model": {
             "language_model": {
-                "class_path": "sga.language_models.Pretrained",
+                "class_path": "sga.Pretrained",
                 "init_args": {"name_or_path": str(own_target)},
             },
             "loss": {"class_path": "sga.SmoothedGradientAscent", "init_args": {"smoothing_rate": -4.0}},

@@ -19,10 +19,10 @@ from test_sharding import SHARDED, UNEVEN, distance, lines, metrics, sga, traine
 from torch.torch_version import TorchVersion
 from transformers import PreTrainedModel
 
-from sga.adapters import LoRA, is_adapter_weight
 from sga.cli import run_verb
 from sga.errors import UserError
-from sga.sharding import PRECISIONS, FullyShardedStrategy, check_strategy
+from sga.models.adapters import LoRA, is_adapter_weight
+from sga.models.sharding import PRECISIONS, FullyShardedStrategy, check_strategy
 
 RECORD = "--trainer.callbacks+=test_sharded_adapters.LossRecorder"
 EXACT = ("--trainer.precision=64-true", "--model.language_model=test_sharded_adapters.ExactLoRA")
@@ -160,8 +160,8 @@ def test_two_parts_train_as_the_whole(options: list[str], own_target: Path, tmp_
     [
         (),
         ("--model.language_model.dora=true", "--model.gradient_checkpointing=true"),
-        ("--model.loss=sga.losses.KLMinimization",),
-        ("--model.loss=sga.losses.NPO",),
+        ("--model.loss=sga.KLMinimization",),
+        ("--model.loss=sga.NPO",),
     ],
     ids=["a fixed rate", "DoRA, activations computed again", "a reference at every step", "a reference's losses"],
 )
@@ -235,7 +235,7 @@ def test_a_killed_run_goes_on_exactly_and_one_device_takes_its_checkpoint(
     options = [option for option in options if not option.startswith("--model.loss") and "dropout" not in option]
     options += [f"--model.language_model.name_or_path={target}"]
     lora = [option for option in options if option.startswith("--model.language_model")]
-    options += [*QUICK, "--model.loss=sga.losses.NPO", "--model.language_model.dropout=0.2"]
+    options += [*QUICK, "--model.loss=sga.NPO", "--model.language_model.dropout=0.2"]
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     sga("fit", *options, *SHARDED, f"--run.folder={whole}")
     _, printed = ended(start(*options, *SHARDED, *fails(1, 3, "killed"), f"--run.folder={cut}"), cut)

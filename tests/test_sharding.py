@@ -18,8 +18,9 @@ from test_dynamic_training import EXACT, MARGIN, RECORD, rates
 
 from sga.cli import run_verb
 from sga.errors import UserError
-from sga.language_models import Pretrained, WhosHarryPotter
-from sga.sharding import FullyShardedStrategy, check_strategy, is_sharded, whole_weights
+from sga.models.combinations import WhosHarryPotter
+from sga.models.pretrained import Pretrained
+from sga.models.sharding import FullyShardedStrategy, check_strategy, is_sharded, whole_weights
 
 SHARDED = ["--trainer.devices=2", "--trainer.strategy=fsdp2"]
 # Five groups a step and then one: the shares are uneven, and in each epoch's last step a process has nothing to do.
@@ -156,9 +157,9 @@ def test_precisions(
 @pytest.mark.parametrize(
     "loss",
     [
-        ("--model.loss=sga.losses.KLMinimization",),
-        ("--model.loss=sga.losses.NPO",),
-        ("--model.loss=sga.losses.RMU", "--model.loss.layer=1"),
+        ("--model.loss=sga.KLMinimization",),
+        ("--model.loss=sga.NPO",),
+        ("--model.loss=sga.RMU", "--model.loss.layer=1"),
     ],
     ids=["a second model", "its losses", "hidden states and frozen blocks"],
 )
@@ -182,7 +183,7 @@ def test_the_starting_model_beside_it(unlearn_options: list[str], tmp_path: Path
 def test_a_fused_head_in_two_processes(unlearn_options: list[str], tmp_path: Path, strategy: str, wrong: bool) -> None:
     """It sees whole weights, the starting model's too; found wrong by one of them, it is used by neither."""
     options = [option for option in unlearn_options if not option.startswith("--model.loss")]
-    options += [*UNEVEN, *EXACT, "--model.loss=sga.losses.NPO", "--model_utility.generate=false"]
+    options += [*UNEVEN, *EXACT, "--model.loss=sga.NPO", "--model_utility.generate=false"]
     both = ["--trainer.devices=2", f"--trainer.strategy={strategy}"]
     both += ["--trainer.callbacks+=test_packing.FusedHeadOnCPU"]
     both += ["--trainer.callbacks.wrong_in=1"] if wrong else []
@@ -201,7 +202,7 @@ def test_evaluation_of_parts(unlearn_options: list[str], own_options: list[str],
     folder = tmp_path / "two"
     options = [*unlearn_options, *UNEVEN, "--trainer.precision=64-true", "--evaluation.answers=null"]
     sga("fit", *options, *SHARDED, f"--run.folder={folder}", "--model.schedule=ConstantSchedule")
-    model = ["--model.language_model=sga.language_models.Pretrained", f"--model.language_model.name_or_path={folder}"]
+    model = ["--model.language_model=sga.Pretrained", f"--model.language_model.name_or_path={folder}"]
     model += ["--trainer.precision=64-true", f"--evaluation.answers={tmp_path / 'answers'}"]
     printed = [
         sga("validate", *own_options, *model, *more, f"--run.folder={tmp_path / name}")

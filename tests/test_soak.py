@@ -58,7 +58,7 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
 def test_killed_ten_times_in_300_steps(finished_run: Path, tmp_path: Path) -> None:
     """A dynamic rate, normals drawn anew each epoch, two micro-batches a step, six steps an epoch."""
     options = [
-        "--data.source=sga.data.Authors",
+        "--data.source=sga.Authors",
         "--data.source.forget_authors=4",
         "--data.source.retain_authors=4",
         "--data.source.holdout_authors=2",
@@ -67,10 +67,10 @@ def test_killed_ten_times_in_300_steps(finished_run: Path, tmp_path: Path) -> No
         "--data.pool_size=5",
         "--data.batch_size=4",
         "--data.micro_batch_size=1",
-        "--model.language_model=sga.language_models.Pretrained",
+        "--model.language_model=sga.Pretrained",
         f"--model.language_model.name_or_path={finished_run.parent / 'target'}",
         "--model.loss=sga.SmoothedGradientAscent",
-        "--model.loss.smoothing_rate=sga.rates.MarginRate",
+        "--model.loss.smoothing_rate=sga.MarginRate",
         "--model.loss.smoothing_rate.margin=0.6",
         "--model.optimizer=torch.optim.AdamW",
         "--model.optimizer.lr=1e-4",

@@ -30,7 +30,8 @@ from sga.callbacks.stopping import (
 )
 from sga.cli import UnlearningCLI, run_verb
 from sga.errors import UserError
-from sga.report import read_run, write_report
+from sga.report import write_report
+from sga.runs.folder import load_run
 
 Fit = Callable[..., UnlearningCLI]
 
@@ -237,7 +238,7 @@ def test_a_run_that_diverges_is_ended_and_rolled_back(ascend: Fit, tmp_path: Pat
     assert "optimizer_states" not in checkpoint(folder), "weights only"
     assert not [path for path in folder.rglob(".*")], "no temporary file is left"
 
-    report = read_run(folder)
+    report = load_run(folder)
     assert report.chosen_step == healthy[-1]["step"]
     page = write_report([folder], tmp_path / "report.html").read_text(encoding="utf-8")
     assert "last evaluation without a failure" in page

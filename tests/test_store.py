@@ -21,9 +21,9 @@ from transformers import LlamaForCausalLM, PreTrainedModel
 
 from sga.cli import UnlearningCLI, run_verb
 from sga.errors import UserError
+from sga.evaluation.cache import AnswerCache, model_key
 from sga.evaluation.request_batches import GenerateJob, Job, ScoreJob
 from sga.evaluation.requests import Answer, Generation, TokenScores
-from sga.evaluation.store import AnswerCache, model_key
 
 KEY = "0123456789abcdef" * 4
 
@@ -284,7 +284,7 @@ class Validation:
 @pytest.fixture(scope="module")
 def finished(own_options: list[str], own_target: Path, tmp_path_factory: pytest.TempPathFactory) -> Validation:
     """With one finished evaluation, ``first``."""
-    model = ["--model.language_model=sga.language_models.Pretrained"]
+    model = ["--model.language_model=sga.Pretrained"]
     options = [*own_options, *model, f"--model.language_model.name_or_path={own_target}"]
     validation = Validation(tmp_path_factory.mktemp("finished"), options)
     validation("first")
@@ -415,7 +415,7 @@ def test_a_folder_that_becomes_unwritable_costs_a_warning_and_not_the_evaluation
     def full(*arguments: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("sga.evaluation.store.write_bytes", full)
+    monkeypatch.setattr("sga.evaluation.cache.write_bytes", full)
     with pytest.warns(UserWarning, match=r"answers are not kept.*No space left"):
         validate("first")
     monkeypatch.undo()

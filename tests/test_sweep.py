@@ -19,24 +19,25 @@ import pytest
 import yaml
 from scipy import stats
 
-import sga.sweep.command
-import sga.sweep.work
+import sga.commands.sweep
+import sga.experiments.sweeps.worker
+from sga.commands.sweep import known_tasks, main
 from sga.data.builtin import packaged_path
 from sga.errors import UserError
-from sga.sweep.claims import Claims, open_storage
-from sga.sweep.command import known_tasks, main
-from sga.sweep.fit import end_with_parent
-from sga.sweep.page import write_results
-from sga.sweep.plan import Outcome, Task, applied, label, read_sweep, set_value, short_names, slug
-from sga.sweep.results import best_rows, collect, disk_outcomes, others, pareto_front, seed_mean
-from sga.sweep.work import Worker, read_state, why_ended
+from sga.experiments.configuration import applied, set_value
+from sga.experiments.sweeps.claims import Claims, open_storage
+from sga.experiments.sweeps.definition import Outcome, Task, label, read_sweep, short_names, slug
+from sga.experiments.sweeps.fit import end_with_parent
+from sga.experiments.sweeps.page import write_results
+from sga.experiments.sweeps.results import best_rows, collect, disk_outcomes, others, pareto_front, seed_mean
+from sga.experiments.sweeps.worker import Worker, read_state, why_ended
 
 SWEEPS = sorted(packaged_path("configs/sweeps").glob("*.yaml"))
 BASE = {
     "seed_everything": 7,
     "run": {"folder": "runs/somewhere"},
     "model": {
-        "language_model": {"class_path": "sga.language_models.Pretrained", "init_args": {"name_or_path": "x"}},
+        "language_model": {"class_path": "sga.Pretrained", "init_args": {"name_or_path": "x"}},
         "loss": {"class_path": "sga.SmoothedGradientAscent", "init_args": {"smoothing_rate": -4.0}},
         "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 1e-3, "weight_decay": 0.0}},
     },
@@ -235,7 +236,7 @@ def test_the_packaged_sweeps_are_what_they_say() -> None:
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
 def test_every_value_of_the_packaged_sweeps_parses(path: Path, tmp_path: Path) -> None:
-    from sga.sweep.command import _check
+    from sga.commands.sweep import _check
 
     _check(read_sweep(path), tmp_path)
 
@@ -313,7 +314,7 @@ def pretended(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         (folder / "checkpoints").mkdir()
         return 0, 2**30
 
-    monkeypatch.setattr(sga.sweep.work, "_fit", fit)
+    monkeypatch.setattr(sga.experiments.sweeps.worker, "_fit", fit)
     return made
 
 
@@ -370,8 +371,8 @@ def test_a_changed_file_never_mixes_results(
         Worker(read_sweep(options.config), options.folder).run()
         return 0
 
-    monkeypatch.setattr(sga.sweep.command, "_work", work)  # in this process, which pretends
-    monkeypatch.setattr(sga.sweep.command, "_check", lambda *_: None)  # the pretended configuration is no real one
+    monkeypatch.setattr(sga.commands.sweep, "_work", work)  # in this process, which pretends
+    monkeypatch.setattr(sga.commands.sweep, "_check", lambda *_: None)  # the pretended configuration is no real one
     main([str(sweep_file(tmp_path, grid={"model.optimizer.lr": [1e-4, 2e-4]})), "--folder", str(folder)])
     assert "has changed since" not in capsys.readouterr().out
     path = sweep_file(tmp_path, grid={"model.optimizer.lr": [2e-4, 4e-4]})
@@ -395,8 +396,8 @@ def test_a_worker_that_dies_leaves_the_table_of_what_is_finished(
 ) -> None:
     """Its exit code counts where something is missing because of it, and not where others did its work."""
     path, folder = sweep_file(tmp_path, grid={"model.optimizer.lr": [1e-4, 2e-4]}), tmp_path / "sweep"
-    monkeypatch.setattr(sga.sweep.command, "_check", lambda *_: None)  # the pretended configuration is no real one
-    monkeypatch.setattr(sga.sweep.command, "_work", lambda *_: 9)
+    monkeypatch.setattr(sga.commands.sweep, "_check", lambda *_: None)  # the pretended configuration is no real one
+    monkeypatch.setattr(sga.commands.sweep, "_work", lambda *_: 9)
     assert main([str(path), "--folder", str(folder)]) == 9
     assert not (folder / "results.csv").exists()
     worker = Worker(read_sweep(path), folder)
@@ -411,8 +412,8 @@ def test_a_worker_that_dies_leaves_the_table_of_what_is_finished(
 def test_the_time_left_goes_by_what_is_done_since_the_worker_began(monkeypatch: pytest.MonkeyPatch) -> None:
     """10 were there before; 2 in 100 s leave 8 at 50 s each."""
     now = 1000.0
-    monkeypatch.setattr(sga.sweep.work.time, "monotonic", lambda: now)
-    pace = sga.sweep.work._Pace(total=20, done=10)
+    monkeypatch.setattr(sga.experiments.sweeps.worker.time, "monotonic", lambda: now)
+    pace = sga.experiments.sweeps.worker._Pace(total=20, done=10)
     now += 100
     assert pace.after(12) == "12 of 20, 7 min left"
     assert pace.after(20) == "20 of 20"
@@ -431,7 +432,7 @@ def test_a_failed_trial_is_recorded_and_the_others_finish(pretended: list[str], 
     assert 1 not in best_rows(sweep, rows)
     Worker(sweep, tmp_path / "sweep").run()
     assert len(pretended) == 6, "a failure is not tried again by itself"
-    assert sga.sweep.work.forgive(sweep, worker.folder) == 2
+    assert sga.experiments.sweeps.worker.forgive(sweep, worker.folder) == 2
     worker.claims().forgive()
     Worker(sweep, tmp_path / "sweep").run()
     assert len(pretended) == 8

@@ -19,14 +19,15 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sga.__main__ import main
-from sga.batches import collate
+from sga.batching.batch import collate
+from sga.batching.encoding import Encoder
+from sga.batching.templates import PlainTemplate
 from sga.callbacks import checkpoints
 from sga.callbacks.run_files import RunFiles
 from sga.cli import UnlearningCLI, run_verb
 from sga.data.own import OwnData
-from sga.encoding import Encoder, PlainTemplate
 from sga.errors import DivergenceError, UserError
-from sga.likelihood import sequence_nll
+from sga.likelihood.forward import sequence_nll
 from sga.optimization import ConstantSchedule, LinearSchedule
 
 Weights = dict[str, torch.Tensor]
@@ -465,7 +466,7 @@ def evaluate_options(unlearn_options: list[str], own_reference: Path) -> list[st
     training = ("--model.", "--trainer.max_epochs", "--data.batch_size")
     return [option for option in unlearn_options if not option.startswith(training)] + [
         f"--evaluation.reference={own_reference}",
-        "--model.language_model=sga.language_models.Pretrained",
+        "--model.language_model=sga.Pretrained",
     ]
 
 

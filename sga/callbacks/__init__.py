@@ -2,7 +2,7 @@
 
 from sga.callbacks.book import BookContinuations
 from sga.callbacks.checkpoints import RunCheckpoints
-from sga.callbacks.evaluation import EvaluationCallback, Evaluator
+from sga.callbacks.evaluator import EvaluationCallback, Evaluator
 from sga.callbacks.export import HuggingFaceExport
 from sga.callbacks.forget_quality import ForgetQuality
 from sga.callbacks.harness import Harness

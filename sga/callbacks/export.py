@@ -9,8 +9,8 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-from sga.adapters import has_adapter, save_merged
-from sga.sharding import whole_weights
+from sga.models.adapters import has_adapter, save_merged
+from sga.models.sharding import whole_weights
 
 
 class HuggingFaceExport(pl.Callback):

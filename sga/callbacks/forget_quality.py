@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Literal
 
-from sga.callbacks.evaluation import EvaluationCallback
+from sga.callbacks.evaluator import EvaluationCallback
 from sga.callbacks.model_utility import add_likelihoods, is_plain_text, likelihood_requests, reasons
 from sga.datamodule import EvaluationData
+from sga.evaluation.aggregation import add_forget_quality
 from sga.evaluation.evaluation import Evaluation
 from sga.evaluation.requests import Answers, Request
-from sga.evaluation.scores import add_forget_quality
 
 
 class ForgetQuality(EvaluationCallback):

@@ -9,7 +9,7 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.utilities.seed import isolate_rng
 
-from sga.callbacks.evaluation import EvaluationCallback
+from sga.callbacks.evaluator import EvaluationCallback
 from sga.datamodule import EvaluationData
 from sga.errors import UserError
 from sga.evaluation.evaluation import Evaluation

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from sga.callbacks.evaluation import EvaluationCallback
+from sga.callbacks.evaluator import EvaluationCallback
 from sga.callbacks.model_utility import note_cut_texts, note_empty_answers, reasons
 from sga.datamodule import EvaluationData
 from sga.errors import UserError
+from sga.evaluation.aggregation import add_membership
 from sga.evaluation.evaluation import Evaluation
 from sga.evaluation.metrics import min_k_plus_plus_score, min_k_score, zlib_score
 from sga.evaluation.requests import Answers, Request, record_score
-from sga.evaluation.scores import add_membership
 
 
 class MembershipInference(EvaluationCallback):

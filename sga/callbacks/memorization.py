@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from sga.callbacks.evaluation import EvaluationCallback
+from sga.callbacks.evaluator import EvaluationCallback
 from sga.callbacks.model_utility import reasons
 from sga.datamodule import EvaluationData
+from sga.evaluation.aggregation import add_memorization
 from sga.evaluation.evaluation import Evaluation
 from sga.evaluation.metrics import exact_memorization, extraction_strength
 from sga.evaluation.requests import Answers, Request, record_score
-from sga.evaluation.scores import add_memorization
 
 
 class Memorization(EvaluationCallback):

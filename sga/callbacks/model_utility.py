@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from sga.callbacks.evaluation import EvaluationCallback
+from sga.callbacks.evaluator import EvaluationCallback
 from sga.data.records import Record
 from sga.datamodule import EvaluationData
 from sga.errors import UserError
+from sga.evaluation.aggregation import UTILITY_SETS, add_utility
 from sga.evaluation.evaluation import Evaluation
 from sga.evaluation.metrics import probability, rouge
 from sga.evaluation.requests import Answers, Generate, Request, Score, record_score
-from sga.evaluation.scores import UTILITY_SETS, add_utility
 
 
 def likelihood_requests(records: Sequence[Record]) -> Iterator[Request]:

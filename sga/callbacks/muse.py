@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from sga.callbacks.evaluation import EvaluationCallback
+from sga.callbacks.evaluator import EvaluationCallback
 from sga.data.records import Record
 from sga.datamodule import EvaluationData
 from sga.errors import UserError
+from sga.evaluation.aggregation import MUSE_SETS, add_muse
 from sga.evaluation.evaluation import Evaluation
 from sga.evaluation.metrics import rouge
 from sga.evaluation.requests import Answers, Continue, Request
-from sga.evaluation.scores import MUSE_SETS, add_muse
 
 VERBMEM = "verbmem"
 STOPS = ("\n\n", "\nQuestion", "Question:")

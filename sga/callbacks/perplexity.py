@@ -7,13 +7,13 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from sga.callbacks.evaluation import EvaluationCallback
+from sga.callbacks.evaluator import EvaluationCallback
 from sga.data.records import Record
 from sga.datamodule import EvaluationData
+from sga.evaluation.aggregation import add_perplexity
 from sga.evaluation.evaluation import Evaluation
 from sga.evaluation.metrics import DIVERGED
 from sga.evaluation.requests import Answers, Request, record_score
-from sga.evaluation.scores import add_perplexity
 
 
 class Perplexity(EvaluationCallback):

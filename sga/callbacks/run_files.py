@@ -17,8 +17,8 @@ import transformers
 from lightning.pytorch.loggers import TensorBoardLogger
 
 import sga
-from sga.batches import Batch
-from sga.callbacks.evaluation import Evaluator
+from sga.batching.batch import Batch
+from sga.callbacks.evaluator import Evaluator
 from sga.callbacks.stopping import Stopping
 from sga.datamodule import PAIRS_FILE, prediction_request
 from sga.errors import UserError
@@ -27,10 +27,11 @@ from sga.evaluation.metrics import frontier_area, frontier_area_ks
 from sga.evaluation.requests import Generation
 from sga.evaluation.table import evaluation_table
 from sga.files import json_value, write_json, write_text
-from sga.geometry import Geometry, paper_rate, total
-from sga.groups import record_hash, write_groups
-from sga.normals.quality import similarity_of_normals
-from sga.rates import RatePolicy
+from sga.groups.group import record_hash
+from sga.groups.group_file import write_groups
+from sga.groups.similarity import similarity_of_normals
+from sga.rates.geometry import Geometry, paper_rate, total
+from sga.rates.policies import RatePolicy
 
 
 class RunFiles(pl.Callback):

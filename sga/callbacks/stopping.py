@@ -19,13 +19,14 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 
 from sga.callbacks.checkpoints import BEST, FOLDER, save
-from sga.callbacks.evaluation import Evaluator
+from sga.callbacks.evaluator import Evaluator
 from sga.callbacks.export import HuggingFaceExport
 from sga.callbacks.model_utility import ModelUtility
 from sga.errors import DivergenceError, UserError
 from sga.evaluation.evaluation import Evaluation
-from sga.evaluation.reference import read_retain_reference, reference_for
-from sga.sharding import load_whole_weights
+from sga.evaluation.reference import reference_for
+from sga.models.sharding import load_whole_weights
+from sga.runs.references import read_retain_reference
 
 FORGET_NLL = "forget_nll"
 REFERENCE_NLL = "reference_forget_nll"

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sga.data.blocks import cut_records, split_after
 from sga.data.builtin import builtin_path
 from sga.data.records import Benchmark, Record, Source, TokenCounter
+from sga.data.text_blocks import cut_records, split_after
 from sga.errors import UserError
 
 SAMPLE_TEXT = "book/the-tide-clock.txt"

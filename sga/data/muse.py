@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 import datasets
 
-from sga.data.blocks import cut_records
 from sga.data.records import Benchmark, Record, Source, TokenCounter
+from sga.data.text_blocks import cut_records
 from sga.errors import UserError
 from sga.files import json_value
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -77,7 +77,7 @@ class Benchmark:
 
 
 class TokenCounter(Protocol):
-    """What cutting text needs to know of a tokenizer; `sga.encoding.Encoder` is one."""
+    """What cutting text needs to know of a tokenizer; `sga.Encoder` is one."""
 
     @property
     def text_room(self) -> int:
@@ -218,9 +218,3 @@ def record_to_row(record: Record) -> dict[str, Any]:
     if record.perturbed_answers:
         row["perturbed_answer"] = list(record.perturbed_answers)
     return row
-
-
-def write_records(path: str | Path, records: Iterable[Record]) -> None:
-    """Writes records as JSONL in TOFU's columns."""
-    lines = (json.dumps(record_to_row(record), ensure_ascii=False) for record in records)
-    Path(path).write_text("".join(line + "\n" for line in lines), encoding="utf-8")

@@ -50,7 +50,7 @@ _SYNC: dict[str, Any] = {"dist_sync_fn": _gather, "compute_with_cache": False}
 class PerplexityMetric(Metric):
     """Token-weighted perplexity, ``exp(sum(total_nll) / sum(tokens))``; a row that is given twice counts twice.
 
-    >>> perplexity = Perplexity()
+    >>> perplexity = PerplexityMetric()
     >>> perplexity.update([2.0], [2])
     >>> perplexity.update([24.0], [8])
     >>> round(perplexity.compute()["log"].item(), 12)  # (2 + 24) / (2 + 8)

@@ -3,7 +3,7 @@
 All of it is paired: row i of A and row i of B are the same question. What makes some questions harder than others then
 cancels, and differences are found that two separate intervals would hide.
 
-* The interval of a difference resamples rows, the same ones on both sides (`sga.evaluation.bootstrap.Bootstrap`).
+* The interval of a difference resamples rows, the same ones on both sides (`sga.Bootstrap`).
 * The p-value swaps A and B within rows. If it made no difference which of the two models answered a row, every such
   swap would have been as likely as what was seen; p is the share of swaps whose difference is at least as large. The
   test is two-sided: swapping every row turns a difference into its negative, so large means large in absolute value.

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sga.encoding import Encoded, Encoder
+from sga.batching.encoding import Encoded, Encoder
 from sga.evaluation.requests import Answer, Answers, Generate, Generation, Request, Score, ScoreText
 
 WORTH_SHARING = 0.9

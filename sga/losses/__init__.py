@@ -3,17 +3,7 @@
 docs/methods.md lists them with equation, needs and cost, and shows how one of your own is added.
 """
 
-from sga.losses.ascent import (
-    FineTuning,
-    GradientAscent,
-    GradientDifference,
-    SmoothedGradientAscent,
-    WeighingLoss,
-    check_smoothing_rate,
-    equivalent_normal_weight,
-    equivalent_smoothing_rate,
-    smoothing_vector,
-)
+from sga.losses.ascent import FineTuning, GradientAscent, GradientDifference, SmoothedGradientAscent, WeighingLoss
 from sga.losses.base import Loss, Needs, RetainingLoss, TokenLoss
 from sga.losses.combined import LLMU, Alternating, KLMinimization, SmoothedGradientDifference
 from sga.losses.distillation import CEU, UNDIAL
@@ -47,8 +37,4 @@ __all__ = [
     "SmoothedGradientDifference",
     "TokenLoss",
     "WeighingLoss",
-    "check_smoothing_rate",
-    "equivalent_normal_weight",
-    "equivalent_smoothing_rate",
-    "smoothing_vector",
 ]

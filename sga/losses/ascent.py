@@ -9,73 +9,12 @@ import math
 import warnings
 from abc import ABC, abstractmethod
 
-import torch
 from torch import Tensor
 
 from sga.errors import UserError
 from sga.losses.base import Loss
-from sga.rates import RatePolicy
-
-
-def smoothing_vector(group_size: int, smoothing_rate: float) -> Tensor:
-    """Generalised label smoothing of a one-hot target whose true class is the forget sample.
-
-    y_0 = 1 − r(K−1)/K and y_k = r/K for k = 1..K−1; the entries sum to 1.
-    Source: Wei et al., arXiv 2106.04149; as used by Pang et al., arXiv 2510.22376.
-
-    Args:
-        group_size: K, at least 1.
-        smoothing_rate: r in (−∞, 1].
-
-    Returns:
-        y [K], float64.
-
-    Raises:
-        UserError: r > 1 or not finite, or K < 1.
-
-    >>> smoothing_vector(4, -0.8)
-    tensor([ 1.6000, -0.2000, -0.2000, -0.2000], dtype=torch.float64)
-    """
-    if group_size < 1:
-        raise UserError(f"group_size must be at least 1, got {group_size} (1 is gradient ascent without normal data)")
-    check_smoothing_rate(smoothing_rate)
-    vector = torch.full((group_size,), smoothing_rate / group_size, dtype=torch.float64)
-    vector[0] = 1 - smoothing_rate * (group_size - 1) / group_size
-    return vector
-
-
-def check_smoothing_rate(smoothing_rate: float) -> None:
-    """Raises a UserError unless r is a finite number of at most 1."""
-    if not math.isfinite(smoothing_rate):
-        raise UserError(f"smoothing_rate must be a finite number, got {smoothing_rate}")
-    if smoothing_rate > 1:
-        raise UserError(
-            f"smoothing_rate must be at most 1, got {smoothing_rate:g} (r = 1 ascends all samples equally; "
-            "r = 0 is gradient ascent; r < 0 is the useful range)"
-        )
-
-
-def equivalent_normal_weight(group_size: int, smoothing_rate: float) -> float:
-    """The λ for which L_SGA(r) is a positive multiple of gradient difference −ℓ_f + λ·ℓ̄_n.
-
-    λ = −ρ/(1 − ρ) with ρ = r(K−1)/K: in [0, 1) for r ≤ 0, and negative (ascent on normal data) for r > 0.
-
-    >>> round(equivalent_normal_weight(4, -0.8), 6)
-    0.375
-    """
-    rho = smoothing_rate * (group_size - 1) / group_size
-    return -rho / (1 - rho)
-
-
-def equivalent_smoothing_rate(group_size: int, normal_weight: float) -> float | None:
-    """The r whose loss is a positive multiple of −ℓ_f + λ·ℓ̄_n; None for λ ≥ 1, which no r reaches.
-
-    >>> round(equivalent_smoothing_rate(4, 0.375), 6)
-    -0.8
-    """
-    if normal_weight >= 1:
-        return None
-    return -normal_weight / (1 - normal_weight) * group_size / (group_size - 1)
+from sga.rates.policies import RatePolicy
+from sga.rates.smoothing import check_smoothing_rate, smoothing_vector
 
 
 class WeighingLoss(Loss, ABC):
@@ -138,7 +77,7 @@ class SmoothedGradientAscent(WeighingLoss):
         """Checks the rate; r > 0 is allowed and warned about once.
 
         Args:
-            smoothing_rate: r in (−∞, 1], or a policy that sets it as training goes, such as sga.rates.MarginRate. The
+            smoothing_rate: r in (−∞, 1], or a policy that sets it as training goes, such as sga.MarginRate. The
                 paper's best fixed values are between −0.8 and −8.
         """
         super().__init__(smoothing_rate)
@@ -192,7 +131,7 @@ class GradientDifference(WeighingLoss):
 
         Args:
             normal_weight: λ ≥ 0, the weight of the normal samples' mean nll, or a policy that sets it as training goes,
-                such as sga.rates.MarginWeight.
+                such as sga.MarginWeight.
         """
         super().__init__(normal_weight)
         lowest = normal_weight.bounds[0] if isinstance(normal_weight, RatePolicy) else normal_weight

@@ -14,10 +14,11 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sga.answers import FORGET, NORMAL, AnswerTokens
 from sga.errors import UserError
-from sga.groups import AlternativeKind
-from sga.rates import RatePolicy
+from sga.groups.group import AlternativeKind
+from sga.groups.roles import FORGET, NORMAL
+from sga.likelihood.answer_tokens import AnswerTokens
+from sga.rates.policies import RatePolicy
 
 RetainTerm = Literal["nll", "kl", "reverse_kl"]
 

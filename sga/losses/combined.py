@@ -7,9 +7,10 @@ from typing import Literal
 
 from torch import Tensor
 
-from sga.answers import ALTERNATIVE, FORGET, NORMAL, RETAIN, AnswerTokens
 from sga.errors import UserError
-from sga.groups import AlternativeKind
+from sga.groups.group import AlternativeKind
+from sga.groups.roles import ALTERNATIVE, FORGET, NORMAL, RETAIN
+from sga.likelihood.answer_tokens import AnswerTokens
 from sga.losses.ascent import SmoothedGradientAscent
 from sga.losses.base import Needs, RetainingLoss, TokenLoss, check_normals, check_numbers
 

@@ -8,7 +8,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from sga.answers import FORGET, AnswerTokens
+from sga.groups.roles import FORGET
+from sga.likelihood.answer_tokens import AnswerTokens
 from sga.losses.base import Needs, RetainingLoss, RetainTerm, check_numbers
 
 

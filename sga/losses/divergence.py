@@ -9,9 +9,10 @@ from typing import Literal
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from sga.answers import ALTERNATIVE, FORGET, AnswerTokens
 from sga.errors import UserError
-from sga.groups import AlternativeKind
+from sga.groups.group import AlternativeKind
+from sga.groups.roles import ALTERNATIVE, FORGET
+from sga.likelihood.answer_tokens import AnswerTokens
 from sga.losses.base import Needs, TokenLoss
 
 DIVERGENCES: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {

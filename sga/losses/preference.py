@@ -7,8 +7,9 @@ from dataclasses import replace
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from sga.answers import ALTERNATIVE, FORGET, AnswerTokens
-from sga.groups import AlternativeKind
+from sga.groups.group import AlternativeKind
+from sga.groups.roles import ALTERNATIVE, FORGET
+from sga.likelihood.answer_tokens import AnswerTokens
 from sga.losses.base import Needs, RetainingLoss, RetainTerm, check_numbers
 
 

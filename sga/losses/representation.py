@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from sga.answers import FORGET, NORMAL, AnswerTokens
 from sga.errors import UserError
+from sga.groups.roles import FORGET, NORMAL
+from sga.likelihood.answer_tokens import AnswerTokens
 from sga.losses.base import Needs, TokenLoss, check_normals, check_numbers
 
 

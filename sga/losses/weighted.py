@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from sga.answers import FORGET, AnswerTokens
+from sga.groups.roles import FORGET
+from sga.likelihood.answer_tokens import AnswerTokens
 from sga.losses.base import RetainingLoss, RetainTerm, check_numbers
 
 

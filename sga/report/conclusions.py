@@ -6,9 +6,10 @@ import math
 from collections.abc import Callable, Sequence
 
 from sga.evaluation.metrics import DIVERGED
-from sga.losses import equivalent_normal_weight
-from sga.report.runs import Run, SeedGroup, pick, plain
+from sga.rates.smoothing import equivalent_normal_weight
+from sga.report.seed_groups import SeedGroup, pick
 from sga.report.summary import fixed, p_value, perplexity_text, retain_mean, span
+from sga.runs.folder import Run, plain
 
 FORGET_QUALITY_LEVEL = 0.05
 """Forget quality above which the KS test sees no difference from the retain model."""

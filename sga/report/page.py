@@ -23,9 +23,10 @@ from sga.report.charts import (
     swatch,
 )
 from sga.report.conclusions import FORGET_QUALITY_LEVEL, cautions, compared_gradient_difference, conclusions
-from sga.report.runs import Run, SeedGroup, by_seed_group, pick, plain, read_runs
+from sga.report.seed_groups import SeedGroup, by_seed_group, pick, read_runs
 from sga.report.style import document
 from sga.report.summary import ABSENT, best_groups, columns, epochs, fixed, p_value, retain_mean, seeds, span
+from sga.runs.folder import Run, plain
 
 # Metric, title, whether it lies in [0, 1], and what is drawn of it.
 _PANELS: tuple[tuple[str, str, bool, Callable[[float], float]], ...] = (

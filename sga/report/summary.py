@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from sga.report.runs import Run, SeedGroup, by_seed_group, plain, read_runs
+from sga.report.seed_groups import SeedGroup, by_seed_group, read_runs
+from sga.runs.folder import Run, plain
 
 ABSENT = "–"
 """Stands where a value is absent; the reason is given beside the table."""
@@ -42,7 +43,7 @@ def p_value(log10_p: float) -> str:
 def perplexity_text(log: float) -> str:
     """A perplexity given by its natural logarithm, also where it is too large for a float.
 
-    >>> perplexity(math.log(12.34)), perplexity(math.log(2.1e18)), perplexity(2000.0)
+    >>> perplexity_text(math.log(12.34)), perplexity_text(math.log(2.1e18)), perplexity_text(2000.0)
     ('12.3', '2.1e18', '3.9e868')
     """
     decades = log / math.log(10)

@@ -1,0 +1,1 @@
+"""From groups to batches of token ids: templates, encoding, collation, the loader, packed rows."""

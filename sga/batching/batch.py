@@ -1,0 +1,121 @@
+"""Batches of token ids, and the loader that cuts an epoch into them.
+
+An optimiser step sees `batch_size` groups, whatever the number of processes and the size of a forward pass: the loader
+cuts each step's groups into micro-batches, and `Batch.scale` carries what makes the sum of their losses the mean over
+the step's groups. So loss and gradient depend on none of micro-batch size, accumulation, padding and world size, also
+in the last, smaller step of an epoch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from sga.batching.encoding import Encoded
+from sga.groups.roles import FORGET, NORMAL, columns_of
+
+
+@dataclass  # not frozen: Lightning moves and converts dataclasses field by field
+class Batch:
+    """B groups of K sequences, flattened; row b·K is the forget sample of group b.
+
+    Some methods read more sequences than a group's forget and normal samples: these follow them, and K counts them.
+
+    Attributes:
+        input_ids: [B*K, T], padded on the right.
+        attention_mask: [B*K, T], 1 on real tokens; from lengths, because pad and end-of-sequence may be the same id.
+        answer_mask: [B*K, T], True on answer tokens, the end-of-sequence token included. Column 0 is always False.
+        group_size: K, the sequences of each group that are in this batch.
+        scale: Factor on the mean loss over these B groups (see the module's first paragraph); 1 for a whole step.
+        tokens: Number of real tokens.
+        roles: Role of each of the K sequences, see `sga.likelihood.answer_tokens`.
+        reference_nll: [B, K], negative log-likelihood of each answer under the starting model (nats, summed over its
+            tokens; NaN where it is not known); None where no loss asks for it.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    answer_mask: Tensor
+    group_size: int
+    scale: float
+    tokens: int
+    roles: tuple[str, ...]
+    reference_nll: Tensor | None = None
+
+    def forget_only(self) -> Batch:
+        """The same groups without their normal samples (K = 1), for losses that do not read them."""
+        return self.select(FORGET)
+
+    def normals_only(self) -> Batch:
+        """The same groups without their forget samples (K−1 columns); K is at least 2."""
+        return self.select(NORMAL)
+
+    def select(self, *roles: str) -> Batch:
+        """The sequences of some roles alone, without the padding that they do not need."""
+        columns = columns_of(self.roles, roles)
+        assert columns, f"there is a sequence of role {' or '.join(roles)}"
+        if len(columns) == self.group_size:
+            return self
+
+        def cut(values: Tensor) -> Tensor:
+            return values.view(-1, self.group_size, values.shape[1])[:, columns].flatten(0, 1)  # -> [B*count, T]
+
+        attention = cut(self.attention_mask)
+        width = int(attention.sum(dim=1).max())
+        return replace(
+            self,
+            input_ids=cut(self.input_ids)[:, :width],
+            attention_mask=attention[:, :width],
+            answer_mask=cut(self.answer_mask)[:, :width],
+            group_size=len(columns),
+            tokens=int(attention.sum()),
+            roles=tuple(self.roles[column] for column in columns),
+            reference_nll=None if self.reference_nll is None else self.reference_nll[:, columns],
+        )
+
+
+def collate(
+    groups: Sequence[Sequence[Encoded]],
+    scale: float = 1.0,
+    pad_id: int = 0,
+    roles: Sequence[str] | None = None,
+    reference: Mapping[Encoded, float] | None = None,
+) -> Batch:
+    """Pads B groups of K sequences on the right into one batch.
+
+    Args:
+        groups: The encoded groups.
+        scale: Factor on their mean loss.
+        pad_id: Id that fills up short rows.
+        roles: Role of each of the K sequences; by default a forget sample and its normal samples.
+        reference: Negative log-likelihoods under the starting model, for those sequences that need one.
+    """
+    group_size = len(groups[0])
+    roles = (FORGET, *[NORMAL] * (group_size - 1)) if roles is None else tuple(roles)
+    assert len(roles) == group_size, "a role for each sequence"
+    rows = [sequence for group in groups for sequence in group]
+    assert len(rows) == group_size * len(groups), "groups of one size"
+    lengths = torch.tensor([len(row.ids) for row in rows])
+    prompts = torch.tensor([row.prompt_length for row in rows])
+    width = int(lengths.max())
+    input_ids = torch.full((len(rows), width), pad_id, dtype=torch.long)
+    for index, row in enumerate(rows):
+        input_ids[index, : len(row.ids)] = torch.tensor(row.ids)
+    position = torch.arange(width)
+    attention = position < lengths[:, None]  # [B*K, T]
+    return Batch(
+        input_ids=input_ids,
+        attention_mask=attention.long(),
+        answer_mask=attention & (position >= prompts[:, None]),
+        group_size=group_size,
+        scale=scale,
+        tokens=int(lengths.sum()),
+        roles=roles,
+        reference_nll=None
+        if reference is None
+        else torch.tensor([reference.get(row, math.nan) for row in rows]).view(-1, group_size),  # [B*K] -> [B, K]
+    )

@@ -1,0 +1,143 @@
+"""The loader of training groups: the order of each epoch, shares of processes, exact resume."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from sga.batching.batch import Batch, collate
+from sga.batching.encoding import Encoded
+from sga.errors import UserError
+from sga.groups.roles import FORGET, NORMAL, columns_of
+
+
+class GroupLoader:
+    """Iterates over the micro-batches of one epoch, in an order drawn from (seed, epoch), and can stop and go on.
+
+    Lightning keeps `state_dict` in its checkpoints, so a run resumes at the micro-batch where it stopped.
+
+    Args:
+        groups: The encoded groups.
+        batch_size: Groups per optimiser step over all processes.
+        micro_batch_size: Groups per forward pass and process; None takes the step's groups in one pass.
+        seed: Seed of the order.
+        rank: This process.
+        world_size: Number of processes.
+        pad_id: Id that fills up short rows; never attended to.
+        roles: Role of each sequence of a group; see `collate`.
+        group_size: K; of a group with more normal samples each epoch takes K−1, drawn from (seed, epoch, group). None
+            takes groups whole.
+    """
+
+    def __init__(
+        self,
+        groups: Sequence[Sequence[Encoded]],
+        batch_size: int,
+        micro_batch_size: int | None,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        pad_id: int = 0,
+        roles: Sequence[str] | None = None,
+        group_size: int | None = None,
+    ) -> None:
+        if not groups:
+            raise UserError("there is nothing to train on: the training splits hold no record")
+        for name, value in (("batch_size", batch_size), ("micro_batch_size", micro_batch_size)):
+            if value is not None and value < 1:
+                raise UserError(f"{name} must be at least 1, got {value}")
+        self.groups = groups
+        self._sizes = [sum(len(row.ids) for row in group) for group in groups]
+        self.batch_size = batch_size
+        self.micro_batch_size = micro_batch_size or math.ceil(batch_size / world_size)
+        self.seed, self.rank, self.world_size, self.pad_id = seed, rank, world_size, pad_id
+        self.roles = (FORGET, *[NORMAL] * (len(groups[0]) - 1)) if roles is None else tuple(roles)
+        self.reference: Mapping[Encoded, float] | None = None
+        """Negative log-likelihoods under the starting model, once they are known; see `collate`."""
+        self.group_size = group_size
+        self.epoch = 0
+        self.position = 0  # micro-batches of this epoch that were handed out
+
+    @property
+    def accumulation(self) -> int:
+        """Micro-batches of each process in a full optimiser step."""
+        return math.ceil(self.batch_size / (self.micro_batch_size * self.world_size))
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimiser steps of an epoch."""
+        return math.ceil(len(self.groups) / self.batch_size)
+
+    def __len__(self) -> int:
+        full, rest = divmod(len(self.groups), self.batch_size)
+        return full * self.accumulation + math.ceil(rest / (self.micro_batch_size * self.world_size))
+
+    def __iter__(self) -> Iterator[Batch]:
+        if self.position >= len(self):
+            self.epoch, self.position = self.epoch + 1, 0
+        for number, (indices, scale) in enumerate(self._plan(self.epoch)):
+            if number < self.position:
+                continue
+            self.position = number + 1
+            groups = [self._drawn(index) for index in indices]
+            yield collate(groups, scale, self.pad_id, self._drawn_roles, self.reference)
+
+    def _drawn(self, index: int) -> Sequence[Encoded]:
+        """A group as this epoch has it; whatever process asks, and wherever in the epoch."""
+        group, normals = self.groups[index], columns_of(self.roles, [NORMAL])
+        if self.group_size is None or len(normals) < self.group_size:
+            return group
+        draws = np.random.default_rng([self.seed, self.epoch, index, 0xD4A3])
+        kept = {normals[place] for place in draws.choice(len(normals), size=self.group_size - 1, replace=False)}
+        return [row for place, row in enumerate(group) if place in kept or place not in normals]
+
+    @property
+    def _drawn_roles(self) -> list[str]:
+        """Role of each sequence of a group as an epoch has it."""
+        surplus = columns_of(self.roles, [NORMAL])[self.group_size - 1 :] if self.group_size is not None else []
+        return [role for place, role in enumerate(self.roles) if place not in surplus]
+
+    def _plan(self, epoch: int) -> Iterator[tuple[list[int], float]]:
+        """Group indices and scale of each of this process's micro-batches."""
+        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.groups)).tolist()
+        for start in range(0, len(order), self.batch_size):
+            # Longest first: what is forwarded together is of one length, and so is what the processes have to do.
+            step = sorted(order[start : start + self.batch_size], key=self._sizes.__getitem__, reverse=True)
+            mine = step[self.rank :: self.world_size]
+            passes = math.ceil(len(step) / (self.micro_batch_size * self.world_size))
+            for number in range(passes):
+                part = mine[number * self.micro_batch_size : (number + 1) * self.micro_batch_size]
+                # Lightning divides by the accumulation and averages over processes; the scale undoes both. A process
+                # that has run out of groups takes part with weight 0, because gradients are exchanged by all.
+                scale = len(part) * self.accumulation * self.world_size / len(step)
+                yield (part or step[:1]), scale
+
+    def _cut(self) -> dict[str, int]:
+        """What the position within an epoch depends on."""
+        return {
+            "seed": self.seed,
+            "groups": len(self.groups),
+            "batch_size": self.batch_size,
+            "micro_batch_size": self.micro_batch_size,
+            "processes": self.world_size,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"epoch": self.epoch, "position": self.position, "cut": self._cut()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if state["cut"] != self._cut():
+            here = self._cut()
+            differences = [
+                f"{name} {value} there and {here[name]} here"
+                for name, value in state["cut"].items()
+                if value != here[name]
+            ]
+            raise UserError(
+                "the checkpoint's position counts other micro-batches than this run's: "
+                f"{', '.join(differences)}; resume with the run folder's configuration and as many processes"
+            )
+        self.epoch, self.position = state["epoch"], state["position"]

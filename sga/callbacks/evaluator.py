@@ -1,0 +1,189 @@
+"""What every metric callback shares, and the callback that runs them: on all processes, each question once."""
+
+from __future__ import annotations
+
+import warnings
+from abc import abstractmethod
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+import transformers
+
+from sga.datamodule import EvaluationData
+from sga.errors import UserError
+from sga.evaluation.bootstrap import Bootstrap
+from sga.evaluation.cache import AnswerCache, model_key
+from sga.evaluation.evaluation import Evaluation
+from sga.evaluation.reference import RetainReference, are_first_rows, reference_for
+from sga.evaluation.requests import Answers, Generation, Request
+from sga.models.sharding import is_sharded
+from sga.runs.references import read_retain_reference
+
+ANSWERS_FOLDER = ".answers"
+
+
+class EvaluationCallback(pl.Callback):
+    """A group of metrics. All callbacks' requests are answered together, each one once, on all processes."""
+
+    @abstractmethod
+    def requests(self, data: EvaluationData) -> Iterable[Request]:
+        """What this callback needs to know; duplicates (its own and others') cost nothing."""
+
+    def settings(self) -> dict[str, str]:
+        """What this callback's metrics depend on besides the answers, by name; kept with results."""
+        return {}
+
+    @abstractmethod
+    def evaluate(self, data: EvaluationData, answers: Answers, evaluation: Evaluation) -> None:
+        """Adds this callback's metrics, rows and absences to `evaluation`."""
+
+
+class Evaluator(pl.Callback):
+    """Runs the metric callbacks once all answers are there, and sees to it that the last weights are evaluated."""
+
+    def __init__(self, reference: str | None = None, answers: str | None = "auto", resamples: int = 1000) -> None:
+        """Notes where the reference is; it is read before training starts.
+
+        Args:
+            reference: What forget quality and PrivLeak compare with, made by a model trained without the forget data:
+                its run folder, a rows.jsonl, TOFU's eval_log_aggregated.json or open-unlearning's TOFU_EVAL.json.
+                Without it they are absent.
+            answers: Folder of answers that are kept, by the content of weights, tokens and settings, so that nothing is
+                computed twice; ``auto`` is ``.answers`` beside the run folder, null keeps none. While training only the
+                starting model's answers are kept.
+            resamples: Bootstrap resamples of the intervals; 0 leaves intervals out.
+        """
+        if resamples < 0:
+            raise UserError(f"resamples must be at least 0, got {resamples}")
+        self.reference_path = reference
+        self.answers_folder = answers
+        self.resamples = resamples
+        self.keeps_texts = True
+        """False leaves generated answers out of what is kept; set by the run's ``texts``."""
+        self._reference: RetainReference | None = None
+        self._store: AnswerCache | None = None
+        self._evaluated_step = -1
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"evaluated_step": self._evaluated_step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._evaluated_step = state_dict["evaluated_step"]
+
+    # ---- the reference -----------------------------------------------------------------------------------------
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if self.reference_path is not None and stage != "predict":
+            self._reference = read_retain_reference(self.reference_path)
+            data: Any = trainer.datamodule  # type: ignore[attr-defined]
+            self._aligned(data.evaluation_data(every_row=stage == "test"))  # differences are said before training
+
+    def _aligned(self, data: EvaluationData) -> RetainReference | None:
+        """The reference's numbers for the forget set, in its order; None without a reference."""
+        if self._reference is None or "forget" not in data.sets:
+            return None
+        ids = [record.id for record in data.sets["forget"]]
+        if self._reference.ids is None and not are_first_rows(ids):
+            raise UserError(
+                f"{self.reference_path} has no ids, so its rows belong to the first rows of the forget set; leave "
+                "out --data.evaluation_rows and --data.source.forget_rows, or use a reference run of this program"
+            )
+        return reference_for(self._reference, ids, data.settings)
+
+    # ---- answers that are there already ------------------------------------------------------------------------
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._look_up(trainer, pl_module, "validate")
+
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._look_up(trainer, pl_module, "test")
+
+    def _look_up(self, trainer: pl.Trainer, module: Any, stage: str) -> None:
+        batches = module.data.request_batches(stage)
+        batches.known, self._store = {}, None
+        # Weights in the middle of training never come again.
+        if self.answers_folder is None or (trainer.state.fn == "fit" and trainer.global_step > 0):
+            return
+        sharded = is_sharded(module.model)
+        device = trainer.strategy.root_device
+        settings = {
+            **module.data.evaluation_settings,
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+            "float32_matmul": torch.get_float32_matmul_precision(),
+            "attention": str(getattr(module.model.config, "_attn_implementation", None)),  # no part of to_dict()
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "stop_ids": str(module.stop_ids),
+            **({"weights": "rounded"} if sharded and trainer.precision == "bf16-mixed" else {}),  # see `shard`
+        }
+        # Of weights in parts every process has to give its own.
+        key = model_key(module.model, settings) if sharded or trainer.is_global_zero else ""
+        known = {}
+        if trainer.is_global_zero:
+            run_folder = Path(trainer.default_root_dir)
+            folder = run_folder.parent / ANSWERS_FOLDER if self.answers_folder == "auto" else Path(self.answers_folder)
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise UserError(
+                    f"--evaluation.answers {folder}: no folder can be made there ({error.strerror}); "
+                    "choose another, or null to keep no answers"
+                ) from None
+            self._store = AnswerCache(folder, key)
+            known = self._store.find(batches.jobs)
+            if known:
+                print(f"{len(known)} of {len(batches.jobs)} answers of this model are in {folder} already")
+        batches.known = trainer.strategy.broadcast(known)
+
+    def _keep(self, module: Any, stage: str) -> None:
+        if self._store is None:
+            return
+        batches, answers = module.data.request_batches(stage), module.answers
+        new = {index: answer for index, answer in answers.items() if index not in batches.known}
+        if not self.keeps_texts:
+            new = {index: answer for index, answer in new.items() if not isinstance(answer, Generation)}
+        try:
+            self._store.add(batches.jobs, new)
+        except OSError as error:  # a full disk, say: the evaluation itself has all that it needs
+            warnings.warn(f"the answers are not kept for later evaluations: {error}", stacklevel=2)
+
+    # ---- metrics -----------------------------------------------------------------------------------------------
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # A run that ends within an epoch (max_steps, an early stop) has not been evaluated where it ended.
+        if self._evaluated_step != trainer.global_step and trainer.enable_validation:
+            trainer.validating = True
+            trainer.fit_loop.epoch_loop.val_loop.run()
+            trainer.training = True
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._evaluate(trainer, pl_module, "validate")
+
+    def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._evaluate(trainer, pl_module, "test")
+
+    def _evaluate(self, trainer: pl.Trainer, module: Any, stage: str) -> None:
+        data: EvaluationData = module.data.evaluation_data(every_row=stage == "test")
+        if trainer.world_size > 1:
+            parts: list[Any] = [None] * trainer.world_size
+            torch.distributed.all_gather_object(parts, module.answers)
+            module.answers = {index: answer for part in parts for index, answer in part.items()}
+        self._keep(module, stage)
+        self._evaluated_step = trainer.global_step
+        bootstrap = Bootstrap(self.resamples, module.data.seed) if self.resamples else None
+        evaluation = Evaluation(data.name, bootstrap=bootstrap)
+        data = replace(data, reference=self._aligned(data))
+        if data.reference is not None:
+            evaluation.notes += data.reference.notes
+        answers = module.data.request_batches(stage).answers(module.answers)
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, EvaluationCallback):
+                callback.evaluate(data, answers, evaluation)
+        module.evaluation = evaluation
+        # For ModelCheckpoint, EarlyStopping and the like. The run folder's own files are written by RunFiles, which
+        # also sees the evaluation before the first step, when Lightning drops what is logged here.
+        module.log_dict(evaluation.values(), logger=False, sync_dist=trainer.world_size > 1)

@@ -1,0 +1,128 @@
+"""`sga data show`: what the model sees, token by token."""
+
+from __future__ import annotations
+
+import argparse
+import textwrap
+from collections.abc import Sequence
+from itertools import zip_longest
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sga.errors import UserError
+from sga.groups.group import Group, Origin
+
+if TYPE_CHECKING:
+    from sga.batching.encoding import Encoded
+    from sga.datamodule import UnlearningData
+
+_DESCRIPTION = """\
+Print what the model sees: each sequence's tokens, which of them are answer tokens (those are scored and trained on),
+the end-of-sequence token, and groups of a forget sample beside its normal samples. Nothing is trained and no weights
+are loaded. All options of `sga fit` are understood as well (--config FILE, --data.group_size 4, …).
+"""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs ``sga data show``; `arguments` follow the word ``data``."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print("usage: sga data show [--groups N] [options of sga fit]        (sga data show --help)")
+        return 0 if arguments else 2
+    if arguments[0] != "show":
+        raise UserError(f"there is no verb 'data {arguments[0]}'; there is 'data show'")
+    parser = argparse.ArgumentParser(
+        "sga data show", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--groups", type=int, default=2, metavar="N", help="how many groups to print (default 2)")
+    parser.add_argument("--set", metavar="NAME", help="print records of this evaluation set instead of groups")
+    options, rest = parser.parse_known_args(list(arguments[1:]))
+    if options.groups < 1:
+        raise UserError(f"--groups must be at least 1, got {options.groups}")
+
+    from sga.cli import configured_cli
+
+    cli = configured_cli(rest)
+    data = cli.datamodule
+    data.read(Path(cli.trainer.default_root_dir))
+    if cli.model.loss is not None:
+        data.extend(cli.model.loss.needs)
+    print(_overview(data))
+    if options.set is not None:
+        sets = data.evaluation_data().sets
+        if options.set not in sets:
+            raise UserError(f"there is no evaluation set {options.set!r}; there are {', '.join(sets)}")
+        for record in sets[options.set][: options.groups]:
+            print(f"\n{record.id}")
+            for title, answer in (
+                ("answer", record.answer),
+                ("paraphrase", record.paraphrased_answer),
+                *(("perturbed", text) for text in record.perturbed_answers),
+            ):
+                if answer is not None:
+                    print(f"  {title:<11}{answer}")
+            print(tokens(data, data.encoder.encode(record.question, record.answer)))
+        return 0
+    for number, group in enumerate(data.groups[: options.groups], start=1):
+        print(f"\n{f' group {number} ':─^100}")
+        print(side_by_side(group))
+        print("tokens of the forget sample, answer tokens in [brackets]:")
+        print(tokens(data, data.encode([group])[0][0]))
+    return 0
+
+
+def side_by_side(group: Group, width: int = 100) -> str:
+    """A group as columns, the forget sample first."""
+    records = [("forget", group.forget)] + [
+        ("normal" if score is None else f"normal {score:.3f}", record)
+        for record, score in zip(group.normals, group.scores, strict=True)
+    ]
+    records += [("alternative", record) for record in group.alternatives]
+    records += [("retain", record) for record in group.retain]
+    column = max(18, width // len(records) - 2)
+    cells = [
+        [title, record.id, *textwrap.wrap(notes, column), ""]
+        + ([*textwrap.wrap(f"Q {record.question}", column), ""] if record.question else [])
+        + textwrap.wrap(f"A {record.answer}" if record.question else record.answer, column)
+        for (title, record), notes in zip(
+            records, ("", *map(_origin, group.origins or [Origin()] * len(records[1:]))), strict=True
+        )
+    ]
+    lines = ["  ".join(cell.ljust(column) for cell in row).rstrip() for row in zip_longest(*cells, fillvalue="")]
+    return "\n".join([*lines, ""])
+
+
+def _origin(origin: Origin) -> str:
+    """Where a normal comes from, if that is more than retain, and what is wrong with it."""
+    parts = [] if origin.source == "retain" else [origin.source + (f" by {origin.by}" if origin.by else "")]
+    return " ".join([*parts, *(f"[{reason}]" for reason in origin.checks)])
+
+
+def _overview(data: UnlearningData) -> str:
+    assert data.benchmark is not None
+    benchmark = data.benchmark
+    training = ", ".join(f"{name} {len(records)}" for name, records in benchmark.training.items())
+    evaluation = ", ".join(f"{name} {len(records)}" for name, records in benchmark.evaluation.items())
+    lines = [
+        f"benchmark   {benchmark.name}",
+        f"training    {training} records; trained on: {', '.join(data.train_on)}",
+        f"evaluation  {evaluation} records",
+        *(f"absent      {name}: {reason}" for name, reason in benchmark.absent.items()),
+        f"groups      {len(data.groups)} of {1 + len(data.groups[0].normals)}",
+        f"tokenizer   {type(data.tokenizer).__name__}, {len(data.tokenizer)} tokens, "
+        f"end of sequence {data.tokenizer.eos_token!r}",
+        f"template    {data.template}",
+        f"length      at most {data.encoder.max_length} tokens",
+    ]
+    return "\n".join(lines)
+
+
+def tokens(data: UnlearningData, encoded: Encoded) -> str:
+    """The tokens of a sequence, answer tokens in brackets, with a count."""
+    shown = []
+    for position, token in enumerate(encoded.ids):
+        text = str(data.tokenizer.decode([token])).replace("\n", "\\n") or str(
+            data.tokenizer.convert_ids_to_tokens(token)
+        )
+        shown.append(f"[{text}]" if position >= encoded.prompt_length else text)
+    count = f"({encoded.prompt_length} prompt tokens, {encoded.answer_length} answer tokens)"
+    return textwrap.indent(textwrap.fill("|".join(shown), 96, drop_whitespace=False), "  ") + f"\n  {count}"

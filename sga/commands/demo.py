@@ -1,0 +1,44 @@
+"""`sga demo`: target, retain model, unlearning by several methods and a report, on built-in data."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from sga.data.builtin import packaged_path
+from sga.experiments.demo import demo_results, read_steps, run_step
+from sga.files import write_json
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs the demo; see ``sga demo --help``."""
+    parser = argparse.ArgumentParser(
+        "sga demo",
+        description="Train a small model on built-in fictitious authors, make it forget some of them with gradient "
+        "ascent, Smoothed Gradient Ascent and gradient difference, and draw a report. Nothing is downloaded. Run again "
+        "to reuse what is finished, or to go on after an interruption.",
+    )
+    parser.add_argument(
+        "--config", type=Path, metavar="FILE", help="what to run (default: the packaged configs/demo/demo.yaml)"
+    )
+    parser.add_argument("--folder", type=Path, default=Path("runs/demo"), help="where it goes (default runs/demo)")
+    options = parser.parse_args(list(arguments))
+    started = time.monotonic()
+    steps = read_steps(options.config or packaged_path("configs/demo/demo.yaml"), options.folder)
+    for number, step in enumerate(steps, start=1):
+        run_step(step, options.folder, f"[{number}/{len(steps)}] {step.title}")
+    folders = [options.folder / step.name for step in steps]
+
+    from sga.report import runs_table, write_report
+    from sga.runs.folder import load_run
+
+    write_json(options.folder / "results.json", demo_results(folders))
+    report = write_report(folders, options.folder / "report.html", title="Making a small model forget two authors")
+    print()
+    print(runs_table([load_run(folder) for folder in folders]))
+    minutes, seconds = divmod(round(time.monotonic() - started), 60)
+    print(f"\n{minutes} min {seconds} s. Numbers: {options.folder / 'results.json'}")
+    print(f"Report:  {report.resolve().as_uri()}")
+    return 0

@@ -1,0 +1,263 @@
+"""`sga plan`: memory by device, disk and time of a run, from the model's configuration alone."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sga.errors import UserError
+
+if TYPE_CHECKING:
+    from sga.datamodule import UnlearningData
+    from sga.module import UnlearningModule
+    from sga.planning.estimate import PlannedRun, RunEstimate
+
+_DESCRIPTION = """\
+Say what a training run would take: memory of each device and what it is for, disk, and how long a step lasts at best.
+MODEL is a name on the Hub or a folder with a config.json; no weights are loaded. All options of `sga fit` are
+understood (--config FILE, --model.loss, --data.group_size, --data.micro_batch_size, --trainer.devices,
+--trainer.strategy, --trainer.precision, --model.gradient_checkpointing, --model.optimizer, …). Lengths of sequences are
+the data's, which is tokenised for that, unless --length is given. A GPU is planned for, unless --trainer.accelerator
+is cpu.
+"""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs ``sga plan``."""
+    parser = argparse.ArgumentParser(
+        "sga plan",
+        usage="sga plan [MODEL] [options] [options of sga fit]",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    for name, kind, value, said in (
+        ("--length", int, "T", "tokens of the longest sequence, padding included"),
+        ("--answer", int, "T", "answer tokens of a sequence (default half of --length)"),
+        ("--memory", float, "GIB", "what a device has; says what to do if it is too little"),
+        ("--flops", float, "RATE", "operations a second of a device, such as 4e14 (default: measured here)"),
+    ):
+        parser.add_argument(name, type=kind, metavar=value, help=said)
+    arguments = list(arguments)
+    model = arguments.pop(0) if arguments and not arguments[0].startswith("-") else None
+    options, rest = parser.parse_known_args(arguments)
+    for name in ("length", "answer", "memory", "flops"):
+        value = getattr(options, name)
+        if value is not None and not value > 0:
+            raise UserError(f"--{name} must be above 0, got {value:g}")
+    if options.answer is not None and (options.length is None or options.answer >= options.length):
+        raise UserError("--answer must be given with --length, and be smaller: a sequence begins with its prompt")
+
+    from sga.cli import fit_objects
+    from sga.planning.estimate import GIB, cheaper_runs, estimate_run
+
+    if model is not None:
+        if not any(part.startswith(("--config", "--model.language_model", "--model=")) for part in rest):
+            rest.append("--model.language_model=sga.Pretrained")
+        rest.append(f"--model.language_model.name_or_path={model}")
+    config, module, data = fit_objects(rest)
+    request, steps = _request(options, config, module, data)
+    found = estimate_run(request)
+    rate, whose = (options.flops, "as given") if options.flops else _matrix_rate(request.precision)
+    print(page(request, found, rate, whose, steps))
+    if options.memory is None or found.peak <= options.memory * GIB:
+        if options.memory is not None:
+            print(f"\nIt fits in {options.memory:g} GiB.")
+        return 0
+    print(f"\nIt does not fit in {options.memory:g} GiB.")
+    fitting = False
+    for option, other in cheaper_runs(request).items():
+        peak = estimate_run(other).peak
+        fitting |= peak <= options.memory * GIB
+        verdict = "fits" if peak <= options.memory * GIB else "does not fit either"
+        print(f"  {peak / GIB:8.2f} GiB, {verdict}: {option}")
+    if not fitting:
+        print("Nothing of this is enough: take more or larger devices (--trainer.devices N --trainer.strategy fsdp2).")
+    return 0
+
+
+@dataclass(frozen=True)
+class _Lengths:
+    """Of the data's sequences: the longest, answer tokens on average, tokens of a step with padding, steps of an epoch,
+    and what packing leaves of the fullest forward pass."""
+
+    longest: int
+    answer: float
+    step_tokens: float | None
+    steps: int | None
+    fill: float = 1.0
+
+
+def _request(
+    options: argparse.Namespace, config: Any, module: UnlearningModule, data: UnlearningData
+) -> tuple[PlannedRun, int | None]:
+    """The run that the options mean, and the steps of an epoch where the data is known."""
+    from sga.groups.roles import ALTERNATIVE, FORGET, NORMAL, RETAIN, columns_of
+    from sga.losses import Needs
+    from sga.models.pretrained import Pretrained
+    from sga.planning.estimate import PlannedRun, optimizer_bytes
+
+    if not isinstance(module.language_model, Pretrained):
+        raise UserError(
+            f"{type(module.language_model).__name__} has no configuration to plan from; give sga plan a MODEL, a name "
+            "on the Hub or a folder with a config.json"
+        )
+    loss = module.loss
+    needs = loss.needs if loss is not None else Needs()
+    roles = (
+        FORGET,
+        *[NORMAL] * (data.group_size - 1),
+        *[ALTERNATIVE] * (needs.alternative is not None),
+        *[RETAIN] * needs.retain,
+    )
+    # Some losses read other roles at every second step.
+    used = max((loss.roles(step) for step in (0, 1)), key=len) if loss is not None else roles
+    rows = len(columns_of(roles, used))
+    split = loss is not None and loss.policy is not None and loss.policy.dynamic
+    devices, sharded = _devices(config.trainer)
+    micro = data.micro_batch_size or -(-data.batch_size // devices)
+    if options.length is not None:
+        lengths = _Lengths(options.length, options.answer or options.length / 2, None, None)
+    else:
+        lengths = _lengths(data, needs, micro, devices, used, module.packing)
+    optimizer = config.model.get("optimizer")
+    name = str(getattr(optimizer, "class_path", None) or optimizer)
+    gpu = str(config.trainer.accelerator) != "cpu"
+    request = PlannedRun(
+        language_model=module.language_model,
+        needs=needs,
+        precision=str(config.trainer.precision or ("bf16-mixed" if gpu else "32-true")),
+        checkpointing=module.gradient_checkpointing,
+        devices=devices,
+        sharded=sharded,
+        gpu=gpu,
+        rows=rows,
+        pass_rows=max(1, data.group_size - 1) if split else rows,
+        split=split,
+        micro_batch_size=micro,
+        batch_size=data.batch_size,
+        length=lengths.longest,
+        answer_length=lengths.answer,
+        step_tokens=lengths.step_tokens,
+        fill=lengths.fill,
+        optimizer_bytes=optimizer_bytes(module.optimizer, name),
+    )
+    return request, lengths.steps
+
+
+def _devices(trainer: Any) -> tuple[int, bool]:
+    """How many devices there are, and whether weights are divided over them."""
+    devices = trainer.devices
+    if isinstance(devices, list):
+        count = len(devices)
+    elif devices in ("auto", None):
+        count = 1
+    elif str(devices).isdigit() and int(devices) > 0:
+        count = int(devices)
+    else:
+        raise UserError(f"sga plan needs a number of devices, got --trainer.devices {devices}")
+    strategy = trainer.strategy
+    name = str(getattr(strategy, "class_path", strategy)).lower()
+    return count * int(trainer.num_nodes), "fsdp" in name or "modelparallel" in name
+
+
+def _lengths(
+    data: UnlearningData, needs: Any, micro: int, devices: int, used: Sequence[str], packing: bool
+) -> _Lengths:
+    """From the tokens that training would see, in its own micro-batches."""
+    from sga.batching.loader import GroupLoader
+    from sga.batching.packing import packed, padded
+
+    try:
+        data.read()
+    except UserError as error:
+        raise UserError(f"{error} (or give --length and --answer, and no data is read)") from error
+    data.extend(needs)
+    loader = GroupLoader(
+        data.encode(data.groups),
+        data.batch_size,
+        micro,
+        data.seed,
+        0,
+        devices,
+        data.tokenizer.pad_token_id or 0,
+        data.roles,
+        data.group_size,
+    )
+    batches = [batch.select(*used) for batch in loader]
+    answers = sum(int(batch.answer_mask.sum()) for batch in batches) / sum(len(batch.input_ids) for batch in batches)
+    layouts = [(packed(batch) if packing else padded(batch)).arguments["input_ids"].shape for batch in batches]
+    longest = max(width for _, width in layouts)
+    steps = loader.steps_per_epoch
+    return _Lengths(
+        longest,
+        answers,
+        sum(rows * width for rows, width in layouts) * devices / steps,
+        steps,
+        max(rows * width for rows, width in layouts) / (max(len(batch.input_ids) for batch in batches) * longest),
+    )
+
+
+def _matrix_rate(precision: str) -> tuple[float, str]:
+    """Operations a second of matrix products on this machine, and of what; takes about a second."""
+    import torch
+
+    gpu = torch.cuda.is_available()
+    device = torch.device("cuda" if gpu else "cpu")
+    dtype = torch.bfloat16 if gpu and precision.startswith("bf16") else torch.float32
+    size = 8192 if gpu else 1024
+    a = torch.randn(size, size, device=device, dtype=dtype)
+
+    def seconds(times: int) -> float:
+        start = time.perf_counter()
+        for _ in range(times):
+            a @ a
+        if gpu:
+            torch.cuda.synchronize()
+        return time.perf_counter() - start
+
+    seconds(3)
+    times = max(3, int(0.5 / max(seconds(1), 1e-4)))
+    what = torch.cuda.get_device_name(device) if gpu else "this machine's CPU"
+    return 2 * size**3 * times / seconds(times), f"measured on {what}, {str(dtype).removeprefix('torch.')}"
+
+
+def page(request: PlannedRun, found: RunEstimate, rate: float, whose: str, steps: int | None) -> str:
+    """Everything that is printed."""
+    from sga.planning.estimate import GIB
+
+    strategy = "divided over them (fsdp2)" if request.sharded else "a copy on each (ddp)"
+    spread = f"{request.devices} devices, {strategy}" if request.devices > 1 else "one device"
+    checkpointing = "on" if request.checkpointing else "off"
+    groups = (
+        f"{request.batch_size} groups of {request.rows} sequences, {request.micro_batch_size} at a time on a device"
+    )
+    longest = "" if request.step_tokens is None else ", as the data's longest"
+    counts = f"{found.parameters:,} parameters, {found.trainable:,} trained"
+    lines = [
+        f"model       {request.language_model.name_or_path}, {counts}",
+        f"run         {spread}, {request.precision}, gradient checkpointing {checkpointing}",
+        f"step        {groups}, {request.length} tokens{longest}",
+        "",
+        "memory of each device, GiB",
+        *(f"  {line.name:<16}{line.size / GIB:10.3f}  {line.how}" for line in found.lines),
+        f"  {'at most':<16}{found.peak / GIB:10.3f}  at one time; without the CUDA context and fragmentation",
+        "",
+        "disk, GiB",
+        f"  {'last.ckpt':<16}{found.checkpoint / GIB:10.3f}  weights and optimiser; twice while a new one is written",
+        f"  {'model/':<16}{found.export / GIB:10.3f}  the weights in Hugging Face format",
+    ]
+    if found.adapter:
+        lines.append(f"  {'adapter/':<16}{found.adapter / GIB:10.3f}  the adapter alone")
+    seconds = found.flops / rate
+    lines += [
+        "",
+        "time, at best",
+        f"  {found.flops:.3g} operations a step on each device, {rate:.3g} a second ({whose}): {seconds:.3g} s",
+    ]
+    if steps is not None:
+        lines.append(f"  {steps} steps an epoch: {steps * seconds:.3g} s, evaluation not counted")
+    return "\n".join([*lines, "  no step is faster than its matrix products; compare with a measured one"])

@@ -1,0 +1,337 @@
+"""`sga rate`: what gradients say about the smoothing rate, for a model and data, before anything is trained."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sga.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from sga.cli import UnlearningCLI
+    from sga.rates.estimates import GeometryEstimates, IntervalEstimate, RuleEstimates
+    from sga.report.rate_advice import Sample
+
+_DESCRIPTION = """\
+Say what the gradients of forget and normal samples imply for the smoothing rate, at the weights that training would
+start from: each rule's r and λ with a bootstrap interval over groups, without noise, and as a training step would see
+it; the geometry of every layer; advice. Nothing is trained. Writes rate.json and rate.html. All options of `sga fit`
+are understood as well (--config FILE, --model.language_model.name_or_path …, --ckpt_path FILE); no loss is needed.
+"""
+
+GROUPS, CHUNKS, FEWEST = 64, 32, 4
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs ``sga rate``."""
+    parser = argparse.ArgumentParser(
+        "sga rate", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument(
+        "--groups", type=int, metavar="N", help=f"groups to take, drawn at random (default {GROUPS}, or all)"
+    )
+    parser.add_argument(
+        "--chunks",
+        type=int,
+        metavar="N",
+        help=f"parts that the groups are cut into, which the bootstrap draws (default {CHUNKS}, or one a group)",
+    )
+    parser.add_argument(
+        "--held",
+        type=int,
+        metavar="N",
+        help="chunks whose gradients are held at a time, two copies each, twice while blocks are compared: fewer take "
+        "less memory and more time (default: all, or as many as the free memory allows)",
+    )
+    parser.add_argument(
+        "--margins", type=float, nargs="+", default=[0.0, 0.5, 1.0], metavar="M", help="of the margin rules (0 0.5 1)"
+    )
+    parser.add_argument(
+        "--output", type=Path, metavar="FOLDER", help="where to write (default rate/ in the run folder)"
+    )
+    options, rest = parser.parse_known_args(list(arguments))
+    for name, least in (("groups", FEWEST), ("chunks", FEWEST), ("held", 1)):
+        value = getattr(options, name)
+        if value is not None and value < least:
+            raise UserError(f"--{name} must be at least {least}, got {value}")
+    for margin in options.margins:
+        if not (math.isfinite(margin) and margin >= 0):
+            raise UserError(f"--margins must be finite numbers of at least 0, got {margin:g}")
+    if options.output is not None and options.output.exists() and not options.output.is_dir():
+        raise UserError(f"--output {options.output} is a file; name a folder")
+
+    from sga.cli import configured_cli
+    from sga.evaluation.table import hanging
+    from sga.files import write_json, write_text
+    from sga.report.rate_page import rate_page
+
+    cli = configured_cli(rest)
+    result = _measured(cli, options)
+    folder: Path = options.output or Path(cli.trainer.default_root_dir) / "rate"
+    rules, layers = rules_table(result), layers_table(result)
+    print("\n".join([*result.about, "", aligned(rules), "", aligned(layers), ""]))
+    print("\n".join(hanging("- ", sentence) for sentence in result.advice))
+    title = f"Smoothing rate: {Path(result.content['model']).name} on {result.content['benchmark']}"
+    page = rate_page(
+        title, result.about, result.advice, result.rules, result.layers, [rules, layers], result.sample.group_size
+    )
+    try:
+        write_json(folder / "rate.json", result.content)
+        write_text(folder / "rate.html", page)
+    except OSError as error:
+        raise UserError(f"--output {folder} cannot be written: {error.strerror}; name another folder") from None
+    print(f"\n{folder / 'rate.html'}, numbers in rate.json")
+    return 0
+
+
+@dataclass(frozen=True)
+class RateResult:
+    """Everything that is printed, drawn and written.
+
+    Attributes:
+        sample: What the estimates were made from.
+        about: That and more in lines of text.
+        whole: Geometry over all trainable parameters.
+        rules: What each rule asks for.
+        layers: Geometry by layer.
+        advice: Sentences.
+        content: What rate.json holds.
+    """
+
+    sample: Sample
+    about: list[str]
+    whole: GeometryEstimates
+    rules: list[RuleEstimates]
+    layers: dict[str, GeometryEstimates]
+    advice: list[str]
+    content: dict[str, Any]
+
+
+def _measured(cli: UnlearningCLI, options: argparse.Namespace) -> RateResult:
+    """Draws the sample, computes Gram matrices and makes the estimates."""
+    import numpy as np
+
+    from sga.callbacks.run_files import versions
+    from sga.cli import plain_config
+    from sga.evaluation.bootstrap import Bootstrap
+    from sga.evaluation.inference import free_memory
+    from sga.rates.estimates import UNINFORMED, Estimator, rules, total_gram
+    from sga.rates.gram import ChunkGradients, cut_into_chunks, gram_of_layers
+    from sga.report.rate_advice import advice
+
+    data, loss = cli.datamodule, cli.model.loss
+    if data.group_size < 2:
+        raise UserError(
+            f"a rate compares forget with normal samples: group_size must be at least 2, got {data.group_size} "
+            "(set --data.group_size)"
+        )
+    data.read(Path(cli.trainer.default_root_dir))
+    sample = _sample(len(data.groups), options, data.group_size, data.batch_size, data.seed)
+    order = np.random.default_rng([data.seed, 0x6A7E]).permutation(sample.available)[: sample.taken]
+    chunks = [
+        data.encode([data.groups[order[number]] for number in part])
+        for part in cut_into_chunks(sample.taken, sample.chunks)
+    ]
+    network = _network(cli)
+    gradients = ChunkGradients(
+        network,
+        chunks,
+        data.micro_batch_size,
+        cli.trainer.precision_plugin.forward_context,
+        data.tokenizer.pad_token_id or 0,
+    )
+    device = gradients.parameters[0].device
+    # Half of what is free for gradients, two blocks of them unless one block is all.
+    room = free_memory(device) // 2 // gradients.chunk_bytes
+    held = options.held or (sample.chunks if room >= sample.chunks else max(1, room // 2))
+    grams = gram_of_layers(gradients, data.group_size, held)
+
+    bootstrap = Bootstrap(seed=data.seed)
+    estimator, gram = Estimator(sample.chunks, sample.batch_size, bootstrap), total_gram(grams)
+    policy = loss.policy if loss is not None else None
+    whole = estimator.geometry(gram)
+    found = estimator.rules(gram, rules(options.margins, policy if policy is not None and policy.dynamic else None))
+    layers = {layer: estimator.geometry(part) for layer, part in grams.items()}
+    sentences = advice(whole, found, sample, loss)
+    forget_nll, normal_nll = np.average(gradients.nll, axis=0, weights=gram.sizes).tolist()
+    model = str(getattr(cli.model.language_model, "name_or_path", type(cli.model.language_model).__name__))
+    checkpoint = cli.config["fit"].ckpt_path
+    parameters = sum(parameter.numel() for parameter in gradients.parameters)
+    config = plain_config(cli._parser("fit"), cli.config["fit"])
+    about = [
+        f"model       {model}" + (f", weights of {checkpoint}" if checkpoint else ""),
+        f"parameters  {parameters} trainable of {sum(p.numel() for p in network.parameters())}, "
+        f"precision {cli.trainer.precision}, dropout off",
+        f"groups      {sample.taken} of {sample.available} of {data.benchmark.name}, K = {sample.group_size}, in "
+        f"{sample.chunks} chunks (seed {sample.seed})",
+        f"losses      forget {forget_nll:.4g}, normal {normal_nll:.4g} nats per answer token",
+        f"intervals   {bootstrap.level:.0%}, {len(estimator.counts)} bootstrap resamples of the chunks",
+    ]
+    content = {
+        "model": model,
+        "checkpoint": checkpoint,
+        "benchmark": data.benchmark.name,
+        "groups": sample.taken,
+        "groups_available": sample.available,
+        "chunks": sample.chunks,
+        "group_size": sample.group_size,
+        "batch_size": sample.batch_size,
+        "seed": sample.seed,
+        "resamples": len(estimator.counts),
+        "level": bootstrap.level,
+        "trainable_parameters": parameters,
+        "precision": str(cli.trainer.precision),
+        "device": device.type,
+        "forget_nll": forget_nll,
+        "normal_nll": normal_nll,
+        "uninformed_rate": UNINFORMED,
+        "rules": {found_one.rule.name: _rule_content(found_one) for found_one in found},
+        "geometry": _geometry_content(whole),
+        "layers": {layer: _geometry_content(geometry) for layer, geometry in layers.items()},
+        "advice": sentences,
+        "versions": versions(),
+        "settings": {part: config[part] for part in ("seed_everything", "model", "data")},
+    }
+    return RateResult(sample, about, whole, found, layers, sentences, content)
+
+
+def _sample(available: int, options: argparse.Namespace, group_size: int, batch_size: int, seed: int) -> Sample:
+    from sga.report.rate_advice import Sample
+
+    if available < FEWEST:
+        raise UserError(f"there are {available} groups; an interval over groups needs at least {FEWEST}")
+    if options.groups is not None and options.groups > available:
+        raise UserError(f"--groups {options.groups}: there are {available}; --groups {available} takes all of them")
+    taken = options.groups or min(GROUPS, available)
+    if options.chunks is not None and options.chunks > taken:
+        raise UserError(f"--chunks {options.chunks}: must be at most the number of groups, {taken}")
+    return Sample(taken, available, options.chunks or min(CHUNKS, taken), group_size, batch_size, seed)
+
+
+def _network(cli: UnlearningCLI) -> PreTrainedModel:
+    """The model that training would start from, or a checkpoint's, on the trainer's device, in eval mode."""
+    import torch
+
+    from sga.cli import checkpoint_file
+    from sga.models.adapters import has_adapter
+
+    run_folder, checkpoint = Path(cli.trainer.default_root_dir), cli.config["fit"].ckpt_path
+    path = checkpoint_file(run_folder, checkpoint, required=True)
+    network: PreTrainedModel = cli.model.language_model.network(cli.datamodule.tokenizer)
+    cli.trainer.precision_plugin.convert_module(network)  # in place
+    if path is not None:
+        prefix = "model."
+        state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+        weights = {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}
+        if has_adapter(network):  # a checkpoint holds the adapter alone
+            weights = {**network.state_dict(), **weights}
+        try:
+            network.load_state_dict(weights)
+        except RuntimeError as error:
+            raise UserError(f"--ckpt_path {checkpoint}: not of this model ({str(error).splitlines()[0]})") from None
+    network.to(cli.trainer.strategy.root_device)  # type: ignore[arg-type]
+    network.eval()  # type: ignore[no-untyped-call]
+    return network
+
+
+# ---- tables ---------------------------------------------------------------------------------------------------------
+
+
+def rules_table(result: RateResult) -> list[list[str]]:
+    """What each rule asks for, heads first."""
+    from sga.report.rate_advice import number, with_interval
+
+    rows = [["rule", "r", "λ", "r without noise", f"r at batch {result.sample.batch_size}", "applied", "answered"]]
+    for found in result.rules:
+        symbol = "λ = " if found.rule.policy.parameter == "normal_weight" else "r = "
+        why = "" if found.answered else " (no answer)"
+        rows.append(
+            [
+                found.rule.name,
+                with_interval(found.rate),
+                with_interval(found.weight),
+                with_interval(found.rate_noise_free),
+                number(found.batch_rate),
+                symbol + number(found.applied) + (" (clamped)" if found.clamped else why),
+                f"{found.answered_share:.0%}",
+            ]
+        )
+    return rows
+
+
+def layers_table(result: RateResult) -> list[list[str]]:
+    """Geometry of all parameters and of each layer, heads first."""
+    from sga.report.rate_advice import number, with_interval
+
+    rows = [["layer", "‖g_f‖", "‖ḡ_n‖", "cosine", "without noise", "c/n", "without noise"]]
+    for name, geometry in {"all": result.whole, **result.layers}.items():
+        rows.append(
+            [
+                name,
+                f"{geometry.sample.forget_norm:.3g}",
+                f"{geometry.sample.normal_norm:.3g}",
+                with_interval(geometry.cosine),
+                number(geometry.cosine_noise_free.value),
+                with_interval(geometry.interference),
+                number(geometry.interference_noise_free.value),
+            ]
+        )
+    return rows
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Rows as text, the first column to the left and the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if place else cell.ljust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    )
+
+
+# ---- JSON -----------------------------------------------------------------------------------------------------------
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no infinity."""
+    return value if math.isfinite(value) else None
+
+
+def _estimate_content(estimate: IntervalEstimate) -> dict[str, float | None]:
+    return {name: _finite(getattr(estimate, name)) for name in ("value", "low", "high")}
+
+
+def _rule_content(found: RuleEstimates) -> dict[str, Any]:
+    estimates = ("rate", "weight", "rate_noise_free", "weight_noise_free")
+    return {
+        "policy": str(found.rule.policy),
+        **{name: _estimate_content(getattr(found, name)) for name in estimates},
+        "batch_rate": _finite(found.batch_rate),
+        "batch_weight": _finite(found.batch_weight),
+        "applied": found.applied,
+        "clamped": found.clamped,
+        "answered": found.answered,
+        "answered_share": found.answered_share,
+    }
+
+
+def _geometry_content(geometry: GeometryEstimates) -> dict[str, Any]:
+    products = ("forget_squared", "normal_squared", "inner")
+    estimates = ("cosine", "cosine_noise_free", "interference", "interference_noise_free", "sign")
+    return {
+        **{
+            of: {name: getattr(getattr(geometry, of), name) for name in products}
+            for of in ("sample", "noise_free", "batch")
+        },
+        **{name: _estimate_content(getattr(geometry, name)) for name in estimates},
+        "forget_noise": geometry.forget_noise,
+        "normal_noise": geometry.normal_noise,
+    }

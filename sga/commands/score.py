@@ -1,0 +1,404 @@
+"""`sga score`: the metrics of a log of per-sample numbers, ours or another program's."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from sga.errors import UserError
+from sga.evaluation.aggregation import (
+    MEMBERSHIP_SCORES,
+    MEMORIZATION_SCORES,
+    UTILITY_SETS,
+    add_book,
+    add_forget_quality,
+    add_membership,
+    add_memorization,
+    add_muse,
+    add_perplexity,
+    add_utility,
+)
+from sga.evaluation.bootstrap import Bootstrap
+from sga.evaluation.evaluation import Evaluation
+from sga.evaluation.log import Kind, Log
+from sga.evaluation.metrics import (
+    Floats,
+    TruthRatioMean,
+    forget_quality,
+    log_truth_ratio,
+    model_utility,
+    privleak,
+    truth_ratio_forget,
+    truth_ratio_retain,
+)
+from sga.evaluation.reference import RetainReference, are_first_rows, reference_for, reference_for_positions
+from sga.evaluation.table import evaluation_table, hanging
+from sga.files import write_json
+from sga.runs.logs import read_log
+from sga.runs.references import read_retain_reference
+
+_DESCRIPTION = """\
+Compute every metric that a log's rows allow, with 95 % bootstrap intervals: a run folder of this package or its
+rows.jsonl, TOFU's eval_log_aggregated.json, or open-unlearning's TOFU_EVAL.json. No model is loaded. Forget quality and
+PrivLeak need the retain model's log, of any of the three kinds.
+"""
+
+_KINDS: dict[Kind, str] = {"sga": "run of this package", "tofu": "TOFU", "open-unlearning": "open-unlearning"}
+
+_LOG_EPSILON = math.log(1e-10)
+"""open-unlearning adds 1e-10 to the denominator of a truth ratio."""
+
+_TOLERANCE = 1e-6
+"""Relative difference above which a stated and a computed number are two; their float32 exp stays below it."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs ``sga score LOG``."""
+    parser = argparse.ArgumentParser(
+        "sga score", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("log", type=Path, metavar="LOG", help="what to score")
+    parser.add_argument("--reference", type=Path, metavar="LOG", help="log of a model that never saw the forget set")
+    parser.add_argument("--step", type=int, metavar="N", help="evaluation step of a run of ours (default: the last)")
+    parser.add_argument("--reference-step", type=int, metavar="N", help="likewise, of the reference")
+    parser.add_argument(
+        "--truth-ratio-mean",
+        choices=("geometric", "arithmetic"),
+        default="geometric",
+        help="mean over the perturbed answers of the forget set (default geometric, as TOFU's aggregation)",
+    )
+    parser.add_argument(
+        "--reference-auc",
+        type=float,
+        metavar="X",
+        help="AUC of Min-K %% of a retrained model, for PrivLeak, in place of the reference's; 0.5 gives "
+        "open-unlearning's default",
+    )
+    parser.add_argument("--output", type=Path, metavar="FILE.json", help="also write all of it there")
+    parser.add_argument("--no-intervals", action="store_true", help="leave the bootstrap intervals out")
+    options = parser.parse_args(list(arguments))
+    if options.reference_step is not None and options.reference is None:
+        raise UserError(f"--reference-step {options.reference_step} needs --reference")
+    if options.reference_auc is not None and not 0 <= options.reference_auc < 1:
+        raise UserError(f"--reference-auc must be at least 0 and below 1, got {options.reference_auc}")
+    if options.output is not None and options.output.is_dir():
+        raise UserError(f"--output {options.output} is a folder; name a file in it")
+
+    log = read_log(options.log, options.step)
+    reference = None if options.reference is None else read_retain_reference(options.reference, options.reference_step)
+    evaluation = score_log(
+        log, reference, options.truth_ratio_mean, options.reference_auc, None if options.no_intervals else Bootstrap()
+    )
+    print(_heading(log, reference))
+    print()
+    print(evaluation_table(evaluation))
+    if options.output is not None:
+        content = {
+            "log": _origin(log),
+            "reference": None if reference is None else _origin(reference),
+            "truth_ratio_mean": options.truth_ratio_mean,
+            "metrics": evaluation.metrics,
+            "absent": evaluation.absent,
+            "notes": evaluation.notes,
+        }
+        try:
+            write_json(options.output, content)
+        except OSError as error:
+            raise UserError(
+                f"--output {options.output} cannot be written: {error.strerror}; name another file"
+            ) from None
+        print(f"\n{options.output}")
+    return 0
+
+
+def score_log(
+    log: Log,
+    reference: RetainReference | None = None,
+    mean: TruthRatioMean = "geometric",
+    reference_auc: float | None = None,
+    bootstrap: Bootstrap | None = None,
+) -> Evaluation:
+    """Every metric that a log allows; what it does not is absent, with a reason.
+
+    Args:
+        log: What `sga.runs.logs.read_log` gave.
+        reference: What `sga.runs.references.read_retain_reference` gave, not yet aligned.
+        mean: The mean over the perturbed answers of the forget set.
+        reference_auc: AUC of Min-K % of a retrained model, in place of the reference's.
+        bootstrap: Where intervals come from; None leaves them out.
+
+    Raises:
+        UserError: the log has no forget rows or no benchmark, the reference was made with other settings or of other
+            rows, or `mean` cannot be had because truth ratios are ready-made.
+    """
+    if log.benchmark is None:
+        raise UserError(f"{log.source}: its run.json has no 'benchmark', which metrics are named after; is it whole?")
+    if "forget" not in log.sets:
+        have = ", ".join(log.sets)
+        raise UserError(f"{log.source}: has no rows of the forget set, only of {have}; evaluate the forget set too")
+    evaluation = Evaluation(log.benchmark, bootstrap=bootstrap)
+    evaluation.rows = {key: dict(row) for key, row in log.rows.items()}
+    if mean != "geometric" and any("log_truth_ratio" in row for row in log.of_set("forget")):
+        raise UserError(
+            f"{log.source}: holds ready-made truth ratios of the geometric mean only, so the {mean} mean cannot be had "
+            "from it; leave out --truth-ratio-mean or use a log with the losses of the single answers"
+        )
+    evaluation.notes += log.notes
+    if mean != "geometric":
+        evaluation.note(f"the forget set's truth ratios take the {mean} mean, not TOFU's geometric one")
+    for note in _settings_notes(log, reference):
+        evaluation.note(note)
+    aligned = None if reference is None else _aligned(log, reference)
+    if reference is not None and aligned is not None:
+        for note in aligned.notes:
+            evaluation.note(f"reference: {note}" if note in reference.notes else note)
+    refilled = aligned is not None and log.has_ids and _fill_reference_scores(evaluation, aligned)
+    if not refilled and evaluation.column("holdout", "reference") is not None:
+        evaluation.note(f"{log.benchmark}/mia/reference: against the reference model that the log was made with")
+    reasons = _reasons(evaluation, aligned)
+    if evaluation.name == "muse":
+        add_muse(evaluation, reasons)
+    elif evaluation.name == "book":
+        add_book(evaluation, reasons)
+    else:
+        add_utility(evaluation, reasons)
+        add_forget_quality(evaluation, aligned, reasons, mean)
+    _add_membership(evaluation, log, aligned, reference_auc, reasons)
+    add_memorization(evaluation, reasons)
+    _add_perplexity(evaluation, reasons)
+    _compare_with_stated(evaluation, log, aligned, mean)
+    return evaluation
+
+
+def _aligned(log: Log, reference: RetainReference) -> RetainReference:
+    ids = log.ids("forget")
+    if not log.has_ids:
+        return reference_for_positions(reference, len(ids), log.settings)
+    if reference.ids is None and not are_first_rows(ids):
+        raise UserError(
+            f"{reference.source} has no ids, so its rows belong to the first rows of the forget set, but the log's are "
+            f"others ({ids[0]} first); score an evaluation of every row (sga test), or use a run of this package as "
+            "reference"
+        )
+    return reference_for(reference, ids, log.settings)
+
+
+def _settings_notes(log: Log, reference: RetainReference | None) -> list[str]:
+    """What is unknown about how the numbers were made; what only the log states is noted where it is aligned."""
+    here = {name for name, value in log.settings.items() if value is not None}
+    there = [name for name, value in reference.settings.items() if value is not None] if reference is not None else []
+    unknown = [name for name in there if name not in here]
+    notes = []
+    if not here:
+        names = ", ".join(unknown) or "template, dtype, precision, …"
+        notes.append(f"the log does not state how it was made: {names} are unknown")
+    elif unknown:
+        notes.append(f"the log does not state {', '.join(unknown)}: not checked")
+    if reference is not None and not here and not there:
+        notes.append("the reference does not state how it was made either: whether the two fit is not checked")
+    return notes
+
+
+def _fill_reference_scores(evaluation: Evaluation, aligned: RetainReference) -> bool:
+    """Fills the membership score ``reference``, avg_nll beyond the reference model's; False where that is unknown."""
+    if aligned.ids is None or aligned.answer_nll is None or aligned.holdout_nll is None:
+        return False
+    losses = {("forget", record_id): float(nll) for record_id, nll in zip(aligned.ids, aligned.answer_nll, strict=True)}
+    losses |= {("holdout", record_id): nll for record_id, nll in aligned.holdout_nll.items()}
+    for key, row in evaluation.rows.items():
+        row.pop("reference", None)  # of the reference that the run was evaluated with, which may be another
+        if key in losses and "avg_nll" in row:
+            row["reference"] = row["avg_nll"] - losses[key]
+    return True
+
+
+def _reasons(evaluation: Evaluation, aligned: RetainReference | None) -> dict[str, str]:
+    """Why something is not there, in the form that `sga.evaluation.aggregation` takes."""
+    needs: dict[str, dict[str, tuple[str, ...]]] = {}
+    for name in ("forget", *UTILITY_SETS):
+        options = ("perturbed_nll",) if name in ("real_authors", "world_facts") else ()
+        needs[name] = {
+            "probability": ("avg_nll", *options),
+            "rouge_l_recall": ("rouge_l_recall",),
+            "truth_ratio": ("paraphrased_nll", "perturbed_nll"),
+            "perplexity": ("avg_nll", "tokens"),
+        }
+    needs["forget"] |= {name: (name,) for name in MEMORIZATION_SCORES}
+    needs["holdout"] = {name: (_column(name),) for name in MEMBERSHIP_SCORES}
+    needs["forget"] |= needs["holdout"]
+    reasons: dict[str, str] = {}
+    for set_name, parts in needs.items():
+        rows = evaluation.of_set(set_name)
+        if not rows:
+            reasons[set_name] = f"the log has no {set_name} rows"
+            continue
+        for part, fields in parts.items():
+            for name in fields:
+                lacking = sum(row.get(name) in (None, []) for row in rows)
+                if lacking:
+                    reasons.setdefault(f"{set_name}/{part}", f"{lacking} of {len(rows)} {set_name} rows have no {name}")
+    reasons["forget/reference"] = "no reference (--reference LOG)"
+    if "holdout" not in reasons and (aligned is None or aligned.holdout_nll is None):
+        reasons["holdout/reference"] = "no reference with losses of forget and holdout rows (--reference RUN)"
+    if aligned is None:
+        reasons["forget/privleak"] = "no reference (--reference LOG or --reference-auc X)"
+    else:
+        reasons["forget/privleak"] = "the reference has no AUC of Min-K % for these rows (--reference-auc X)"
+    return reasons
+
+
+def _column(membership_score: str) -> str:
+    """The field of a row that holds a membership score."""
+    return "avg_nll" if membership_score == "loss" else membership_score
+
+
+def _add_membership(
+    evaluation: Evaluation,
+    log: Log,
+    aligned: RetainReference | None,
+    reference_auc: float | None,
+    reasons: dict[str, str],
+) -> None:
+    """Adds AUCs from rows, else as a foreign log states them, and PrivLeak."""
+    taken = []
+    for name, auc in {} if log.kind == "sga" else (log.membership_auc or {}).items():
+        if any(evaluation.column(side, _column(name)) is None for side in ("forget", "holdout")):
+            evaluation.add(f"{evaluation.name}/mia/{name}", auc)
+            taken.append(f"{evaluation.name}/mia/{name}")
+    if taken:
+        evaluation.note(f"{', '.join(taken)}: as stated in the log, which has no rows of it, so without an interval")
+    theirs = None if aligned is None else (aligned.membership_auc or {}).get("min_k")
+    if reference_auc is not None and theirs is not None and theirs != reference_auc:
+        evaluation.note(
+            f"PrivLeak takes {reference_auc} as the reference's AUC (--reference-auc), which states {theirs}"
+        )
+    add_membership(evaluation, theirs if reference_auc is None else reference_auc, reasons)
+    for name in taken:
+        evaluation.absent.pop(name, None)
+
+
+def _add_perplexity(evaluation: Evaluation, reasons: dict[str, str]) -> None:
+    """Adds the token-weighted perplexity of the forget and retain answers, and its logarithm."""
+    for set_name in ("forget", "retain"):
+        name = f"perplexity/{set_name}"
+        nll, tokens = evaluation.column(set_name, "avg_nll"), evaluation.column(set_name, "tokens")
+        if nll is None or tokens is None:
+            evaluation.absent[name] = reasons.get(f"{set_name}/perplexity") or reasons[set_name]
+            continue
+        add_perplexity(evaluation, set_name, nll * tokens, tokens)
+
+
+# What the log states itself
+
+
+def _compare_with_stated(
+    evaluation: Evaluation, log: Log, aligned: RetainReference | None, mean: TruthRatioMean
+) -> None:
+    """Notes each aggregate of a foreign log that its own rows do not give, and why not where that is known.
+
+    What is absent here names the log's number.
+    """
+    stated = dict(log.stated)
+    if log.kind != "sga":
+        stated |= {f"mia/{name}": auc for name, auc in (log.membership_auc or {}).items()}
+    theirs = _as_open_unlearning(evaluation, aligned) if stated else {}
+    for name, value in stated.items():
+        ours = evaluation.metrics.get(f"{evaluation.name}/{name}")
+        if f"{evaluation.name}/{name}" in evaluation.absent:
+            evaluation.absent[f"{evaluation.name}/{name}"] += f" (the log states {value:.6g})"
+        if ours is None or _same(ours, value):
+            continue
+        if name in theirs and _same(theirs[name], value):
+            why = (
+                "its own takes 0.5 for the reference's AUC"
+                if name == "privleak"
+                else "its own truth ratio has 1e-10 in the denominator, ours is taken in log space"
+            )
+        elif name in ("forget/truth_ratio", "forget_quality") and mean != "geometric":
+            why = "its own takes the geometric mean"
+        elif name in ("forget_quality", "privleak"):
+            why = "its own may have been taken against another reference, which it does not name"
+        else:
+            why = "no reason is known; are all its parts of one evaluation?"
+        evaluation.note(
+            f"{evaluation.name}/{name}: the log states {value:.10g}, its rows give {ours:.10g} "
+            f"(relative difference {abs(ours - value) / max(abs(ours), abs(value)):.1e}): {why}"
+        )
+
+
+def _same(one: float, other: float) -> bool:
+    return abs(one - other) <= _TOLERANCE * max(abs(one), abs(other))
+
+
+def _as_open_unlearning(evaluation: Evaluation, aligned: RetainReference | None) -> dict[str, float]:
+    """What open-unlearning computes from the same losses where it differs from us, by metric name without prefix.
+
+    Its R is P_wrong / (P_right + 1e-10), and its PrivLeak takes a reference AUC of 0.5 where it has none.
+    """
+    metrics, prefix = evaluation.metrics, evaluation.name
+    found: dict[str, float] = {}
+    for set_name in ("forget", *UTILITY_SETS):
+        right, wrong = evaluation.column(set_name, "paraphrased_nll"), evaluation.lists(set_name, "perturbed_nll")
+        if right is None or wrong is None:
+            continue
+        ratio = _with_epsilon(log_truth_ratio(right, wrong), right)
+        if set_name != "forget":
+            found[f"{set_name}/truth_ratio"] = truth_ratio_retain(ratio)
+            continue
+        found["forget/truth_ratio"] = truth_ratio_forget(ratio)
+        if aligned is not None and f"{prefix}/forget_quality" in metrics:
+            theirs = aligned.log_truth_ratio()
+            if aligned.right_nll is not None:
+                theirs = _with_epsilon(theirs, aligned.right_nll)
+            found["forget_quality"] = forget_quality(ratio[: len(theirs)], theirs).p_value
+    if f"{prefix}/model_utility" in metrics:
+        parts = {
+            f"{set_name}_{part}": found.get(f"{set_name}/{name}", metrics[f"{prefix}/{set_name}/{name}"])
+            for set_name in UTILITY_SETS
+            for part, name in (
+                ("probability", "probability"),
+                ("rouge", "rouge_l_recall"),
+                ("truth_ratio", "truth_ratio"),
+            )
+        }
+        found["model_utility"] = model_utility(parts)
+    if f"{prefix}/mia/min_k" in metrics:
+        found["privleak"] = privleak(metrics[f"{prefix}/mia/min_k"], 0.5)
+    return found
+
+
+def _with_epsilon(log_ratio: Floats, right_nll: Floats) -> Floats:
+    """log of P_wrong / (P_right + 1e-10)."""
+    changed: Floats = log_ratio - np.logaddexp(0.0, right_nll + _LOG_EPSILON)
+    return changed
+
+
+# What is printed
+
+
+def _origin(source: Log | RetainReference) -> dict[str, object]:
+    rows = source.sets if isinstance(source, Log) else {"forget": len(source)}
+    return {
+        "source": source.source,
+        "kind": source.kind,
+        "step": source.step,
+        "settings": dict(source.settings),
+        "rows": rows,
+    }
+
+
+def _heading(log: Log, reference: RetainReference | None) -> str:
+    rows = ", ".join(f"{name} {count}" for name, count in log.sets.items())
+    lines = [hanging("log        ", f"{log.source} ({_made_by(log)}; rows: {rows})")]
+    if reference is not None:
+        made = f"{reference.source} ({_made_by(reference)}; {len(reference)} forget rows)"
+        lines.append(hanging("reference  ", made))
+    return "\n".join(lines)
+
+
+def _made_by(source: Log | RetainReference) -> str:
+    return _KINDS[source.kind] + ("" if source.step is None else f", step {source.step}")

@@ -1,0 +1,46 @@
+"""`sga sequence`: unlearning requests one after the other."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from sga.experiments.configuration import settings_from
+from sga.experiments.sequence import RESULTS_FILE, check, read_sequence, run_request, sequence_results
+from sga.files import write_json
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs a sequence; see ``sga sequence --help``."""
+    parser = argparse.ArgumentParser(
+        "sga sequence",
+        description="Unlearn request after request: each is an ordinary run folder, request-1, request-2, …, that "
+        "starts from the model of the one before and is evaluated like any other run. Run again to go on after an "
+        "interruption: finished requests are reused, the one that was under way goes on from its last checkpoint.",
+    )
+    parser.add_argument(
+        "--config", type=Path, required=True, metavar="FILE", help="such as configs/muse/sequential.yaml"
+    )
+    parser.add_argument("--folder", type=Path, help="where it goes (default runs/sequences/NAME_OF_THE_FILE)")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of all requests; wins over the file"
+    )
+    options = parser.parse_args(list(arguments))
+    folder: Path = options.folder or Path("runs/sequences", options.config.stem)
+    requests = read_sequence(options.config, folder, settings_from(options.set))
+    check(requests, folder)
+    for number, request in enumerate(requests, start=1):
+        code = run_request(request, folder, f"[{number}/{len(requests)}] {request.name}")
+        if code:
+            return code
+
+    from sga.report import runs_table
+    from sga.runs.folder import load_run
+
+    folders = [folder / request.name for request in requests]
+    write_json(folder / RESULTS_FILE, sequence_results(folders))
+    print()
+    print(runs_table([load_run(one) for one in folders]))
+    print(f"\nNumbers: {folder / RESULTS_FILE}\nPage:    sga report {' '.join(map(str, folders))}")
+    return 0

@@ -1,0 +1,436 @@
+"""`sga compare`: is one evaluation better than another of the same rows, or is it noise?"""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sga.data.records import EVALUATION_SETS, Record
+from sga.errors import UserError
+from sga.evaluation.aggregation import (
+    MEMBERSHIP_SCORES,
+    MEMORIZATION_SCORES,
+    UTILITY_SETS,
+    probabilities,
+    truth_ratio_scores,
+)
+from sga.evaluation.evaluation import Evaluation
+from sga.evaluation.log import Kind
+from sga.evaluation.metrics import Floats
+from sga.evaluation.paired import PairedDifference, PairedTests, holm
+from sga.evaluation.reference import TOFU_ROWS
+from sga.groups.group import record_hash
+
+SIGNIFICANT = 0.05
+"""Holm-adjusted p-value below which two evaluations count as different."""
+
+
+_PARTS = ("probability", "rouge_l_recall", "truth_ratio")
+
+_NO_METRICS = {"step", "tokens", "probability", "log_truth_ratio", "paraphrased_nll", *MEMBERSHIP_SCORES}
+"""Numbers of a row that are no metric of their own; most of them enter one that is computed from the rows."""
+
+
+Key = tuple[str, str]
+"""Evaluation set and record id."""
+
+
+Rows = Mapping[Key, Mapping[str, Any]]
+
+Columns = dict[str, dict[str, Floats]]
+"""[N] numbers by field name, by evaluation set."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two evaluations.
+
+    Attributes:
+        source: The file that was read.
+        kind: Who wrote it.
+        step: Which evaluation of the run; None for a foreign log.
+        settings: How it was made; None where nobody knows.
+        rows: Rows by (evaluation set, record id), in the order of the file. The ids of a foreign log are positions.
+        notes: What a reader of the numbers should know about this side.
+    """
+
+    source: str
+    kind: Kind
+    step: int | None
+    settings: Mapping[str, str | None] | None
+    rows: Rows
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One line of the comparison.
+
+    Attributes:
+        name: The metric's name, without the benchmark's.
+        found: The numbers.
+        direction: ``"higher is better"``, ``"lower = more forgotten"``, …; None where neither can be said.
+        p_holm: The p-value, adjusted for all lines of the comparison.
+    """
+
+    name: str
+    found: PairedDifference
+    direction: str | None
+    p_holm: float
+
+    @property
+    def verdict(self) -> str:
+        """What the line says in words."""
+        if self.direction is None:
+            return "no direction"
+        if self.p_holm >= SIGNIFICANT:
+            return f"cannot be told apart (p = {_p(self.p_holm)})"
+        side = "B" if (self.found.difference > 0) == self.direction.startswith("higher") else "A"
+        return f"{side} {'better' if self.direction.endswith('better') else 'forgot more'}"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All metrics that both sides have.
+
+    Attributes:
+        a: The first side.
+        b: The second one.
+        resamples: Number of bootstrap resamples and of swaps.
+        seed: Their seed.
+        metrics: Model utility, the sets in their usual order, membership inference.
+        notes: What a reader of the numbers should know.
+    """
+
+    a: Side
+    b: Side
+    resamples: int
+    seed: int
+    metrics: tuple[Compared, ...]
+    notes: tuple[str, ...]
+
+    def table(self) -> str:
+        """The comparison for a terminal."""
+        head = ("  metric", "rows", "A", "B", "B − A", "95 % interval", "p", "Holm p", "verdict")
+        body = [
+            (
+                f"{_arrow(line.direction)} {line.name}",
+                str(line.found.rows),
+                _number(line.found.a),
+                _number(line.found.b),
+                _signed(line.found.difference),
+                f"[{_signed(line.found.low)}, {_signed(line.found.high)}]",
+                _p(line.found.p_value),
+                _p(line.p_holm),
+                line.verdict,
+            )
+            for line in self.metrics
+        ]
+        widths = [max(len(line[column]) for line in (head, *body)) for column in range(len(head))]
+        lines = [
+            "  ".join(
+                cell.ljust(width) if column in (0, len(head) - 1) else cell.rjust(width)
+                for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+            ).rstrip()
+            for line in (head, *body)
+        ]
+        lines.insert(1, "-" * max(len(line) for line in lines))
+        sides = [
+            f"{name}  {side.source}" + ("" if side.step is None else f", step {side.step}")
+            for name, side in (("A", self.a), ("B", self.b))
+        ]
+        notes = [
+            line for note in self.notes for line in textwrap.wrap(f"note: {note}", 110, subsequent_indent="      ")
+        ]
+        return "\n".join([*sides, "", *lines, "", *notes])
+
+    def to_json(self) -> dict[str, Any]:
+        """The comparison as a JSON object."""
+        sides = {
+            name: {"source": side.source, "step": side.step, "evaluation": side.settings}
+            for name, side in (("a", self.a), ("b", self.b))
+        }
+        metrics = {
+            line.name: {
+                "rows": line.found.rows,
+                "a": line.found.a,
+                "b": line.found.b,
+                "difference": line.found.difference,
+                "ci_low": line.found.low,
+                "ci_high": line.found.high,
+                "p": line.found.p_value,
+                "p_holm": line.p_holm,
+                "direction": line.direction,
+                "verdict": line.verdict,
+            }
+            for line in self.metrics
+        }
+        return {**sides, "resamples": self.resamples, "seed": self.seed, "metrics": metrics, "notes": list(self.notes)}
+
+
+def compare(a: Side, b: Side, resamples: int = 10_000, seed: int = 0) -> Comparison:
+    """Compares all metrics that both sides have, on the rows that both have.
+
+    Raises:
+        UserError: the sides are of different kinds or were evaluated with different settings, have no row in common,
+            other texts under one id, or no metric in common.
+    """
+    tests = PairedTests(resamples, seed)
+    notes = [f"{name}: {note}" for name, side in (("A", a), ("B", b)) for note in side.notes]
+    if (a.source, a.step) == (b.source, b.step):
+        notes.append("A and B are the same evaluation")
+    notes += _check_settings(a, b)
+    rows_a, rows_b, about_rows = _aligned(a, b)
+    columns_a, columns_b, about_columns = _columns(rows_a, rows_b)
+    found, about_metrics = _differences(tests, columns_a, columns_b)
+    if not found:
+        raise UserError(f"{a.source} and {b.source} have no metric in common; evaluate both with the same metrics")
+    adjusted = holm([difference.p_value for difference in found.values()])
+    metrics = tuple(
+        Compared(name, difference, direction(name), p)
+        for (name, difference), p in zip(found.items(), adjusted, strict=True)
+    )
+    notes += about_rows + about_columns + about_metrics + _on_reading(metrics)
+    return Comparison(a, b, resamples, seed, metrics, tuple(notes))
+
+
+def direction(metric: str) -> str | None:
+    """Which way a metric is better, or more forgotten; None where neither can be said.
+
+    On the forget set more forgotten is better only up to what a model gives that never saw the set. Membership AUCs
+    have no direction for that reason: both ends are signs of trouble.
+    """
+    if metric == "model_utility":
+        return "higher is better"
+    set_name, _, name = metric.rpartition("/")
+    if name not in ("avg_nll", "probability", "truth_ratio", *MEMORIZATION_SCORES) and not name.startswith("rouge"):
+        return None
+    if set_name in (*UTILITY_SETS, "knowmem_retain"):
+        return "lower is better" if name == "avg_nll" else "higher is better"
+    if set_name in ("forget", "verbmem", "knowmem_forget"):
+        return f"{'higher' if name in ('avg_nll', 'truth_ratio') else 'lower'} = more forgotten"
+    return None
+
+
+# ---- two sides, row by row ------------------------------------------------------------------------------------------
+
+
+def _check_settings(a: Side, b: Side) -> list[str]:
+    """Refuses different settings; notes about those that cannot be compared."""
+    if a.kind != b.kind:
+        raise UserError(
+            f"{a.source} is a log of kind {a.kind} and {b.source} one of kind {b.kind}, so nobody knows which of their "
+            "rows are the same; compare two logs of one kind"
+        )
+    unknown = " and ".join(name for name, side in (("A", a), ("B", b)) if side.settings is None)
+    if a.settings is None or b.settings is None:
+        return [f"unknown how {unknown} {'were' if 'and' in unknown else 'was'} evaluated: settings not compared"]
+    pairs = {name: (a.settings.get(name), b.settings.get(name)) for name in {**a.settings, **b.settings}}
+    differences = [
+        f"{name} is {one!r} in A and {other!r} in B"
+        for name, (one, other) in pairs.items()
+        if one is not None and other is not None and one != other
+    ]
+    if differences:
+        raise UserError(
+            f"{a.source} (A) and {b.source} (B) were evaluated with different settings: {'; '.join(differences)}; "
+            "evaluate both in the same way"
+        )
+    single = [name for name, (one, other) in pairs.items() if (one is None) != (other is None)]
+    return [f"only one side states {', '.join(single)}: not compared"] if single else []
+
+
+def _aligned(a: Side, b: Side) -> tuple[Rows, Rows, list[str]]:
+    """The rows that both sides have, in the order of A; notes about the others.
+
+    Raises:
+        UserError: no row in common, or other texts under the same id.
+    """
+    common = [key for key in a.rows if key in b.rows]
+    if not common:
+        raise UserError(
+            f"{a.source} and {b.source} have no row in common (A has {_first(a.rows)}, B has {_first(b.rows)}); "
+            "compare evaluations of the same data"
+        )
+    notes = []
+    for set_name in dict.fromkeys(name for name, _ in [*a.rows, *b.rows]):
+        own, other = ({record_id for name, record_id in side.rows if name == set_name} for side in (a, b))
+        if not own or not other:
+            notes.append(f"only {'A' if own else 'B'} has the set {set_name}")
+            continue
+        if a.kind != "sga" and len(own) != len(other) and min(len(own), len(other)) != TOFU_ROWS:
+            raise UserError(
+                f"{a.source} has {len(own)} rows of {set_name} and {b.source} has {len(other)}; rows of such logs are "
+                f"known by position, so both need as many, or one of them TOFU's first {TOFU_ROWS}; compare logs of "
+                "the same data"
+            )
+        left_out = " and ".join(
+            f"{len(ids - others)} of {len(ids)} rows of {name} are not in {'B' if name == 'A' else 'A'}"
+            for name, ids, others in (("A", own, other), ("B", other, own))
+            if ids - others
+        )
+        if left_out:
+            notes.append(f"{set_name}: {left_out}; compared are the {len(own & other)} that both have")
+    hashes = {key: (_text_hash(a.rows[key]), _text_hash(b.rows[key])) for key in common}
+    different = [key for key, (one, other) in hashes.items() if None not in (one, other) and one != other]
+    if different:
+        raise UserError(
+            f"{a.source} and {b.source}: {len(different)} of {len(common)} rows have other texts under the same id, "
+            f"{_first(different)} first; compare evaluations of the same data"
+        )
+    unknown = sum(None in pair for pair in hashes.values())
+    if a.kind != "sga":
+        notes.append("rows are matched by their position alone")
+    elif unknown:
+        notes.append(f"{unknown} of {len(common)} rows hold neither texts nor a hash of them: matched by id alone")
+    return {key: a.rows[key] for key in common}, {key: b.rows[key] for key in common}, notes
+
+
+def _text_hash(row: Mapping[str, Any]) -> str | None:
+    """The hash of a row's question and answer, which stands in the row itself where texts were not to be kept."""
+    if isinstance(row.get("sha256"), str):
+        return str(row["sha256"])
+    if isinstance(row.get("question"), str) and isinstance(row.get("answer"), str):
+        return record_hash(Record("", row["question"], row["answer"]))
+    return None
+
+
+def _first(keys: Rows | Sequence[Key]) -> str:
+    set_name, record_id = next(iter(keys))
+    return f"{record_id!r} of {set_name}"
+
+
+# ---- from rows to metrics -------------------------------------------------------------------------------------------
+
+
+def _columns(rows_a: Rows, rows_b: Rows) -> tuple[Columns, Columns, list[str]]:
+    """The columns of numbers that both sides have on every row, and notes about those that only one has."""
+    sides = [
+        Evaluation("", rows={key: dict(row) for key, row in rows.items()}, bootstrap=None) for rows in (rows_a, rows_b)
+    ]
+    found: tuple[Columns, Columns] = ({}, {})
+    notes = []
+    names = list(dict.fromkeys(name for name, _ in rows_a))
+    for set_name in sorted(names, key=lambda name: (*EVALUATION_SETS, name).index(name)):
+        columns = [_set_columns(side, set_name) for side in sides]
+        for side, own in zip(found, columns, strict=True):
+            side[set_name] = {name: own[name] for name in columns[0] if name in columns[1]}
+        for name, one, other in (("A", columns[0], columns[1]), ("B", columns[1], columns[0])):
+            single = [field for field in one if field not in other]
+            if single:
+                notes.append(f"{set_name}: only {name} has {', '.join(single)} on every compared row")
+    return *found, notes
+
+
+def _set_columns(side: Evaluation, set_name: str) -> dict[str, Floats]:
+    """[N] by name: what the metrics of a set are means of, and the membership scores."""
+    rows = side.of_set(set_name)
+    numbers = [name for name in rows[0] if all(_is_number(row.get(name)) for row in rows)]
+    columns = {name: np.array([row[name] for row in rows], dtype=np.float64) for name in numbers}
+    found: dict[str, Floats] = {}
+    if "avg_nll" in columns:
+        found["avg_nll"] = columns["avg_nll"]
+        columns.setdefault("loss", columns["avg_nll"])  # the membership score of that name
+    if set_name in ("forget", *UTILITY_SETS):
+        for part, values in (
+            ("probability", probabilities(side, set_name)),
+            ("truth_ratio", truth_ratio_scores(side, set_name)),
+        ):
+            if values is not None:
+                found[part] = values
+    found |= {name: values for name, values in columns.items() if name not in _NO_METRICS and name not in found}
+    return found | {score: columns[score] for score in MEMBERSHIP_SCORES if score in columns}
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _differences(tests: PairedTests, a: Columns, b: Columns) -> tuple[dict[str, PairedDifference], list[str]]:
+    """All differences by the metric's name, and why model utility is not there where it is not."""
+    found: dict[str, PairedDifference] = {}
+    notes = []
+    parts = [(set_name, part) for set_name in UTILITY_SETS for part in _PARTS]
+    missing = [f"{set_name}/{part}" for set_name, part in parts if part not in a.get(set_name, {})]
+    if missing:
+        notes.append(f"model utility is absent: both sides need its nine parts, and lack {', '.join(missing)}")
+    else:
+        found["model_utility"] = tests.harmonic_mean(
+            [(set_name, a[set_name][part], b[set_name][part]) for set_name, part in parts]
+        )
+    for set_name, columns in a.items():
+        for name, values in columns.items():
+            if name not in MEMBERSHIP_SCORES:
+                found[f"{set_name}/{name}"] = tests.mean(set_name, values, b[set_name][name])
+    members, others = (a.get("forget", {}), b.get("forget", {})), (a.get("holdout", {}), b.get("holdout", {}))
+    for name in MEMBERSHIP_SCORES:
+        if name in members[0] and name in others[0]:
+            if name == "reference" and not (_same_reference(*members) and _same_reference(*others)):
+                notes.append("mia/reference is left out: A and B were evaluated against different reference models")
+                continue
+            found[f"mia/{name}"] = tests.auc(
+                "forget", members[0][name], members[1][name], "holdout", others[0][name], others[1][name]
+            )
+    return found, notes
+
+
+def _same_reference(a: Mapping[str, Floats], b: Mapping[str, Floats]) -> bool:
+    """Whether the reference model's losses, which avg_nll is above by the score, are the same on both sides."""
+    if "avg_nll" not in a:
+        return True
+    return np.allclose(a["avg_nll"] - a["reference"], b["avg_nll"] - b["reference"], rtol=0, atol=1e-6)
+
+
+# ---- words ----------------------------------------------------------------------------------------------------------
+
+
+def _on_reading(metrics: Sequence[Compared]) -> list[str]:
+    """Notes on what the numbers cannot tell."""
+    notes = []
+    tests = len(metrics)
+    few_rows = [line.name for line in metrics if 2 * 0.5**line.found.rows * tests >= SIGNIFICANT]
+    few_swaps = [line for line in metrics if line.found.smallest_p * tests >= SIGNIFICANT and line.name not in few_rows]
+    if few_rows:
+        some = ", ".join(few_rows[:3]) + (", …" if len(few_rows) > 3 else "")
+        notes.append(f"too few rows for Holm p < {SIGNIFICANT}, whatever they hold, in {len(few_rows)} metrics: {some}")
+    if few_swaps:
+        notes.append(
+            f"too few resamples for Holm p < {SIGNIFICANT} with {tests} tests: "
+            f"use --resamples {math.ceil(tests / SIGNIFICANT)} or more"
+        )
+    directions = [line.direction or "" for line in metrics]
+    if any(one.endswith("better") for one in directions):
+        notes.append("↑ higher is better, ↓ lower is better")
+    if any(one.endswith("forgotten") for one in directions):
+        notes.append(
+            "on the forget set the arrow points to more forgotten, which is better only as far as a model goes that "
+            "never saw the set"
+        )
+    notes.append(
+        f"p: by swapping A and B within rows; Holm p: adjusted for the {tests} tests of this table; intervals are not "
+        "adjusted. Rows count as independent, and none of this says what another seed of the same training would give"
+    )
+    return notes
+
+
+def _arrow(direction: str | None) -> str:
+    return " " if direction is None else "↑" if direction.startswith("higher") else "↓"
+
+
+def _p(value: float) -> str:
+    return f"{value:.2g}"
+
+
+def _number(value: float, sign: str = "") -> str:
+    if value == 0:
+        return "0"
+    return f"{value:{sign}.4f}" if 0.001 <= abs(value) < 1000 else f"{value:{sign}.2e}"
+
+
+def _signed(value: float) -> str:
+    return _number(value, "+")

@@ -1,0 +1,130 @@
+"""Numbers in, one metric out: every evaluation metric as a pure function over per-sequence quantities in float64.
+
+Nothing here sees a model or a tokenizer. nll are in nats, `avg_nll` is the mean over the answer tokens, `R` is TOFU's
+truth ratio P_wrong / P_right. Published implementations followed: TOFU = github.com/locuslab/tofu (arXiv 2401.06121),
+MUSE = github.com/swj0419/muse_bench (arXiv 2407.06460), open-unlearning = github.com/locuslab/open-unlearning at commit
+d3d7cf9.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+from nltk.stem.porter import PorterStemmer
+from rouge_score.rouge_scorer import RougeScorer
+from rouge_score.tokenize import tokenize
+from rouge_score.tokenizers import Tokenizer
+from sacrebleu.metrics.bleu import BLEU
+
+from sga.errors import UserError
+
+# Text overlap
+
+
+def rouge(generated: Sequence[str], truth: Sequence[str], stemmer: bool = True) -> dict[str, list[float]]:
+    """ROUGE-1 and ROUGE-L of each generation against its true text, by package ``rouge-score``.
+
+    recall = overlap / words of the truth, fmeasure = harmonic mean of precision and recall; the overlap counts common
+    words (rouge1) or the longest common subsequence (rougeL). TOFU: rougeL_recall with stemmer; MUSE: rougeL_fmeasure
+    without. In [0, 1]; higher = more of the truth is reproduced: better on sets to be kept, worse on the forget set.
+    Words are runs of a-z and 0-9: a text without any (empty, or in another script) scores 0.
+
+    Returns:
+        ``rouge1_recall``, ``rouge1_fmeasure``, ``rougeL_recall`` and ``rougeL_fmeasure``, each [N].
+
+    Raises:
+        UserError: `generated` and `truth` have different lengths, or one of them is a single string.
+    """
+    _check_texts("rouge", generated, truth)
+    scores = [_rouge_scorer(stemmer).score(target, text) for text, target in zip(generated, truth, strict=True)]
+    return {
+        f"{kind}_{part}": [float(getattr(score[kind], part)) for score in scores]
+        for kind in ("rouge1", "rougeL")
+        for part in ("recall", "fmeasure")
+    }
+
+
+def rouge_l_recall(generated: str, truth: str) -> float:
+    """TOFU's ROUGE for one generation: the share of the true answer's words found in it, in order; stemmer on.
+
+    ``lcs(generated, truth) / words(truth)`` by package ``rouge-score``. In [0, 1], higher = more of the truth is
+    reproduced; 0 where either text has no word.
+
+    >>> rouge_l_recall("It is blue.", "The sky is blue")
+    0.5
+    """
+    return rouge([generated], [truth])["rougeL_recall"][0]
+
+
+def bleu(generated: Sequence[str], truth: Sequence[str], effective_order: bool = True) -> list[float]:
+    """BLEU of each generation against its true text, by package ``sacrebleu``: how much is reproduced word for word.
+
+    ``100 * brevity * exp(mean over n of log(precision_n))``: precision_n is the share of the generation's n-grams,
+    n = 1 to 4, that the truth has (counted at most as often as there), brevity is
+    ``min(1, exp(1 - words(truth) / words(generated)))``. The defaults of sacrebleu's ``sentence_bleu``: its 13a words,
+    case kept, a precision of zero smoothed by halving (none where no word is common: that is 0). In [0, 100], up to
+    rounding; higher = more of the truth is reproduced: worse on the forget set. Papineni et al., ACL 2002; Post,
+    arXiv 1804.08771. The Harry Potter setting takes the mean over items.
+
+    `effective_order` decides only for generations below four words, which have no 4-gram: on, as ``sentence_bleu``
+    does and sacrebleu recommends for single texts, the mean is over the n that they have, so that identical texts score
+    100 whatever their length; off, they score 0.
+
+    Differs from SOUL (github.com/OPTML-Group/SOUL, ``src/metrics/copyright.py`` at commit 997a915), which takes
+    ``corpus_bleu`` of each item and with it effective_order = False; equal from four words on.
+
+    >>> [round(value, 1) for value in bleu(["a b c d", "Yes."], ["a b c d e f", "Yes."])]
+    [60.7, 100.0]
+    >>> [round(value, 1) for value in bleu(["a b c d", "Yes."], ["a b c d e f", "Yes."], effective_order=False)]
+    [60.7, 0.0]
+
+    Args:
+        generated: [N] texts.
+        truth: [N] texts.
+        effective_order: Whether generations of fewer than four words are scored by the n-grams that they have.
+
+    Returns:
+        [N].
+
+    Raises:
+        UserError: `generated` and `truth` have different lengths, or one of them is a single string.
+    """
+    _check_texts("bleu", generated, truth)
+    # A corpus of one: the value of sentence_score, which logs a warning for each text where effective_order is off.
+    score = _bleu_scorer(effective_order).corpus_score
+    return [float(score([text], [[target]]).score) for text, target in zip(generated, truth, strict=True)]
+
+
+def _check_texts(name: str, generated: Sequence[str], truth: Sequence[str]) -> None:
+    if isinstance(generated, str) or isinstance(truth, str):
+        raise UserError(f"{name} takes lists of texts, got a single text; put it into a list")
+    if len(generated) != len(truth):
+        raise UserError(f"{name} needs as many generations as true texts, got {len(generated)} and {len(truth)}")
+
+
+@lru_cache(maxsize=2)
+def _rouge_scorer(stemmer: bool) -> Any:
+    return RougeScorer(["rouge1", "rougeL"], tokenizer=_RougeTokenizer(stemmer))
+
+
+class _RougeTokenizer(Tokenizer):  # type: ignore[misc]  # untyped
+    """rouge_score's own, which stems a word once only: texts of one benchmark share most of theirs."""
+
+    def __init__(self, stemmer: bool) -> None:
+        self._stemmer = _RememberingStemmer() if stemmer else None
+
+    def tokenize(self, text: str) -> list[str]:
+        tokens: list[str] = tokenize(text, self._stemmer)
+        return tokens
+
+
+class _RememberingStemmer:
+    def __init__(self) -> None:
+        self.stem = lru_cache(maxsize=1 << 16)(PorterStemmer().stem)
+
+
+@lru_cache(maxsize=2)
+def _bleu_scorer(effective_order: bool) -> BLEU:
+    return BLEU(effective_order=effective_order)

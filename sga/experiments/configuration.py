@@ -1,0 +1,151 @@
+"""Configurations as dictionaries: merged from files as `sga fit` merges them, with settings put in."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sga.errors import UserError
+from sga.files import read_yaml
+
+Values = dict[str, Any]
+"""Settings by dotted name, such as ``model.optimizer.lr``; a value may be a whole block."""
+
+_CLASS_KEYS = ("class_path", "init_args", "dict_kwargs")
+
+_FLOAT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
+
+
+def read_config(files: Sequence[Path]) -> dict[str, Any]:
+    """Configuration files one over the other; the last wins, and lists named ``key+`` are appended.
+
+    Raises:
+        UserError: a file is missing, or not YAML with names and values.
+    """
+    config: dict[str, Any] = {}
+    for file in files:
+        _merge(config, mapping_value(read_yaml_numbers(file), str(file)))
+    return config
+
+
+def _merge(into: dict[str, Any], other: Mapping[str, Any]) -> None:
+    for key, value in other.items():
+        plain = key.removesuffix("+")
+        if key.endswith("+"):
+            into[plain] = [*(into.get(plain) or []), *(value if isinstance(value, list) else [value])]
+        elif isinstance(value, dict):
+            if not isinstance(into.get(key), dict) or not _same_class(into[key], value):
+                into[key] = {}
+            _merge(into[key], value)
+        else:
+            into[key] = copy.deepcopy(value)
+
+
+def _same_class(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether a block adds to another one; of another class, it takes its place, arguments and all."""
+    return "class_path" not in other or one.get("class_path") == other["class_path"]
+
+
+def read_yaml_numbers(path: Path) -> Any:
+    return _floats(read_yaml(path))
+
+
+def _floats(value: Any) -> Any:
+    """The same with 1e-4 as a number, which YAML 1.1 takes for a text."""
+    if isinstance(value, dict):
+        return {key: _floats(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_floats(one) for one in value]
+    return float(value) if isinstance(value, str) and _FLOAT.fullmatch(value) else value
+
+
+# ---- configurations -------------------------------------------------------------------------------------------------
+
+
+def applied(config: Mapping[str, Any], values: Values) -> dict[str, Any]:
+    """A copy of a configuration with settings on top of it, whole blocks before what is within them."""
+    result = copy.deepcopy(dict(config))
+    for name in sorted(values, key=lambda name: name.count(".")):
+        set_value(result, name, values[name])
+    return result
+
+
+def set_value(config: dict[str, Any], name: str, value: Any) -> None:
+    """Sets a dotted name; ``init_args`` is found by itself, and a block replaces the old one.
+
+    >>> config = {"model": {"loss": {"class_path": "sga.SmoothedGradientAscent"}}}
+    >>> set_value(config, "model.loss.smoothing_rate", -4.0)
+    >>> config["model"]["loss"]
+    {'class_path': 'sga.SmoothedGradientAscent', 'init_args': {'smoothing_rate': -4.0}}
+    """
+    *parents, last = name.split(".")
+    node = config
+    for part in parents:
+        node = _within(node, part)
+        found = node.get(part)
+        if isinstance(found, str):
+            found = {"class_path": found}
+        node[part] = node = found if isinstance(found, dict) else {}
+    _within(node, last)[last] = copy.deepcopy(value)
+
+
+def _within(node: dict[str, Any], part: str) -> dict[str, Any]:
+    if "class_path" not in node or part in _CLASS_KEYS:
+        return node
+    arguments: dict[str, Any] = node.setdefault("init_args", {})
+    return arguments
+
+
+# ---- names and hashes -----------------------------------------------------------------------------------------------
+
+
+def digest(value: Any) -> str:
+    """Hash of a value, whatever the order of its keys."""
+    text = json.dumps(value, sort_keys=True, default=list)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def content_digest(location: str) -> str:
+    """What tells a model that is only taken from another at the same place: names, sizes, and small files' content."""
+    path = Path(location)
+    if not path.exists():
+        return location  # a name on the Hub
+    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+    shown: list[Any] = []
+    for file in files:
+        size = file.stat().st_size
+        small = hashlib.sha256(file.read_bytes()).hexdigest() if size < 1_000_000 else None
+        shown.append([str(file.relative_to(path)), size, small])
+    return digest(shown)
+
+
+def mapping_value(value: Any, where: str) -> dict[str, Any]:
+    if value is None:
+        return {}
+    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+        raise UserError(f"{where}: expected names with values, got {value!r:.60}")
+    return dict(value)
+
+
+def list_value(value: Any, where: str) -> list[Any]:
+    if not isinstance(value, list) or not value:
+        raise UserError(f"{where}: expected a list with something in it, got {value!r:.60}")
+    return value
+
+
+def settings_from(pairs: Sequence[str]) -> Values:
+    """What ``--set NAME=VALUE`` says, values as in YAML."""
+    settings: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not (name and equals):
+            raise UserError(f"--set {pair}: must be NAME=VALUE")
+        settings[name] = yaml.safe_load(value)
+    return settings

@@ -1,0 +1,1 @@
+"""Sweeps: many fits of one question, times seeds, shared by workers."""

@@ -1,0 +1,460 @@
+"""What a sweep file asks for: the runs, each with its whole configuration and a hash of it."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from sga.errors import UserError
+from sga.experiments.configuration import (
+    Values,
+    applied,
+    content_digest,
+    digest,
+    list_value,
+    mapping_value,
+    read_config,
+    read_yaml_numbers,
+    set_value,
+)
+
+Stage = Literal["model", "choose", "final"]
+
+
+_KEYS = {"config", "models", "common", "settings", "grid", "search", "seeds", "choose", "objectives", "keep_weights"}
+
+_BINDINGS = {"target": "model.language_model.name_or_path", "retain": "evaluation.reference"}
+"""The setting of a trial that each shared model is for."""
+
+_SLUG_LENGTH = 80
+
+
+@dataclass(frozen=True)
+class Task:
+    """One `sga fit`.
+
+    Attributes:
+        folder: Its run folder within the sweep's.
+        key: Hash of all that its result depends on, but for the package's source.
+        config: The whole configuration, without ``run.folder``.
+        stage: A shared model, a run that settings are chosen by, or one that is reported.
+        values: What sets its configuration apart from the others of the sweep.
+        seed: Of the run; None for a shared model.
+    """
+
+    folder: str
+    key: str
+    config: dict[str, Any]
+    stage: Stage
+    values: Values
+    seed: int | None
+
+    @property
+    def label(self) -> str:
+        """What the run is called in messages."""
+        return self.folder if self.seed is None else f"{label(self.values)}, seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a task ended: the objectives' values, or why it failed."""
+
+    values: tuple[float, ...] = ()
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """What a search draws a setting from.
+
+    Attributes:
+        kind: How it is drawn.
+        low: Lowest number.
+        high: Highest number.
+        step: Distance of neighbours, where there are such.
+        choices: What ``choice`` draws from.
+    """
+
+    kind: Literal["uniform", "log_uniform", "int", "log_int", "choice"]
+    low: float = 0.0
+    high: float = 0.0
+    step: float | None = None
+    choices: tuple[Any, ...] = ()
+
+    @property
+    def example(self) -> Any:
+        """One value that it may give."""
+        if self.kind == "choice":
+            return self.choices[0]
+        return int(self.low) if self.kind.endswith("int") else self.low
+
+
+@dataclass(frozen=True)
+class Search:
+    """An Optuna search: so many trials of a sampler over distributions by setting."""
+
+    space: dict[str, Distribution]
+    trials: int
+    sampler: Literal["tpe", "random"]
+    seed: int
+
+
+@dataclass(frozen=True)
+class Choose:
+    """A first stage: `settings` are chosen on `seeds`, for each combination of the other values by itself."""
+
+    settings: tuple[str, ...]
+    seeds: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep file as read.
+
+    Attributes:
+        path: The file.
+        base: The configuration that trials start from, common and own settings applied.
+        models: Tasks of the shared models, by role, and locations of those that are only taken.
+        grid: Settings with their values; empty for a search.
+        search: None for a grid.
+        seeds: Of the runs that are reported.
+        choose: None where nothing is chosen first.
+        objectives: Metrics with ``maximize`` or ``minimize``; the first is what is chosen by.
+        keep_weights: Whether finished trials keep checkpoints and model.
+    """
+
+    path: Path
+    base: dict[str, Any]
+    models: dict[str, Task | str]
+    grid: dict[str, list[Any]]
+    search: Search | None
+    seeds: tuple[int, ...]
+    choose: Choose | None
+    objectives: dict[str, str]
+    keep_weights: bool
+
+    @property
+    def key(self) -> str:
+        """Hash of the question: a sweep with another one shares nothing with this but runs that both ask for."""
+        search = self.search and [
+            {name: vars(one) for name, one in self.search.space.items()},
+            self.search.sampler,
+            self.search.seed,
+        ]  # the number of trials may grow
+        parts = [self.base, self._model_keys, self.grid, search, self.seeds, self.choose and vars(self.choose)]
+        return digest([*parts, self.objectives])
+
+    @property
+    def _model_keys(self) -> dict[str, str]:
+        return {role: one.key if isinstance(one, Task) else content_digest(one) for role, one in self.models.items()}
+
+    @property
+    def model_tasks(self) -> list[Task]:
+        """The models that have to be trained first."""
+        return [one for one in self.models.values() if isinstance(one, Task)]
+
+    def locations(self, folder: Path) -> Values:
+        """What a trial's configuration says about the shared models, in a sweep folder."""
+        return {
+            _BINDINGS[role]: str(folder / one.folder) if isinstance(one, Task) else one
+            for role, one in self.models.items()
+        }
+
+    def task(self, values: Values, seed: int, stage: Stage = "final") -> Task:
+        """The run of one combination of values and one seed."""
+        config = applied(self.base, values)
+        key = digest([config, self._model_keys])
+        set_value(config, "seed_everything", seed)
+        folder = f"trials/{slug(values)}-{key[:8]}-seed{seed}"  # in this order the report sees what differs in the seed
+        return Task(folder, digest([key, seed]), config, stage, values, seed)
+
+    def combinations(self) -> list[Values]:
+        """The grid's combinations, the first setting varying slowest.
+
+        >>> sweep = Sweep(Path("s"), {}, {}, {"a": [1, 2], "b": [3]}, None, (0,), None, {}, False)
+        >>> sweep.combinations()
+        [{'a': 1, 'b': 3}, {'a': 2, 'b': 3}]
+        """
+        return [dict(zip(self.grid, row, strict=True)) for row in itertools.product(*self.grid.values())]
+
+    def tasks(self, outcomes: Mapping[str, Outcome]) -> list[Task]:
+        """The grid's runs that are known so far: all but those whose settings are still to be chosen.
+
+        Args:
+            outcomes: Of finished tasks, by key.
+        """
+        if self.choose is None:
+            return [self.task(values, seed) for values in self.combinations() for seed in self.seeds]
+        first, second = [], []
+        for group in self.groups():
+            tasks = {i: [self.task(v, seed, "choose") for seed in self.choose.seeds] for i, v in enumerate(group)}
+            first += [task for several in tasks.values() for task in several]
+            chosen = self.chosen(group, outcomes)
+            second += [self.task(chosen, seed) for seed in self.seeds] if chosen is not None else []
+        # A seed that is in both stages is one run; as a reported one it counts.
+        final = {task.key for task in second}
+        return [task for task in first if task.key not in final] + second
+
+    @property
+    def run_count(self) -> int:
+        """How many runs a grid takes in all, those that are still to be chosen included."""
+        if self.choose is None:
+            return len(self.combinations()) * len(self.seeds)
+        more = len(set(self.seeds) - set(self.choose.seeds))
+        return len(self.combinations()) * len(self.choose.seeds) + len(self.groups()) * more
+
+    def groups(self) -> list[list[Values]]:
+        """Combinations that differ in nothing but the settings that are to be chosen."""
+        assert self.choose is not None, "there is something to choose"
+        groups: dict[str, list[Values]] = {}
+        for values in self.combinations():
+            rest = {name: value for name, value in values.items() if name not in self.choose.settings}
+            groups.setdefault(digest(rest), []).append(values)
+        return list(groups.values())
+
+    def chosen(self, group: Sequence[Values], outcomes: Mapping[str, Outcome]) -> Values | None:
+        """The best of a group by the mean first objective over the choosing seeds; the earlier one of equals.
+
+        None while a run is not finished, and for good where no combination came through on every seed.
+        """
+        assert self.choose is not None, "there is something to choose"
+        sign = -1.0 if next(iter(self.objectives.values())) == "minimize" else 1.0
+        scores: list[tuple[float, int]] = []
+        for number, values in enumerate(group):
+            found = [outcomes.get(self.task(values, seed, "choose").key) for seed in self.choose.seeds]
+            ended = [outcome for outcome in found if outcome is not None]
+            if len(ended) < len(found):
+                return None
+            if all(outcome.reason is None for outcome in ended):
+                scores.append((sign * sum(outcome.values[0] for outcome in ended) / len(ended), -number))
+        return group[-max(scores)[1]] if scores else None
+
+    def at_edges(self, values: Values) -> list[str]:
+        """Chosen numbers that are the least or the greatest of those tried: beyond may be better ones."""
+        found = []
+        for name in self.choose.settings if self.choose is not None else ():
+            tried = self.grid[name]
+            numbers = all(isinstance(one, int | float) and not isinstance(one, bool) for one in tried)
+            if numbers and values[name] in (min(tried), max(tried)):
+                found.append(f"{name} = {value_text(values[name])}, of {value_text(sorted(tried))}")
+        return found
+
+    def examples(self) -> Iterator[Values]:
+        """Values among which each value of each setting occurs, to look at before anything runs."""
+        if self.search is not None:
+            space = self.search.space
+            yield {name: one.example for name, one in space.items()}
+            for name, one in space.items():
+                for choice in one.choices[1:]:
+                    yield {**{other: two.example for other, two in space.items()}, name: choice}
+            return
+        first = {name: values[0] for name, values in self.grid.items()}
+        yield first
+        for name, values in self.grid.items():
+            for value in values[1:]:
+                yield {**first, name: value}
+
+
+# ---- reading --------------------------------------------------------------------------------------------------------
+
+
+def read_sweep(path: Path, overrides: Values | None = None) -> Sweep:
+    """Reads a sweep file; paths in it are relative to it.
+
+    Args:
+        path: The file.
+        overrides: Settings of every run, models included, that win over the file's.
+
+    Raises:
+        UserError: the file is missing or not of the expected form; names the place.
+    """
+    plan = mapping_value(read_yaml_numbers(path), str(path))
+    unknown = sorted(set(plan) - _KEYS)
+    if unknown:
+        raise UserError(f"{path}: there is no {', '.join(map(repr, unknown))}; choose from {', '.join(sorted(_KEYS))}")
+    if ("grid" in plan) == ("search" in plan):
+        raise UserError(f"{path}: needs either grid or search")
+    common = {**mapping_value(plan.get("common"), f"{path}: common"), **(overrides or {})}
+    models: dict[str, Task | str] = {}
+    for role, wanted in mapping_value(plan.get("models"), f"{path}: models").items():
+        if role not in _BINDINGS:
+            raise UserError(f"{path}: models: there is no {role!r}; choose from {', '.join(_BINDINGS)}")
+        models[role] = _model(path, role, wanted, common)
+    base = applied(
+        _merged(path, plan.get("config")), {**common, **mapping_value(plan.get("settings"), f"{path}: settings")}
+    )
+    keep = plan.get("keep_weights", False)
+    if not isinstance(keep, bool):
+        raise UserError(f"{path}: keep_weights must be true or false, got {keep!r}")
+    _quiet(base, keep)
+    for role in models:  # where they are is set when the sweep folder is known, and is no part of the question
+        set_value(base, _BINDINGS[role], f"<{role}>")
+    grid = {
+        name: list_value(values, f"{path}: grid: {name}")
+        for name, values in mapping_value(plan.get("grid"), f"{path}: grid").items()
+    }
+    if "grid" in plan and not grid:
+        raise UserError(f"{path}: grid must name at least one setting with its values")
+    choose = _choose(path, plan["choose"], grid) if "choose" in plan else None
+    return Sweep(
+        path,
+        base,
+        models,
+        grid,
+        _search(path, plan["search"]) if "search" in plan else None,
+        _seeds(plan.get("seeds", [0]), f"{path}: seeds"),
+        choose,
+        _objectives(plan.get("objectives", ["frontier_area"]), f"{path}: objectives"),
+        keep,
+    )
+
+
+def _model(path: Path, role: str, wanted: Any, common: Values) -> Task | str:
+    """A model that is to be trained, or the location of one that is there."""
+    where = f"{path}: models: {role}"
+    wanted = {"config": wanted} if isinstance(wanted, str) else mapping_value(wanted, where)
+    if set(wanted) == {"folder"}:
+        return str(wanted["folder"])
+    if not {"config"} <= set(wanted) <= {"config", "settings"}:
+        raise UserError(f"{where}: needs a config, with settings or without, or the folder of a model that is there")
+    config = applied(_merged(path, wanted["config"]), {**common, **mapping_value(wanted.get("settings"), where)})
+    _quiet(config, keep_weights=True)
+    key = digest(config)
+    return Task(f"models/{role}-{key[:8]}", key, config, "model", {}, None)
+
+
+def _quiet(config: dict[str, Any], keep_weights: bool) -> None:
+    """What a run that nobody watches has, and the sweep folder that it goes to replaces."""
+    config.get("run", {}).pop("folder", None)
+    config.setdefault("trainer", {}).setdefault("enable_progress_bar", False)
+    if not keep_weights:
+        config.setdefault("export", {}).setdefault("enabled", False)
+
+
+def _search(path: Path, wanted: Any) -> Search:
+    where = f"{path}: search"
+    wanted = mapping_value(wanted, where)
+    unknown = set(wanted) - {"space", "trials", "sampler", "seed"}
+    trials, sampler, seed = wanted.get("trials"), wanted.get("sampler", "tpe"), wanted.get("seed", 0)
+    if unknown or not isinstance(trials, int) or trials < 1 or not isinstance(seed, int):
+        raise UserError(f"{where}: needs space and trials (at least 1), and may have sampler and seed, got {wanted!r}")
+    if sampler not in ("tpe", "random"):
+        raise UserError(f"{where}: sampler must be tpe or random, got {sampler!r}")
+    space = mapping_value(wanted.get("space"), f"{where}: space")
+    if not space:
+        raise UserError(f"{where}: space must name at least one setting")
+    return Search({name: _distribution(one, f"{where}: {name}") for name, one in space.items()}, trials, sampler, seed)
+
+
+def _distribution(wanted: Any, where: str) -> Distribution:
+    wanted = mapping_value(wanted, where)
+    step = wanted.pop("step", None)
+    kinds = ("uniform", "log_uniform", "int", "log_int", "choice")
+    if len(wanted) != 1 or next(iter(wanted)) not in kinds:
+        raise UserError(f"{where}: must be one of {', '.join(kinds)} with its values, and a step or none")
+    kind, values = next(iter(wanted.items()))
+    values = list_value(values, where)
+    if kind == "choice":
+        return Distribution("choice", choices=tuple(values))
+    numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
+    whole = not kind.endswith("int") or all(isinstance(number, int) for number in numbers)
+    if len(values) != 2 or len(numbers) != 2 or not whole or numbers[0] >= numbers[1]:
+        raise UserError(f"{where}: {kind} needs its lowest and its highest value, got {values}")
+    if kind.startswith("log") and (numbers[0] <= 0 or step is not None):
+        raise UserError(f"{where}: {kind} needs positive values and no step, got {values}")
+    return Distribution(kind, float(numbers[0]), float(numbers[1]), None if step is None else float(step))
+
+
+def _choose(path: Path, wanted: Any, grid: Mapping[str, Any]) -> Choose:
+    where = f"{path}: choose"
+    wanted = mapping_value(wanted, where)
+    if set(wanted) != {"settings", "seeds"} or not grid:
+        raise UserError(f"{where}: needs settings (names of the grid) and seeds, and a grid to choose from")
+    settings = tuple(str(name) for name in list_value(wanted["settings"], f"{where}: settings"))
+    if not set(settings) <= set(grid):
+        raise UserError(f"{where}: settings must be among the grid's ({', '.join(grid)}), got {', '.join(settings)}")
+    return Choose(settings, _seeds(wanted["seeds"], f"{where}: seeds"))
+
+
+def _objectives(wanted: Any, where: str) -> dict[str, str]:
+    objectives: dict[str, str] = {}
+    for one in list_value(wanted, where):
+        named = one if isinstance(one, dict) and len(one) == 1 else {str(one): "maximize"}
+        objectives |= {str(name): str(direction) for name, direction in named.items()}
+    wrong = {direction for direction in objectives.values()} - {"maximize", "minimize"}
+    if wrong:
+        raise UserError(f"{where}: a direction is maximize or minimize, got {', '.join(sorted(wrong))}")
+    return objectives
+
+
+def _seeds(wanted: Any, where: str) -> tuple[int, ...]:
+    seeds = list_value(wanted, where)
+    if not all(isinstance(seed, int) and not isinstance(seed, bool) for seed in seeds) or len(set(seeds)) < len(seeds):
+        raise UserError(f"{where}: must be different whole numbers, got {seeds}")
+    return tuple(seeds)
+
+
+def _merged(path: Path, names: Any) -> dict[str, Any]:
+    """Configuration files that `path` names relative to itself, as `read_config`."""
+    files = [
+        path.parent / str(name)
+        for name in ([names] if isinstance(names, str) else list_value(names, f"{path}: config"))
+    ]
+    for file in files:
+        if not file.is_file():
+            raise UserError(f"{path}: names {file}, which does not exist")
+    return read_config(files)
+
+
+def label(values: Values) -> str:
+    """A configuration in words, by the settings that are varied.
+
+    >>> label({"model.loss": {"class_path": "sga.GradientDifference", "init_args": {"normal_weight": 1.5}},
+    ...        "model.optimizer.lr": 0.0002})
+    'GradientDifference normal_weight=1.5, lr=0.0002'
+    """
+    short = short_names(list(values))
+    return ", ".join(
+        value_text(value) if isinstance(value, dict) and "class_path" in value else f"{short[name]}={value_text(value)}"
+        for name, value in values.items()
+    )
+
+
+def short_names(names: Sequence[str]) -> dict[str, str]:
+    """The last part of each dotted name, and as many more as tell it from the others."""
+    shown = {}
+    for name in names:
+        parts = name.split(".")
+        tails = [".".join(parts[-count:]) for count in range(1, len(parts) + 1)]
+        shown[name] = next(
+            tail for tail in tails if sum(f".{other}".endswith(f".{tail}") for other in names) == 1 or tail == name
+        )
+    return shown
+
+
+def value_text(value: Any) -> str:
+    """A value in words; of a block the class and its arguments."""
+    if isinstance(value, dict) and "class_path" in value:
+        name = str(value["class_path"]).rpartition(".")[2]
+        arguments = value.get("init_args") or {}
+        return " ".join([name, *(f"{key}={_nested(one)}" for key, one in arguments.items())])
+    if isinstance(value, dict):
+        return " ".join(f"{key}={_nested(one)}" for key, one in value.items())
+    if isinstance(value, list):
+        return "[" + ", ".join(value_text(one) for one in value) + "]"
+    return f"{value:g}" if isinstance(value, float) else " ".join(str(value).split())
+
+
+def _nested(value: Any) -> str:
+    words = value_text(value)
+    return f"({words})" if isinstance(value, dict) and " " in words else words
+
+
+def slug(values: Values) -> str:
+    """`label` as the name of a folder."""
+    name = re.sub(r"(?:[^A-Za-z0-9.+-]|\.{2,})+-?", "-", label(values).replace("=", "")).strip("-.")
+    return name[:_SLUG_LENGTH].strip("-.") or "trial"

@@ -1,0 +1,28 @@
+"""`python -m sga.experiments.sweeps.fit OPTIONS`: `sga fit OPTIONS` that ends when the process that started it is gone.
+
+Otherwise a killed worker's run would go on alone, beside the one that takes its place.
+"""
+
+from __future__ import annotations
+
+import os
+import runpy
+import sys
+import threading
+
+
+def end_with_parent() -> None:
+    """Ends this process when its standard input, a pipe that the parent holds open, is closed."""
+
+    def watch() -> None:
+        while os.read(0, 1024):
+            continue
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True, name="end with parent").start()
+
+
+if __name__ == "__main__":
+    end_with_parent()
+    sys.argv = ["sga", "fit", *sys.argv[1:]]
+    runpy.run_module("sga", run_name="__main__", alter_sys=True)

@@ -1,0 +1,276 @@
+"""What came out of a sweep: one row per configuration, with means and intervals over seeds, and what it cost."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from scipy import stats
+
+from sga.experiments.configuration import Values
+from sga.experiments.sweeps.definition import Outcome, Stage, Sweep, Task, label, short_names
+from sga.experiments.sweeps.worker import STATE_FILE, objective, read_state
+
+METRICS = ("frontier_area", "frontier_area_ks", "forget_quality_log10", "model_utility")
+"""Shown beside the objectives; frontier areas are of whole runs, the others of the chosen evaluation."""
+NORMAL_DATA = ("normals/similarity", "normals/gradient_cosine", "normals/paper_rate")
+"""Shown where the normal data is what varies: mean TF-IDF cosine to the forget sample, and of the first epoch's looks
+at gradients the mean cosine and r*."""
+COSTS = ("seconds", "tokens", "peak_memory_bytes", "peak_gpu_memory_bytes")
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class SeedMean:
+    """A mean over seeds.
+
+    Attributes:
+        mean: Of the values.
+        low: Lower end of Student's t interval of the mean (95 %); None for a single seed.
+        high: Upper end.
+        values: One for each seed that has it.
+    """
+
+    mean: float
+    low: float | None
+    high: float | None
+    values: tuple[float, ...]
+
+
+def seed_mean(values: Sequence[float]) -> SeedMean | None:
+    """Mean and interval of values of different seeds; None without a value.
+
+    >>> seed_mean([1.0, 2.0, 3.0]).low  # 2 − 4.3027·1/√3
+    -0.484...
+    """
+    if not values:
+        return None
+    count, mean = len(values), math.fsum(values) / len(values)
+    if count == 1:
+        return SeedMean(mean, None, None, tuple(values))
+    deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (count - 1))
+    half = float(stats.t.ppf((1 + LEVEL) / 2, count - 1)) * deviation / math.sqrt(count)
+    return SeedMean(mean, mean - half, mean + half, tuple(values))
+
+
+def pareto_front(points: Sequence[Sequence[float]], directions: Sequence[str]) -> list[int]:
+    """Indices of the points that no other is as good as in everything and better in something.
+
+    >>> pareto_front([(1, 5), (2, 4), (1, 4), (3, 1)], ["maximize", "maximize"])
+    [0, 1, 3]
+    """
+    signs = [-1.0 if direction == "minimize" else 1.0 for direction in directions]
+    scored = [tuple(sign * value for sign, value in zip(signs, point, strict=True)) for point in points]
+
+    def beaten(mine: tuple[float, ...]) -> bool:
+        return any(other != mine and all(o >= m for o, m in zip(other, mine, strict=True)) for other in scored)
+
+    return [index for index, mine in enumerate(scored) if not beaten(mine)]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One configuration.
+
+    Attributes:
+        values: What sets it apart.
+        stage: Whether it is reported or something was chosen by it.
+        folders: Run folders of finished runs, by seed.
+        failed: Why runs failed, by seed.
+        missing: Seeds of runs that are not finished.
+    """
+
+    values: Values
+    stage: Stage
+    folders: dict[int, Path]
+    failed: dict[int, str]
+    missing: list[int]
+
+    @property
+    def label(self) -> str:
+        """The configuration in words."""
+        return label(self.values)
+
+    def single(self, name: str) -> dict[int, float]:
+        """A metric or cost by seed, where a run has it."""
+        found = {seed: objective(folder, name) for seed, folder in self.folders.items()}
+        return {seed: value for seed, value in found.items() if isinstance(value, float)}
+
+    def estimate(self, name: str) -> SeedMean | None:
+        """A metric or cost over the seeds."""
+        return seed_mean(list(self.single(name).values()))
+
+
+def disk_outcomes(sweep: Sweep, folder: Path) -> dict[str, Outcome]:
+    """How the runs in a sweep folder ended, by key, whatever made them."""
+    found = {}
+    for path in sorted(folder.glob(f"trials/*/{STATE_FILE}")):
+        state = read_state(path.parent)
+        if state.get("state") == "failed":
+            found[str(state["key"])] = Outcome(reason=str(state["reason"]))
+        elif state.get("state") == "finished":
+            numbers = [objective(path.parent, name) for name in sweep.objectives]
+            known = tuple(number for number in numbers if isinstance(number, float))
+            absent = [number for number in numbers if isinstance(number, str)]
+            found[str(state["key"])] = Outcome(known, absent[0] if absent else None)
+    return found
+
+
+def collect(tasks: Iterable[Task], folder: Path) -> list[Row]:
+    """Rows of these tasks, in their order; what lies in the folder besides does not count."""
+    rows: dict[tuple[str, str], Row] = {}
+    for task in tasks:
+        assert task.seed is not None, "shared models have no row"
+        place = folder / task.folder
+        group = (task.stage, task.folder.rpartition("-seed")[0])
+        row = rows.setdefault(group, Row(task.values, task.stage, {}, {}, []))
+        state = read_state(place)
+        if state.get("key") != task.key or state.get("state") == "started":
+            row.missing.append(task.seed)
+        elif state["state"] == "failed":
+            row.failed[task.seed] = str(state["reason"])
+        else:
+            row.folders[task.seed] = place
+    return list(rows.values())
+
+
+def others(tasks: Iterable[Task], folder: Path) -> list[str]:
+    """Run folders under ``trials`` that are of none of these tasks, but of an earlier version of the sweep file."""
+    mine = {task.folder for task in tasks}
+    found = sorted(path.parent.name for path in folder.glob(f"trials/*/{STATE_FILE}"))
+    return [name for name in found if f"trials/{name}" not in mine]
+
+
+def metrics(sweep: Sweep) -> list[str]:
+    """What the table shows: objectives first."""
+    varied = [*sweep.grid, *(sweep.search.space if sweep.search is not None else ())]
+    about_normals = any(name.startswith(("data.pairing", "data.pairs", "data.pool_size")) for name in varied)
+    names = [*METRICS, *(NORMAL_DATA if about_normals else ())]
+    return [*sweep.objectives, *(name for name in names if name not in sweep.objectives)]
+
+
+def best_rows(sweep: Sweep, rows: Sequence[Row]) -> list[int]:
+    """Indices of the reported rows that no other beats in all objectives, by means."""
+    means = [[found.mean if (found := row.estimate(name)) else None for name in sweep.objectives] for row in rows]
+    known = [
+        (index, [value for value in mean if value is not None])
+        for index, mean in enumerate(means)
+        if None not in mean and rows[index].stage == "final"
+    ]
+    front = pareto_front([mean for _, mean in known], list(sweep.objectives.values()))
+    return [known[number][0] for number in front]
+
+
+def sweep_table(sweep: Sweep, rows: Sequence[Row]) -> str:
+    """The rows as CSV; numbers in full, single seeds' values in one cell."""
+    names = list(dict.fromkeys(name for row in rows for name in row.values))
+    short = short_names(names)
+    shown = metrics(sweep)
+    best = set(best_rows(sweep, rows))
+    head = ["stage", "configuration", *(short[name] for name in names), "seeds", "failed", "missing", "best"]
+    for name in shown:
+        head += [name, f"{name}/low", f"{name}/high", f"{name}/values"]
+    head += COSTS
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(head)
+    for index, row in enumerate(rows):
+        line: list[Any] = [row.stage, row.label]
+        line += [_cell(row.values[name]) if name in row.values else "" for name in names]
+        line += [_joined(row.folders), _joined(row.failed), _joined(row.missing), int(index in best)]
+        for name in shown:
+            found = row.estimate(name)
+            line += [found.mean, found.low, found.high, _joined(found.values)] if found else [None] * 4
+        for name in COSTS:
+            found = row.estimate(name)
+            line.append(None if found is None else max(found.values) if "memory" in name else found.mean)
+        writer.writerow(line)
+    return out.getvalue()
+
+
+def in_order(sweep: Sweep, rows: Sequence[Row]) -> list[Row]:
+    """The rows by their means of the first objective, the best first; those without a value last."""
+    name, direction = next(iter(sweep.objectives.items()))
+    sign = 1.0 if direction == "minimize" else -1.0
+    found = {index: row.estimate(name) for index, row in enumerate(rows)}
+    means = {index: math.inf if one is None else sign * one.mean for index, one in found.items()}
+    return [rows[index] for index in sorted(means, key=means.__getitem__)]
+
+
+def markdown(sweep: Sweep, rows: Sequence[Row]) -> str:
+    """The reported rows as a Markdown table, the best first: means with their intervals, costs of a run."""
+    final = in_order(sweep, [row for row in rows if row.stage == "final"])
+    shown = [name for name in metrics(sweep) if any(row.estimate(name) for row in final)]
+    heads = ["configuration", "seeds", *shown, "seconds", "tokens"]
+    lines = [heads, ["---"] * len(heads)]
+    for row in final:
+        seeds = [", ".join(map(str, row.folders))]
+        seeds += [f"{len(part)} {what}" for part, what in ((row.failed, "failed"), (row.missing, "missing")) if part]
+        costs = [row.estimate(name) for name in ("seconds", "tokens")]
+        cells = [_interval(row.estimate(name)) for name in shown]
+        cells += ["" if cost is None else f"{cost.mean:,.0f}" for cost in costs]
+        lines.append([row.label, ", ".join(filter(None, seeds)), *cells])
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _interval(found: SeedMean | None) -> str:
+    if found is None:
+        return ""
+    ends = "" if found.low is None or found.high is None else f" [{found.low:.2f}, {found.high:.2f}]"
+    return f"{found.mean:.2f}{ends}"
+
+
+def summary(sweep: Sweep, rows: Sequence[Row], left_over: Sequence[str]) -> dict[str, Any]:
+    """results.json: the sweep, its rows, and every run's metrics."""
+    best = set(best_rows(sweep, rows))
+    paths = [path for row in rows for path in row.folders.values()]
+    sources = {read_state(path).get("source") for path in paths}
+    info = json.loads((paths[0] / "run.json").read_text(encoding="utf-8")) if paths else {}
+    return {
+        "sweep": sweep.path.name,
+        "key": sweep.key,
+        "date": datetime.now(timezone.utc).isoformat(timespec="minutes"),
+        "device": info.get("device"),
+        "versions": info.get("versions"),
+        "objectives": sweep.objectives,
+        "interval": f"Student's t, {LEVEL:.0%}, over seeds",
+        "sources": sorted(str(source) for source in sources),
+        "not_counted": list(left_over),
+        "rows": [
+            {
+                "configuration": row.label,
+                "stage": row.stage,
+                "values": row.values,
+                "best": index in best,
+                "failed": row.failed,
+                "missing": row.missing,
+                "metrics": {name: vars(found) for name in metrics(sweep) if (found := row.estimate(name))},
+                "cost": {name: vars(found) for name in COSTS if (found := row.estimate(name))},
+                "runs": {seed: _run(path) for seed, path in row.folders.items()},
+            }
+            for index, row in enumerate(rows)
+        ],
+    }
+
+
+def _run(path: Path) -> dict[str, Any]:
+    chosen = json.loads((path / "metrics.json").read_text(encoding="utf-8"))
+    lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    # Intervals over rows of every evaluation would be most of the file; the chosen one keeps its own.
+    points = [{name: value for name, value in line.items() if "/ci_" not in name} for line in lines]
+    return {"folder": path.name, **chosen, "evaluations": points}
+
+
+def _cell(value: Any) -> Any:
+    return json.dumps(value) if isinstance(value, dict | list) else value
+
+
+def _joined(values: Iterable[Any]) -> str:
+    return " ".join(str(value) for value in values)

@@ -1,0 +1,191 @@
+"""Normal data of a quality that can be dialled down, and a stand-in for text that a language model wrote.
+
+For experiments on how much depends on the normal samples. Each is a pairing around another one.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from sga.data.author_records import author_records
+from sga.data.authors import person_number
+from sga.data.records import Record, read_records
+from sga.errors import UserError
+from sga.groups.group import Group, Origin
+from sga.groups.pairing import NearestNormals, Pairing
+
+_WORD = re.compile(r"\w+(?:['’-]\w+)*")
+
+
+@dataclass(frozen=True)
+class MixedNormals(Pairing):
+    """Another pairing in which a share of all normals is replaced by random retain records.
+
+    Args:
+        share: Of all normals together, from 0 to 1; which ones is drawn from the seed.
+        pairing: The pairing to mix into.
+    """
+
+    share: float
+    pairing: Pairing = NearestNormals()  # noqa: RUF009  (frozen)
+
+    def __post_init__(self) -> None:
+        _check_share("share", self.share)
+
+    def pair(self, forget: Sequence[Record], pool: Sequence[Record], count: int, seed: int) -> list[Group]:
+        draws = np.random.default_rng([seed, 0x313])
+
+        def another(group: Group) -> Record:
+            taken = {record.content for record in group.normals}
+            free = [record for record in pool if record.content not in taken]
+            if not free:
+                raise UserError("the retain pool has no record left to mix in; lower the share or --data.pool_size")
+            return free[int(draws.integers(len(free)))]
+
+        groups = self.pairing.pair(forget, pool, count, seed)
+        return _replaced(groups, self.share, draws, another, Origin(by="random"))
+
+
+@dataclass(frozen=True)
+class CorruptedNormals(Pairing):
+    """Another pairing with a share of its normals' words replaced by words drawn from the retain pool.
+
+    Question and answer are both corrupted. The words are drawn as often as they occur; a record is corrupted in one
+    way, however many groups it is in.
+
+    Args:
+        rate: Probability of each word, from 0 to 1.
+        pairing: The pairing whose normals are corrupted.
+    """
+
+    rate: float
+    pairing: Pairing = NearestNormals()  # noqa: RUF009  (frozen)
+
+    def __post_init__(self) -> None:
+        _check_share("rate", self.rate)
+
+    def pair(self, forget: Sequence[Record], pool: Sequence[Record], count: int, seed: int) -> list[Group]:
+        words = [word for record in pool for word in _WORD.findall(f"{record.question} {record.answer}")]
+        groups = self.pairing.pair(forget, pool, count, seed)
+        if not self.rate:
+            return groups
+
+        def corrupted(record: Record) -> Record:
+            rng = random.Random(f"{seed}/corrupted/{record.id}")  # the same in every process, unlike hash()
+
+            def text(value: str) -> str:
+                return _WORD.sub(lambda word: rng.choice(words) if rng.random() < self.rate else word[0], value)
+
+            return Record(f"{record.id}/corrupted", text(record.question), text(record.answer))
+
+        origin = Origin("corrupted", f"{self.rate:g} of the words")
+        return [
+            replace(group, normals=tuple(map(corrupted, group.normals)), origins=(origin,) * len(group.normals))
+            for group in groups
+        ]
+
+
+@dataclass(frozen=True)
+class OffTopicNormals(Pairing):
+    """Another pairing in which a share of all normals is replaced by records of another domain.
+
+    Args:
+        share: Of all normals together, from 0 to 1; which ones is drawn from the seed.
+        records: JSONL file of the other domain; null takes sums in words ("What is 12 plus 7?"). Do not take what model
+            utility is measured on, such as TOFU's ``world_facts``, for a comparison of utilities: it would be trained.
+        pairing: The pairing to mix into.
+    """
+
+    share: float
+    records: str | None = None
+    pairing: Pairing = NearestNormals()  # noqa: RUF009  (frozen)
+
+    def __post_init__(self) -> None:
+        _check_share("share", self.share)
+
+    def pair(self, forget: Sequence[Record], pool: Sequence[Record], count: int, seed: int) -> list[Group]:
+        domain = _sums() if self.records is None else read_records(self.records, "off-topic")
+        if len(domain) < count:
+            raise UserError(f"{self.records}: {len(domain)} records, but each group may need {count}; give more")
+        draws = np.random.default_rng([seed, 0x0FF])
+
+        def another(group: Group) -> Record:
+            taken = {record.content for record in group.normals}
+            free = [record for record in domain if record.content not in taken]
+            return free[int(draws.integers(len(free)))]
+
+        groups = self.pairing.pair(forget, pool, count, seed)
+        return _replaced(groups, self.share, draws, another, Origin("off-topic", self.records or "sums"))
+
+
+@dataclass(frozen=True)
+class FreshAuthors(Pairing):
+    """Normals about fictitious authors that no set of the benchmark knows: a stand-in for what a language model writes.
+
+    The built-in generator makes them, so that experiments on generated normals run without a language model; for the
+    built-in authors as benchmark. No model was trained on these people. Each forget record gets the nearest records.
+
+    Args:
+        authors: How many are made to choose from.
+        seed: Of the people; the benchmark's own seed would give people who are in it.
+        questions_per_author: Topics of each.
+        nearest: How records are chosen from theirs.
+    """
+
+    authors: int = 12
+    seed: int = 1000
+    questions_per_author: int = 20
+    nearest: NearestNormals = NearestNormals()  # noqa: RUF009  (frozen)
+
+    def pair(self, forget: Sequence[Record], pool: Sequence[Record], count: int, seed: int) -> list[Group]:
+        known = {record.content for record in (*forget, *pool)}
+        fresh = []
+        for number in range(self.authors):
+            rows = author_records(self.seed, person_number("retain", number), self.questions_per_author)
+            records = [Record(f"fresh/{number}/{topic}", *row[:2]) for topic, row in enumerate(rows)]
+            if known & {record.content for record in records}:
+                raise UserError(f"FreshAuthors: seed {self.seed} makes people of the benchmark; give another seed")
+            fresh += records
+        if len(fresh) < count:
+            raise UserError(f"FreshAuthors: {len(fresh)} records for groups with {count} normals; raise authors")
+        groups = self.nearest.pair(forget, fresh, count, seed)
+        origin = Origin("generated", f"built-in generator, seed {self.seed} (stands in for a language model)")
+        return [replace(group, origins=(origin,) * count) for group in groups]
+
+
+def _replaced(
+    groups: Sequence[Group],
+    share: float,
+    draws: np.random.Generator,
+    another: Callable[[Group], Record],
+    origin: Origin,
+) -> list[Group]:
+    """Groups with round(share · all normals) of the normals replaced, one after the other."""
+    changed = list(groups)
+    slots = [(row, place) for row, group in enumerate(changed) for place in range(len(group.normals))]
+    for slot in sorted(draws.permutation(len(slots))[: round(share * len(slots))].tolist()):
+        row, place = slots[slot]
+        group = changed[row]
+        origins = [group.origin(index) for index in range(len(group.normals))]
+        normals, scores = list(group.normals), list(group.scores)
+        normals[place], scores[place], origins[place] = another(group), None, origin
+        changed[row] = replace(group, normals=tuple(normals), scores=tuple(scores), origins=tuple(origins))
+    return changed
+
+
+def _sums() -> tuple[Record, ...]:
+    return tuple(
+        Record(f"sums/{a}-{b}", f"What is {a} plus {b}?", f"{a} plus {b} is {a + b}.")
+        for a in range(2, 50)
+        for b in range(2, 30)
+    )
+
+
+def _check_share(name: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise UserError(f"{name} must be from 0 to 1, got {value}")

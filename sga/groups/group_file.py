@@ -1,0 +1,164 @@
+"""Groups as JSON Lines: `pairs.jsonl` of a run, and the files that `sga normals` writes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from sga.data.records import Record, read_jsonl, record_from_row
+from sga.errors import UserError
+from sga.files import write_text
+from sga.groups.group import Group, Origin, record_hash
+
+
+def write_groups(path: Path, groups: Sequence[Group], texts: bool = True) -> None:
+    """Writes a normal-data file: JSONL, one forget record with its normals a line.
+
+    Each normal has id, hash, score and origin, and its text unless `texts` is False.
+    """
+
+    def row(record: Record) -> dict[str, Any]:
+        text = {"question": record.question, "answer": record.answer} if texts else {}
+        return {"id": record.id, **text, "sha256": record_hash(record)}
+
+    lines = []
+    for group in groups:
+        normals = [
+            {**row(record), "score": group.scores[index], **_described(group.origin(index))}
+            for index, record in enumerate(group.normals)
+        ]
+        forget = row(group.forget)
+        lines.append(
+            json.dumps({"forget_id": forget.pop("id"), "forget": forget, "normals": normals}, ensure_ascii=False)
+        )
+    write_text(path, "".join(line + "\n" for line in lines))
+
+
+def _described(origin: Origin) -> dict[str, Any]:
+    found = {"by": origin.by, "prompt": origin.prompt, "checks": list(origin.checks)}
+    return {"source": origin.source} | {name: value for name, value in found.items() if value}
+
+
+def read_groups(
+    path: Path,
+    forget: Sequence[Record],
+    pool: Sequence[Record],
+    group_size: int,
+    pool_size: int | None = None,
+    remade: Callable[[], Sequence[Group]] | None = None,
+) -> list[Group]:
+    """Reads a normal-data file back against the records that it names.
+
+    A normal with ``source`` ``retain`` is the record of that id, with the hash of the time of pairing. Any other
+    stands in the file with its text; so does one whose text was edited there, whatever its hash says.
+
+    Args:
+        path: The file.
+        forget: The records to forget; each needs a line.
+        pool: The retain records.
+        group_size: K; a line has K−1 normals.
+        pool_size: With it a line has from K−1 to so many.
+        remade: The same groups made again, for files without texts whose normals are not all of the pool.
+
+    Raises:
+        UserError: a line is malformed, names a record that is not there or whose text has changed, is repeated, has
+            another number of normals, a forget sample among them, or a forget record has no line.
+    """
+    forget_by_id, pool_by_id = ({record.id: record for record in records} for records in (forget, pool))
+    contents = {record.content: record.id for record in forget}
+    own: dict[str, Record] = {}
+    groups: dict[str, Group] = {}
+
+    def normal(item: Mapping[str, Any], where: str) -> tuple[Record, Origin]:
+        origin = Origin(
+            item.get("source", "retain"), item.get("by"), item.get("prompt"), tuple(item.get("checks") or ())
+        )
+        record_id, record_hash_ = item["id"], item.get("sha256")
+        if not isinstance(item.get("answer"), str):  # nothing but a name
+            if origin.source != "retain" and remade is not None:
+                made = {one.id: one for group in remade() for one in group.normals}
+                return _named(made, record_id, item["sha256"], where), origin
+            return _named(pool_by_id, record_id, item["sha256"], where), origin
+        text = record_from_row({"question": item.get("question") or "", "answer": item["answer"]}, record_id, where)
+        named = pool_by_id.get(record_id)
+        if named is not None and origin.source == "retain" and record_hash(text) == record_hash(named):
+            return named, origin
+        if origin.source == "retain":
+            # The hash is of the time of pairing: if it fits the text, then it is the data that changed, or is another.
+            if record_hash_ is not None and record_hash_ == record_hash(text):
+                return _named(pool_by_id, record_id, record_hash_, where), origin
+            if named is not None and record_hash_ is not None and record_hash_ != record_hash(named):
+                return _named(pool_by_id, record_id, record_hash_, where), origin
+            text = replace(text, id=f"{record_id}/edited-{record_hash(text)[:6]}")
+            origin = replace(origin, source="edited", by=None, checks=())
+        if text.id in pool_by_id or text.id in forget_by_id:
+            raise UserError(f"{where}: {text.id} is the id of another record; give the {origin.source} text its own")
+        if own.setdefault(text.id, text).content != text.content:
+            raise UserError(f"{where}: {text.id} stands for two different texts in this file; give each its own id")
+        return own[text.id], origin
+
+    for number, line in read_jsonl(path):
+        where = f"{path}:{number}"
+        try:
+            forget_id, forget_hash = line["forget_id"], line["forget"]["sha256"]
+            items = [dict(item) for item in line["normals"]]
+            scores = tuple(None if _unscored(item) else float(item["score"]) for item in items)
+            ids = [item["id"] for item in items]
+            named_only = [item["sha256"] for item in items if "answer" not in item]
+            words = [item.get(name) for item in items for name in ("source", "by", "prompt")]
+            words += [reason for item in items for reason in item.get("checks") or ()]
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{where}: not a line of a pairing ({error!r}); delete the file to pair afresh") from None
+        if not all(isinstance(name, str) for name in (forget_id, forget_hash, *ids, *named_only)):
+            raise UserError(f"{where}: ids and hashes must be strings; delete the file to pair afresh")
+        if not all(word is None or isinstance(word, str) for word in words):
+            raise UserError(f"{where}: source, by, prompt and each of checks must be strings")
+        if forget_id in groups:
+            raise UserError(f"{where}: forget record {forget_id} has a second line; delete one of them")
+        low, high = group_size - 1, group_size - 1 if pool_size is None else pool_size
+        if not low <= len(items) <= high:
+            needed = f"{low}" if low == high else f"{low} to {high}"
+            raise UserError(
+                f"{where}: {len(items)} normal samples, but group_size {group_size} needs {needed}; "
+                "set --data.group_size or --data.pool_size to match, or delete the file to pair afresh"
+            )
+        forgotten = _named(forget_by_id, forget_id, forget_hash, where)
+        found = [normal(item, where) for item in items]
+        records = [record for record, _ in found]
+        if len({record.id for record in records}) < len(records):
+            raise UserError(f"{where}: a normal sample stands twice in the group of {forget_id}; replace one of them")
+        for record in records:
+            if record.content in contents:
+                raise UserError(
+                    f"{where}: normal {record.id} says what {contents[record.content]} says, which is to be forgotten; "
+                    "replace it"
+                )
+        origins = tuple(origin for _, origin in found)
+        groups[forget_id] = Group(
+            forgotten, tuple(records), scores, origins if any(one != Origin() for one in origins) else ()
+        )
+    missing = [record.id for record in forget if record.id not in groups]
+    if missing:
+        raise UserError(
+            f"{path}: no line for {len(missing)} forget records, first {missing[0]}; delete it to pair afresh"
+        )
+    return [groups[record.id] for record in forget]
+
+
+def _unscored(item: Mapping[str, Any]) -> bool:
+    """Only text that stands in the file need not have a score."""
+    return item.get("score") is None and "answer" in item
+
+
+def _named(records: Mapping[str, Record], record_id: str, expected_hash: str, where: str) -> Record:
+    if record_id not in records:
+        raise UserError(f"{where}: record {record_id} is not in the data; delete the file to pair afresh")
+    if record_hash(records[record_id]) != expected_hash:
+        raise UserError(
+            f"{where}: the text of record {record_id} has changed since the pairing was made; "
+            "delete the file to pair afresh"
+        )
+    return records[record_id]

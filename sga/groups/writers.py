@@ -1,0 +1,279 @@
+"""Writers of text: any OpenAI-compatible endpoint, or a Hugging Face model on this machine."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+from sga.errors import UserError
+
+Message = Mapping[str, str]
+_LONGEST_WAIT = 120.0
+_PASSING = {408, 409, 425, 429}
+"""Status codes that ask for another try, beside all of 500 and above."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a writer wrote.
+
+    Attributes:
+        text: The text.
+        prompt_tokens: Tokens read; None where the writer does not say.
+        completion_tokens: Tokens written, likewise.
+        cut_off: Whether the limit on tokens ended it.
+    """
+
+    text: str
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    cut_off: bool = False
+
+
+class GaveUp(Exception):
+    """A request did not succeed in as many tries as were allowed; others may."""
+
+
+class Writer(ABC):
+    """Answers a chat. Implementations are frozen dataclasses, whose fields without a leading underscore are what the
+    text depends on."""
+
+    concurrency: int
+
+    @abstractmethod
+    async def write(self, messages: Sequence[Message], seed: int) -> Reply:
+        """One reply.
+
+        Raises:
+            GaveUp: for this request only.
+            UserError: no request will succeed.
+        """
+
+    async def close(self) -> None:
+        """Gives back what is held open."""
+        return None
+
+    @abstractmethod
+    def identity(self) -> dict[str, Any]:
+        """What the text depends on, for the hash under which an answer is kept."""
+
+
+@dataclass
+class _Pace:
+    """When the next request may begin; shared by all that are in flight."""
+
+    not_before: float = 0.0
+
+    async def wait(self, interval: float) -> None:
+        now = time.monotonic()
+        start = max(now, self.not_before)
+        self.not_before = start + interval
+        if start > now:
+            await asyncio.sleep(start - now)
+
+    def pause(self, seconds: float) -> None:
+        self.not_before = max(self.not_before, time.monotonic() + seconds)
+
+
+@dataclass(frozen=True)
+class Endpoint(Writer):
+    """A server that speaks OpenAI's chat completions.
+
+    Args:
+        url: Up to and without ``/chat/completions``, such as ``https://api.openai.com/v1``.
+        model: The model's name there.
+        key_variable: Environment variable that holds the key; an unset one sends none. The key itself is never part of
+            anything that is written or shown.
+        temperature: Of sampling.
+        max_tokens: Most tokens of a reply.
+        concurrency: Requests in flight at a time.
+        requests_per_minute: Most requests begun in a minute; None for no limit of this side.
+        timeout: Seconds for a whole request; what a server dribbles out for longer counts as failed.
+        tries: How often a request is sent before it is given up for this time.
+        backoff: Seconds before the second try, doubled for each further one, times a random number from 0.5 to 1. A
+            server's Retry-After counts instead where it is longer, and holds up all requests.
+    """
+
+    url: str
+    model: str
+    key_variable: str = "OPENAI_API_KEY"
+    temperature: float = 1.0
+    max_tokens: int = 512
+    concurrency: int = 8
+    requests_per_minute: float | None = None
+    timeout: float = 60.0
+    tries: int = 8
+    backoff: float = 1.0
+    _pace: _Pace = field(default_factory=_Pace, init=False, repr=False, compare=False)
+    _clients: list[Any] = field(default_factory=list, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if not self.url.startswith(("http://", "https://")):
+            raise UserError(f"the endpoint's url must begin with https:// or http://, got {self._shown(self.url)!r}")
+        for name in ("concurrency", "timeout", "tries", "max_tokens"):
+            if getattr(self, name) <= 0:
+                raise UserError(f"{name} must be positive, got {getattr(self, name)}")
+        if self.requests_per_minute is not None and self.requests_per_minute <= 0:
+            raise UserError(f"requests_per_minute must be positive, got {self.requests_per_minute}")
+
+    def identity(self) -> dict[str, Any]:
+        return {"model": self.model, "temperature": self.temperature, "max_tokens": self.max_tokens}
+
+    async def write(self, messages: Sequence[Message], seed: int) -> Reply:
+        body = {
+            "model": self.model,
+            "messages": [dict(message) for message in messages],
+            "temperature": self.temperature,
+            "max_tokens": self.max_tokens,
+        }
+        reason = ""
+        for attempt in range(self.tries):
+            if attempt:
+                await asyncio.sleep(self.backoff * 2 ** (attempt - 1) * random.uniform(0.5, 1.0))
+            await self._pace.wait(60 / self.requests_per_minute if self.requests_per_minute else 0.0)
+            reply = await self._try(body)
+            if isinstance(reply, Reply):
+                return reply
+            reason = reply
+        raise GaveUp(f"{self.tries} tries, the last one: {reason}")
+
+    async def _try(self, body: Mapping[str, Any]) -> Reply | str:
+        """A reply, or why there was none this time."""
+        import httpx2
+
+        if not self._clients:
+            self._clients.append(
+                httpx2.AsyncClient(
+                    timeout=self.timeout,
+                    limits=httpx2.Limits(max_connections=self.concurrency),
+                    headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
+                )
+            )
+        try:
+            # The library's timeouts are of single reads and writes; this one is of the whole.
+            response = await asyncio.wait_for(
+                self._clients[0].post(f"{self.url.rstrip('/')}/chat/completions", json=body), self.timeout
+            )
+        except (TimeoutError, asyncio.TimeoutError, httpx2.TimeoutException):
+            return f"no answer within {self.timeout:g} s"
+        except httpx2.UnsupportedProtocol as error:
+            raise UserError(f"the endpoint's url: {self._shown(error)}") from None
+        except httpx2.HTTPError as error:
+            return self._shown(f"{type(error).__name__} {error}")
+        if response.status_code in _PASSING or response.status_code >= 500:
+            self._pace.pause(_retry_after(response.headers.get("retry-after")))
+            return f"status {response.status_code}"
+        if response.status_code != 200:
+            raise UserError(
+                f"{self._shown(self.url)} refuses with status {response.status_code}: "
+                f"{self._shown(response.text)[:300]!r}; check url, model and the key in ${self.key_variable}"
+            )
+        try:
+            value = response.json()
+            choice = value["choices"][0]
+            text = choice["message"]["content"]
+            usage = value.get("usage") or {}
+            if not isinstance(text, str) or not text.strip():
+                return "an empty answer"
+            return Reply(
+                self._shown(text),  # a server that echoes what it was sent does not get the key into a file
+                usage.get("prompt_tokens"),
+                usage.get("completion_tokens"),
+                choice.get("finish_reason") == "length",
+            )
+        except (ValueError, RecursionError, KeyError, IndexError, TypeError, AttributeError):
+            return "an answer that is no chat completion"
+
+    @property
+    def _key(self) -> str:
+        return os.environ.get(self.key_variable, "").strip()
+
+    def _shown(self, words: object) -> str:
+        """Words without the key."""
+        return str(words).replace(self._key, "[key]") if self._key else str(words)
+
+    async def close(self) -> None:
+        while self._clients:
+            await self._clients.pop().aclose()
+
+
+def _retry_after(value: str | None) -> float:
+    """Seconds that a Retry-After header asks for, at most two minutes; it is a number or a date."""
+    if value is None:
+        return 0.0
+    try:
+        seconds = float(value)
+    except ValueError:
+        try:
+            moment = parsedate_to_datetime(value)
+        except ValueError:
+            return 0.0
+        moment = moment if moment.tzinfo is not None else moment.replace(tzinfo=timezone.utc)
+        seconds = (moment - datetime.now(timezone.utc)).total_seconds()
+    return min(max(seconds, 0.0), _LONGEST_WAIT) if seconds == seconds else 0.0
+
+
+@dataclass(frozen=True)
+class LocalModel(Writer):
+    """A Hugging Face causal language model on this machine, one reply after the other.
+
+    Args:
+        model: Name on the Hub, local folder or run folder.
+        temperature: Of sampling.
+        max_tokens: Most tokens of a reply.
+        device: Where it runs.
+    """
+
+    model: str
+    temperature: float = 1.0
+    max_tokens: int = 512
+    device: str = "cpu"
+    concurrency = 1
+    _loaded: list[Any] = field(default_factory=list, init=False, repr=False, compare=False)
+
+    def identity(self) -> dict[str, Any]:
+        return {"model": self.model, "temperature": self.temperature, "max_tokens": self.max_tokens}
+
+    async def write(self, messages: Sequence[Message], seed: int) -> Reply:
+        return await asyncio.to_thread(self._write, messages, seed)
+
+    def _write(self, messages: Sequence[Message], seed: int) -> Reply:
+        import torch
+
+        from sga.models.pretrained import Pretrained
+
+        if not self._loaded:
+            described = Pretrained(self.model)
+            tokenizer = described.tokenizer(())
+            network = described.network(tokenizer).to(self.device).eval()  # type: ignore[arg-type]
+            self._loaded.extend([tokenizer, network, described.context()])
+        tokenizer, network, context = self._loaded
+        if tokenizer.chat_template:
+            text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        else:
+            text = "\n\n".join(message["content"] for message in messages) + "\n\n"
+        ids = tokenizer(text, add_special_tokens=not tokenizer.chat_template, return_tensors="pt")["input_ids"]
+        room = min(self.max_tokens, context - ids.shape[1] if context else self.max_tokens)
+        if room < 1:
+            raise GaveUp(f"the prompt has {ids.shape[1]} tokens, the model takes {context}")
+        with torch.random.fork_rng(), torch.no_grad():
+            torch.manual_seed(seed)
+            written = network.generate(
+                ids.to(self.device),
+                attention_mask=torch.ones_like(ids).to(self.device),
+                do_sample=self.temperature > 0,
+                **({"temperature": self.temperature} if self.temperature > 0 else {}),
+                max_new_tokens=room,
+                pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id,
+            )[0, ids.shape[1] :]
+        # An empty reply is a reply: the same seed would give it again, another attempt has another seed.
+        said = str(tokenizer.decode(written, skip_special_tokens=True))
+        return Reply(said, int(ids.shape[1]), len(written), len(written) == room)

@@ -1,0 +1,174 @@
+"""What a model turns out to be capable of, tried out on a batch before training: packing, chunks, a fused head."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.nn import functional
+
+from sga.batching.batch import Batch
+from sga.batching.packing import padded
+from sga.likelihood.forward import (
+    ForwardOptions,
+    at_least_float32,
+    cut_to_places,
+    fused_nll,
+    head_of,
+    in_place_of_logits,
+    logits_at,
+    sequence_nll,
+    takes,
+    vocabulary_size,
+)
+from sga.likelihood.fused import FusedHead, fused_head
+
+
+def tried_options(
+    model: nn.Module,
+    sample: Batch,
+    packing: bool,
+    max_logits: int | None,
+    agreed: Callable[[bool], bool],
+    autocast: Callable[[], AbstractContextManager[Any]],
+) -> ForwardOptions:
+    """How batches are fed to a model in training: what is wanted, less what the model turns out to be incapable of.
+
+    Args:
+        model: A Hugging Face causal language model, or anything that is called like one.
+        sample: A few sequences of the training data, one a group.
+        packing: True if several sequences are to share a row.
+        max_logits: Largest number of logits that may exist at a time; None for no limit.
+        agreed: True if something is true in all processes, from whether it is true in this one.
+        autocast: Context manager of the training's precision.
+    """
+    options = packed_options(model, sample) if packing else None
+    if packing and not agreed(options is not None):
+        options = None
+        warnings.warn(
+            f"{type(model).__name__} takes the sequences of a packed row for one text: going on with one "
+            "sequence a row, which gives the same result more slowly (--model.packing=false leaves this out)",
+            stacklevel=2,
+        )
+    options = options or ForwardOptions()
+    if max_logits is None or not agreed(chunks_work(model, sample)):
+        return options
+    fused = fused_head(head_of(model))
+    if not agreed(fused is not None) or fused is None:
+        return replace(options, max_logits=max_logits)
+    with autocast():
+        fault = fused_fault(model, sample, fused, max_logits)
+    if not agreed(fault is None):
+        warnings.warn(
+            f"{fused.name} {fault or 'is wrong in another process'}: going on without it, with logits in parts "
+            "(--model.max_logits), which gives the same result",
+            stacklevel=2,
+        )
+        return replace(options, max_logits=max_logits)
+    return replace(options, max_logits=max_logits, fused=fused)
+
+
+@torch.no_grad()
+def packed_options(model: nn.Module, batch: Batch) -> ForwardOptions | None:
+    """How the model can read packed sequences and say of each what it says of it alone; None if it cannot.
+
+    Tried out on a batch of several sequences: a model that does not look at positions sees the sequences before one's
+    own and gives numbers that look right.
+    """
+    if not takes(model, "position_ids"):
+        return None
+    window: object = getattr(getattr(model, "config", None), "sliding_window", None)  # a given mask would open it
+    ways = [ForwardOptions(packing=True)] + ([ForwardOptions(packing=True, given_mask=True)] if window is None else [])
+    return next((way for way in ways if _says_the_same(model, batch, replace(way, room=batch.tokens))), None)
+
+
+@torch.no_grad()
+def chunks_work(model: nn.Module, batch: Batch) -> bool:
+    """Whether the head's logits are the model's; some scale or cap them afterwards."""
+    return head_of(model) is not None and _says_the_same(model, batch, ForwardOptions(max_logits=1))
+
+
+def _says_the_same(model: nn.Module, batch: Batch, options: ForwardOptions) -> bool:
+    training = model.training
+    model.eval()
+    try:
+        alone, layout = sequence_nll(model, batch), padded(batch)
+        half = logits_at(model, layout.predicting[:1], **layout.arguments).dtype.itemsize < 4  # whatever weights are in
+        try:
+            found = sequence_nll(model, batch, options)
+        except (RuntimeError, TypeError, ValueError, IndexError) as error:  # of a model that does not know such input
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            return False
+    finally:
+        model.train(training)
+    # Rounding makes 1e-6 of a mean over tokens in float32; another sequence's tokens in sight make 1e-3 and more.
+    tolerance = 3e-2 if half else 3e-5
+    return torch.allclose(found, alone, rtol=tolerance, atol=tolerance)
+
+
+_TRIED = 2500
+"""Most answer tokens of a try-out: kernels take 512 or 1024 at a time, and add up gradients over such parts."""
+
+
+@torch.no_grad()
+def fused_fault(model: nn.Module, batch: Batch, fused: FusedHead, max_logits: int) -> str | None:
+    """What a fused head does wrong in the place of this model's, on the batch's device; None if nothing.
+
+    To be called under the autocast that training has, for a model of which `chunks_work`. Value and gradients are
+    compared with the plain head's, each token with a weight of its own, negative or positive, as losses give them:
+    another function of Liger's (``reduction="none"``) has given right values, and gradients as if all tokens had the
+    first one's weight (https://github.com/linkedin/Liger-Kernel/issues/968).
+    """
+    head, layout = head_of(model), padded(batch)
+    assert isinstance(head, nn.Linear), "see fused_head"
+    # Other tokens than the answer's: where a model is certain of the right one, gradients are nothing but rounding.
+    targets = batch.input_ids[batch.answer_mask].roll(1)
+    count = min(_TRIED, max(64, max_logits // vocabulary_size(head)))
+    again = torch.arange(count, device=targets.device) % len(targets)
+    faults: list[str | None] = []
+
+    def tried(hidden: Tensor) -> Tensor:  # [M, H] -> [M]
+        faults.append(_fault(fused, hidden[again], head.weight, targets[again]))
+        return torch.zeros_like(hidden[:, 0])
+
+    with cut_to_places(head, layout.predicting), in_place_of_logits(head, tried):
+        model(**layout.arguments, use_cache=False)
+    return faults[0]
+
+
+def _fault(fused: FusedHead, hidden: Tensor, weight: Tensor, targets: Tensor) -> str | None:
+    if isinstance(weight, DTensor):
+        return "takes whole weights only"
+    upstream = torch.linspace(-1, 2, len(targets), device=hidden.device)
+
+    def outcome(nll: Callable[[Tensor, Tensor], Tensor]) -> list[Tensor]:
+        with torch.enable_grad():
+            inputs = (hidden.detach().requires_grad_(), weight.detach().requires_grad_())
+            values = nll(*inputs)
+        with torch.autocast(hidden.device.type, enabled=False):
+            return [values.detach(), *torch.autograd.grad(values, inputs, upstream.to(values.dtype))]
+
+    def plain(hidden: Tensor, weight: Tensor) -> Tensor:
+        logits = at_least_float32(functional.linear(hidden, weight))
+        return functional.cross_entropy(logits, targets, reduction="none")
+
+    try:
+        found = outcome(lambda hidden, weight: fused_nll(fused, hidden, weight, targets))
+    except Exception as error:  # whatever a kernel raises on a device or a type that it was not made for
+        return f"failed ({type(error).__name__}: {' '.join(str(error).split()):.300})"
+    # Rounding makes 1e-6 of a norm in float32 and, logits up to 100, 1e-2 in bfloat16; a wrong weight makes 1.
+    tolerance = 3e-2 if functional.linear(hidden[:1], weight).dtype.itemsize < 4 else 3e-5
+    names = ("values", "gradients of hidden states", "gradients of the head's weight")
+    for name, ours, theirs in zip(names, outcome(plain), found, strict=True):
+        off = float((theirs - ours).norm() / ours.norm()) if theirs.shape == ours.shape else math.nan
+        if not off < tolerance:
+            return f"gives wrong {name} (off by {off:.1g} of their norm)"
+    return None

@@ -1,0 +1,208 @@
+"""Low-rank adapters (LoRA, DoRA) by PEFT: a few weights beside frozen ones, saved alone and merged into them.
+
+The layers are put into the Hugging Face model itself, which stays what it is: its head, blocks, checkpointing and
+generation are found where they always are. PEFT is imported where an adapter is made (extra ``lora``).
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from sga.errors import UserError
+from sga.models.pretrained import Pretrained
+
+ADAPTER = "default"
+"""PEFT's name for the only adapter of a model."""
+
+
+class LoRA(Pretrained):
+    """A Hugging Face model with frozen weights and a trainable low-rank adapter: W·x + (alpha/rank)·B·A·x.
+
+    A is random and B zero, so that training starts from the model itself. A run leaves the adapter alone in
+    ``adapter/``, in PEFT's format, and the model with the adapter merged into its weights in ``model/``. Sources: Hu et
+    al., arXiv 2106.09685; DoRA: Liu et al., arXiv 2402.09353.
+    """
+
+    trains_all_weights = False
+
+    def __init__(
+        self,
+        name_or_path: str,
+        rank: int = 8,
+        alpha: int = 32,
+        dropout: float = 0.05,
+        target_modules: Sequence[str] | None = None,
+        dora: bool = False,
+        revision: str = "main",
+        tokenizer_name_or_path: str | None = None,
+        dtype: Literal["float32", "bfloat16"] = "float32",
+        attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa",
+        trust_remote_code: bool = False,
+    ) -> None:
+        """Notes where the model is and what the adapter is like. Defaults are TOFU's (``config/forget_lora.yaml``).
+
+        Args:
+            name_or_path: As for `Pretrained`.
+            rank: Rows of A and columns of B, at least 1.
+            alpha: The adapter's output is multiplied with alpha/rank.
+            dropout: Share of the adapter's inputs that is dropped in training, in [0, 1).
+            target_modules: Names of the layers that get an adapter, such as q_proj and v_proj; null takes every linear
+                layer but the language-model head.
+            dora: Also train the norm of each row of the weights (DoRA): more memory and time.
+            revision: As for `Pretrained`.
+            tokenizer_name_or_path: As for `Pretrained`.
+            dtype: Type of the frozen weights, which do not move, so that bfloat16 loses no updates; the adapter's are
+                float32 in any case.
+            attention: As for `Pretrained`.
+            trust_remote_code: As for `Pretrained`.
+        """
+        if rank < 1:
+            raise UserError(f"rank must be at least 1, got {rank}")
+        if alpha < 1:
+            raise UserError(f"alpha must be at least 1, got {alpha}")
+        if not 0 <= dropout < 1:
+            raise UserError(f"dropout must be at least 0 and below 1, got {dropout}")
+        if target_modules is not None and not target_modules:
+            raise UserError("target_modules must name at least one layer; null takes every linear one but the head")
+        if importlib.util.find_spec("peft") is None:
+            raise UserError("an adapter needs the package peft: pip install 'sga-unlearning[lora]'")
+        super().__init__(name_or_path, revision, tokenizer_name_or_path, dtype, attention, trust_remote_code)
+        self.rank, self.alpha, self.dropout, self.dora = rank, alpha, dropout, dora
+        self.target_modules = None if target_modules is None else tuple(target_modules)
+
+    def network(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+        return self.prepared(super().network(tokenizer))
+
+    def prepared(self, network: PreTrainedModel) -> PreTrainedModel:
+        """The network with an adapter put into it, which alone can be trained."""
+        from peft import LoraConfig
+
+        config = LoraConfig(
+            r=self.rank,
+            lora_alpha=self.alpha,
+            lora_dropout=self.dropout,
+            target_modules="all-linear" if self.target_modules is None else list(self.target_modules),
+            use_dora=self.dora,
+            task_type="CAUSAL_LM",
+        )
+        try:
+            network.add_adapter(config, ADAPTER)
+        except ValueError as error:
+            raise UserError(f"no adapter fits into {self.name_or_path!r}: {error}") from error
+        _check_tied(network)
+        for parameter in network.parameters():
+            if parameter.requires_grad and parameter.dtype == torch.bfloat16:
+                parameter.data = parameter.data.float()  # PEFT gives them the type of the frozen weights
+        return network
+
+
+def _check_tied(network: PreTrainedModel) -> None:
+    """Refuses adapters on embeddings that the head shares: merged, the two would no longer be one matrix."""
+    head: Any = network.get_output_embeddings()  # type: ignore[no-untyped-call]
+    embeddings: Any = network.get_input_embeddings()
+    adapted = [hasattr(layer, "base_layer") for layer in (head, embeddings)]
+    weights = [getattr(getattr(layer, "base_layer", layer), "weight", None) for layer in (head, embeddings)]
+    if any(adapted) and weights[0] is weights[1]:
+        raise UserError(
+            "target_modules names the embeddings or the head, which share their weights in this model: an adapter "
+            "could not be merged into one of them alone; leave them out"
+        )
+
+
+def has_adapter(network: nn.Module) -> bool:
+    """Whether the network has an adapter that `adapter_off` can switch off."""
+    return bool(getattr(network, "peft_config", None)) or hasattr(network, "disable_adapter")
+
+
+def adapter_settings(network: nn.Module) -> dict[str, Any]:
+    """What an adapted network computes besides its weights, for a hash of it; nothing without an adapter."""
+    return {
+        name: {"rank": config.r, "alpha": config.lora_alpha, "dora": config.use_dora}
+        for name, config in (getattr(network, "peft_config", None) or {}).items()
+    }
+
+
+def is_adapter_weight(name: str) -> bool:
+    """Whether a parameter of an adapted network, by its name, is the adapter's.
+
+    >>> is_adapter_weight("model.layers.0.self_attn.q_proj.lora_A.default.weight")
+    True
+    >>> is_adapter_weight("model.layers.0.self_attn.q_proj.base_layer.weight")
+    False
+    """
+    return any(part.startswith("lora_") for part in name.split("."))
+
+
+@contextmanager
+def adapter_off(network: nn.Module) -> Iterator[None]:
+    """Within it, an adapted network is the one that it was made from; others stay as they are.
+
+    PEFT's own switch also takes gradients away from the adapter and gives them to all of it afterwards, which a loss
+    that trains some blocks only, or a strategy that has wrapped the parameters, must not meet; so the flag behind that
+    switch is set.
+    """
+    own: Any = getattr(network, "disable_adapter", None)  # of PEFT's wrapper around a model, in a loop of one's own
+    if own is not None:
+        with own():
+            yield
+        return
+    layers = [layer for layer in _layers(network) if not layer._disable_adapters]
+    for layer in layers:
+        layer._disable_adapters = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer._disable_adapters = False
+
+
+def _layers(network: nn.Module) -> list[Any]:
+    """The layers that have an adapter."""
+    if not getattr(network, "peft_config", None):
+        return []
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return [module for module in network.modules() if isinstance(module, BaseTunerLayer)]
+
+
+@torch.no_grad()
+def save_merged(network: PreTrainedModel, folder: Path, weights: Mapping[str, Tensor]) -> None:
+    """Writes a plain model that computes what an adapted one does; that one is not changed by a single bit.
+
+    W + (alpha/rank)·B·A is rounded to the type of the weights. Takes memory on the CPU for the whole model, and on the
+    weights' device for one further layer.
+
+    Args:
+        network: Whose weights may be in parts.
+        folder: Where to.
+        weights: The network's state dict with whole tensors.
+    """
+    state = {
+        name.replace(".base_layer.", "."): value.cpu() for name, value in weights.items() if not is_adapter_weight(name)
+    }
+    adapted = {id(layer) for layer in _layers(network)}
+    for name, layer in network.named_modules():
+        if id(layer) in adapted:
+            # Merging writes into them. As the copy's memo they stand in for parts, which are not copied with gradients.
+            whole: dict[int, Any] = {
+                id(part): nn.Parameter(weights[f"{name}.{key}"].clone(), part.requires_grad)
+                for key, part in layer.named_parameters()
+            }
+            one: Any = copy.deepcopy(layer, whole)
+            one.merge()
+            state[f"{name}.weight"] = one.base_layer.weight.cpu()
+    with torch.device("meta"):
+        plain = type(network)(copy.deepcopy(network.config))
+    plain.load_state_dict(state, assign=True)
+    plain.tie_weights()
+    plain.generation_config = network.generation_config
+    plain.save_pretrained(folder)

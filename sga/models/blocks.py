@@ -1,0 +1,66 @@
+"""The transformer blocks of a model: where they are, and which of them are trained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from sga.errors import UserError
+
+
+def transformer_blocks(model: nn.Module) -> nn.ModuleList:
+    """The transformer blocks: the outermost list of modules, in which each block may hold further ones (experts).
+
+    Raises:
+        UserError: the model holds none.
+    """
+    for module in model.modules():  # the outer before the inner
+        if isinstance(module, nn.ModuleList):
+            return module
+    raise UserError(f"{type(model).__name__} has no list of blocks, so that no hidden layer can be named")
+
+
+def check_layers(
+    model: nn.Module,
+    hidden_layer: int | None = None,
+    trained_layers: Sequence[int] | None = None,
+    trained_weights: str | None = None,
+) -> None:
+    """Freezes all but the blocks that a loss trains, and all but some weights of theirs, where it names any.
+
+    Args:
+        model: The model, with its blocks in one list.
+        hidden_layer: Number of the block whose output the loss reads, from 0; negative numbers count from the last.
+        trained_layers: Numbers of the blocks that are trained; None trains all of the model.
+        trained_weights: Ending of the names of the weights that are trained in these blocks; None for all of them.
+
+    Raises:
+        UserError: a loss names a block that the model does not have, or weights that a block does not have.
+    """
+    named = [*(trained_layers or ()), *([] if hidden_layer is None else [hidden_layer])]
+    if not named:
+        return
+    layers = transformer_blocks(model)
+    wrong = [layer for layer in named if not -len(layers) <= layer < len(layers)]
+    if wrong:
+        raise UserError(
+            f"the loss names layer {wrong[0]}, but the model has {len(layers)}, 0 to {len(layers) - 1} (or −1 to "
+            f"−{len(layers)} from the last); set --model.loss.layer"
+        )
+    if trained_layers is not None:
+        trained = {
+            id(weight)
+            for layer in trained_layers
+            for name, weight in layers[layer].named_parameters()
+            if name.endswith(trained_weights or "")
+        }
+        for layer in trained_layers:
+            names = [name for name, _ in layers[layer].named_parameters()]
+            if not any(name.endswith(trained_weights or "") for name in names):
+                raise UserError(
+                    f"no weight of layer {layer} has a name that ends in {trained_weights!r}; there are "
+                    f"{', '.join(names)}; set --model.loss.trained_weights"
+                )
+        for parameter in model.parameters():  # what an adapter has frozen stays so
+            parameter.requires_grad_(parameter.requires_grad and id(parameter) in trained)

@@ -1,0 +1,168 @@
+"""Where the language model comes from: a Hugging Face name or folder, a small Llama made from scratch, or two models
+put together (task vector, Who's Harry Potter).
+
+All are light descriptions; weights are loaded or drawn only when `network` is called.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from sga.errors import UserError
+
+PURE_BFLOAT16 = (
+    "weights in pure bfloat16: at lr 1e-5 an Adam-sized step rounds to nothing for every weight of "
+    "magnitude 2^-8 or more, so the model hardly changes. Use float32 weights under bf16-mixed precision."
+)
+
+
+class LanguageModel(ABC):
+    """A causal language model and its tokenizer, described but not yet loaded."""
+
+    trainable: ClassVar[bool] = True
+    """False where it can only be evaluated."""
+    trains_all_weights: ClassVar[bool] = True
+    """False where the loaded weights are frozen, so that their type loses no updates."""
+
+    @abstractmethod
+    def tokenizer(self, texts: Iterable[str]) -> PreTrainedTokenizerBase:
+        """The tokenizer; `texts` is what one is trained on where the model has none of its own."""
+
+    @abstractmethod
+    def network(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+        """The model with its weights, for use with `tokenizer`."""
+
+    @abstractmethod
+    def context(self) -> int | None:
+        """The most tokens that the model takes, None where it does not say; known without loading weights."""
+
+
+class Pretrained(LanguageModel):
+    """Any Hugging Face causal language model."""
+
+    def __init__(
+        self,
+        name_or_path: str,
+        revision: str = "main",
+        tokenizer_name_or_path: str | None = None,
+        dtype: Literal["float32", "bfloat16"] = "float32",
+        attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa",
+        trust_remote_code: bool = False,
+    ) -> None:
+        """Notes where the model is; environment variables in paths (``$SGA_MODELS/…``) are filled in.
+
+        Args:
+            name_or_path: Name on the Hub, a local folder in Hugging Face format, or a run folder of this program, whose
+                ``model/`` is taken.
+            revision: Branch, tag or commit on the Hub.
+            tokenizer_name_or_path: Where the tokenizer is, if not beside the model.
+            dtype: Type of the weights. Keep float32 and train under bf16 autocast (``--trainer.precision bf16-mixed``):
+                with pure bfloat16 weights small updates round to nothing.
+            attention: Implementation of attention.
+            trust_remote_code: Run Python code that comes with the model. Only for sources that you trust.
+        """
+        self.name_or_path = _model_location(name_or_path)
+        self.revision = revision
+        self.tokenizer_name_or_path = (
+            _model_location(tokenizer_name_or_path) if tokenizer_name_or_path else self.name_or_path
+        )
+        self.dtype = dtype
+        self.attention = attention
+        self.trust_remote_code = trust_remote_code
+
+    def tokenizer(self, texts: Iterable[str]) -> PreTrainedTokenizerBase:
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(
+                self.tokenizer_name_or_path, revision=self.revision, trust_remote_code=self.trust_remote_code
+            )
+        except Exception as error:  # whatever transformers makes of a damaged or foreign folder
+            raise _unreadable("tokenizer", self.tokenizer_name_or_path, error) from error
+        assert isinstance(tokenizer, PreTrainedTokenizerBase)
+        return tokenizer
+
+    def context(self) -> int | None:
+        try:
+            config = AutoConfig.from_pretrained(
+                self.name_or_path, revision=self.revision, trust_remote_code=self.trust_remote_code
+            )
+        except Exception as error:
+            raise _unreadable("model", self.name_or_path, error) from error
+        positions = getattr(config, "max_position_embeddings", None)
+        return int(positions) if positions else None
+
+    def network(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+        if self.dtype == "bfloat16" and self.trains_all_weights:
+            warnings.warn(PURE_BFLOAT16, stacklevel=2)
+        try:
+            made: Any = AutoModelForCausalLM.from_pretrained(
+                self.name_or_path,
+                revision=self.revision,
+                dtype=getattr(torch, self.dtype),
+                attn_implementation=self.attention,
+                trust_remote_code=self.trust_remote_code,
+                output_loading_info=True,
+            )
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            raise _unreadable("model", self.name_or_path, error) from error
+        network, loaded = made
+        if loaded["missing_keys"]:  # transformers draws them at random, with a warning
+            raise UserError(
+                f"the weights in {self.name_or_path!r} lack {len(loaded['missing_keys'])} parameters of its "
+                f"config.json, {min(loaded['missing_keys'])} first; copy the model again"
+            )
+        assert isinstance(network, PreTrainedModel)
+        embeddings = network.get_input_embeddings()
+        assert isinstance(embeddings, torch.nn.Embedding)
+        if len(tokenizer) > embeddings.num_embeddings:
+            raise UserError(
+                f"the tokenizer {self.tokenizer_name_or_path!r} has {len(tokenizer)} tokens, the model "
+                f"{self.name_or_path!r} embeddings for {embeddings.num_embeddings}; "
+                "give the tokenizer that belongs to the model"
+            )
+        return network
+
+
+def _unreadable(what: str, location: str, error: Exception) -> UserError:
+    """What is said of files of a model that cannot be read; code that came with them has not been run."""
+    said = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, pickle.UnpicklingError):  # whose own advice is to run it
+        said = "its weights are a pickle that holds more than numbers, and may run code; take them as safetensors"
+    return UserError(f"no {what} could be loaded from {location!r}: {said:.400}")
+
+
+def _model_location(name_or_path: str) -> str:
+    """Fills in environment variables, finds a run folder's model, and says early where a local path leads nowhere."""
+    location = os.path.expanduser(os.path.expandvars(name_or_path))
+    if "$" in location:
+        raise UserError(f"model {name_or_path!r}: an environment variable in it is not set")
+    path = Path(location)
+    if (path / "model" / "config.json").is_file():
+        return str(path / "model")
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise UserError(
+                f"model folder {location!r} has no config.json (nor a model/ folder with one); "
+                "give a folder that save_pretrained wrote, or a finished run folder"
+            )
+        return str(path)
+    looks_local = location.startswith((".", "/", "~")) or location.count("/") > 1 or location.startswith("runs/")
+    if looks_local:
+        raise UserError(f"model {location!r}: no such folder")
+    return location

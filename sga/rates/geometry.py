@@ -1,0 +1,241 @@
+"""The two gradients behind a smoothing rate, reduced to three inner products, and the rates that follow from them.
+
+g_f is the gradient of the forget samples' mean nll, ḡ_n that of the normal samples', in all trainable parameters. Their
+products suffice for every rule, because a rate moves the update in the plane of the two:
+
+    ∇L_SGA(r) = −g_f − r·u,     u = (K−1)/K · (ḡ_n − g_f)
+
+A rule is a function of a `Geometry` and gives None where its equation has no answer; clamping is left to the policies
+of `sga.rates.policies`. docs/smoothing-rate.md derives them in one sign convention.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+CHUNK = {"cpu": 1 << 18}
+"""Elements that are widened to float64 at a time, by kind of device; elsewhere `LARGE_CHUNK`, for fewer launches."""
+LARGE_CHUNK = 1 << 24
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Inner products of g_f and ḡ_n over some parameters; those of disjoint parameters add up.
+
+    Unbiased estimates of the squares may be negative where there is nothing but noise; the norm is 0 then.
+
+    Attributes:
+        forget_squared: ‖g_f‖².
+        normal_squared: n = ‖ḡ_n‖².
+        inner: c = ⟨ḡ_n, g_f⟩. Positive where forgetting would hurt the normal data.
+        group_size: K, at least 2.
+    """
+
+    forget_squared: float
+    normal_squared: float
+    inner: float
+    group_size: int
+
+    def __add__(self, other: Geometry) -> Geometry:
+        assert self.group_size == other.group_size, "gradients of the same groups"
+        return Geometry(
+            self.forget_squared + other.forget_squared,
+            self.normal_squared + other.normal_squared,
+            self.inner + other.inner,
+            self.group_size,
+        )
+
+    @property
+    def finite(self) -> bool:
+        """Whether both gradients hold nothing but numbers."""
+        return math.isfinite(self.forget_squared + self.normal_squared + self.inner)
+
+    @property
+    def forget_norm(self) -> float:
+        """‖g_f‖."""
+        return 0.0 if self.forget_squared < 0 else math.sqrt(self.forget_squared)
+
+    @property
+    def normal_norm(self) -> float:
+        """‖ḡ_n‖."""
+        return 0.0 if self.normal_squared < 0 else math.sqrt(self.normal_squared)
+
+    @property
+    def cosine(self) -> float:
+        """Cosine of the angle between g_f and ḡ_n, in [−1, 1]; 0 where one of them is zero."""
+        norms = self.forget_norm * self.normal_norm
+        return max(-1.0, min(1.0, self.inner / norms)) if norms > 0 else 0.0
+
+    @property
+    def forget_dot_u(self) -> float:
+        """⟨g_f, u⟩ = (K−1)/K·(c − ‖g_f‖²); its sign is the paper's advice on the sign of r."""
+        return self._share * (self.inner - self.forget_squared)
+
+    @property
+    def u_squared(self) -> float:
+        """‖u‖² = ((K−1)/K)²·(n − 2c + ‖g_f‖²); at least 0."""
+        return self._share**2 * max(0.0, self.normal_squared - 2 * self.inner + self.forget_squared)
+
+    @property
+    def _share(self) -> float:
+        return (self.group_size - 1) / self.group_size
+
+
+# ---- rules ----------------------------------------------------------------------------------------------------------
+
+
+def paper_rate(geometry: Geometry) -> float | None:
+    """The published optimal rate r* = ⟨g_f, u⟩/‖u‖²; None where u = 0.
+
+    −1 exactly where all K gradients have equal norms and equal pairwise cosines, so that closeness to −1 says nothing.
+    Source: Pang et al., arXiv 2510.22376, Eq. 9.
+
+    >>> paper_rate(Geometry(forget_squared=1.0, normal_squared=1 / 3, inner=0.0, group_size=4))
+    -1.0
+    """
+    return geometry.forget_dot_u / geometry.u_squared if geometry.u_squared > 0 else None
+
+
+def min_norm_rate(geometry: Geometry) -> float | None:
+    """The rate that truly minimises ‖∇L_SGA(r)‖: −⟨g_f, u⟩/‖u‖². May exceed 1; None where u = 0."""
+    rate = paper_rate(geometry)
+    return None if rate is None else -rate
+
+
+def margin_rate(geometry: Geometry, margin: float) -> float | None:
+    """The rate at which the normal loss falls, to first order, as in plain descent on it with weight m = `margin`.
+
+    ⟨ḡ_n, ∇L_SGA⟩ = m·n gives ρ = −(c + m·n)/(n − c) and r = ρ·K/(K−1). None where c ≥ n: no r ≤ 0 meets the condition
+    then. Positive where forgetting already helps the normal data by more than asked for.
+
+    >>> round(margin_rate(Geometry(1.0, 1.0, 0.0, group_size=4), margin=0.6), 12)
+    -0.8
+    """
+    c, n = geometry.inner, geometry.normal_squared
+    if c >= n:
+        return None
+    return -(c + margin * n) / (n - c) / geometry._share
+
+
+def margin_weight(geometry: Geometry, margin: float) -> float | None:
+    """The weight λ = m + c/n at which −ℓ_f + λ·ℓ̄_n makes the normal loss fall as `margin_rate` asks for.
+
+    λ of 1 and more is allowed, so there is a solution whenever n > 0; None where n = 0.
+
+    >>> margin_weight(Geometry(1.0, 2.0, 3.0, group_size=4), margin=0.5)
+    2.0
+    """
+    if geometry.normal_squared <= 0:
+        return None
+    return margin + geometry.inner / geometry.normal_squared
+
+
+# ---- from gradients -------------------------------------------------------------------------------------------------
+
+
+def geometry_by_layer(
+    names: Sequence[str],
+    forget: Sequence[Tensor | None],
+    normal: Sequence[Tensor | None],
+    group_size: int,
+    scale: float = 1.0,
+) -> dict[str, Geometry]:
+    """Inner products per layer, accumulated in float64; `total` makes them one.
+
+    Args:
+        names: Parameter names, as ``named_parameters`` gives them.
+        forget: g_f by parameter; None stands for zero.
+        normal: ḡ_n by parameter; None stands for zero.
+        group_size: K.
+        scale: What both gradients are multiplied with (a gradient scaler's factor); divided out.
+    """
+    layers = [layer_of(name) for name in names]
+    products = [_products(f, n) for f, n in zip(forget, normal, strict=True)]
+    found: dict[str, Geometry] = {}
+    # One transfer from the device, not one per parameter.
+    for layer, (f, n, c) in zip(layers, torch.stack(products).tolist(), strict=True) if products else ():
+        part = Geometry(f / scale**2, n / scale**2, c / scale**2, group_size)
+        found[layer] = found[layer] + part if layer in found else part
+    return found
+
+
+def gram_by_layer(names: Sequence[str], rows: Sequence[Tensor], columns: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Inner products of many gradients with many others per layer, accumulated in float64.
+
+    Args:
+        names: Parameter names, as ``named_parameters`` gives them.
+        rows: For each parameter R gradients, [R, numel].
+        columns: For each parameter S gradients, [S, numel]; may be `rows` itself.
+
+    Returns:
+        [R, S] for each layer, on the CPU.
+    """
+    found: dict[str, Tensor] = {}
+    for name, left, right in zip(names, rows, columns, strict=True):
+        layer, product = layer_of(name), _gram(left, right)
+        found[layer] = found[layer] + product if layer in found else product
+    return {layer: product.cpu() for layer, product in found.items()}
+
+
+def total(geometries: Iterable[Geometry]) -> Geometry:
+    """The geometry over all parameters from those of its parts, of which there is at least one."""
+    first, *others = geometries
+    for other in others:
+        first = first + other
+    return first
+
+
+def layer_of(parameter: str) -> str:
+    """The layer that a parameter belongs to: its name up to the first number, or else its module's.
+
+    >>> layer_of("model.layers.3.self_attn.q_proj.weight"), layer_of("model.embed_tokens.weight"), layer_of("weight")
+    ('model.layers.3', 'model.embed_tokens', 'weight')
+    """
+    parts = parameter.split(".")
+    for position, part in enumerate(parts[:-1]):
+        if part.isdigit():
+            return ".".join(parts[: position + 1])
+    return ".".join(parts[:-1]) or parameter
+
+
+def _gram(rows: Tensor, columns: Tensor) -> Tensor:
+    """rows · columnsᵀ of one parameter, [R, S]."""
+    device = rows.device
+    wide = torch.float32 if device.type == "mps" else torch.float64  # as in _products
+    sums = torch.zeros(len(rows), len(columns), dtype=torch.float64, device="cpu" if device.type == "mps" else device)
+    size = max(1, CHUNK.get(device.type, LARGE_CHUNK) // (len(rows) + len(columns)))
+    for start in range(0, rows.shape[1], size):
+        left = rows[:, start : start + size].to(wide)
+        right = left if columns is rows else columns[:, start : start + size].to(wide)
+        sums += (left @ right.T).to(sums)
+    return sums
+
+
+def _products(forget: Tensor | None, normal: Tensor | None) -> Tensor:
+    """‖g_f‖², ‖ḡ_n‖² and ⟨ḡ_n, g_f⟩ of one parameter, [3]."""
+    some = forget if forget is not None else normal
+    if some is None:
+        return torch.zeros(3, dtype=torch.float64)
+    # Apple's GPUs have no float64; there chunks are summed in float32 and the chunks' sums on the CPU.
+    wide = torch.float32 if some.device.type == "mps" else torch.float64
+    empty = torch.zeros((), dtype=wide, device=some.device)
+    sums = torch.zeros(3, dtype=torch.float64, device="cpu" if some.device.type == "mps" else some.device)
+    size = CHUNK.get(some.device.type, LARGE_CHUNK)
+    for start in range(0, some.numel(), size):
+        f, n = (
+            gradient.detach().flatten()[start : start + size].to(wide) if gradient is not None else None
+            for gradient in (forget, normal)
+        )
+        sums += torch.stack(
+            [
+                f.dot(f) if f is not None else empty,
+                n.dot(n) if n is not None else empty,
+                f.dot(n) if f is not None and n is not None else empty,
+            ]
+        ).to(sums)
+    return sums

@@ -1,0 +1,189 @@
+"""What the estimates say, in sentences: which of them are more than noise, and what to set."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sga.losses import Loss, WeighingLoss
+from sga.rates.estimates import UNINFORMED, GeometryEstimates, IntervalEstimate, RuleEstimates
+from sga.rates.policies import MarginRate, MarginWeight, PaperRate
+from sga.rates.smoothing import equivalent_normal_weight, equivalent_smoothing_rate
+
+FEW_CHUNKS = 16
+"""With fewer chunks than this an interval is coarse."""
+
+MUCH_NOISE = 0.5
+"""Share of a squared gradient norm from which on a step reads more noise than signal."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What the estimates were made from.
+
+    Attributes:
+        taken: Groups in the sample.
+        available: Groups that there are.
+        chunks: C.
+        group_size: K.
+        batch_size: Groups of a training step.
+        seed: Of the sample.
+    """
+
+    taken: int
+    available: int
+    chunks: int
+    group_size: int
+    batch_size: int
+    seed: int
+
+
+def advice(
+    whole: GeometryEstimates, rules: Sequence[RuleEstimates], sample: Sample, loss: Loss | None = None
+) -> list[str]:
+    """Sentences for a reader who has to choose a rate.
+
+    Args:
+        whole: Geometry over all trainable parameters.
+        rules: What each rule asks for.
+        sample: What all of it was made from.
+        loss: The configuration's, if it has one.
+    """
+    found = [_sign(whole), *(_paper(rule.rate_noise_free) for rule in rules if isinstance(rule.rule.policy, PaperRate))]
+    found.append(_interference(whole, sample.group_size))
+    own = _fixed_weight(loss, sample.group_size)
+    if own is not None:
+        found.append(_configured(own, whole.interference_noise_free))
+    found += [_noise(whole, sample), _what_to_set(rules)]
+    if sample.taken == sample.available:
+        found.append(
+            f"All {sample.taken} groups were taken: the values of r and λ are those of this forget set. The intervals "
+            "and what is called noise say how far another set of such groups, or a step's batch, would be off."
+        )
+    if sample.chunks < FEW_CHUNKS:
+        found.append(f"{sample.chunks} chunks make coarse intervals; take more groups or chunks where there are any.")
+    found.append(
+        "All of this is first order, in plain gradient descent and at these weights. It moves as training goes, says "
+        "nothing about momentum or Adam, and does not say which rate forgets best: sga sweep does."
+    )
+    return found
+
+
+def number(value: float, digits: int = 2) -> str:
+    """A number with so many decimals, a real minus sign, and ∞.
+
+    >>> number(-0.804), number(float("-inf")), number(-0.001)
+    ('−0.80', '−∞', '0.00')
+    """
+    if math.isinf(value):
+        return "∞" if value > 0 else "−∞"
+    return f"{round(value, digits) + 0.0:.{digits}f}".replace("-", "−")
+
+
+def with_interval(estimate: IntervalEstimate, digits: int = 2) -> str:
+    """The number, and its interval in brackets."""
+    ends = f"{number(estimate.low, digits)} to {number(estimate.high, digits)}"
+    return f"{number(estimate.value, digits)} ({ends})"
+
+
+def _sign(whole: GeometryEstimates) -> str:
+    shown = f"⟨g_f, u⟩/‖g_f‖² is {with_interval(whole.sign)}"
+    if whole.sign.high < 0:
+        return f"{shown}: negative, so by the paper's sign rule r should be, with descent on the normal samples."
+    if whole.sign.low > 0:
+        return (
+            f"{shown}: positive, so the paper's sign rule asks for r > 0, which ascends normal samples and destroys "
+            "utility; no rule here applies that. Look at whether the groups belong together (sga data show)."
+        )
+    return f"{shown}: the interval holds 0, so the sample does not say which sign the paper's rule asks for."
+
+
+def _paper(rate: IntervalEstimate) -> str:
+    distance = rate + -UNINFORMED
+    shown = f"The paper's rate without noise is {with_interval(rate)}, {with_interval(distance)} away from −1"
+    if rate.holds(UNINFORMED):
+        return (
+            f"{shown}. It cannot be told from −1, which it is for any data whose gradients have equal norms and "
+            "cosines: it carries no information here, and being close to −0.8 is no evidence for −0.8."
+        )
+    return (
+        f"{shown}, so norms or cosines of the gradients are unequal. That is a fact about the two gradients; that the "
+        "rate is the best one does not follow."
+    )
+
+
+def _interference(whole: GeometryEstimates, group_size: int) -> str:
+    ratio = whole.interference_noise_free
+    shown = f"c/n = ⟨ḡ_n, g_f⟩/‖ḡ_n‖² without noise is {with_interval(ratio)}"
+    if ratio.low > 0:
+        rate = equivalent_smoothing_rate(group_size, ratio.value)
+        reach = f"r at most {number(rate)}" if rate is not None else "beyond what any r reaches"
+        return (
+            f"{shown}: forgetting hurts the normal samples. To first order their loss rises unless λ is at least "
+            f"{number(ratio.value)} ({reach})."
+        )
+    if ratio.high < 0:
+        return f"{shown}: forgetting helps the normal samples, to first order; any r ≤ 0 lowers their loss."
+    return f"{shown}: whether forgetting hurts or helps the normal samples cannot be told from this sample."
+
+
+def _fixed_weight(loss: Loss | None, group_size: int) -> tuple[str, float] | None:
+    """The configuration's fixed number in words, and as λ; None where it has none or it has no λ."""
+    if not isinstance(loss, WeighingLoss) or loss.policy is not None:
+        return None
+    value = float(getattr(loss, loss.parameter))
+    if loss.parameter == "normal_weight":
+        return f"λ = {number(value)}", value
+    if value >= 1:
+        return None
+    weight = equivalent_normal_weight(group_size, value)
+    return f"r = {number(value)} (λ = {number(weight)})", weight
+
+
+def _configured(own: tuple[str, float], ratio: IntervalEstimate) -> str:
+    words, weight = own
+    margin = IntervalEstimate(weight - ratio.value, weight - ratio.high, weight - ratio.low)
+    shown = f"The configuration's {words} is a margin_lambda with m = {with_interval(margin)}"
+    if margin.low > 0:
+        return f"{shown}: to first order the normal loss falls at these weights."
+    if margin.high < 0:
+        return f"{shown}: below 0, so to first order the normal loss rises at these weights."
+    return f"{shown}: whether the normal loss falls or rises at these weights cannot be told."
+
+
+def _noise(whole: GeometryEstimates, sample: Sample) -> str:
+    shown = (
+        f"In a step of {sample.batch_size} groups {whole.forget_noise:.0%} of ‖g_f‖² and {whole.normal_noise:.0%} of "
+        "‖ḡ_n‖² are noise"
+    )
+    if max(whole.forget_noise, whole.normal_noise) >= MUCH_NOISE:
+        return (
+            f"{shown}: rules that look at single steps follow noise more than signal. A larger --data.batch_size, or "
+            "averaging in the rule's settings, steadies them; the bias of the norms goes with the batch size only."
+        )
+    return f"{shown}."
+
+
+def _what_to_set(rules: Sequence[RuleEstimates]) -> str:
+    """Configuration lines for the margin rule that can be followed here."""
+    reachable = [
+        found
+        for found in rules
+        if isinstance(found.rule.policy, MarginRate)
+        and found.rule.policy.lowest < found.rate_noise_free.low
+        and found.rate_noise_free.value < 0
+    ]
+    if reachable:
+        margin = next((found for found in reachable if found.rule.policy.margin > 0), reachable[0]).rule.policy.margin  # type: ignore[attr-defined]
+        return (
+            f"To keep a margin as gradients change: --model.loss=sga.SmoothedGradientAscent "
+            f"--model.loss.smoothing_rate=sga.MarginRate --model.loss.smoothing_rate.margin={margin:g}"
+        )
+    weights = [found.rule.policy.margin for found in rules if isinstance(found.rule.policy, MarginWeight)]
+    margin = next((margin for margin in weights if margin > 0), 0.0)
+    return (
+        "No margin rule asks for an r that lies within its clamps with some certainty; with λ free there is always an "
+        f"answer: --model.loss=sga.GradientDifference --model.loss.normal_weight=sga.MarginWeight "
+        f"--model.loss.normal_weight.margin={margin:g}"
+    )

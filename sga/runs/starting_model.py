@@ -1,0 +1,142 @@
+"""The starting model: what reference numbers come from, before training and at every step of a resumed run alike."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from sga.models.adapters import adapter_off, has_adapter
+from sga.likelihood.answer_tokens import AnswerTokens
+from sga.batching.batch import Batch
+from sga.batching.encoding import Encoded
+from sga.errors import UserError
+from sga.evaluation.cache import model_key
+from sga.files import write_json
+from sga.likelihood.forward import ForwardOptions, answer_tokens
+from sga.losses import Needs
+from sga.models.sharding import is_sharded
+
+REFERENCE_FILE = "reference.json"
+
+
+class StartingModel:
+    """The model before unlearning, or the trained one with its adapter off; never trained, saved or wrapped itself.
+
+    Args:
+        network: A copy of the starting model; or the network that is trained, where it is one whose adapter can be
+            switched off (`sga.models.adapters`).
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network
+
+    @torch.no_grad()
+    def answers(
+        self,
+        batch: Batch,
+        keep_logits: bool = False,
+        hidden_layer: int | None = None,
+        options: ForwardOptions = ForwardOptions(),  # noqa: B008  (frozen)
+    ) -> AnswerTokens:
+        """As `answer_tokens`, in eval mode and without gradients."""
+        training = self.network.training
+        self.network.eval()
+        try:
+            with adapter_off(self.network):
+                return answer_tokens(self.network, batch, keep_logits, hidden_layer, options)
+        finally:
+            self.network.train(training)
+
+
+def starting_model(
+    trained: nn.Module,
+    resumed: bool,
+    load: Callable[[], nn.Module],
+    needs: Needs,
+    sequences: Iterable[Encoded],
+    score: Callable[[StartingModel, list[Encoded]], list[float]],
+    folder: Path,
+    writes: bool,
+) -> tuple[StartingModel | None, Mapping[Encoded, float] | None]:
+    """What a loss needs of the starting model: the model itself, if at all, and negative log-likelihoods.
+
+    These are kept in the run folder, by the content of sequences and with the weights' hash: a resumed run reads them,
+    because its own weights are no longer the starting model's.
+
+    Args:
+        trained: The network that is trained, as it is when training starts or goes on.
+        resumed: Whether it goes on.
+        load: Loads the starting model once more.
+        needs: The loss's.
+        sequences: Those that `needs.reference_nll` names.
+        score: Negative log-likelihoods (summed over answer tokens) of sequences.
+        folder: The run folder.
+        writes: Whether this process writes there.
+
+    Raises:
+        UserError: the starting model of a resumed run is another than the one that it began with.
+    """
+    if not needs.reference and not needs.reference_nll:
+        return None, None
+    path = folder / REFERENCE_FILE
+    stored = _read(path) if resumed else None
+    wanted = list(dict.fromkeys(sequences))
+    known = {row: stored["total_nll"].get(_key(row), math.nan) for row in wanted} if stored is not None else {}
+    missing = [row for row in wanted if math.isnan(known.get(row, math.nan))]
+    if not needs.reference and not missing:
+        return None, known
+    if has_adapter(trained):
+        network, key = trained, None
+    elif resumed:
+        network = load()
+        key = model_key(network, {})
+        if stored is not None and stored["model"] != key:
+            raise UserError(
+                f"{path} was made with another starting model than the one that the configuration names now; give that "
+                "one back its place (--model.language_model), or start a new run in another folder"
+            )
+    else:
+        network = _copy(trained, load) if needs.reference else trained
+        key = model_key(network, {})
+    model = StartingModel(network)
+    known |= dict(zip(missing, score(model, missing), strict=True))
+    if writes and stored is None:
+        write_json(path, {"model": key, "total_nll": {_key(row): nll for row, nll in known.items()}})
+    if network is not trained:
+        network.requires_grad_(False)
+    return model if needs.reference else None, known if needs.reference_nll else None
+
+
+def _copy(trained: nn.Module, load: Callable[[], nn.Module]) -> nn.Module:
+    if not is_sharded(trained):
+        return copy.deepcopy(trained)
+    network = load()  # FSDP2 does not copy modules
+    network.load_state_dict(trained.state_dict())
+    return network
+
+
+def _key(sequence: Encoded) -> str:
+    """First 32 hex digits of the SHA-256 of a sequence's tokens and of where its answer begins."""
+    content = json.dumps([sequence.prompt_length, *sequence.ids])
+    return hashlib.sha256(content.encode()).hexdigest()[:32]
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        model, values = stored["model"], stored["total_nll"]
+        return {"model": model, "total_nll": {str(name): float(value) for name, value in values.items()}}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{path}: not the starting model's numbers, or damaged ({error!r}); delete it to compute them again"
+        ) from None
