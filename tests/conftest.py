@@ -43,6 +43,9 @@ atexit.register(shutil.rmtree, os.environ["HF_DATASETS_CACHE"], ignore_errors=Tr
 logging.raiseExceptions = False
 torch.set_num_threads(1)  # faster than more for models of this size, and the same on every machine
 
+ROOT = Path(__file__).parents[1]
+"""The checkout."""
+
 TINY_TOFU_TEMPLATE = PlainTemplate("Question: {question}\nAnswer:\n{answer}")
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -17,13 +16,11 @@ from sga.evaluation.metrics import frontier_area
 from sga.files import json_value
 from sga.rates.smoothing import equivalent_normal_weight
 
-
 RUN_ROLES = ("target", "retain", "unlearn")
 """A run trains the model that is to forget, trains the one that never saw the forget set, or unlearns."""
 
 
 _SHORT_METHODS = {"GradientAscent": "GA", "SmoothedGradientAscent": "SGA", "GradientDifference": "GD"}
-
 
 
 @dataclass(frozen=True)
@@ -208,7 +205,6 @@ class Run:
         return pairs
 
 
-
 def load_run(path: str | Path) -> Run:
     """Reads a run folder; only its rows and groups wait until they are asked for.
 
@@ -247,11 +243,9 @@ def load_run(path: str | Path) -> Run:
     return Run(path, info, evaluations, chosen)
 
 
-
 def plain(value: float) -> str:
     """A setting as people write it: −0.8, 1, 2.5, with a real minus sign."""
     return f"{value:g}".replace("-", "−")
-
 
 
 def _number(value: Any) -> float | None:
@@ -259,7 +253,6 @@ def _number(value: Any) -> float | None:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         return None
     return float(value)
-
 
 
 def _read_object(path: Path) -> dict[str, Any]:
@@ -274,7 +267,6 @@ def _read_object(path: Path) -> dict[str, Any]:
     return value
 
 
-
 def _read_evaluations(path: Path, benchmark: str) -> list[dict[str, Any]]:
     by_step: dict[int, dict[str, Any]] = {}
     for number, row in read_jsonl(path):
@@ -287,13 +279,11 @@ def _read_evaluations(path: Path, benchmark: str) -> list[dict[str, Any]]:
     return [by_step[step] for step in sorted(by_step)]
 
 
-
 def _check_metrics(row: Mapping[str, Any], benchmark: str, where: str) -> None:
     for key, value in row.items():
         is_metric = key in ("epoch", "seconds", "frontier_area") or key.startswith((f"{benchmark}/", "perplexity/"))
         if is_metric and value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
             raise UserError(f"{where}: {key!r} must be a number or null, got {value!r:.60}")
-
 
 
 def _require(row: Mapping[str, Any], kinds: Mapping[str, type], where: str) -> None:

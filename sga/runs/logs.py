@@ -11,26 +11,22 @@
 from __future__ import annotations
 
 import json
-import math
-import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from sga.data.records import read_jsonl
 from sga.errors import UserError
-from sga.files import json_value
 from sga.evaluation.log import Log, Part
-from sga.runs.log_values import MEMBERSHIP, SHARES, auc_value, checked_value
+from sga.files import json_value
 from sga.runs.foreign_logs import read_open_unlearning_log, read_tofu_log
-
+from sga.runs.log_values import MEMBERSHIP, SHARES, auc_value, checked_value
 
 _FORMATS = (
     "a log is a run folder of this package, its rows.jsonl, TOFU's eval_log_aggregated.json "
     "or open-unlearning's TOFU_EVAL.json"
 )
-
 
 
 def read_log(path: str | Path, step: int | None = None, part: Part = "all") -> Log:
@@ -73,7 +69,6 @@ def read_log(path: str | Path, step: int | None = None, part: Part = "all") -> L
     )
 
 
-
 # Logs of this package
 
 
@@ -90,7 +85,6 @@ class OwnRows:
     step: int
     last_step: int
     rows: Mapping[tuple[str, str], tuple[str, dict[str, Any]]]
-
 
 
 def read_own_rows(path: Path, step: int | None) -> OwnRows:
@@ -124,7 +118,6 @@ def read_own_rows(path: Path, step: int | None) -> OwnRows:
     return OwnRows(chosen, steps[-1], rows)
 
 
-
 def _read_sga(path: Path, step: int | None, part: Part) -> Log:
     own = read_own_rows(path, step)
     rows = {
@@ -143,7 +136,6 @@ def _read_sga(path: Path, step: int | None, part: Part) -> Log:
         step=own.step,
         membership_auc=_read_aucs(path.parent, own.step, own.last_step),
     )
-
 
 
 def _own_row(row: Mapping[str, Any], where: str, part: Part) -> dict[str, Any]:
@@ -166,7 +158,6 @@ def _own_row(row: Mapping[str, Any], where: str, part: Part) -> dict[str, Any]:
     return values
 
 
-
 def _read_run(path: Path) -> tuple[dict[str, str | None], str | None]:
     """Settings and benchmark."""
     if not path.is_file():
@@ -179,7 +170,6 @@ def _read_run(path: Path) -> tuple[dict[str, str | None], str | None]:
         raise UserError(f"{path}: 'evaluation' must be an object of strings; is this the run.json of an evaluated run?")
     benchmark = run.get("benchmark", settings.get("benchmark"))
     return settings, benchmark if isinstance(benchmark, str) and benchmark else None
-
 
 
 def _read_aucs(folder: Path, step: int, last_step: int) -> dict[str, float] | None:
@@ -204,7 +194,6 @@ def _read_aucs(folder: Path, step: int, last_step: int) -> dict[str, float] | No
             aucs[score] = auc_value(value, f"{where}: {name!r}")
         break
     return aucs or None
-
 
 
 # Entries

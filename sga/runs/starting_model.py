@@ -13,15 +13,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from sga.models.adapters import adapter_off, has_adapter
-from sga.likelihood.answer_tokens import AnswerTokens
 from sga.batching.batch import Batch
 from sga.batching.encoding import Encoded
 from sga.errors import UserError
 from sga.evaluation.cache import model_key
 from sga.files import write_json
+from sga.likelihood.answer_tokens import AnswerTokens
 from sga.likelihood.forward import ForwardOptions, answer_tokens
 from sga.losses import Needs
+from sga.models.adapters import adapter_off, has_adapter
 from sga.models.sharding import is_sharded
 
 REFERENCE_FILE = "reference.json"

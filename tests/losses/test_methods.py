@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conftest import SMALL_LLAMA, TinyNetwork
+from conftest import ROOT, SMALL_LLAMA, TinyNetwork
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -802,7 +802,7 @@ def test_every_method_takes_two_steps_on_text_or_says_why_not(
 
 # ---- the page -------------------------------------------------------------------------------------------------------
 
-PAGE = Path(__file__).parent.parent / "docs" / "methods.md"
+PAGE = ROOT / "docs" / "methods.md"
 
 
 def test_the_page_lists_every_method_and_its_configurations() -> None:

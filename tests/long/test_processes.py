@@ -3,52 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from processes import ended, fails, start
 from safetensors.torch import load_file
-
-from sga.runs.processes import GRACE
-
-LIMIT = GRACE + 15
-"""Seconds from a failure to the end: Lightning looks every 5, the first process waits for `GRACE`; the rest is load."""
-
-
-def start(*arguments: str, module: tuple[str, ...] = ("-m", "sga", "fit")) -> subprocess.Popen[str]:
-    paths = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
-    return subprocess.Popen(
-        [sys.executable, *module, *arguments],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
 
 
 def fit(*arguments: str) -> None:
     process = start(*arguments)
     _, printed = process.communicate(timeout=300)
     assert process.returncode == 0, printed[-4000:]
-
-
-def fails(rank: int, step: int, how: str) -> list[str]:
-    """Options that end one process of a run; `failing.Fails` writes a file ``failed`` just before."""
-    values = {"rank": rank, "step": step, "how": how}
-    return ["--trainer.callbacks+=failing.Fails", *(f"--trainer.callbacks.{k}={v}" for k, v in values.items())]
-
-
-def ended(process: subprocess.Popen[str], folder: Path) -> tuple[int, str]:
-    """Exit code and what was printed; asserts that it ends soon, with every process of it."""
-    _, printed = process.communicate(timeout=300)  # reads on until the last process has closed it
-    seconds = time.time() - (folder / "failed").stat().st_mtime
-    assert seconds < LIMIT, printed[-2000:]
-    return process.returncode, printed
 
 
 def test_a_killed_process_ends_the_other_one(unlearn_options: list[str], tmp_path: Path) -> None:

@@ -12,10 +12,8 @@ import pytest
 import torch
 from conftest import exact_norms
 from lightning.pytorch.strategies import DDPStrategy
+from processes import MARGIN, SHARDED, UNEVEN, distance, ended, fails, lines, metrics, sga, start, trainer, weights
 from safetensors.torch import load_file, save_file
-from test_dynamic_training import MARGIN
-from test_processes import ended, fails, start
-from test_sharding import SHARDED, UNEVEN, distance, lines, metrics, sga, trainer, weights
 from torch.torch_version import TorchVersion
 from transformers import PreTrainedModel
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import TINY_TOFU_TEMPLATE, golden_numbers
+from conftest import ROOT, TINY_TOFU_TEMPLATE, golden_numbers
 from rouge_score.rouge_scorer import RougeScorer
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 
@@ -24,7 +24,7 @@ from sga.data.records import Record
 from sga.errors import UserError
 
 ROWS = 6
-SOURCE = Path(__file__).parent.parent / "benchmarks" / "plain_evaluation.py"
+SOURCE = ROOT / "benchmarks" / "plain_evaluation.py"
 SHORT = {"forget": "forget", "retain": "retain", "real_authors": "ra", "world_facts": "wf"}
 
 

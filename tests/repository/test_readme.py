@@ -6,15 +6,14 @@ import json
 import re
 import shlex
 import statistics
-from pathlib import Path
 
 import pytest
 import torch
+from conftest import ROOT
 
 from sga.cli import parsed_config
 from sga.models.small import SmallLlama
 
-ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 

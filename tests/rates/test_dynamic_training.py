@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -17,37 +16,26 @@ import lightning.pytorch as pl
 import pytest
 import torch
 import yaml
-from conftest import SMALL_LLAMA, exact_norms
+from conftest import SMALL_LLAMA
 from lightning.pytorch.plugins.precision import MixedPrecision
+from processes import EXACT, MARGIN, RECORD, environment, rates
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sga.__main__ import main
 from sga.cli import UnlearningCLI, run_verb
 from sga.data.builtin import packaged_path
 from sga.errors import DivergenceError
-from sga.models.pretrained import Pretrained
-from sga.rates.geometry import Geometry, total
+from sga.rates.geometry import Geometry
 from sga.rates.policies import DynamicRate
 
 Fit = Callable[..., UnlearningCLI]
 
-MARGIN = ("--model.loss.smoothing_rate=sga.MarginRate", "--model.loss.smoothing_rate.margin=0.6")
 WEIGHT = (
     "--model.loss=sga.GradientDifference",
     "--model.loss.normal_weight=sga.MarginWeight",
     "--model.loss.normal_weight.margin=0.5",
 )
 SHORT = ("--model_utility.generate=false", "--export.enabled=false", "--trainer.num_sanity_val_steps=0")
-RECORD = "--trainer.callbacks+=test_dynamic_training.RateRecorder"
-EXACT = ("--trainer.precision=64-true", "--model.language_model=test_dynamic_training.ExactPretrained")
-
-
-class ExactPretrained(Pretrained):
-    """A model that computes in float64 throughout once it is converted; Llama's own norm is float32."""
-
-    def network(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-        return exact_norms(super().network(tokenizer))
 
 
 @dataclass(frozen=True)
@@ -56,22 +44,6 @@ class Pinned(DynamicRate):
 
     def propose(self, geometry: Geometry) -> float | None:
         return -4.0
-
-
-class RateRecorder(pl.Callback):
-    """Writes each optimiser step's number with all its digits, and the counts, to a file of each process."""
-
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        state, path = pl_module.rate_state, Path(trainer.default_root_dir, f"rates-{trainer.global_rank}.jsonl")
-        geometry = total(pl_module.geometry.values()) if pl_module.geometry else None
-        line = {
-            "step": trainer.global_step,
-            "value": state.value,
-            "decisions": state.decisions,
-            "cosine": geometry.cosine if geometry is not None else None,
-        }
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
 
 
 class HalfPrecisionOnCPU(pl.Callback):
@@ -99,17 +71,6 @@ def weights(run: UnlearningCLI) -> torch.Tensor:
     return torch.cat([parameter.detach().double().flatten() for parameter in run.model.parameters()])
 
 
-def lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-def rates(folder: Path, rank: int = 0) -> list[float]:
-    """The number at each optimiser step."""
-    by_step = {line["step"]: line["value"] for line in lines(folder / f"rates-{rank}.jsonl") if line["step"]}
-    assert sorted(by_step) == list(range(1, len(by_step) + 1))
-    return [by_step[step] for step in sorted(by_step)]
-
-
 def scalars(folder: Path, name: str) -> list[float]:
     events = EventAccumulator(str(folder / "tensorboard"))
     events.Reload()
@@ -134,7 +95,7 @@ def test_a_split_step_with_a_given_rate_is_the_step_of_that_fixed_rate(
         "--model.optimizer.weight_decay=0",
     )
     fixed = weights(fit(tmp_path / "fixed", *options))
-    split = fit(tmp_path / "split", *options, "--model.loss.smoothing_rate=test_dynamic_training.Pinned")
+    split = fit(tmp_path / "split", *options, "--model.loss.smoothing_rate=processes.Pinned")
     assert split.model.rate_state.decisions == 4
     torch.testing.assert_close(weights(split), fixed, rtol=0, atol=1e-12)
     still = weights(fit(tmp_path / "still", *options, "--model.optimizer.lr=0"))
@@ -264,7 +225,7 @@ def test_bf16_autocast_gives_nearly_the_rate_of_float32(fit: Fit, tmp_path: Path
 
 def test_a_gradient_scaler_scales_both_parts_and_skips_a_step_that_overflows(fit: Fit, tmp_path: Path) -> None:
     fit(tmp_path / "plain", *MARGIN, RECORD, "--trainer.max_epochs=1", "--data.micro_batch_size=2")
-    half = "--trainer.callbacks+=test_dynamic_training.HalfPrecisionOnCPU"
+    half = "--trainer.callbacks+=processes.HalfPrecisionOnCPU"
     common = (*MARGIN, RECORD, half, "--trainer.max_epochs=1", "--data.micro_batch_size=2")
     fit(tmp_path / "half", *common, "--trainer.callbacks.scale=256")
     assert rates(tmp_path / "half") == pytest.approx(rates(tmp_path / "plain"), rel=0.15)
@@ -351,12 +312,10 @@ def test_two_processes_take_the_rates_of_one(
         *unlearn_options, *SHORT, *EXACT, *rule, RECORD,
         "--data.batch_size=5", "--data.micro_batch_size=2", "--trainer.max_epochs=10", "--trainer.limit_val_batches=0",
     ]  # fmt: skip
-    paths = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
     for name, more in (("one", []), ("two", ["--trainer.devices=2", f"--trainer.strategy={strategy}"])):
         done = subprocess.run(
             [sys.executable, "-m", "sga", "fit", *options, *more, f"--run.folder={tmp_path / name}"],
-            env=environment, capture_output=True, text=True, timeout=300,
+            env=environment(), capture_output=True, text=True, timeout=300,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr[-4000:]
     expected = rates(tmp_path / "one")

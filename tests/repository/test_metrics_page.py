@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import ROOT
 
 from sga.evaluation import metrics
 from sga.evaluation.metrics import MODEL_UTILITY_PARTS
 
-PAGE = (Path(__file__).parents[1] / "docs" / "metrics.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
 
 
 def run(page: str) -> tuple[doctest.TestResults, str]:

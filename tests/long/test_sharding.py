@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
-from safetensors.torch import load_file
-from test_dynamic_training import EXACT, MARGIN, RECORD, rates
+from processes import (
+    EXACT,
+    MARGIN,
+    RECORD,
+    SHARDED,
+    UNEVEN,
+    distance,
+    lines,
+    metrics,
+    rates,
+    sga,
+    trainer,
+    weights,
+)
 
 from sga.cli import run_verb
 from sga.errors import UserError
@@ -22,55 +30,11 @@ from sga.models.combinations import WhosHarryPotter
 from sga.models.pretrained import Pretrained
 from sga.models.sharding import FullyShardedStrategy, check_strategy, is_sharded, whole_weights
 
-SHARDED = ["--trainer.devices=2", "--trainer.strategy=fsdp2"]
-# Five groups a step and then one: the shares are uneven, and in each epoch's last step a process has nothing to do.
-UNEVEN = ["--data.batch_size=5", "--data.micro_batch_size=2", "--checkpoint.every_n_steps=1"]
-
-
-def sga(*arguments: str) -> str:
-    """Runs `python -m sga …` and gives what it printed."""
-    paths = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        [sys.executable, "-m", "sga", *arguments],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    return done.stdout
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "model" / "model.safetensors")
-
-
-def lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-def metrics(folder: Path) -> list[dict[str, float]]:
-    return [{key: value for key, value in line.items() if key != "seconds"} for line in lines(folder / "metrics.jsonl")]
-
-
-def distance(one: Path, two: Path) -> float:
-    """The largest difference between two runs' exported weights."""
-    ours, theirs = weights(one), weights(two)
-    assert ours.keys() == theirs.keys(), "tied weights are written once"
-    return max((ours[name].double() - theirs[name].double()).abs().max().item() for name in ours)
-
 
 def relative_distance(one: Path, two: Path, start: Path) -> float:
     """‖w₂ − w₁‖ / ‖w₁ − w₀‖ over all weights."""
     first, second, origin = (torch.cat([v.double().flatten() for v in weights(f).values()]) for f in (one, two, start))
     return ((second - first).norm() / (first - origin).norm()).item()
-
-
-# ---- what is refused ------------------------------------------------------------------------------------------------
-
-
-def trainer(strategy: object, precision: str = "32-true") -> Any:
-    return SimpleNamespace(strategy=strategy, precision=precision)
 
 
 def test_strategies_that_are_not_known_to_be_right_are_refused() -> None:

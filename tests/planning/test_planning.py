@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import ROOT
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from sga.__main__ import main
@@ -169,7 +170,7 @@ def test_states_of_optimisers() -> None:
 
 # ---- against reality ------------------------------------------------------------------------------------------------
 
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+BENCHMARKS = ROOT / "benchmarks"
 readable = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no /proc to read a process's memory from")
 
 

@@ -1,0 +1,63 @@
+"""The two sides of a comparison, read from run folders and logs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+from sga.errors import UserError
+from sga.evaluation.comparison import Side
+from sga.files import json_value
+from sga.runs.logs import read_log, read_own_rows
+
+# ---- reading --------------------------------------------------------------------------------------------------------
+
+
+def read_side(path: str | Path, step: int | None = None) -> Side:
+    """Reads one side.
+
+    The rows of a run of ours are taken as they are and not as `read_log` gives them, because a comparison also wants
+    the texts and whatever other numbers they hold, and does without a run.json.
+
+    Args:
+        path: A run folder of ours, its ``rows.jsonl``, or a foreign log that `read_log` knows.
+        step: Which evaluation of a run of ours; the last one by default.
+
+    Raises:
+        UserError: as `read_log`.
+    """
+    path = Path(path)
+    if (path / "rows.jsonl").is_file():
+        path = path / "rows.jsonl"
+    if path.suffix == ".jsonl":
+        return _read_rows(path, step)
+    log = read_log(path, step)
+    return Side(log.source, log.kind, log.step, log.settings or None, log.rows, log.notes)
+
+
+def _read_rows(path: Path, step: int | None) -> Side:
+    own = read_own_rows(path, step)
+    rows = {}
+    for key, (where, row) in own.rows.items():
+        for name, value in row.items():
+            for entry in value if isinstance(value, list) else [value]:
+                if isinstance(entry, float) and not math.isfinite(entry):
+                    raise UserError(f"{where}: {name!r} must be finite, got {entry}; evaluate again")
+        if "avg_nll" in row and row.get("paraphrased_nll") is None:
+            row["paraphrased_nll"] = row["avg_nll"]  # the answer stands in where there is no paraphrase
+        rows[key] = row
+    return Side(str(path), "sga", own.step, _read_settings(path.parent / "run.json"), rows)
+
+
+def _read_settings(path: Path) -> Mapping[str, str | None] | None:
+    if not path.is_file():
+        return None
+    try:
+        run = json_value(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # not JSON, or not UTF-8
+        raise UserError(f"{path}: not JSON ({error}); copy the file again") from None
+    settings = run.get("evaluation") if isinstance(run, dict) else None
+    if not isinstance(settings, dict):
+        raise UserError(f"{path}: has no object 'evaluation'; is this the run.json of an evaluated run?")
+    return settings
