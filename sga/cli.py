@@ -282,6 +282,8 @@ def _differences(name: str, old: Any, new: Any) -> list[tuple[str, Any, Any]]:
         return [
             found for key in sorted({*old, *new}) for found in _differences(f"{name}.{key}", old.get(key), new.get(key))
         ]
+    if isinstance(old, str) and isinstance(new, str) and old.startswith("sga.") and new.startswith("sga."):
+        old, new = (f"sga.{path.rpartition('.')[2]}" for path in (old, new))  # a run of before names a class's module
     return [] if old == new else [(name, old, new)]
 
 

@@ -1,4 +1,4 @@
-"""Learning-rate schedules that know the length of the run, and an optimiser with small states."""
+"""Optimisers and learning-rate schedules that know the length of the run."""
 
 from __future__ import annotations
 

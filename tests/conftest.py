@@ -25,6 +25,7 @@ os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="sga-tests-")  # else 
 
 import pytest
 import torch
+import yaml
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
@@ -32,6 +33,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from sga.batching.batch import collate
 from sga.batching.encoding import Encoded, Encoder
 from sga.batching.templates import PlainTemplate
+from sga.data.builtin import packaged_path
 from sga.evaluation.inference import Inference
 from sga.evaluation.request_batches import RequestBatches
 from sga.evaluation.requests import Answer
@@ -376,3 +378,45 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ]
     )
     return folder
+
+
+# ---- the demo on little data ----------------------------------------------------------------------------------------
+
+SMALL_DEMO = {
+    "data.source": {
+        "class_path": "sga.Authors",
+        "init_args": {
+            "forget_authors": 1,
+            "retain_authors": 2,
+            "holdout_authors": 1,
+            "questions_per_author": 6,
+        },
+    },
+    "data.evaluation_rows": 4,
+    "model_utility.max_new_tokens": 4,
+    "trainer.max_epochs": 2,
+    "trainer.enable_progress_bar": False,
+}
+
+
+@pytest.fixture
+def small_plan(tmp_path: Path) -> Path:
+    """The packaged demo's plan with two unlearning runs on little data, as files of its own."""
+    authors = packaged_path("configs/authors")
+    runs = {}
+    for name in ("target", "retain", "ga", "sga"):
+        config = yaml.safe_load((authors / f"{name}.yaml").read_text(encoding="utf-8"))
+        for key, value in SMALL_DEMO.items():
+            section, option = key.split(".")
+            config[section] = {**config.get(section, {}), option: value}
+        if name in ("target", "retain"):
+            config["trainer"]["check_val_every_n_epoch"] = 2
+            config["model"]["language_model"]["init_args"] |= {"hidden_size": 32, "layers": 1, "vocabulary": 600}
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+        if name in ("ga", "sga"):
+            runs[name] = {"config": f"{name}.yaml"}
+    plan = tmp_path / "plan.yaml"
+    plan.write_text(
+        yaml.safe_dump({"target": "target.yaml", "retain": "retain.yaml", "seeds": [0], "runs": runs}), encoding="utf-8"
+    )
+    return plan

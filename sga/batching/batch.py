@@ -1,9 +1,6 @@
-"""Batches of token ids, and the loader that cuts an epoch into them.
+"""A batch of token ids: B groups of K sequences, padded.
 
-An optimiser step sees `batch_size` groups, whatever the number of processes and the size of a forward pass: the loader
-cuts each step's groups into micro-batches, and `Batch.scale` carries what makes the sum of their losses the mean over
-the step's groups. So loss and gradient depend on none of micro-batch size, accumulation, padding and world size, also
-in the last, smaller step of an epoch.
+`Batch.scale` carries what makes the sum of the losses of an optimiser step's micro-batches the mean over its groups.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""From question and answer to token ids: templates, the prompt/answer boundary, the end-of-sequence token.
+"""From question and answer to token ids: the prompt/answer boundary and the end-of-sequence token.
 
 The rules are those under which evaluators disagree, so they are kept in one place: the prompt's tokens are a prefix of
 the tokens of prompt + answer; the end-of-sequence token stands exactly once at the end and counts as an answer token;
-a chat template sees a pinned date; masks come from lengths.
+masks come from lengths.
 """
 
 from __future__ import annotations

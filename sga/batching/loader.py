@@ -1,4 +1,10 @@
-"""The loader of training groups: the order of each epoch, shares of processes, exact resume."""
+"""The loader of training groups, which cuts an epoch into batches and resumes exactly where it was.
+
+An optimiser step sees `batch_size` groups, whatever the number of processes and the size of a forward pass: the loader
+cuts each step's groups into micro-batches, and `Batch.scale` carries what makes the sum of their losses the mean over
+the step's groups. So loss and gradient depend on none of micro-batch size, accumulation, padding and world size, also
+in the last, smaller step of an epoch.
+"""
 
 from __future__ import annotations
 

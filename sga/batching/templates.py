@@ -1,4 +1,4 @@
-"""Templates: how a question and an answer become one text."""
+"""Templates: how a question and an answer become one text; a chat template sees a pinned date."""
 
 from __future__ import annotations
 

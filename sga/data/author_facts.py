@@ -1,4 +1,4 @@
-"""Facts about one built-in author, drawn from a seed, and the questions and answers that hold them."""
+"""Facts about one built-in author, drawn from a seed so that they hang together, and wrong ones beside them."""
 
 from __future__ import annotations
 
@@ -448,6 +448,3 @@ def wrong_facts(seed: int, number: int, topic: Topic) -> list[Facts]:
         if len(found) == PERTURBED_ANSWERS:
             return found
     raise AssertionError(f"the word lists are too short for wrong answers on {topic.topic}")
-
-
-# ---- text -----------------------------------------------------------------------------------------------------------

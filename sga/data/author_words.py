@@ -23,9 +23,6 @@ SPARE_TITLES = 6
 """One title in so many is nobody's and serves as a wrong answer."""
 
 
-# ---- words ----------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Country:
     """A country with names that are usual there."""

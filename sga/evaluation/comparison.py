@@ -1,4 +1,4 @@
-"""`sga compare`: is one evaluation better than another of the same rows, or is it noise?"""
+"""Comparison of two evaluations of the same rows: is one better than the other, or is it noise?"""
 
 from __future__ import annotations
 

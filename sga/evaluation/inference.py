@@ -1,4 +1,4 @@
-"""Running a model on evaluation batches: token log-probabilities and greedy answers."""
+"""Running a model on batches of requests, halved where the memory does not suffice."""
 
 from __future__ import annotations
 

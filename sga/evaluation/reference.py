@@ -1,7 +1,7 @@
-"""The retain reference: what a model that never saw the forget set gives on it, read from a log and checked.
+"""The retain reference: what a model that never saw the forget set gives on it, aligned with an evaluation's rows.
 
-`read_retain_reference` takes the forget part of a log (`sga.runs.logs`), `reference_for` cuts it to the rows that
-an evaluation has and refuses one that was made otherwise. Both happen before any model is loaded.
+`reference_for` cuts it to the rows that an evaluation has, and refuses one that was made otherwise, before any model is
+loaded. `sga.runs.references` reads it from a log.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The plan that answers every question of an evaluation once, in batches that waste little.
+"""Requests as batches: each is computed once, in batches that waste little.
 
 Requests become jobs, which are token ids: two requests with the same tokens are one job. Scoring jobs that share a
 prompt (TOFU asks about seven answers to one question) become one row in which whatever they begin with in common stands

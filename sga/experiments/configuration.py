@@ -14,6 +14,7 @@ import yaml
 
 from sga.errors import UserError
 from sga.files import read_yaml
+from sga.runs.configuration import check_class_paths
 
 Values = dict[str, Any]
 """Settings by dotted name, such as ``model.optimizer.lr``; a value may be a whole block."""
@@ -54,7 +55,14 @@ def _same_class(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
 
 
 def read_yaml_numbers(path: Path) -> Any:
-    return _floats(read_yaml(path))
+    """Content of a YAML file in which 1e-4 is a number, and no class of this package is named by its module.
+
+    Raises:
+        UserError: as `read_yaml` and `check_class_paths`.
+    """
+    content = _floats(read_yaml(path))
+    check_class_paths(content, path)
+    return content
 
 
 def _floats(value: Any) -> Any:
@@ -64,9 +72,6 @@ def _floats(value: Any) -> Any:
     if isinstance(value, list):
         return [_floats(one) for one in value]
     return float(value) if isinstance(value, str) and _FLOAT.fullmatch(value) else value
-
-
-# ---- configurations -------------------------------------------------------------------------------------------------
 
 
 def applied(config: Mapping[str, Any], values: Values) -> dict[str, Any]:
@@ -101,9 +106,6 @@ def _within(node: dict[str, Any], part: str) -> dict[str, Any]:
         return node
     arguments: dict[str, Any] = node.setdefault("init_args", {})
     return arguments
-
-
-# ---- names and hashes -----------------------------------------------------------------------------------------------
 
 
 def digest(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""`sga demo`: target, retain model, unlearning by several methods, and a report, on built-in data.
+"""The steps of the demo: target, retain model, and unlearning by several methods on built-in data.
 
 Every step is an ordinary `sga fit`. A step's key is a hash of all that its result depends on: its configuration, this
 package's source, and the keys of the steps it builds on. A finished step with the same key is reused, an unfinished one

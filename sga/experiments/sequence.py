@@ -1,4 +1,4 @@
-"""`sga sequence`: unlearning requests one after the other, each starting from the model that the last one left."""
+"""Unlearning requests one after the other, each starting from the model that the last one left."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Groups of K: one forget sample and the K−1 normal samples that are paired with it before training."""
+"""Pairing: how the K−1 normal samples of each forget sample are chosen from the retain split, before training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Negative log-likelihoods of answers under a causal language model: the numbers that losses and metrics read."""
+"""The forward pass over a batch: negative log-likelihoods of its answer tokens, in one pass for all groups."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
-"""Where the language model comes from: a Hugging Face name or folder, a small Llama made from scratch, or two models
-put together (task vector, Who's Harry Potter).
+"""Language models of the Hugging Face Hub or of a local folder, and what any source of a model has to offer.
 
-All are light descriptions; weights are loaded or drawn only when `network` is called.
+All sources are light descriptions; weights are loaded or drawn only when `network` is called.
 """
 
 from __future__ import annotations

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import typing
 from argparse import ArgumentParser
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import sga
 from sga.errors import UserError
 from sga.files import read_yaml
 
@@ -25,8 +27,10 @@ def check_config_files(arguments: Sequence[str], parser: ArgumentParser) -> None
         parser: The verb's.
 
     Raises:
-        UserError: a file is not YAML, or has other names at its top than the verb has settings.
+        UserError: a file is not YAML, has other names at its top than the verb has settings, or names a class of this
+            package by its module.
     """
+    check_class_paths(dict(enumerate(argument.rpartition("=")[2] for argument in arguments)), "the command line")
     names = {action.dest.split(".")[0] for action in parser._actions if action.dest not in ("help", "config")}
     blocks = {action.dest.split(".")[0] for action in parser._actions if "." in action.dest}
     for place, argument in enumerate(arguments):
@@ -41,12 +45,31 @@ def check_config_files(arguments: Sequence[str], parser: ArgumentParser) -> None
             continue
         if not isinstance(content, dict):
             raise UserError(f"{path}: expected names with values, got {content!r:.60}")
+        check_class_paths(content, path)
         for name, inside in content.items():
             first = str(name).removesuffix("+").split(".")[0]
             if first not in names:
                 raise UserError(f"{path}: there is no setting {name!r}; there are {', '.join(sorted(names))}")
             if name in blocks and not isinstance(inside, dict | None):
                 raise UserError(f"{path}: {name} is a block of settings, got {inside!r:.60}")
+
+
+def check_class_paths(value: object, where: str | Path) -> None:
+    """Refuses classes of this package that are named by a module, which may move; ``sga.NAME`` never does.
+
+    Args:
+        value: Settings: a mapping, a list or a single value.
+        where: Name of the file, for the message.
+
+    Raises:
+        UserError: a value is such a path; gives the name to write.
+    """
+    if isinstance(value, str) and re.fullmatch(r"sga(\.[a-z_]\w*)+\.[A-Za-z]\w*", value):
+        name = value.rpartition(".")[2]
+        if name in sga.__all__:
+            raise UserError(f"{where}: {value} is now called sga.{name}, which is the name to write")
+    for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        check_class_paths(part, where)
 
 
 def check_nulls(parser: ArgumentParser, config: Any) -> None:

@@ -57,9 +57,6 @@ _MANY = {
 """What messages call an entry and a column of a foreign log; others go by their field name."""
 
 
-# Foreign logs
-
-
 def read_tofu_log(path: Path, content: Mapping[str, Any], part: Part) -> Log:
     rows: dict[tuple[str, str], dict[str, Any]] = {}
     for file, set_name in _TOFU_SETS.items():

@@ -69,9 +69,6 @@ def read_log(path: str | Path, step: int | None = None, part: Part = "all") -> L
     )
 
 
-# Logs of this package
-
-
 @dataclass(frozen=True)
 class OwnRows:
     """One evaluation of a run of ours, as its ``rows.jsonl`` has it.
@@ -194,9 +191,6 @@ def _read_aucs(folder: Path, step: int, last_step: int) -> dict[str, float] | No
             aucs[score] = auc_value(value, f"{where}: {name!r}")
         break
     return aucs or None
-
-
-# Entries
 
 
 def _read_json_object(path: Path) -> dict[str, Any]:

@@ -11,8 +11,6 @@ from sga.evaluation.comparison import Side
 from sga.files import json_value
 from sga.runs.logs import read_log, read_own_rows
 
-# ---- reading --------------------------------------------------------------------------------------------------------
-
 
 def read_side(path: str | Path, step: int | None = None) -> Side:
     """Reads one side.

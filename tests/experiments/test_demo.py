@@ -13,51 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from sga.commands.demo import main
 from sga.data.builtin import packaged_path
 from sga.errors import UserError
 from sga.experiments.demo import Step, read_steps
-
-SMALL = {
-    "data.source": {
-        "class_path": "sga.Authors",
-        "init_args": {
-            "forget_authors": 1,
-            "retain_authors": 2,
-            "holdout_authors": 1,
-            "questions_per_author": 6,
-        },
-    },
-    "data.evaluation_rows": 4,
-    "model_utility.max_new_tokens": 4,
-    "trainer.max_epochs": 2,
-    "trainer.enable_progress_bar": False,
-}
-
-
-@pytest.fixture
-def small_plan(tmp_path: Path) -> Path:
-    """The packaged demo's plan with two unlearning runs on little data, as files of its own."""
-    authors = packaged_path("configs/authors")
-    runs = {}
-    for name in ("target", "retain", "ga", "sga"):
-        config = yaml.safe_load((authors / f"{name}.yaml").read_text(encoding="utf-8"))
-        for key, value in SMALL.items():
-            section, option = key.split(".")
-            config[section] = {**config.get(section, {}), option: value}
-        if name in ("target", "retain"):
-            config["trainer"]["check_val_every_n_epoch"] = 2
-            config["model"]["language_model"]["init_args"] |= {"hidden_size": 32, "layers": 1, "vocabulary": 600}
-        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
-        if name in ("ga", "sga"):
-            runs[name] = {"config": f"{name}.yaml"}
-    plan = tmp_path / "plan.yaml"
-    plan.write_text(
-        yaml.safe_dump({"target": "target.yaml", "retain": "retain.yaml", "seeds": [0], "runs": runs}), encoding="utf-8"
-    )
-    return plan
 
 
 def numbers(folder: Path) -> list[dict[str, Any]]:

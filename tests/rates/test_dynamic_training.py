@@ -95,7 +95,7 @@ def test_a_split_step_with_a_given_rate_is_the_step_of_that_fixed_rate(
         "--model.optimizer.weight_decay=0",
     )
     fixed = weights(fit(tmp_path / "fixed", *options))
-    split = fit(tmp_path / "split", *options, "--model.loss.smoothing_rate=processes.Pinned")
+    split = fit(tmp_path / "split", *options, "--model.loss.smoothing_rate=test_dynamic_training.Pinned")
     assert split.model.rate_state.decisions == 4
     torch.testing.assert_close(weights(split), fixed, rtol=0, atol=1e-12)
     still = weights(fit(tmp_path / "still", *options, "--model.optimizer.lr=0"))
@@ -225,7 +225,7 @@ def test_bf16_autocast_gives_nearly_the_rate_of_float32(fit: Fit, tmp_path: Path
 
 def test_a_gradient_scaler_scales_both_parts_and_skips_a_step_that_overflows(fit: Fit, tmp_path: Path) -> None:
     fit(tmp_path / "plain", *MARGIN, RECORD, "--trainer.max_epochs=1", "--data.micro_batch_size=2")
-    half = "--trainer.callbacks+=processes.HalfPrecisionOnCPU"
+    half = "--trainer.callbacks+=test_dynamic_training.HalfPrecisionOnCPU"
     common = (*MARGIN, RECORD, half, "--trainer.max_epochs=1", "--data.micro_batch_size=2")
     fit(tmp_path / "half", *common, "--trainer.callbacks.scale=256")
     assert rates(tmp_path / "half") == pytest.approx(rates(tmp_path / "plain"), rel=0.15)

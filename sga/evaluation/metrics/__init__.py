@@ -1,4 +1,12 @@
-"""The metrics as pure functions, one file a family; values equal the published implementations on the same inputs."""
+"""Numbers in, one metric out: every evaluation metric as a pure function over per-sequence quantities in float64.
+
+Nothing here sees a model or a tokenizer. nll are in nats, `avg_nll` is the mean over the answer tokens, `R` is TOFU's
+truth ratio P_wrong / P_right. Published implementations followed: TOFU = github.com/locuslab/tofu (arXiv 2401.06121),
+MUSE = github.com/swj0419/muse_bench (arXiv 2407.06460), open-unlearning = github.com/locuslab/open-unlearning at commit
+d3d7cf9.
+
+One file a family; a new metric goes into one of them, or into a file of its own, and into `__all__` here.
+"""
 
 from sga.evaluation.metrics.arrays import Floats
 from sga.evaluation.metrics.forget_quality import LOW_FORGET_QUALITY, Direction, ForgetQualityResult, forget_quality

@@ -7,8 +7,6 @@ from collections.abc import Iterable, Sequence
 
 from sga.errors import UserError
 
-# Comparing methods
-
 
 def frontier_area(points: Iterable[tuple[float, float]], floor: float = -12.0) -> float:
     """The forgetting-utility trade-off of one run in one number: the area below its best points.

@@ -17,9 +17,6 @@ DIVERGED = math.log(1e10)
 """Log perplexity on normal text above which the paper calls a model diverged (arXiv 2510.22376)."""
 
 
-# TOFU: probability, truth ratio, forget quality, model utility
-
-
 def probability(avg_nll: npt.ArrayLike) -> float:
     """The mean probability per token that the model gives to the right answers (TOFU's Probability on forget, retain).
 

@@ -11,8 +11,6 @@ from sklearn.metrics import roc_auc_score
 from sga.errors import UserError
 from sga.evaluation.metrics.arrays import Floats, vector
 
-# Membership inference
-
 
 def membership_auc(member_scores: npt.ArrayLike, nonmember_scores: npt.ArrayLike) -> float:
     """How well a score tells forget (members) from holdout (non-members): area under the ROC curve, scikit-learn's.

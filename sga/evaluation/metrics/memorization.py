@@ -8,8 +8,6 @@ import numpy.typing as npt
 from sga.errors import UserError
 from sga.evaluation.metrics.arrays import Floats, vector
 
-# Memorisation, perplexity
-
 
 def exact_memorization(argmax_hits: npt.ArrayLike) -> float:
     """The share of one answer's tokens that the model, fed the true tokens before it, puts first.

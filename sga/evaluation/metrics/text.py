@@ -1,10 +1,4 @@
-"""Numbers in, one metric out: every evaluation metric as a pure function over per-sequence quantities in float64.
-
-Nothing here sees a model or a tokenizer. nll are in nats, `avg_nll` is the mean over the answer tokens, `R` is TOFU's
-truth ratio P_wrong / P_right. Published implementations followed: TOFU = github.com/locuslab/tofu (arXiv 2401.06121),
-MUSE = github.com/swj0419/muse_bench (arXiv 2407.06460), open-unlearning = github.com/locuslab/open-unlearning at commit
-d3d7cf9.
-"""
+"""Overlap of generated and true texts: ROUGE and BLEU."""
 
 from __future__ import annotations
 
@@ -19,8 +13,6 @@ from rouge_score.tokenizers import Tokenizer
 from sacrebleu.metrics.bleu import BLEU
 
 from sga.errors import UserError
-
-# Text overlap
 
 
 def rouge(generated: Sequence[str], truth: Sequence[str], stemmer: bool = True) -> dict[str, list[float]]:

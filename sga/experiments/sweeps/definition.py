@@ -259,9 +259,6 @@ class Sweep:
                 yield {**first, name: value}
 
 
-# ---- reading --------------------------------------------------------------------------------------------------------
-
-
 def read_sweep(path: Path, overrides: Values | None = None) -> Sweep:
     """Reads a sweep file; paths in it are relative to it.
 
