@@ -1,10 +1,13 @@
-"""Files: JSON read with suspicion, every fault named by its line."""
+"""Files: whole or not at all and for whom the umask says; JSON read with suspicion, every fault named by its line."""
 
 from __future__ import annotations
 
 import json
+import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +19,25 @@ from sga.files import (
     read_json,
     read_json_lines,
     read_json_object,
+    write_bytes,
     write_json,
     write_json_lines,
+    write_text,
 )
+from sga.groups.generation import Journal
 
 BOM = b"\xef\xbb\xbf"
 SEPARATORS = "\u2028\u2029\x85\x0b\x0c\x1c\x1d\x1e"
 """Characters, beside the ends of lines, at which `str.splitlines` cuts."""
+
+
+@contextmanager
+def umask(mask: int) -> Iterator[None]:
+    before = os.umask(mask)
+    try:
+        yield
+    finally:
+        os.umask(before)
 
 
 def said(path: Path, content: bytes, read: Callable[[Path], Any] = read_json) -> str:
@@ -155,3 +170,52 @@ def test_an_object_is_one_and_the_callers_cure_ends_every_message(tmp_path: Path
         found = said(path, content, lambda path: read_json_object(path, "make it anew"))
         assert what in found and found.endswith("; make it anew")
     assert said(path, b"\xff", lambda path: read_json_lines(path, "make it anew")).endswith("or make it anew")
+
+
+# ---- writing --------------------------------------------------------------------------------------------------------
+
+
+def write_journal(path: Path, content: bytes) -> None:
+    with closing(Journal(path)) as journal:
+        journal.append({"text": content.decode()})
+
+
+WRITERS: dict[str, Callable[[Path, bytes], None]] = {
+    "bytes": write_bytes,
+    "text": lambda path, content: write_text(path, content.decode()),
+    "JSON": lambda path, content: write_json(path, content.decode()),
+    "JSON Lines": lambda path, content: write_json_lines(path, [{"text": content.decode()}]),
+    "journal": write_journal,
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+@pytest.mark.parametrize(("mask", "mode"), [(0o077, 0o600), (0o022, 0o644), (0o002, 0o664)])
+def test_files_follow_the_umask(tmp_path: Path, name: str, mask: int, mode: int) -> None:
+    with umask(mask):
+        WRITERS[name](tmp_path / "a", b"secret")
+    assert (tmp_path / "a").stat().st_mode & 0o777 == mode
+
+
+def test_a_file_that_is_replaced_follows_it_too(tmp_path: Path) -> None:
+    for mask, mode in ((0o022, 0o644), (0o077, 0o600)):
+        with umask(mask):
+            write_text(tmp_path / "a", "secret")
+        assert (tmp_path / "a").stat().st_mode & 0o777 == mode
+
+
+def test_threads_that_write_one_file_leave_it_whole(tmp_path: Path) -> None:
+    with umask(0o077), ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda number: write_text(tmp_path / "a", f"{number}" * 1000), range(8)))
+    assert (tmp_path / "a").read_text() in {f"{number}" * 1000 for number in range(8)}
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_write_that_fails_leaves_the_old_file_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_text(tmp_path / "new" / "a", "old")
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", lambda number: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        with pytest.raises(OSError, match="No space left"):
+            write_text(tmp_path / "new" / "a", "half")
+    assert [path.read_text() for path in (tmp_path / "new").iterdir()] == ["old"]
