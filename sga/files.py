@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
-import tempfile
+import re
+import secrets
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +17,21 @@ from sga.errors import UserError
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:
-    """Writes a file by way of a temporary one beside it, so that a killed process leaves the old or the new."""
+    """Writes a file by way of a temporary one beside it, so that a killed process leaves the old or the new.
+
+    Who may read it is the umask's to say, because rows hold what is to be forgotten.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with open(temporary, "xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 
@@ -40,34 +45,110 @@ def write_json(path: str | Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def write_json_lines(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Writes one JSON object a line, as `write_json`."""
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows))
+
+
 def json_value(text: str) -> Any:
-    """`json.loads`, all of whose refusals are of one kind.
+    """The value of a JSON text; NaN and infinity are taken, as `json.loads` does.
 
     Raises:
-        json.JSONDecodeError: also for nesting and numbers beyond what Python takes.
+        json.JSONDecodeError: also for a key that stands twice in an object, of which one would be dropped without a
+            word, and for nesting and numbers beyond what Python takes.
     """
+
+    def distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        values = dict(pairs)
+        if len(values) < len(pairs):
+            raise _repeated_key(text)
+        return values
+
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=distinct)
     except json.JSONDecodeError:
         raise
     except (ValueError, RecursionError) as error:
         raise json.JSONDecodeError(str(error), text, 0) from None
 
 
-def read_json(path: str | Path) -> Any:
-    """Reads a JSON file.
+def _repeated_key(text: str) -> json.JSONDecodeError:
+    """Names the first key of a text that stands in its object already; up to there it is known to be JSON."""
+    objects: list[set[str]] = []
+    for token in re.finditer(r'[{}]|("(?:[^"\\]|\\.)*")(\s*:)?', text):
+        if token[0] == "{":
+            objects.append(set())
+        elif token[0] == "}":
+            objects.pop()
+        elif token[2]:
+            key = json.loads(token[1])
+            if key in objects[-1]:
+                return json.JSONDecodeError(f"{key!r:.60} stands twice in one object", text, token.start())
+            objects[-1].add(key)
+    raise AssertionError("there is one")
+
+
+def read_json(path: str | Path, cure: str = "copy the file again or delete it") -> Any:
+    """Reads a JSON file in UTF-8, with or without a byte order mark.
+
+    Args:
+        path: The file.
+        cure: How to put right what is refused; ends the message.
 
     Raises:
-        UserError: it is not JSON, or not UTF-8.
+        UserError: the file is missing, or not such a file; names file and line.
     """
+    return _json(_content(path), path, 1, cure)
+
+
+def read_json_object(path: str | Path, cure: str = "copy the file again or delete it") -> dict[str, Any]:
+    """Reads a JSON file that holds an object, as `read_json`."""
+    return _object(read_json(path, cure), str(path), cure)
+
+
+def read_json_lines(
+    path: str | Path, cure: str = "mend that line: the file needs one complete JSON object a line"
+) -> list[tuple[int, dict[str, Any]]]:
+    r"""Reads one JSON object a line and keeps the line numbers (from 1); blank lines are allowed.
+
+    Differs from `str.splitlines` in that only ``\n`` and ``\r\n`` end a line: U+2028 and its like are content.
+
+    Args:
+        path: The file.
+        cure: How to put right what is refused; ends the message.
+
+    Raises:
+        UserError: the file is missing, not UTF-8, or a line is not a JSON object; names file and line.
+    """
+    return [
+        (number, _object(_json(line, path, number, cure), f"{path}:{number}", cure))
+        for number, line in enumerate(_content(path).split(b"\n"), start=1)
+        if line.strip()
+    ]
+
+
+def _content(path: str | Path) -> bytes:
+    if not Path(path).is_file():
+        raise UserError(f"{path}: no such file")
+    return Path(path).read_bytes().removeprefix(codecs.BOM_UTF8)
+
+
+def _json(content: bytes, path: str | Path, line: int, cure: str) -> Any:
+    """The value of a part of a file that begins at `line`."""
     try:
-        return json_value(Path(path).read_bytes().decode("utf-8"))
+        return json_value(content.decode("utf-8"))
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 ({error.reason}); copy the file again or delete it") from None
+        line += content.count(b"\n", 0, error.start)
+        raise UserError(f"{path}:{line}: not UTF-8 ({error.reason}); save the file as UTF-8, or {cure}") from None
     except json.JSONDecodeError as error:
-        raise UserError(
-            f"{path}:{error.lineno}: not JSON ({error.msg}, column {error.colno}); copy the file again or delete it"
-        ) from None
+        line += error.lineno - 1
+        raise UserError(f"{path}:{line}: not JSON ({error.msg}, column {error.colno}); {cure}") from None
+
+
+def _object(value: Any, where: str, cure: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise UserError(f"{where}: expected a JSON object, found {type(value).__name__}; {cure}")
+    return value
 
 
 def read_yaml(path: str | Path) -> Any:

@@ -202,7 +202,8 @@ CASES: dict[str, Case] = {
     # Data.
     "data/empty": data("", "forget.jsonl: holds no record"),
     "data/blank lines": data("\n\n  \n", "forget.jsonl: holds no record"),
-    "data/byte-order mark": data(b"\xef\xbb\xbf" + json.dumps(ROWS[0]).encode(), "forget.jsonl:1: not JSON"),
+    "data/byte-order mark alone": data(b"\xef\xbb\xbf", "forget.jsonl: holds no record"),
+    "data/key twice": line('{"question": "a", "answer": "b", "answer": "c"}', "not JSON ('answer' stands twice"),
     "data/UTF-16": data(json.dumps(ROWS[0]).encode("utf-16"), "forget.jsonl:1: not UTF-8"),
     "data/compressed": data(gzip.compress(json.dumps(ROWS[0]).encode()), "forget.jsonl:1: not UTF-8"),
     "data/one array": data(json.dumps(ROWS), "forget.jsonl:1: expected a JSON object, found list"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import time
 from collections import Counter
@@ -26,7 +25,7 @@ from sga.evaluation.evaluation import Evaluation
 from sga.evaluation.metrics import frontier_area, frontier_area_ks
 from sga.evaluation.requests import Generation
 from sga.evaluation.table import evaluation_table
-from sga.files import json_value, write_json, write_text
+from sga.files import read_json_lines, write_json, write_json_lines
 from sga.groups.group import record_hash
 from sga.groups.group_file import write_groups
 from sga.groups.similarity import similarity_of_normals
@@ -196,8 +195,8 @@ class RunFiles(pl.Callback):
                 texts = {"sha256": record_hash(record)}
                 values = {key: value for key, value in values.items() if key != "generation"}
             rows.append({"step": step, "set": name, "id": record_id, **texts, **values})
-        write_text(folder / "rows.jsonl", _jsonl(rows))
-        write_text(folder / "metrics.jsonl", _jsonl(points))
+        write_json_lines(folder / "rows.jsonl", rows)
+        write_json_lines(folder / "metrics.jsonl", points)
         write_json(folder / "metrics.json", {**_summary(points, evaluation, _stopping(trainer)), **cost})
         self._log(trainer, evaluation, step)
 
@@ -260,7 +259,7 @@ class RunFiles(pl.Callback):
             if not record.is_text
         ]  # fmt: skip
         path = self.folder / "predictions.jsonl"
-        write_text(path, _jsonl(lines))
+        write_json_lines(path, lines)
         print(f"{len(lines)} answers written to {path}")
 
 
@@ -320,13 +319,4 @@ def _device(trainer: pl.Trainer) -> str:
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
-    try:
-        return [json_value(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except ValueError as error:  # not JSON, or not UTF-8
-        raise UserError(f"{path}: not JSON Lines ({error}); move it away to go on") from None
-
-
-def _jsonl(rows: list[dict[str, Any]]) -> str:
-    return "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+    return [row for _, row in read_json_lines(path, "move the file away to go on")] if path.exists() else []

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from sga.commands.data import side_by_side
 from sga.data.builtin import packaged_path
-from sga.data.records import Record, read_jsonl
+from sga.data.records import Record
 from sga.errors import UserError
+from sga.files import read_json_lines
 from sga.groups.checks import Checker, Checks
 from sga.groups.generation import Journal, NormalGenerator, read_prompt
 from sga.groups.group import Group, Origin
@@ -256,7 +257,7 @@ def _show(arguments: list[str]) -> int:
     parser.add_argument("--forget", metavar="ID", help="the group of this forget record")
     parser.add_argument("--width", type=int, default=120, metavar="N", help="columns of the terminal (default 120)")
     options = parser.parse_args(arguments)
-    groups = [_named_group(line, f"{options.file}:{number}") for number, line in read_jsonl(options.file)]
+    groups = [_named_group(line, f"{options.file}:{number}") for number, line in read_json_lines(options.file)]
     if not groups:
         raise UserError(f"{options.file}: holds no group")
     if options.forget is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from functools import cache, lru_cache
 from typing import Any
 
 from sga.data.builtin import builtin_path
+from sga.files import read_json
 
 Facts = dict[str, str]
 """Text by slot. Titles of books carry their quotation marks."""
@@ -97,7 +97,7 @@ class Words:
 @lru_cache(maxsize=1)
 def author_words() -> Words:
     def read(name: str) -> Any:
-        return json.loads((builtin_path("authors") / f"{name}.json").read_text(encoding="utf-8"))
+        return read_json(builtin_path("authors") / f"{name}.json")
 
     return Words(
         countries=[Country(**row) for row in read("countries")],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -14,7 +13,7 @@ import datasets
 from sga.data.records import Benchmark, Record, Source, TokenCounter
 from sga.data.text_blocks import cut_records
 from sga.errors import UserError
-from sga.files import json_value
+from sga.files import read_json
 
 HUB_NAME = "muse-bench/MUSE-News"
 _ON_THE_HUB = {
@@ -211,12 +210,7 @@ def _read_array(path: Path) -> list[Any]:
             "--data.source.forget and --data.source.retain name are files too (without raw/retain1.json and "
             "raw/retain2.json, privleak/retain2 is a retain split that is there)"
         )
-    try:
-        items = json_value(path.read_bytes().decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 ({error.reason}); save the file as UTF-8") from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}:{error.lineno}: not JSON ({error.msg}, column {error.colno})") from None
+    items = read_json(path, "mend that line or copy the file again")
     if not isinstance(items, list):
         raise UserError(f"{path}: expected a JSON array, found {type(items).__name__}")
     return items

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from sga.errors import UserError
-from sga.files import json_value
+from sga.files import read_json_lines
 
 EVALUATION_SETS = (
     "forget",
@@ -107,37 +106,6 @@ class Source(ABC):
         return benchmark
 
 
-def read_jsonl(path: str | Path) -> list[tuple[int, dict[str, Any]]]:
-    """Reads one JSON object a line and keeps the line numbers (from 1); blank lines are allowed.
-
-    Raises:
-        UserError: the file is missing, not UTF-8, or a line is not a JSON object; names file and line.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
-    rows: list[tuple[int, dict[str, Any]]] = []
-    with path.open("rb") as file:
-        for number, raw in enumerate(file, start=1):
-            try:
-                line = raw.decode("utf-8")
-            except UnicodeDecodeError as error:
-                raise UserError(f"{path}:{number}: not UTF-8 ({error.reason}); save the file as UTF-8") from None
-            if not line.strip():
-                continue
-            try:
-                row = json_value(line)
-            except json.JSONDecodeError as error:
-                raise UserError(
-                    f"{path}:{number}: not JSON ({error.msg}, column {error.colno}); "
-                    "the file needs one complete JSON object a line"
-                ) from None
-            if not isinstance(row, dict):
-                raise UserError(f"{path}:{number}: expected a JSON object, found {type(row).__name__}")
-            rows.append((number, row))
-    return rows
-
-
 def record_from_row(row: Mapping[str, Any], record_id: str, where: str) -> Record:
     """Makes a record of one row in TOFU's columns, or of ``{"text": …}``.
 
@@ -198,9 +166,9 @@ def read_records(path: str | Path, prefix: str) -> tuple[Record, ...]:
     """Reads a JSONL file of records; ids are ``prefix/0``, ``prefix/1``, … in file order.
 
     Raises:
-        UserError: as `read_jsonl` and `record_from_row`; also where the file holds no record.
+        UserError: as `read_json_lines` and `record_from_row`; also where the file holds no record.
     """
-    rows = read_jsonl(path)
+    rows = read_json_lines(path)
     if not rows:
         raise UserError(f"{path}: holds no record")
     return tuple(

@@ -9,8 +9,9 @@ from typing import Literal
 
 import datasets
 
-from sga.data.records import Benchmark, Record, Source, read_jsonl, record_from_row
+from sga.data.records import Benchmark, Record, Source, record_from_row
 from sga.errors import UserError
+from sga.files import read_json_lines
 
 HUB_NAME = "locuslab/TOFU"
 _PAIRS = {
@@ -96,7 +97,7 @@ def _read(folder: Path | None, split: str, prefix: str) -> tuple[Record, ...]:
         if path is None:
             raise UserError(f"{folder}: the TOFU split {split} is missing (no {split}.json)")
         # Not datasets' JSON reader: it turns a column of dates into datetimes and names no line where one is malformed.
-        numbered = read_jsonl(path)
+        numbered = read_json_lines(path)
         where = str(path)
     return tuple(
         record_from_row(row, f"{prefix}/{index}", f"{where}:{number}") for index, (number, row) in enumerate(numbered)

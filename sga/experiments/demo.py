@@ -17,7 +17,7 @@ from typing import Any
 
 from sga.data.builtin import source_hash
 from sga.errors import UserError
-from sga.files import read_yaml, write_json
+from sga.files import read_json_lines, read_json_object, read_yaml, write_json
 
 STATE_FILE = "step.json"
 
@@ -107,19 +107,18 @@ def run_step(step: Step, folder: Path, title: str) -> None:
 
 def _state(run_folder: Path) -> dict[str, Any]:
     try:
-        state = json.loads((run_folder / STATE_FILE).read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
+        return read_json_object(run_folder / STATE_FILE)
+    except UserError:
         return {}
-    return state if isinstance(state, dict) else {}
 
 
 def demo_results(folders: Sequence[Path]) -> list[dict[str, Any]]:
     """One entry per run and evaluation: method, smoothing_rate, seed, epoch, every metric, frontier_area of the run."""
     entries = []
     for folder in folders:
-        info = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-        chosen = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-        for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
+        info = read_json_object(folder / "run.json")
+        chosen = read_json_object(folder / "metrics.json")
+        for _, line in read_json_lines(folder / "metrics.jsonl"):
             entries.append(
                 {
                     "run": info["name"],
@@ -128,7 +127,7 @@ def demo_results(folders: Sequence[Path]) -> list[dict[str, Any]]:
                     "smoothing_rate": info["parameters"].get("smoothing_rate"),
                     **{name: value for name, value in info["parameters"].items() if name != "smoothing_rate"},
                     "seed": info["seed"],
-                    **json.loads(line),
+                    **line,
                     "frontier_area": chosen.get("frontier_area"),
                 }
             )

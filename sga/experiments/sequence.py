@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ import yaml
 
 from sga.errors import UserError
 from sga.experiments.configuration import Values, applied, digest, read_config, set_value
-from sga.files import read_json, write_json, write_text
+from sga.files import read_json_lines, read_json_object, write_json, write_text
 
 STATE_FILE = "request.json"
 
@@ -150,14 +149,13 @@ def fit(config: Path) -> int:
 
 def _state(run_folder: Path) -> dict[str, Any]:
     path = run_folder / STATE_FILE
-    state = read_json(path) if path.is_file() else {}
-    return state if isinstance(state, dict) else {}
+    return read_json_object(path) if path.is_file() else {}
 
 
 def sequence_results(folders: Sequence[Path]) -> list[dict[str, Any]]:
     """One entry per request and evaluation, in order: ``request``, its number, and every metric with step and epoch."""
     return [
-        {"request": number, **json.loads(line)}
+        {"request": number, **line}
         for number, folder in enumerate(folders, start=1)
-        for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        for _, line in read_json_lines(folder / "metrics.jsonl")
     ]

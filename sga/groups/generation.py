@@ -19,9 +19,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from sga.data.records import Record, read_jsonl
+from sga.data.records import Record
 from sga.errors import UserError
-from sga.files import json_value, read_yaml
+from sga.files import json_value, read_json_lines, read_yaml
 from sga.groups.checks import Checker
 from sga.groups.embedders import TFIDF
 from sga.groups.group import Group, Origin
@@ -115,14 +115,14 @@ class Journal:
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
-        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
         try:
             self._lock()
             content = path.read_bytes()
             whole = content.rfind(b"\n") + 1
             if whole < len(content):
                 os.truncate(path, whole)
-            self.lines = [line for _, line in read_jsonl(path)] if whole else []
+            self.lines = [line for _, line in read_json_lines(path)] if whole else []
         except BaseException:
             self.close()
             raise

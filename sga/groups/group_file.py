@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sga.data.records import Record, read_jsonl, record_from_row
+from sga.data.records import Record, record_from_row
 from sga.errors import UserError
-from sga.files import write_text
+from sga.files import read_json_lines, write_json_lines
 from sga.groups.group import Group, Origin, record_hash
 
 
@@ -31,10 +31,8 @@ def write_groups(path: Path, groups: Sequence[Group], texts: bool = True) -> Non
             for index, record in enumerate(group.normals)
         ]
         forget = row(group.forget)
-        lines.append(
-            json.dumps({"forget_id": forget.pop("id"), "forget": forget, "normals": normals}, ensure_ascii=False)
-        )
-    write_text(path, "".join(line + "\n" for line in lines))
+        lines.append({"forget_id": forget.pop("id"), "forget": forget, "normals": normals})
+    write_json_lines(path, lines)
 
 
 def _described(origin: Origin) -> dict[str, Any]:
@@ -100,7 +98,7 @@ def read_groups(
             raise UserError(f"{where}: {text.id} stands for two different texts in this file; give each its own id")
         return own[text.id], origin
 
-    for number, line in read_jsonl(path):
+    for number, line in read_json_lines(path):
         where = f"{path}:{number}"
         try:
             forget_id, forget_hash = line["forget_id"], line["forget"]["sha256"]
@@ -114,6 +112,8 @@ def read_groups(
             raise UserError(f"{where}: not a line of a pairing ({error!r}); delete the file to pair afresh") from None
         if not all(isinstance(name, str) for name in (forget_id, forget_hash, *ids, *named_only)):
             raise UserError(f"{where}: ids and hashes must be strings; delete the file to pair afresh")
+        if not all(score is None or math.isfinite(score) for score in scores):
+            raise UserError(f"{where}: scores must be finite numbers; delete the file to pair afresh")
         if not all(word is None or isinstance(word, str) for word in words):
             raise UserError(f"{where}: source, by, prompt and each of checks must be strings")
         if forget_id in groups:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,10 +9,9 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from sga.data.records import read_jsonl
 from sga.errors import UserError
 from sga.evaluation.metrics import frontier_area
-from sga.files import json_value
+from sga.files import read_json_lines, read_json_object
 from sga.rates.smoothing import equivalent_normal_weight
 
 RUN_ROLES = ("target", "retain", "unlearn")
@@ -178,7 +176,7 @@ class Run:
         """
         path = self.path / "rows.jsonl"
         rows = []
-        for number, row in read_jsonl(path):
+        for number, row in read_json_lines(path):
             _require(row, {"step": int, "set": str, "id": str}, f"{path}:{number}")
             rows.append(row)
         return rows
@@ -196,7 +194,7 @@ class Run:
         """
         path = self.path / "pairs.jsonl"
         pairs = []
-        for number, row in read_jsonl(path) if path.is_file() else []:
+        for number, row in read_json_lines(path) if path.is_file() else []:
             _require(row, {"forget_id": str, "normals": list}, f"{path}:{number}")
             for normal in row["normals"]:
                 if not isinstance(normal, dict) or not isinstance(normal.get("id"), str):
@@ -218,7 +216,7 @@ def load_run(path: str | Path) -> Run:
         inner = sorted(str(child.parent) for child in path.glob("*/run.json"))
         cure = f"name the run folders in it: {', '.join(inner[:4])}" if inner else "is it a folder that a run wrote?"
         raise UserError(f"{path}: holds no run.json; {cure}")
-    info = _read_object(path / "run.json")
+    info = read_json_object(path / "run.json")
     wanted: dict[str, type] = {"name": str, "role": str, "seed": int, "group_size": int, "benchmark": str}
     wanted |= {"parameters": dict, "method": str}
     if info.get("method", "") is None:  # a model that is only evaluated has no loss
@@ -234,7 +232,7 @@ def load_run(path: str | Path) -> Run:
             f"{path}: the run has not finished (no metrics.json; evaluated up to step {evaluations[-1]['step']}); "
             "wait for it, or resume it from its last checkpoint"
         )
-    chosen = _read_object(path / "metrics.json")
+    chosen = read_json_object(path / "metrics.json")
     _check_metrics(chosen, info["benchmark"], str(path / "metrics.json"))
     if not isinstance(chosen.get("absent", {}), dict):
         raise UserError(f"{path / 'metrics.json'}: 'absent' must be an object of reasons by metric")
@@ -255,21 +253,9 @@ def _number(value: Any) -> float | None:
     return float(value)
 
 
-def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        value = json_value(path.read_bytes().decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 ({error.reason})") from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}:{error.lineno}: not JSON ({error.msg}, column {error.colno})") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: expected a JSON object, found {type(value).__name__}")
-    return value
-
-
 def _read_evaluations(path: Path, benchmark: str) -> list[dict[str, Any]]:
     by_step: dict[int, dict[str, Any]] = {}
-    for number, row in read_jsonl(path):
+    for number, row in read_json_lines(path):
         where = f"{path}:{number}"
         _require(row, {"step": int}, where)
         _check_metrics(row, benchmark, where)

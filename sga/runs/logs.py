@@ -10,16 +10,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sga.data.records import read_jsonl
 from sga.errors import UserError
 from sga.evaluation.log import Log, Part
-from sga.files import json_value
+from sga.files import read_json_lines, read_json_object
 from sga.runs.foreign_logs import read_open_unlearning_log, read_tofu_log
 from sga.runs.log_values import MEMBERSHIP, SHARES, auc_value, checked_value
 
@@ -27,6 +25,7 @@ _FORMATS = (
     "a log is a run folder of this package, its rows.jsonl, TOFU's eval_log_aggregated.json "
     "or open-unlearning's TOFU_EVAL.json"
 )
+_CURE = f"copy it whole or evaluate again; {_FORMATS}"
 
 
 def read_log(path: str | Path, step: int | None = None, part: Part = "all") -> Log:
@@ -52,7 +51,7 @@ def read_log(path: str | Path, step: int | None = None, part: Part = "all") -> L
         raise UserError(f"{path}: no such file or folder; {_FORMATS}")
     if path.suffix == ".jsonl":
         return _read_sga(path, step, part)
-    content = _read_json_object(path)
+    content = read_json_object(path, _CURE)
     if step is not None:
         raise UserError(f"{path}: step {step} was asked for, but only run folders of this package have steps")
     if "eval_log_forget.json" in content:
@@ -90,7 +89,7 @@ def read_own_rows(path: Path, step: int | None) -> OwnRows:
     Raises:
         UserError: there is no row or none of the step, a row has no step, set and id, or one occurs twice in the step.
     """
-    numbered = [(f"{path}:{number}", row) for number, row in read_jsonl(path)]
+    numbered = [(f"{path}:{number}", row) for number, row in read_json_lines(path)]
     for where, row in numbered:
         named = isinstance(row.get("set"), str) and isinstance(row.get("id"), str)
         if type(row.get("step")) is not int or not named:
@@ -161,7 +160,7 @@ def _read_run(path: Path) -> tuple[dict[str, str | None], str | None]:
         raise UserError(
             f"{path}: no such file, so nobody knows how the rows beside it were made; copy the whole run folder"
         )
-    run = _read_json_object(path)
+    run = read_json_object(path, _CURE)
     settings = run.get("evaluation")
     if not isinstance(settings, dict) or not all(isinstance(value, str | None) for value in settings.values()):
         raise UserError(f"{path}: 'evaluation' must be an object of strings; is this the run.json of an evaluated run?")
@@ -173,10 +172,10 @@ def _read_aucs(folder: Path, step: int, last_step: int) -> dict[str, float] | No
     """AUC by score, from names such as ``tofu/mia/min_k`` in the metrics of this very step; None without any."""
     evaluations = []
     if (folder / "metrics.json").is_file():  # the chosen step, which need not be the one that is read
-        evaluations.append((str(folder / "metrics.json"), _read_json_object(folder / "metrics.json")))
+        evaluations.append((str(folder / "metrics.json"), read_json_object(folder / "metrics.json", _CURE)))
     if (folder / "metrics.jsonl").is_file():
         evaluations += [
-            (f"{folder / 'metrics.jsonl'}:{number}", row) for number, row in read_jsonl(folder / "metrics.jsonl")
+            (f"{folder / 'metrics.jsonl'}:{number}", row) for number, row in read_json_lines(folder / "metrics.jsonl")
         ]
     aucs: dict[str, float] = {}
     for where, metrics in evaluations:
@@ -191,18 +190,3 @@ def _read_aucs(folder: Path, step: int, last_step: int) -> dict[str, float] | No
             aucs[score] = auc_value(value, f"{where}: {name!r}")
         break
     return aucs or None
-
-
-def _read_json_object(path: Path) -> dict[str, Any]:
-    try:
-        content = json_value(path.read_text(encoding="utf-8"))
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 ({error.reason}); save the file as UTF-8. {_FORMATS}") from None
-    except json.JSONDecodeError as error:
-        raise UserError(
-            f"{path}:{error.lineno}: not JSON ({error.msg}, column {error.colno}); "
-            "is the file whole? Copy it again or evaluate again"
-        ) from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: expected a JSON object, found {type(content).__name__}; {_FORMATS}")
-    return content

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sga.errors import UserError
 from sga.evaluation.comparison import Side
-from sga.files import json_value
+from sga.files import read_json_object
 from sga.runs.logs import read_log, read_own_rows
 
 
@@ -51,11 +51,7 @@ def _read_rows(path: Path, step: int | None) -> Side:
 def _read_settings(path: Path) -> Mapping[str, str | None] | None:
     if not path.is_file():
         return None
-    try:
-        run = json_value(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # not JSON, or not UTF-8
-        raise UserError(f"{path}: not JSON ({error}); copy the file again") from None
-    settings = run.get("evaluation") if isinstance(run, dict) else None
+    settings = read_json_object(path).get("evaluation")
     if not isinstance(settings, dict):
         raise UserError(f"{path}: has no object 'evaluation'; is this the run.json of an evaluated run?")
     return settings

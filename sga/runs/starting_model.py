@@ -17,7 +17,7 @@ from sga.batching.batch import Batch
 from sga.batching.encoding import Encoded
 from sga.errors import UserError
 from sga.evaluation.cache import model_key
-from sga.files import write_json
+from sga.files import read_json_object, write_json
 from sga.likelihood.answer_tokens import AnswerTokens
 from sga.likelihood.forward import ForwardOptions, answer_tokens
 from sga.losses import Needs
@@ -132,8 +132,8 @@ def _key(sequence: Encoded) -> str:
 def _read(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
+    stored = read_json_object(path, "it is damaged: delete it to compute the numbers again")
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
         model, values = stored["model"], stored["total_nll"]
         return {"model": model, "total_nll": {str(name): float(value) for name, value in values.items()}}
     except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -167,7 +167,7 @@ def test_malformed_files_are_refused_by_name_and_index(folder: Path, name: str, 
 
 def test_missing_and_unreadable_files_are_named(folder: Path, tmp_path: Path) -> None:
     (folder / "verbmem" / "forget.json").write_bytes(b'["caf\xe9"]')
-    with pytest.raises(UserError, match=r"verbmem.forget\.json: not UTF-8"):
+    with pytest.raises(UserError, match=r"verbmem.forget\.json:1: not UTF-8"):
         MUSENews().load(str(folder))
     (folder / "verbmem" / "forget.json").unlink()
     with pytest.raises(UserError, match=r"verbmem.forget\.json: no such file"):

@@ -595,7 +595,7 @@ def test_other_files_and_folders_are_refused(tmp_path):
         main([str(write(tmp_path / "metrics.jsonl", '{"step": 1, "tofu/model_utility": 0.5}\n'))])
     image = tmp_path / "chart.png"
     image.write_bytes(b"\x89PNG\r\n\x1a\n")
-    with pytest.raises(UserError, match=r"chart\.png: not UTF-8"):
+    with pytest.raises(UserError, match=r"chart\.png:1: not UTF-8"):
         main([str(image)])
     only_retain = {name: columns for name, columns in sets.items() if name == "retain"}
     with pytest.raises(UserError, match="no rows of the forget set, only of retain"):

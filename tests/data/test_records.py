@@ -14,48 +14,12 @@ from sga.data.own import OwnData
 from sga.data.records import (
     EVALUATION_SETS,
     Record,
-    read_jsonl,
     read_records,
     record_from_row,
     record_to_row,
 )
 from sga.data.tofu import TOFU
 from sga.errors import UserError
-
-# ---- JSON Lines -----------------------------------------------------------------------------------------------------
-
-
-def test_lines_keep_their_numbers_and_blank_ones_are_allowed(tmp_path: Path) -> None:
-    path = tmp_path / "a.jsonl"
-    path.write_bytes('{"a": 1}\n\n  \r\n{"b": "ü \u2028 x"}\r\n{"c": 3}'.encode())
-    assert read_jsonl(path) == [(1, {"a": 1}), (4, {"b": "ü \u2028 x"}), (5, {"c": 3})]
-    path.write_text("")
-    assert read_jsonl(path) == []
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b'{"a": 1}\n{"a": "\xff"}\n', "a.jsonl:2: not UTF-8"),
-        (b'{"a": 1}\n{"a": \n', "a.jsonl:2: not JSON"),
-        (b'{"a": 1}\n\n{"a": 1,}\n', "a.jsonl:3: not JSON"),
-        (b'[{"a": 1}]\n', "a.jsonl:1: expected a JSON object, found list"),
-        (b'{"a": 1}\n7\n', "a.jsonl:2: expected a JSON object, found int"),
-        (b"null\n", "a.jsonl:1: expected a JSON object, found NoneType"),
-    ],
-)
-def test_a_line_that_is_no_json_object_is_named(tmp_path: Path, content: bytes, message: str) -> None:
-    path = tmp_path / "a.jsonl"
-    path.write_bytes(content)
-    with pytest.raises(UserError, match=re.escape(message)):
-        read_jsonl(path)
-
-
-def test_a_missing_file_and_a_folder_are_no_files(tmp_path: Path) -> None:
-    for path in (tmp_path / "none.jsonl", tmp_path):
-        with pytest.raises(UserError, match="no such file"):
-            read_jsonl(path)
-
 
 # ---- records --------------------------------------------------------------------------------------------------------
 

@@ -325,10 +325,13 @@ def test_unknown_settings_are_a_note(tmp_path, runs):
     notes = compared(tmp_path, runs[0], less)["notes"]
     assert "only one side states schema_version, dtype: not compared" in notes
     (less / "run.json").write_text("[]", encoding="utf-8")
+    with pytest.raises(UserError, match=r"run\.json: expected a JSON object, found list"):
+        main([str(runs[0]), str(less)])
+    (less / "run.json").write_text("{}", encoding="utf-8")
     with pytest.raises(UserError, match=r"run\.json: has no object 'evaluation'"):
         main([str(runs[0]), str(less)])
     (less / "run.json").write_text("{", encoding="utf-8")
-    with pytest.raises(UserError, match=r"run\.json: not JSON"):
+    with pytest.raises(UserError, match=r"run\.json:1: not JSON"):
         main([str(runs[0]), str(less)])
 
 

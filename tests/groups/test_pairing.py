@@ -207,6 +207,10 @@ FAULTS: dict[str, tuple[Callable[[list[dict[str, Any]]], Any], str]] = {
         lambda lines: lines[1]["normals"][1].update(score="near"),
         "pairs.jsonl:2: not a line of a pairing",
     ),
+    "score is not finite": (
+        lambda lines: lines[1]["normals"][1].update(score=float("nan")),
+        "pairs.jsonl:2: scores must be finite numbers",
+    ),
     "forget_id is a list": (lambda lines: lines[2].update(forget_id=[1]), "pairs.jsonl:3"),
     "normal id is a list": (lambda lines: lines[2]["normals"][0].update(id=[1]), "pairs.jsonl:3"),
     "one normal too few": (

@@ -17,6 +17,7 @@ from scipy import stats
 from sga.experiments.configuration import Values
 from sga.experiments.sweeps.definition import Outcome, Stage, Sweep, Task, label, short_names
 from sga.experiments.sweeps.worker import STATE_FILE, objective, read_state
+from sga.files import read_json_lines, read_json_object
 
 METRICS = ("frontier_area", "frontier_area_ks", "forget_quality_log10", "model_utility")
 """Shown beside the objectives; frontier areas are of whole runs, the others of the chosen evaluation."""
@@ -232,7 +233,7 @@ def summary(sweep: Sweep, rows: Sequence[Row], left_over: Sequence[str]) -> dict
     best = set(best_rows(sweep, rows))
     paths = [path for row in rows for path in row.folders.values()]
     sources = {read_state(path).get("source") for path in paths}
-    info = json.loads((paths[0] / "run.json").read_text(encoding="utf-8")) if paths else {}
+    info = read_json_object(paths[0] / "run.json") if paths else {}
     return {
         "sweep": sweep.path.name,
         "key": sweep.key,
@@ -261,8 +262,8 @@ def summary(sweep: Sweep, rows: Sequence[Row], left_over: Sequence[str]) -> dict
 
 
 def _run(path: Path) -> dict[str, Any]:
-    chosen = json.loads((path / "metrics.json").read_text(encoding="utf-8"))
-    lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    chosen = read_json_object(path / "metrics.json")
+    lines = [line for _, line in read_json_lines(path / "metrics.jsonl")]
     # Intervals over rows of every evaluation would be most of the file; the chosen one keeps its own.
     points = [{name: value for name, value in line.items() if "/ci_" not in name} for line in lines]
     return {"folder": path.name, **chosen, "evaluations": points}

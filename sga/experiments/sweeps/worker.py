@@ -22,7 +22,7 @@ from sga.errors import UserError
 from sga.experiments.configuration import set_value
 from sga.experiments.sweeps.claims import Claim, Claims, open_storage
 from sga.experiments.sweeps.definition import Outcome, Sweep, Task, label
-from sga.files import read_json, write_json, write_text
+from sga.files import read_json_lines, read_json_object, write_json, write_text
 
 STATE_FILE = "trial.json"
 CONFIG_FILE = "fit.yaml"
@@ -208,21 +208,18 @@ class Worker:
 def read_state(folder: Path) -> dict[str, Any]:
     """What a run folder of a sweep says about itself; empty where there is none."""
     path = folder / STATE_FILE
-    if not path.is_file():
-        return {}
-    state: dict[str, Any] = read_json(path)
-    return state
+    return read_json_object(path) if path.is_file() else {}
 
 
 def objective(folder: Path, name: str) -> float | str:
     """A metric of a finished run, with or without the benchmark's prefix, or why it is absent."""
-    chosen = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    chosen = read_json_object(folder / "metrics.json")
     if name == "seconds":  # of the whole run; the chosen evaluation may be an earlier one
-        lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        return float(json.loads(lines[-1])["seconds"])
+        _, last = read_json_lines(folder / "metrics.jsonl")[-1]
+        return float(last["seconds"])
     if name == "peak_memory_bytes":  # seen by the worker, not by the run
         return float(read_state(folder)[name])
-    benchmark = json.loads((folder / "run.json").read_text(encoding="utf-8"))["benchmark"]
+    benchmark = read_json_object(folder / "run.json")["benchmark"]
     for found in (chosen.get(name), chosen.get(f"{benchmark}/{name}")):
         if isinstance(found, int | float) and not isinstance(found, bool):
             return float(found)
