@@ -72,7 +72,7 @@ def write_lock(path: Path, option: str = "--run.folder") -> Iterator[None]:
                     file.parent.mkdir(parents=True, exist_ok=True)
                     lock.acquire()
                 except (FileNotFoundError, FileExistsError):
-                    if time.monotonic() > deadline:
+                    if time.monotonic() > deadline or file.parent.is_file():
                         raise
                     continue  # whoever had the lock has just taken its empty folders away
         except Timeout:
