@@ -94,6 +94,7 @@ def _end(error: BaseException) -> tuple[int, str] | None:
 
 
 _FULL = "make room and go on (a run: with --ckpt_path last)"
+_FILE = "a file stands where a folder is to be; choose another place"
 _CLOSED = "choose a place where files can be written"
 _REFUSALS = {
     errno.ENOSPC: _FULL,
@@ -102,7 +103,8 @@ _REFUSALS = {
     errno.EROFS: _CLOSED,
     errno.EACCES: _CLOSED,
     errno.EPERM: _CLOSED,
-    errno.ENOTDIR: "a file stands where a folder is to be; choose another place",
+    errno.ENOTDIR: _FILE,
+    errno.EEXIST: _FILE,
     errno.EISDIR: "a folder stands where a file is to be; choose another place",
     errno.ENAMETOOLONG: "choose a shorter path",
     errno.EIO: "the disk fails; copy what is there",

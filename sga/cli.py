@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
 
 from sga.callbacks import (
     MUSE,
@@ -38,6 +41,7 @@ from sga.errors import UserError
 from sga.files import read_yaml, write_text
 from sga.module import UnlearningModule
 from sga.runs.configuration import check_config_files, check_nulls, check_place, check_seed, check_trainer
+from sga.runs.lock import write_lock
 from sga.runs.processes import end_together
 
 CONFIG_FILE = "config.yaml"
@@ -47,6 +51,10 @@ KEPT = {"best": BEST, "last": LAST}
 
 class UnlearningCLI(LightningCLI):
     """The four Lightning verbs, with the run folder, checkpoints and metric callbacks always present."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        with ExitStack() as self._until_end:
+            super().__init__(*args, **kwargs)  # parses, makes the objects and runs the verb
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_lightning_class_args(RunFiles, "run")
@@ -84,6 +92,8 @@ class UnlearningCLI(LightningCLI):
         folder = Path(config.run.folder)
         check_trainer(config.trainer)
         check_place(folder)
+        if _is_first_process():
+            self._until_end.enter_context(write_lock(folder))
         if self.subcommand == "fit":
             _check_folder(folder, config.ckpt_path, plain_config(self._parser("fit"), config))
         elif self.subcommand in ("test", "predict") and config.ckpt_path is None:
@@ -207,6 +217,12 @@ class _SaveConfig(SaveConfigCallback):
             stage == "fit" and path.exists()
         ):  # a resumed run keeps what it started with
             write_text(path, self.parser.dump(self.config))
+
+
+def _is_first_process() -> bool:
+    """Whether this process is the first of all that the run has, on all machines."""
+    # Without torchrun or SLURM each machine has a first process of its own, and only this variable tells them apart.
+    return rank_zero_only.rank == 0 and os.environ.get("NODE_RANK", "0") == "0"  # type: ignore[attr-defined]
 
 
 def _set_precision(trainer: Any) -> None:

@@ -25,6 +25,7 @@ from sga.groups.group_file import read_groups, write_groups
 from sga.groups.pairing import NearestNormals, make_groups
 from sga.groups.repair import Failure, OnFailure, mended
 from sga.groups.writers import Endpoint, LocalModel, Writer
+from sga.runs.lock import write_lock
 
 if TYPE_CHECKING:
     from sga.datamodule import UnlearningData
@@ -141,7 +142,8 @@ def _generate(arguments: list[str]) -> int:
                 print(f"--- {record.id}, {message['role']}\n{message['content']}\n")
         _estimate(generation, options)
         return 0
-    with contextlib.closing(Journal(options.output.with_name(options.output.name + ".answers"))) as journal:
+    answers = options.output.with_name(options.output.name + ".answers")
+    with write_lock(answers, "--output"), contextlib.closing(Journal(answers)) as journal:
         _check_output(options.output, options.overwrite)  # again: another process may have ended between
         generation.replay(journal)
         _estimate(generation, options)

@@ -18,6 +18,7 @@ from typing import Any
 from sga.data.builtin import source_hash
 from sga.errors import UserError
 from sga.files import read_json_lines, read_json_object, read_yaml, write_json
+from sga.runs.lock import write_lock
 
 STATE_FILE = "step.json"
 
@@ -80,19 +81,26 @@ def read_steps(config: Path, folder: Path) -> list[Step]:
 
 
 def run_step(step: Step, folder: Path, title: str) -> None:
-    """Makes a step's run folder, or reuses it, or goes on with it."""
+    """Makes a step's run folder, or reuses it, or goes on with it.
+
+    Raises:
+        UserError: another process writes to the folder, or it is not the demo's.
+    """
     run_folder = folder / step.name
     key = step.key()
-    state = _state(run_folder)
-    if state.get("key") == key and state.get("finished"):
-        print(f"{title}: reused, nothing that it depends on has changed", flush=True)
-        return
-    resume = state.get("key") == key
-    if not resume:
-        if run_folder.exists() and not (run_folder / STATE_FILE).exists():
-            raise UserError(f"{run_folder} was not made by sga demo, which would replace it: choose another --folder")
-        shutil.rmtree(run_folder, ignore_errors=True)
-        write_json(run_folder / STATE_FILE, {"key": key, "finished": False})
+    with write_lock(run_folder, "--folder"):  # the run takes it itself
+        state = _state(run_folder)
+        if state.get("key") == key and state.get("finished"):
+            print(f"{title}: reused, nothing that it depends on has changed", flush=True)
+            return
+        resume = state.get("key") == key
+        if not resume:
+            if run_folder.exists() and not (run_folder / STATE_FILE).exists():
+                raise UserError(
+                    f"{run_folder} was not made by sga demo, which would replace it: choose another --folder"
+                )
+            shutil.rmtree(run_folder, ignore_errors=True)
+            write_json(run_folder / STATE_FILE, {"key": key, "finished": False})
     print(f"{title}{': going on where it stopped' if resume else ''}", flush=True)
 
     from sga.cli import run_verb

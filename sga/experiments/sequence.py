@@ -14,6 +14,7 @@ import yaml
 from sga.errors import UserError
 from sga.experiments.configuration import Values, applied, digest, read_config, set_value
 from sga.files import read_json_lines, read_json_object, write_json, write_text
+from sga.runs.lock import write_lock
 
 STATE_FILE = "request.json"
 
@@ -121,15 +122,19 @@ def run_request(request: RequestRun, folder: Path, title: str) -> int:
     """Makes a request's run folder, or reuses it, or goes on with it; returns the exit code of `sga fit`.
 
     The run has a process of its own, which may start others on further devices, and which ends together with this one.
+
+    Raises:
+        LockedError: another process writes to the folder.
     """
     run_folder = folder / request.name
-    state = _state(run_folder)
-    if state.get("finished"):
-        print(f"{title}: reused, it is finished", flush=True)
-        return 0
-    print(f"{title}{': going on where it stopped' if state else ''}", flush=True)
-    write_json(run_folder / STATE_FILE, {"key": request.key, "finished": False})
-    write_text(run_folder / CONFIG_FILE, yaml.safe_dump(request.config, sort_keys=False, allow_unicode=True))
+    with write_lock(run_folder, "--folder"):  # the run takes it itself
+        state = _state(run_folder)
+        if state.get("finished"):
+            print(f"{title}: reused, it is finished", flush=True)
+            return 0
+        print(f"{title}{': going on where it stopped' if state else ''}", flush=True)
+        write_json(run_folder / STATE_FILE, {"key": request.key, "finished": False})
+        write_text(run_folder / CONFIG_FILE, yaml.safe_dump(request.config, sort_keys=False, allow_unicode=True))
     code = fit(run_folder / CONFIG_FILE)
     if code == 0:
         write_json(run_folder / STATE_FILE, {"key": request.key, "finished": True})

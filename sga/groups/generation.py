@@ -7,13 +7,10 @@ is accepted is decided from the journal alone, in its order: the same journal gi
 from __future__ import annotations
 
 import asyncio
-import errno
-import fcntl
 import hashlib
 import json
 import os
 import re
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -103,13 +100,13 @@ def parsed_reply(kind: str, reply: str) -> tuple[str, str] | None:
 
 
 class Journal:
-    """Answers as they came, one JSON object a line; only ever appended to, and by one process at a time.
+    """Answers as they came, one JSON object a line; only ever appended to. The caller keeps other processes away.
 
     Args:
         path: The file. A line that a kill cut off is taken away when it is opened.
 
     Raises:
-        UserError: another process has it open, or a line in the middle is not JSON.
+        UserError: a line in the middle is not JSON.
     """
 
     def __init__(self, path: Path) -> None:
@@ -117,7 +114,6 @@ class Journal:
         self.path = path
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
         try:
-            self._lock()
             content = path.read_bytes()
             whole = content.rfind(b"\n") + 1
             if whole < len(content):
@@ -126,23 +122,6 @@ class Journal:
         except BaseException:
             self.close()
             raise
-
-    def _lock(self) -> None:
-        """Keeps other processes out until the file is closed, be it by a kill."""
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"{self.path} is being written by another process: the same command is under way. Wait for it, or give "
-                "another --output"
-            ) from None
-        except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
-                raise
-            warnings.warn(
-                f"{self.path}: this file system has no locks ({error.strerror}); do not run the command twice at once",
-                stacklevel=3,
-            )
 
     def append(self, line: dict[str, Any]) -> None:
         """Writes a line and returns when it is on the disk."""

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -131,6 +132,7 @@ from sga.groups.checks import Checker, Checks
 from sga.groups.writers import Endpoint
 from sga.groups.generation import Journal, NormalGenerator, read_prompt
 from sga.data.builtin import packaged_path
+from sga.runs.lock import write_lock
 folder, url = pathlib.Path(sys.argv[1]), sys.argv[2]
 benchmark = OwnData("forget.jsonl", "retain.jsonl").load(str(folder))
 forget, pool = benchmark.training["forget"], benchmark.training["retain"]
@@ -138,9 +140,10 @@ generation = NormalGenerator(
     forget, 3, read_prompt(packaged_path("configs/prompts/qa.yaml")),
     Endpoint(url, "m", timeout=2, backoff=0.01, concurrency=4), Checker(Checks(), forget, pool), attempts=12,
 )
-journal = Journal(folder / "normals.jsonl.answers")
-generation.replay(journal)
-asyncio.run(generation.run(journal))
+with write_lock(folder / "normals.jsonl.answers", "--output"):
+    journal = Journal(folder / "normals.jsonl.answers")
+    generation.replay(journal)
+    asyncio.run(generation.run(journal))
 assert all(slot.normal is not None for slot in generation.slots)
 """
 
@@ -153,7 +156,7 @@ def test_a_killed_process_goes_on_and_repeats_at_most_what_was_in_flight(tmp_pat
         killed_twice(server, arguments, tmp_path / "normals.jsonl.answers", 10, 4)
 
 
-def test_a_second_process_on_the_same_output_is_refused(tmp_path: Path) -> None:
+def test_a_second_process_on_the_same_output_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """While the first one is under way, and no longer when it has been killed."""
     data, output = benchmark(tmp_path, 40), tmp_path / "normals.jsonl"
     journal = output.with_name("normals.jsonl.answers")
@@ -164,9 +167,9 @@ def test_a_second_process_on_the_same_output_is_refused(tmp_path: Path) -> None:
             while not journal.exists() or not journal.read_bytes():
                 assert first.poll() is None and time.monotonic() < deadline, "it is under way"
                 time.sleep(0.02)
-            with pytest.raises(UserError, match=r"normals\.jsonl\.answers is being written by another process"):
-                Journal(journal)
             assert main(command(server, output, data)) == 2 and not output.exists()
+            said = f"{journal} is being written by process {first.pid} on {socket.gethostname()} since "
+            assert said in (printed := capsys.readouterr().err) and "choose another --output" in printed
             assert first.poll() is None, "it goes on"
         finally:
             first.kill()

@@ -23,6 +23,7 @@ from sga.experiments.configuration import set_value
 from sga.experiments.sweeps.claims import Claim, Claims, open_storage
 from sga.experiments.sweeps.definition import Outcome, Sweep, Task, label
 from sga.files import read_json_lines, read_json_object, write_json, write_text
+from sga.runs.lock import LockedError, write_lock
 
 STATE_FILE = "trial.json"
 CONFIG_FILE = "fit.yaml"
@@ -148,6 +149,8 @@ class Worker:
     def outcome(self, task: Task, claim: Claim | None = None) -> Outcome | None:
         """Makes a task's run folder, or goes on with it, or reuses it; None if the claim was lost meanwhile."""
         folder = self.folder / task.folder
+        if not self._until_free(folder, claim):
+            return None
         state = read_state(folder)
         if state and state.get("key") != task.key:
             raise UserError(f"{folder} holds another run than this sweep's: move it away")
@@ -189,6 +192,20 @@ class Worker:
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         write_json(folder / STATE_FILE, state)
         return outcome
+
+    def _until_free(self, folder: Path, claim: Claim | None) -> bool:
+        """Waits while another process writes to a run folder (runs outlive workers); False if the claim is lost."""
+        said = False
+        while claim is None or not claim.lost.is_set():
+            try:
+                with write_lock(folder):
+                    return True
+            except LockedError as error:
+                if not said:
+                    print(f"waiting: {error.held}", flush=True)
+                said = True
+            time.sleep(self.poll)
+        return False
 
     def _read(self, task: Task) -> Outcome:
         if task.stage == "model":
