@@ -8,8 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import datasets
-
 from sga.data.records import Benchmark, Record, Source, TokenCounter
 from sga.data.text_blocks import cut_records
 from sga.errors import UserError
@@ -192,6 +190,8 @@ def _items(folder: Path | None, name: str) -> Iterator[tuple[int, str, Any]]:
 
 
 def _from_hub(name: str) -> list[Any]:
+    import datasets
+
     configuration, split = _ON_THE_HUB[name]
     try:
         rows = [dict(row) for row in datasets.load_dataset(HUB_NAME, configuration, split=split)]

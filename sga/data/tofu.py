@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import datasets
-
 from sga.data.records import Benchmark, Record, Source, record_from_row
 from sga.errors import UserError
 from sga.files import read_json_lines
@@ -84,6 +82,8 @@ def _folder(root: str | None) -> Path | None:
 
 def _read(folder: Path | None, split: str, prefix: str) -> tuple[Record, ...]:
     if folder is None:
+        import datasets
+
         try:
             numbered = list(enumerate(map(dict, datasets.load_dataset(HUB_NAME, split, split="train")), start=1))
         except Exception as error:  # datasets and the Hub client raise a dozen types for "not reachable"

@@ -6,11 +6,11 @@ import zlib
 from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 
 from sga.evaluation.metrics import Floats
 
-Counts = npt.NDArray[np.int64]
+_CHUNK = 256
+"""Resamples that an AUC is taken of at a time: few enough to stay in a processor's cache."""
 
 
 @dataclass
@@ -30,13 +30,14 @@ class Bootstrap:
     resamples: int = 1000
     seed: int = 0
     level: float = 0.95
-    _drawn: dict[tuple[str, int], Counts] = field(default_factory=dict, repr=False)
+    _drawn: dict[tuple[str, int], Floats] = field(default_factory=dict, repr=False)
 
-    def counts(self, name: str, rows: int) -> Counts:
+    def counts(self, name: str, rows: int) -> Floats:
         """[resamples, rows]: how often each row of the set `name` occurs in each resample."""
         if (name, rows) not in self._drawn:
             rng = np.random.default_rng([self.seed, zlib.crc32(name.encode())])
-            self._drawn[name, rows] = rng.multinomial(rows, np.full(rows, 1 / rows), size=self.resamples)
+            drawn = rng.multinomial(rows, np.full(rows, 1 / rows), size=self.resamples)
+            self._drawn[name, rows] = drawn.astype(np.float64)  # once, for all products with a column
         return self._drawn[name, rows]
 
     def means(self, name: str, values: Floats) -> Floats:
@@ -53,13 +54,18 @@ class Bootstrap:
     def aucs(self, member_name: str, members: Floats, nonmember_name: str, nonmembers: Floats) -> Floats:
         """[resamples]: `membership_auc` of each resample; both sets are resampled, each within itself."""
         order = np.argsort(nonmembers, kind="stable")
-        # [resamples, M + 1]: how many non-members of a resample are among the first m in ascending order
-        below = np.zeros((self.resamples, len(nonmembers) + 1))
-        np.cumsum(self.counts(nonmember_name, len(nonmembers))[:, order], axis=1, out=below[:, 1:])
         left = np.searchsorted(nonmembers[order], members, side="left")
         right = np.searchsorted(nonmembers[order], members, side="right")
-        above = len(nonmembers) - (below[:, left] + below[:, right]) / 2  # ties count half
-        drawn: Floats = (self.counts(member_name, len(members)) * above).sum(axis=1) / len(members) / len(nonmembers)
+        member_counts = self.counts(member_name, len(members))
+        nonmember_counts = self.counts(nonmember_name, len(nonmembers))
+        twice = np.empty(self.resamples)  # pairs in which the member is below, twice, so that ties count half
+        for start in range(0, self.resamples, _CHUNK):
+            part = slice(start, start + _CHUNK)
+            # [_CHUNK, M + 1]: how many non-members of a resample are among the first m in ascending order
+            below = np.pad(np.cumsum(nonmember_counts[part][:, order], axis=1), ((0, 0), (1, 0)))
+            above = 2 * len(nonmembers) - np.take(below, left, axis=1) - np.take(below, right, axis=1)
+            twice[part] = (member_counts[part] * above).sum(axis=1)
+        drawn: Floats = twice / 2 / len(members) / len(nonmembers)
         return drawn
 
     def interval(self, draws: Floats) -> tuple[float, float]:

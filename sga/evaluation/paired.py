@@ -21,7 +21,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import rankdata
 
 from sga.errors import UserError
 from sga.evaluation.bootstrap import Bootstrap
@@ -139,7 +138,7 @@ class PairedTests:
         rows = {member_name: len(old), nonmember_name: len(old_others)}
         pairs = len(old) * len(old_others)
         (rank_a, other_a), (rank_b, other_b) = (
-            np.split(rankdata(scores), [len(old)])
+            np.split(_below(scores, scores) + 0.5, [len(old)])  # mean ranks, from 1
             for scores in (np.append(old, old_others), np.append(new, new_others))
         )
         members, others = np.append(rank_a, rank_b), np.append(other_a, other_b)

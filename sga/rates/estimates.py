@@ -6,10 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from sga.evaluation.bootstrap import Bootstrap
-from sga.evaluation.metrics import Floats
 from sga.rates.geometry import Geometry
 from sga.rates.gram import Gram
 from sga.rates.policies import DynamicRate, MarginRate, MarginWeight, MinNormRate, PaperRate, RateState
@@ -164,7 +161,7 @@ class Estimator:
 
     def __init__(self, chunks: int, batch_size: int, bootstrap: Bootstrap) -> None:
         counts = bootstrap.counts("chunks", chunks)
-        self.counts: Floats = counts[(counts > 0).sum(axis=1) > 1].astype(np.float64)  # one chunk alone has no pairs
+        self.counts = counts[(counts > 0).sum(axis=1) > 1]  # one chunk alone has no pairs
         self.batch_size, self.level = batch_size, bootstrap.level
 
     def geometry(self, gram: Gram) -> GeometryEstimates:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from sga.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def smoothing_vector(group_size: int, smoothing_rate: float) -> Tensor:
@@ -29,6 +30,8 @@ def smoothing_vector(group_size: int, smoothing_rate: float) -> Tensor:
     >>> smoothing_vector(4, -0.8)
     tensor([ 1.6000, -0.2000, -0.2000, -0.2000], dtype=torch.float64)
     """
+    import torch  # not at the top: run folders and the report need only the equivalences below
+
     if group_size < 1:
         raise UserError(f"group_size must be at least 1, got {group_size} (1 is gradient ascent without normal data)")
     check_smoothing_rate(smoothing_rate)

@@ -11,7 +11,7 @@ from sklearn.metrics import roc_auc_score
 
 from sga.data.records import Record
 from sga.evaluation.aggregation import add_membership, add_utility
-from sga.evaluation.bootstrap import Bootstrap, Counts
+from sga.evaluation.bootstrap import Bootstrap
 from sga.evaluation.evaluation import Evaluation
 from sga.evaluation.metrics import (
     MODEL_UTILITY_PARTS,
@@ -27,7 +27,7 @@ from sga.evaluation.metrics import (
 )
 
 
-def rows_of(counts: Counts) -> list[int]:
+def rows_of(counts: Floats) -> list[int]:
     """The rows of one resample, each as often as it was drawn."""
     return [row for row, count in enumerate(counts) for _ in range(int(count))]
 
@@ -70,7 +70,7 @@ def test_means_and_ratios_are_those_of_the_resampled_rows() -> None:
 
 @pytest.mark.parametrize("ties", [False, True])
 def test_aucs_are_scikit_learn_s_on_the_resampled_rows(ties: bool) -> None:
-    bootstrap, rng = Bootstrap(resamples=60, seed=2), np.random.default_rng(0)
+    bootstrap, rng = Bootstrap(resamples=300, seed=2), np.random.default_rng(0)
     members, others = rng.normal(size=23), rng.normal(0.5, 2, size=11)
     if ties:
         members, others = members.round(), others.round()

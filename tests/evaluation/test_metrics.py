@@ -12,6 +12,7 @@ import pytest
 from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu import corpus_bleu, sentence_bleu
 from scipy.stats import ks_2samp
+from sklearn.metrics import roc_auc_score
 
 from sga.errors import UserError
 from sga.evaluation.metrics import (
@@ -412,6 +413,18 @@ def test_auc_counts_pairs():
     members, others = rng.integers(0, 9, 30), rng.integers(2, 11, 40)
     expected = np.mean([(a < b) + 0.5 * (a == b) for a in members for b in others])
     assert membership_auc(members, others) == pytest.approx(expected, rel=1e-14)
+
+
+@pytest.mark.parametrize(("n", "m"), [(1, 1), (1, 300), (300, 7), (400, 400)])
+@pytest.mark.parametrize("decimals", [0, 1, 15])
+def test_auc_is_scikit_learn_s(n, m, decimals):
+    """With many ties, some, and none; scores of any size and sign."""
+    rng = np.random.default_rng([n, m])
+    for scale in (1e-200, 1.0, 1e200):
+        members = scale * np.round(rng.normal(-1, 3, n), decimals)
+        others = scale * np.round(rng.normal(0, 3, m), decimals)
+        expected = roc_auc_score([1] * n + [0] * m, -np.append(members, others))
+        assert membership_auc(members, others) == pytest.approx(expected, abs=1e-12)
 
 
 @pytest.mark.parametrize(

@@ -146,19 +146,6 @@ def test_a_loss_never_sees_a_model_or_lightning() -> None:
     assert names <= {"__future__", "abc", "collections", "dataclasses", "math", "warnings", "typing", "torch", "sga"}
 
 
-@pytest.mark.parametrize(
-    "module",
-    [name for name in MODULES if name.startswith(("sga.data.", "sga.groups", "sga.report"))],
-)
-def test_records_groups_and_the_report_need_no_torch_and_no_lightning(module: str) -> None:
-    """At their top, that is: `sga report` and `sga --help` start at once."""
-    tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
-    top = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
-    names = {alias.name for node in top if isinstance(node, ast.Import) for alias in node.names}
-    names |= {str(node.module) for node in top if isinstance(node, ast.ImportFrom)}
-    assert not {name.split(".")[0] for name in names} & {"torch", "lightning", "transformers"}
-
-
 # ---- leftovers ------------------------------------------------------------------------------------------------------
 
 TEXTS = sorted(

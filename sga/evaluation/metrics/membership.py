@@ -6,18 +6,18 @@ import zlib
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.metrics import roc_auc_score
 
 from sga.errors import UserError
 from sga.evaluation.metrics.arrays import Floats, vector
 
 
 def membership_auc(member_scores: npt.ArrayLike, nonmember_scores: npt.ArrayLike) -> float:
-    """How well a score tells forget (members) from holdout (non-members): area under the ROC curve, scikit-learn's.
+    """How well a score tells forget (members) from holdout (non-members): area under the ROC curve.
 
     ``P(member < non-member) + P(equal) / 2``, for scores that are *low* for members (loss, zlib, reference, Min-K %,
     Min-K %++). In [0, 1]: 1.0 = members recognised perfectly, 0.5 = not told apart, below = members look less familiar
-    than non-members, a sign of over-unlearning. Best is the value of a model never trained on the members.
+    than non-members, a sign of over-unlearning. Best is the value of a model never trained on the members. Equal to
+    scikit-learn's ``roc_auc_score``, whose import would take three times as long as all of `sga score`.
 
     Args:
         member_scores: [N], on the forget set.
@@ -28,8 +28,9 @@ def membership_auc(member_scores: npt.ArrayLike, nonmember_scores: npt.ArrayLike
     """
     members = vector("member_scores", member_scores)
     nonmembers = vector("nonmember_scores", nonmember_scores)
-    is_member = np.concatenate([np.ones(len(members)), np.zeros(len(nonmembers))])
-    return float(roc_auc_score(is_member, -np.concatenate([members, nonmembers])))
+    ordered = np.sort(members)
+    below = np.searchsorted(ordered, nonmembers, side="left") + np.searchsorted(ordered, nonmembers, side="right")
+    return int(below.sum()) / (2 * len(members) * len(nonmembers))  # exact up to the division
 
 
 def min_k_score(token_logprobs: npt.ArrayLike, share: float = 0.4) -> float:

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
-
-from nltk.stem.porter import PorterStemmer
-from rouge_score.rouge_scorer import RougeScorer
-from rouge_score.tokenize import tokenize
-from rouge_score.tokenizers import Tokenizer
-from sacrebleu.metrics.bleu import BLEU
+from typing import TYPE_CHECKING, Any
 
 from sga.errors import UserError
+
+if TYPE_CHECKING:
+    from sacrebleu.metrics.bleu import BLEU
 
 
 def rouge(generated: Sequence[str], truth: Sequence[str], stemmer: bool = True) -> dict[str, list[float]]:
@@ -98,25 +95,33 @@ def _check_texts(name: str, generated: Sequence[str], truth: Sequence[str]) -> N
 
 @lru_cache(maxsize=2)
 def _rouge_scorer(stemmer: bool) -> Any:
+    from rouge_score.rouge_scorer import RougeScorer
+
     return RougeScorer(["rouge1", "rougeL"], tokenizer=_RougeTokenizer(stemmer))
 
 
-class _RougeTokenizer(Tokenizer):  # type: ignore[misc]  # untyped
+class _RougeTokenizer:
     """rouge_score's own, which stems a word once only: texts of one benchmark share most of theirs."""
 
     def __init__(self, stemmer: bool) -> None:
         self._stemmer = _RememberingStemmer() if stemmer else None
 
     def tokenize(self, text: str) -> list[str]:
+        from rouge_score.tokenize import tokenize
+
         tokens: list[str] = tokenize(text, self._stemmer)
         return tokens
 
 
 class _RememberingStemmer:
     def __init__(self) -> None:
+        from nltk.stem.porter import PorterStemmer
+
         self.stem = lru_cache(maxsize=1 << 16)(PorterStemmer().stem)
 
 
 @lru_cache(maxsize=2)
 def _bleu_scorer(effective_order: bool) -> BLEU:
+    from sacrebleu.metrics.bleu import BLEU
+
     return BLEU(effective_order=effective_order)

@@ -1,0 +1,101 @@
+"""Verbs that only read numbers start at once: neither they nor the modules behind them import a heavy library.
+
+In processes of their own, because this one has imported everything.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from test_structure import MODULES
+
+HEAVY = {
+    "torch",
+    "lightning",
+    "transformers",
+    "datasets",
+    "torchmetrics",
+    "sklearn",
+    "scipy",
+    "pandas",
+    "nltk",
+    "rouge_score",
+    "sacrebleu",
+}
+
+PLACES = (
+    "sga.data",
+    "sga.groups",
+    "sga.evaluation.metrics",
+    "sga.evaluation.aggregation",
+    "sga.evaluation.bootstrap",
+    "sga.evaluation.comparison",
+    "sga.evaluation.evaluation",
+    "sga.evaluation.log",
+    "sga.evaluation.paired",
+    "sga.evaluation.reference",
+    "sga.evaluation.table",
+    "sga.rates.smoothing",
+    "sga.runs.folder",
+    "sga.runs.foreign_logs",
+    "sga.runs.logs",
+    "sga.runs.references",
+    "sga.runs.sides",
+    "sga.report",
+    "sga.commands",
+)
+"""Modules and packages that import nothing heavy at their top."""
+
+OF_SGA_RATE = ("sga.report.rate_advice", "sga.report.rate_page")
+"""Modules of the report that look at gradients and are imported by `sga rate` alone."""
+
+
+def after(code: str) -> tuple[set[str], float]:
+    """Heavy libraries that are there when a new process has run `code`, and its seconds of processor time."""
+    end = f"import sys, time; print(*sorted({HEAVY!r} & sys.modules.keys()), time.process_time(), file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", f"{code}\n{end}"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    *heavy, seconds = done.stderr.split("\n")[-2].split()
+    return set(heavy), float(seconds)
+
+
+def imported(modules: Sequence[str]) -> set[str]:
+    """Heavy libraries that modules import, at their top or by way of others."""
+    return after(f"import {', '.join(modules)}")[0]
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_modules_that_only_read_import_nothing_heavy(place: str) -> None:
+    modules = [name for name in MODULES if name == place or name.startswith(f"{place}.")]
+    assert modules, f"there is no {place}"
+    assert imported([name for name in modules if name not in OF_SGA_RATE]) == set()
+
+
+def test_negative_control_heavy_imports_are_seen() -> None:
+    assert imported(["sga.module"]) >= {"torch", "lightning", "transformers"}
+    rouge = "from sga.evaluation.metrics import rouge_l_recall; rouge_l_recall('a', 'a')"
+    assert after(rouge)[0] >= {"rouge_score", "nltk"}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("score", "{RUN}", "--reference={RETAIN}"),
+        ("compare", "{RUN}", "{RUN}", "--step-a=0"),
+        ("report", "{RETAIN}", "{RUN}", "--output={PAGE}"),
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_verbs_that_only_read_import_nothing_heavy(
+    arguments: tuple[str, ...], finished_run: Path, tmp_path: Path
+) -> None:
+    """They take a quarter to half a second of processor time; with all of the above imported 2 to 5."""
+    places = {"RUN": finished_run, "RETAIN": finished_run.parent / "retain", "PAGE": tmp_path / "page.html"}
+    words = [word.format_map(places) for word in arguments]
+    heavy, seconds = after(f"from sga.__main__ import main; assert main({words!r}) == 0")
+    assert heavy == set()
+    assert seconds < 2
