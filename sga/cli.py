@@ -40,9 +40,9 @@ from sga.datamodule import UnlearningData
 from sga.errors import UserError
 from sga.files import read_yaml, write_text
 from sga.module import UnlearningModule
-from sga.runs.configuration import check_config_files, check_nulls, check_place, check_seed, check_trainer
 from sga.runs.lock import write_lock
 from sga.runs.processes import end_together
+from sga.runs.setting_checks import check_config_files, check_nulls, check_place, check_seed, check_trainer
 
 CONFIG_FILE = "config.yaml"
 KEPT = {"best": BEST, "last": LAST}

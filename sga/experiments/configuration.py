@@ -14,7 +14,7 @@ import yaml
 
 from sga.errors import UserError
 from sga.files import read_yaml
-from sga.runs.configuration import check_class_paths
+from sga.runs.setting_checks import check_class_paths
 
 Values = dict[str, Any]
 """Settings by dotted name, such as ``model.optimizer.lr``; a value may be a whole block."""
