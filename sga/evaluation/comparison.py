@@ -23,7 +23,7 @@ from sga.evaluation.evaluation import Evaluation
 from sga.evaluation.log import Kind
 from sga.evaluation.metrics import Floats
 from sga.evaluation.paired import PairedDifference, PairedTests, holm
-from sga.evaluation.reference import TOFU_ROWS
+from sga.evaluation.reference import TOFU_ROWS, UNSTATED
 from sga.groups.group import record_hash
 
 SIGNIFICANT = 0.05
@@ -230,7 +230,8 @@ def _check_settings(a: Side, b: Side) -> list[str]:
     unknown = " and ".join(name for name, side in (("A", a), ("B", b)) if side.settings is None)
     if a.settings is None or b.settings is None:
         return [f"unknown how {unknown} {'were' if 'and' in unknown else 'was'} evaluated: settings not compared"]
-    pairs = {name: (a.settings.get(name), b.settings.get(name)) for name in {**a.settings, **b.settings}}
+    own, other = {**UNSTATED, **a.settings}, {**UNSTATED, **b.settings}
+    pairs = {name: (own.get(name), other.get(name)) for name in {**own, **other}}
     differences = [
         f"{name} is {one!r} in A and {other!r} in B"
         for name, (one, other) in pairs.items()
