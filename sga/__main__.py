@@ -5,9 +5,11 @@ from __future__ import annotations
 import errno
 import importlib
 import os
+import select
 import signal
 import sys
 from collections.abc import Sequence
+from typing import TextIO
 
 from sga import __version__
 
@@ -46,8 +48,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one verb and returns the exit code.
 
     0; 2 for what the user can mend; 1 for a run that failed; 128 plus its number for a signal that ended it. With a
-    message of one line each; with SGA_TRACEBACK=1 in the environment the traceback is there instead.
+    message of one line each; with SGA_TRACEBACK=1 in the environment the traceback is there instead. Where what reads
+    the output has gone (``| head``), it ends without a word, as by SIGPIPE.
     """
+    try:
+        try:
+            return _main(arguments)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        if not _has_no_reader(sys.stdout):
+            raise
+        # What is left in the buffer would be complained about when the interpreter ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+
+
+def _has_no_reader(stream: TextIO) -> bool:
+    """Whether a stream is a pipe that nobody reads; a broken pipe may also be one within the program."""
+    poll = select.poll()
+    try:
+        poll.register(stream.fileno(), 0)
+    except (OSError, ValueError):  # no file behind it
+        return False
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
+def _main(arguments: Sequence[str] | None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(USAGE, end="")
@@ -62,6 +89,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _run(verb, rest)
     except BaseException as error:
+        if isinstance(error, BrokenPipeError) and _has_no_reader(sys.stdout):
+            raise
         end = _end(error)
         if end is None or (os.environ.get("SGA_TRACEBACK") and not isinstance(error, SystemExit)):
             raise

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from sga.callbacks.evaluator import EvaluationCallback
+from sga.callbacks.overlap import fill_rouge, rouge_settings
 from sga.data.records import Record
 from sga.datamodule import EvaluationData
 from sga.errors import UserError
 from sga.evaluation.aggregation import PASSAGE_SETS, add_book
 from sga.evaluation.evaluation import Evaluation
-from sga.evaluation.metrics import bleu, rouge
+from sga.evaluation.metrics import RougeTokenizer, bleu, texts_without_spaces
 from sga.evaluation.requests import Answers, Continue, Request
 
 
@@ -22,19 +23,23 @@ class BookContinuations(EvaluationCallback):
     aim at on the others.
     """
 
-    def __init__(self, new_tokens: int | None = None) -> None:
+    def __init__(self, new_tokens: int | None = None, rouge_tokenizer: RougeTokenizer = "published") -> None:
         """Checks the setting.
 
         Args:
             new_tokens: Tokens of a continuation; null generates as many as the book's own has. 400 after prompts of 200
                 is the published 600 tokens in all.
+            rouge_tokenizer: Words that ROUGE counts: ``published`` as rouge-score has them (a-z and 0-9, so that other
+                scripts have none), ``unicode`` takes letters of any script.
         """
         if new_tokens is not None and new_tokens < 1:
             raise UserError(f"new_tokens must be at least 1, got {new_tokens}")
         self.new_tokens = new_tokens
+        self.rouge_tokenizer: RougeTokenizer = rouge_tokenizer
 
     def settings(self) -> dict[str, str]:
-        return {} if self.new_tokens is None else {"book_new_tokens": str(self.new_tokens)}
+        length = {} if self.new_tokens is None else {"book_new_tokens": str(self.new_tokens)}
+        return {**length, **rouge_settings(self.rouge_tokenizer)}
 
     def requests(self, data: EvaluationData) -> Iterable[Request]:
         for name in PASSAGE_SETS:
@@ -49,13 +54,25 @@ class BookContinuations(EvaluationCallback):
         ]
 
     def evaluate(self, data: EvaluationData, answers: Answers, evaluation: Evaluation) -> None:
+        why = dict(data.absent)
         for name in PASSAGE_SETS:
             records = data.sets.get(name, ())
+            if not records:
+                continue
             found = [answers.generation(request) for request in self._continuations(records, data)]
             texts, truth = [generation.text for generation in found], [record.answer for record in records]
-            recalls = rouge(texts, truth)["rougeL_recall"]
-            for record, text, value, recall in zip(records, texts, bleu(texts, truth), recalls, strict=True):
-                evaluation.row(name, record).update(bleu=value, rouge_l_recall=recall, generation=text)
+            spaceless = texts_without_spaces(truth)
+            said = f"{spaceless} of {len(records)} {name} texts are of a script without spaces: BLEU sees no words"
+            if spaceless == len(records):  # near 0 whatever is reproduced, which would read as forgotten
+                why[f"{name}/bleu"] = said
+            else:
+                if spaceless:
+                    evaluation.note(said)
+                for record, value in zip(records, bleu(texts, truth), strict=True):
+                    evaluation.row(name, record)["bleu"] = value
+            absent = fill_rouge(evaluation, name, records, texts, truth, self.rouge_tokenizer)
+            if absent is not None:
+                why[f"{name}/rouge_l_recall"] = absent
             cut = sum(generation.cut for generation in found)
             if cut:
                 evaluation.note(
@@ -63,4 +80,4 @@ class BookContinuations(EvaluationCallback):
                     f"{data.encoder.max_length}, the context"
                 )
         if evaluation.name == "book":  # no other benchmark is expected to have these sets
-            add_book(evaluation, data.absent)
+            add_book(evaluation, why)

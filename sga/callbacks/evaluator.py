@@ -183,6 +183,7 @@ class Evaluator(pl.Callback):
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, EvaluationCallback):
                 callback.evaluate(data, answers, evaluation)
+        evaluation.leave_out_non_finite()
         module.evaluation = evaluation
         # For ModelCheckpoint, EarlyStopping and the like. The run folder's own files are written by RunFiles, which
         # also sees the evaluation before the first step, when Lightning drops what is logged here.

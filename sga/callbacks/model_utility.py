@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from sga.callbacks.evaluator import EvaluationCallback
+from sga.callbacks.overlap import fill_rouge, rouge_settings
 from sga.data.records import Record
 from sga.datamodule import EvaluationData
 from sga.errors import UserError
 from sga.evaluation.aggregation import UTILITY_SETS, add_utility
 from sga.evaluation.evaluation import Evaluation
-from sga.evaluation.metrics import probability, rouge
+from sga.evaluation.metrics import RougeTokenizer, probability
 from sga.evaluation.requests import Answers, Generate, Request, Score, record_score
 
 
@@ -92,15 +93,25 @@ def reasons(data: EvaluationData) -> dict[str, str]:
             found[f"{name}/truth_ratio"] = why
             if name in ("real_authors", "world_facts"):
                 found[f"{name}/probability"] = why
-        if any(record.is_text for record in records):
+        texts = [record.id for record in records if record.is_text]
+        if texts:
             found[f"{name}/rouge_l_recall"] = "plain text has no question to answer"
+        if 0 < len(texts) < len(records):
+            some = f"{len(texts)} of {len(records)} {name} records, {texts[0]} first,"
+            found[f"{name}/rouge_l_recall"] = f"{some} are plain text, which has no question to answer"
     return found
 
 
 class ModelUtility(EvaluationCallback):
     """TOFU's model utility with its nine parts, and the same parts of the forget set; greedy answers for ROUGE-L."""
 
-    def __init__(self, max_new_tokens: int = 200, count_prompt: bool = False, generate: bool = True) -> None:
+    def __init__(
+        self,
+        max_new_tokens: int = 200,
+        count_prompt: bool = False,
+        generate: bool = True,
+        rouge_tokenizer: RougeTokenizer = "published",
+    ) -> None:
         """Checks the settings.
 
         Args:
@@ -108,15 +119,22 @@ class ModelUtility(EvaluationCallback):
                 diverging model never ends its answers.
             count_prompt: The prompt counts towards these tokens, as in TOFU's own code.
             generate: Without generation ROUGE-L is absent, and with it model utility.
+            rouge_tokenizer: Words that ROUGE counts: ``published`` as rouge-score has them (a-z and 0-9, so that other
+                scripts have none), ``unicode`` takes letters of any script.
         """
         if max_new_tokens < 1:
             raise UserError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
         self.max_new_tokens = max_new_tokens
         self.count_prompt = count_prompt
         self.generate = generate
+        self.rouge_tokenizer: RougeTokenizer = rouge_tokenizer
 
     def settings(self) -> dict[str, str]:
-        return {"max_new_tokens": str(self.max_new_tokens), "count_prompt": str(self.count_prompt)}
+        return {
+            "max_new_tokens": str(self.max_new_tokens),
+            "count_prompt": str(self.count_prompt),
+            **rouge_settings(self.rouge_tokenizer),
+        }
 
     def requests(self, data: EvaluationData) -> Iterable[Request]:
         for name in ("forget", *UTILITY_SETS):
@@ -132,21 +150,21 @@ class ModelUtility(EvaluationCallback):
         return Generate(record.question, self.max_new_tokens, self.count_prompt)
 
     def evaluate(self, data: EvaluationData, answers: Answers, evaluation: Evaluation) -> None:
+        why = reasons(data)
         for name in ("forget", *UTILITY_SETS):
             records = data.sets.get(name, ())
             add_likelihoods(name, data, answers, evaluation)
             if not records or not self._generates(records):
                 continue
             generated = [answers.generation(self._generation(record)).text for record in records]
-            recalls = rouge(generated, [record.answer for record in records])["rougeL_recall"]
-            for record, text, recall in zip(records, generated, recalls, strict=True):
-                row = evaluation.row(name, record)
-                row["generation"] = text
-                row["rouge_l_recall"] = recall
+            truth = [record.answer for record in records]
+            absent = fill_rouge(evaluation, name, records, generated, truth, self.rouge_tokenizer)
+            if absent is not None:
+                why[f"{name}/rouge_l_recall"] = absent
         if is_plain_text(data):  # one reason instead of one for each of its parts
             evaluation.absent[f"{evaluation.name}/model_utility"] = "plain text has no question to answer"
             return
         switched_off = {} if self.generate else {
             f"{name}/rouge_l_recall": "generation is switched off" for name in data.sets
         }  # fmt: skip
-        add_utility(evaluation, {**reasons(data), **switched_off})
+        add_utility(evaluation, {**why, **switched_off})

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from sga.callbacks.evaluator import EvaluationCallback
+from sga.callbacks.overlap import fill_rouge, rouge_settings
 from sga.data.records import Record
 from sga.datamodule import EvaluationData
 from sga.errors import UserError
 from sga.evaluation.aggregation import MUSE_SETS, add_muse
 from sga.evaluation.evaluation import Evaluation
-from sga.evaluation.metrics import rouge
+from sga.evaluation.metrics import RougeTokenizer
 from sga.evaluation.requests import Answers, Continue, Request
 
 VERBMEM = "verbmem"
@@ -25,21 +26,30 @@ class MUSE(EvaluationCallback):
     ``generation``, the text that it was computed on.
     """
 
-    def __init__(self, verbmem_tokens: int = 128, knowmem_tokens: int = 32) -> None:
+    def __init__(
+        self, verbmem_tokens: int = 128, knowmem_tokens: int = 32, rouge_tokenizer: RougeTokenizer = "published"
+    ) -> None:
         """Checks the settings.
 
         Args:
             verbmem_tokens: Tokens of a continuation, and of the true one that it is compared with.
             knowmem_tokens: Most tokens of an answer.
+            rouge_tokenizer: Words that ROUGE counts: ``published`` as rouge-score has them (a-z and 0-9, so that other
+                scripts have none), ``unicode`` takes letters of any script.
         """
         for name, value in (("verbmem_tokens", verbmem_tokens), ("knowmem_tokens", knowmem_tokens)):
             if value < 1:
                 raise UserError(f"{name} must be at least 1, got {value}")
         self.verbmem_tokens = verbmem_tokens
         self.knowmem_tokens = knowmem_tokens
+        self.rouge_tokenizer: RougeTokenizer = rouge_tokenizer
 
     def settings(self) -> dict[str, str]:
-        return {"verbmem_tokens": str(self.verbmem_tokens), "knowmem_tokens": str(self.knowmem_tokens)}
+        return {
+            "verbmem_tokens": str(self.verbmem_tokens),
+            "knowmem_tokens": str(self.knowmem_tokens),
+            **rouge_settings(self.rouge_tokenizer),
+        }
 
     def requests(self, data: EvaluationData) -> Iterable[Request]:
         for name in MUSE_SETS:
@@ -53,6 +63,7 @@ class MUSE(EvaluationCallback):
         )
 
     def evaluate(self, data: EvaluationData, answers: Answers, evaluation: Evaluation) -> None:
+        why = dict(data.absent)
         for name in MUSE_SETS:
             records = data.sets.get(name, ())
             if not records:
@@ -65,11 +76,9 @@ class MUSE(EvaluationCallback):
                 # With its outer white space: an answer that begins with a blank line is empty.
                 texts = [until_stop(data.encoder.decode(generation.ids, strip=False)) for generation in found]
                 truth = [record.answer for record in records]
-            scores = rouge(texts, truth, stemmer=False)["rougeL_fmeasure"]
-            for record, text, score in zip(records, texts, scores, strict=True):
-                row = evaluation.row(name, record)
-                row["rouge_l_fmeasure"] = score
-                row["generation"] = text
+            absent = fill_rouge(evaluation, name, records, texts, truth, self.rouge_tokenizer, "fmeasure")
+            if absent is not None:
+                why[name] = absent
             cut = sum(generation.cut for generation in found)
             if cut:
                 lost = "their beginning" if name == VERBMEM else "their first examples"
@@ -78,7 +87,7 @@ class MUSE(EvaluationCallback):
                     f"{data.encoder.max_length}, the context"
                 )
         if evaluation.name == "muse":  # no other benchmark is expected to have these sets
-            add_muse(evaluation, data.absent)
+            add_muse(evaluation, why)
 
 
 def knowmem_example(record: Record) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 import time
 from collections import Counter
@@ -110,7 +111,7 @@ class RunFiles(pl.Callback):
         if stage == "fit":
             self._similarity = similarity_of_normals(data.groups, data.benchmark.training["retain"])
         parameters = {
-            name: str(value) if isinstance(value, RatePolicy) else value
+            name: str(value) if isinstance(value, RatePolicy) or not _is_json(value) else value
             for name, value in (vars(module.loss) if module.loss is not None else {}).items()
             if not name.startswith("_") and name not in ("training", "uses_normals")
         }
@@ -220,7 +221,7 @@ class RunFiles(pl.Callback):
             ("normals/paper_rate", [rate for _, rate in self._looks if rate is not None]),
         ):
             found[name] = sum(values) / len(values) if values else None
-        return {name: value for name, value in found.items() if value is not None}
+        return {name: value for name, value in found.items() if value is not None and math.isfinite(value)}
 
     def _log(self, trainer: pl.Trainer, evaluation: Evaluation, step: int) -> None:
         for logger in trainer.loggers:
@@ -316,6 +317,11 @@ def _reference(trainer: pl.Trainer) -> str | None:
 def _device(trainer: pl.Trainer) -> str:
     device = trainer.strategy.root_device
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def _is_json(value: Any) -> bool:
+    """Whether JSON can hold a value, which it cannot if that is infinite."""
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

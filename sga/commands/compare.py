@@ -8,6 +8,7 @@ from pathlib import Path
 
 from sga.errors import UserError
 from sga.evaluation.comparison import compare
+from sga.evaluation.table import terminal_width
 from sga.files import write_json
 from sga.runs.sides import read_side
 
@@ -38,7 +39,7 @@ def main(arguments: Sequence[str]) -> int:
     comparison = compare(
         read_side(options.a, options.step_a), read_side(options.b, options.step_b), options.resamples, options.seed
     )
-    print(comparison.table())
+    print(comparison.table(terminal_width()))
     if options.output is not None:
         write_json(options.output, comparison.to_json())
         print(f"\n{options.output}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +36,14 @@ from sga.evaluation.metrics import (
     truth_ratio_forget,
     truth_ratio_retain,
 )
-from sga.evaluation.reference import RetainReference, are_first_rows, reference_for, reference_for_positions
+from sga.evaluation.reference import (
+    METRIC_SETTINGS,
+    UNSTATED,
+    RetainReference,
+    are_first_rows,
+    reference_for,
+    reference_for_positions,
+)
 from sga.evaluation.table import evaluation_table, hanging
 from sga.files import write_json
 from sga.runs.logs import read_log
@@ -93,15 +101,19 @@ def main(arguments: Sequence[str]) -> int:
     evaluation = score_log(
         log, reference, options.truth_ratio_mean, options.reference_auc, None if options.no_intervals else Bootstrap()
     )
+    theirs = None
+    if options.reference is not None:
+        theirs = _own_values(options.reference, options.reference_step, log, options.truth_ratio_mean, evaluation)
     print(_heading(log, reference))
     print()
-    print(evaluation_table(evaluation))
+    print(evaluation_table(evaluation, theirs))
     if options.output is not None:
         content = {
             "log": _origin(log),
             "reference": None if reference is None else _origin(reference),
             "truth_ratio_mean": options.truth_ratio_mean,
             "metrics": evaluation.metrics,
+            "reference_metrics": theirs,
             "absent": evaluation.absent,
             "notes": evaluation.notes,
         }
@@ -150,6 +162,8 @@ def score_log(
     evaluation.notes += log.notes
     if mean != "geometric":
         evaluation.note(f"the forget set's truth ratios take the {mean} mean, not TOFU's geometric one")
+    if log.settings.get("rouge_tokenizer"):
+        evaluation.note(f"ROUGE counts words by rouge_tokenizer {log.settings['rouge_tokenizer']}, not as published")
     for note in _settings_notes(log, reference):
         evaluation.note(note)
     aligned = None if reference is None else _aligned(log, reference)
@@ -172,6 +186,29 @@ def score_log(
     _add_perplexity(evaluation, reasons)
     _compare_with_stated(evaluation, log, aligned, mean)
     return evaluation
+
+
+def _own_values(
+    path: Path, step: int | None, log: Log, mean: TruthRatioMean, evaluation: Evaluation
+) -> dict[str, float] | None:
+    """The reference's own metrics on the log's rows, as far as it has them; None, with a note, where it has too little.
+
+    What compares it with a reference of its own is left out.
+    """
+    try:
+        theirs = read_log(path, step)
+        rows = {key: row for key, row in theirs.rows.items() if key in log.rows} or theirs.rows
+        found = score_log(replace(theirs, rows=rows, benchmark=log.benchmark), None, mean).metrics
+    except UserError as error:
+        evaluation.note(f"the reference's own values are not shown: {error}")
+        return None
+    if len(rows) != len(log.rows):
+        evaluation.note(f"the reference's own values are of {len(rows)} rows, the log's of {len(log.rows)}")
+    here, there = {**UNSTATED, **log.settings}, {**UNSTATED, **theirs.settings}
+    for name in (*METRIC_SETTINGS, "min_k_share"):
+        if here.get(name) and there.get(name) and here[name] != there[name]:
+            evaluation.note(f"the reference's own values were made with {name} {there[name]}, not {here[name]}")
+    return {name: value for name, value in found.items() if not name.endswith("/mia/reference")}
 
 
 def _aligned(log: Log, reference: RetainReference) -> RetainReference:

@@ -210,6 +210,8 @@ def known_tasks(worker: Worker) -> list[Task]:
 
 def terminal_table(sweep: Sweep, rows: Sequence[Any]) -> str:
     """The reported rows with their objectives, best first."""
+    from sga.experiments.sweeps.results import CUT, CUT_MEANING
+
     names = list(sweep.objectives)
     sign = -1.0 if next(iter(sweep.objectives.values())) == "minimize" else 1.0
     lines = []
@@ -219,10 +221,11 @@ def terminal_table(sweep: Sweep, rows: Sequence[Any]) -> str:
         found = [row.estimate(name) for name in names]
         cells = []
         for one in found:
-            spread = "" if one is None or one.low is None else f" [{one.low:.3f}, {one.high:.3f}]"
-            cells.append("–" if one is None else f"{one.mean:.3f}{spread}")
+            ends = "" if one is None else one.interval(lambda end: f"{end:.3f}")
+            cells.append("–" if one is None else f"{one.mean:.3f}{ends and f' [{ends}]'}")
         lines.append((-sign * found[0].mean if found[0] else float("inf"), [row.label, *cells]))
     ordered = [["configuration", *names], *(line for _, line in sorted(lines, key=lambda pair: pair[0]))]
     widths = [max(len(line[i]) for line in ordered) for i in range(len(names) + 1)]
     shown = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in ordered]
+    shown += ["", CUT_MEANING] if any(CUT in line for line in shown) else []
     return "\n" + "\n".join(line.rstrip() for line in shown)

@@ -85,14 +85,16 @@ def add_utility(evaluation: Evaluation, reasons: Reasons) -> None:
                 continue
             key = f"{set_name}_{part.removesuffix('_l_recall')}"
             draws[key] = evaluation.add_mean(name, set_name, values)
-            parts[key] = evaluation.metrics[name]
+            if name in evaluation.metrics:
+                parts[key] = evaluation.metrics[name]
     name = f"{evaluation.name}/model_utility"
     missing = [part for part in MODEL_UTILITY_PARTS if part not in parts]
     if missing:
         evaluation.absent[name] = f"{len(missing)} of its nine parts are absent: {', '.join(missing)}"
         return
     resampled = [draws[part] for part in MODEL_UTILITY_PARTS]
-    evaluation.add(name, model_utility(parts), _harmonic([part for part in resampled if part is not None]))
+    sets = {set_name: len(evaluation.of_set(set_name)) for set_name in UTILITY_SETS}
+    evaluation.add(name, model_utility(parts), _harmonic([part for part in resampled if part is not None]), sets)
 
 
 def probabilities(evaluation: Evaluation, set_name: str) -> Floats | None:
@@ -161,12 +163,10 @@ def add_forget_quality(
         evaluation.note(
             f"forget quality is below {LOW_FORGET_QUALITY} because the model is {quality.direction}, by its forget nll"
         )
-    evaluation.metrics |= {
-        name: quality.p_value,
-        f"{name}_log10": quality.log10_p,
-        f"{prefix}/ks_statistic": quality.ks_statistic,
-        f"{prefix}/ks_n": float(quality.n),
-    }
+    evaluation.add(name, quality.p_value)
+    evaluation.add(f"{name}_log10", quality.log10_p)
+    evaluation.add(f"{prefix}/ks_statistic", quality.ks_statistic)
+    evaluation.add(f"{prefix}/ks_n", quality.n)
 
 
 def add_membership(
@@ -196,7 +196,8 @@ def add_membership(
             draws = evaluation.bootstrap.aucs("forget", members, "holdout", nonmembers)
         if score == "min_k":
             min_k_draws = draws
-        evaluation.add(name, membership_auc(members, nonmembers), draws)
+        sets = {"forget": len(members), "holdout": len(nonmembers)}
+        evaluation.add(name, membership_auc(members, nonmembers), draws, sets, min(sets.values()))
     add_privleak(evaluation, reference_min_k_auc, reasons, min_k_draws)
 
 
@@ -216,8 +217,15 @@ def add_privleak(
         except UserError as error:  # nothing to divide by: a property of the reference, not of this model
             evaluation.absent[name] = str(error)
             return
-        draws = None if min_k_draws is None else 100 * (reference_min_k_auc - min_k_draws) / (1 - reference_min_k_auc)
-        evaluation.add(name, value, draws)
+        ends = [evaluation.metrics.get(f"{evaluation.name}/mia/min_k/ci_{end}") for end in ("high", "low")]
+        if min_k_draws is None or None in ends:
+            evaluation.add(name, value)
+        elif np.ptp(min_k_draws) > 0:
+            evaluation.add(name, value, 100 * (reference_min_k_auc - min_k_draws) / (1 - reference_min_k_auc))
+        else:  # an AUC at its end has Wilson's interval; PrivLeak falls as the AUC rises
+            evaluation.add(name, value)
+            low, high = (privleak(end, reference_min_k_auc) for end in ends if end is not None)
+            evaluation.metrics |= {f"{name}/ci_low": low, f"{name}/ci_high": high}
         evaluation.metrics[f"{name}_reference_auc"] = reference_min_k_auc
 
 
@@ -244,10 +252,11 @@ def add_perplexity(evaluation: Evaluation, set_name: str, total_nll: Floats, tok
     found = perplexity(total_nll, tokens)
     draws = None if evaluation.bootstrap is None else evaluation.bootstrap.ratios(set_name, total_nll, tokens)
     name = f"perplexity/{set_name}"
-    evaluation.add(f"{name}/log", found.log, draws)
+    sets = {set_name: len(tokens)}
+    evaluation.add(f"{name}/log", found.log, draws, sets)
     if math.isfinite(found.value):
         fits = draws is not None and draws.max() < math.log(np.finfo(np.float64).max)
-        evaluation.add(name, found.value, np.exp(draws) if draws is not None and fits else None)
+        evaluation.add(name, found.value, np.exp(draws) if draws is not None and fits else None, sets)
     else:
         evaluation.absent[name] = f"exceeds what a float holds; its logarithm is {found.log:.1f}"
     return found

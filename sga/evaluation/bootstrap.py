@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass, field
+from statistics import NormalDist
 
 import numpy as np
 
@@ -67,6 +68,20 @@ class Bootstrap:
             twice[part] = (member_counts[part] * above).sum(axis=1)
         drawn: Floats = twice / 2 / len(members) / len(nonmembers)
         return drawn
+
+    def wilson_bound(self, rows: int) -> float:
+        """How far from its end of [0, 1] a share may be that is 0 or 1 in all of `rows`: Wilson's score interval.
+
+        ``z² / (rows + z²)`` with z the normal quantile of (1 + level)/2: where every row is the same, resamples are all
+        alike and say nothing. Of all variables in [0, 1] with one mean, 0 and 1 scatter most, so that it holds for any
+        of them. An AUC of n members and m non-members is a mean over pairs, of which min(n, m) are independent of each
+        other: that is its number of rows (Hoeffding, J. Am. Stat. Assoc. 1963, section 5).
+
+        >>> round(Bootstrap().wilson_bound(40), 3)  # 1.96² / (40 + 1.96²)
+        0.088
+        """
+        z_squared = NormalDist().inv_cdf((1 + self.level) / 2) ** 2
+        return z_squared / (rows + z_squared)
 
     def interval(self, draws: Floats) -> tuple[float, float]:
         """The quantiles (1 − level)/2 and (1 + level)/2 of a statistic's resampled values."""

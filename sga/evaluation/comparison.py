@@ -23,12 +23,18 @@ from sga.evaluation.evaluation import Evaluation
 from sga.evaluation.log import Kind
 from sga.evaluation.metrics import Floats
 from sga.evaluation.paired import PairedDifference, PairedTests, holm
-from sga.evaluation.reference import TOFU_ROWS
+from sga.evaluation.reference import TOFU_ROWS, UNSTATED
+from sga.evaluation.table import fitted_table
 from sga.groups.group import record_hash
 
 SIGNIFICANT = 0.05
 """Holm-adjusted p-value below which two evaluations count as different."""
 
+
+_LEFT_OUT = (
+    "not compared: forget quality, KS D and PrivLeak, which need the retain model's rows as well "
+    "(sga score RUN --reference RETAIN gives them for each side); perplexity and frontier areas (sga report)"
+)
 
 _PARTS = ("probability", "rouge_l_recall", "truth_ratio")
 
@@ -114,38 +120,33 @@ class Comparison:
     metrics: tuple[Compared, ...]
     notes: tuple[str, ...]
 
-    def table(self) -> str:
-        """The comparison for a terminal."""
-        head = ("  metric", "rows", "A", "B", "B − A", "95 % interval", "p", "Holm p", "verdict")
+    def table(self, width: int = 80) -> str:
+        """The comparison as text; the table is at most so many columns wide, by leaving out the plain p if need be."""
+        head = ("", "metric", "rows", "A", "B", "B − A", "95 % interval", "p", "Holm p", "verdict")
         body = [
             (
-                f"{_arrow(line.direction)} {line.name}",
+                _arrow(line.direction),
+                line.name,
                 str(line.found.rows),
                 _number(line.found.a),
                 _number(line.found.b),
                 _signed(line.found.difference),
-                f"[{_signed(line.found.low)}, {_signed(line.found.high)}]",
+                _interval(line.found),
                 _p(line.found.p_value),
                 _p(line.p_holm),
-                line.verdict,
+                line.verdict.partition(" (")[0],  # its p stands beside it
             )
             for line in self.metrics
         ]
-        widths = [max(len(line[column]) for line in (head, *body)) for column in range(len(head))]
-        lines = [
-            "  ".join(
-                cell.ljust(width) if column in (0, len(head) - 1) else cell.rjust(width)
-                for column, (cell, width) in enumerate(zip(line, widths, strict=True))
-            ).rstrip()
-            for line in (head, *body)
-        ]
-        lines.insert(1, "-" * max(len(line) for line in lines))
+        lines = fitted_table([head, *body], width, texts=(0, 1, len(head) - 1), spare=head.index("p"))
         sides = [
             f"{name}  {side.source}" + ("" if side.step is None else f", step {side.step}")
             for name, side in (("A", self.a), ("B", self.b))
         ]
         notes = [
-            line for note in self.notes for line in textwrap.wrap(f"note: {note}", 110, subsequent_indent="      ")
+            line
+            for note in self.notes
+            for line in textwrap.wrap(f"note: {note}", min(width, 110), subsequent_indent="      ")
         ]
         return "\n".join([*sides, "", *lines, "", *notes])
 
@@ -195,7 +196,7 @@ def compare(a: Side, b: Side, resamples: int = 10_000, seed: int = 0) -> Compari
         Compared(name, difference, direction(name), p)
         for (name, difference), p in zip(found.items(), adjusted, strict=True)
     )
-    notes += about_rows + about_columns + about_metrics + _on_reading(metrics)
+    notes += about_rows + about_columns + about_metrics + [_LEFT_OUT] + _on_reading(metrics)
     return Comparison(a, b, resamples, seed, metrics, tuple(notes))
 
 
@@ -230,7 +231,8 @@ def _check_settings(a: Side, b: Side) -> list[str]:
     unknown = " and ".join(name for name, side in (("A", a), ("B", b)) if side.settings is None)
     if a.settings is None or b.settings is None:
         return [f"unknown how {unknown} {'were' if 'and' in unknown else 'was'} evaluated: settings not compared"]
-    pairs = {name: (a.settings.get(name), b.settings.get(name)) for name in {**a.settings, **b.settings}}
+    own, other = {**UNSTATED, **a.settings}, {**UNSTATED, **b.settings}
+    pairs = {name: (own.get(name), other.get(name)) for name in {**own, **other}}
     differences = [
         f"{name} is {one!r} in A and {other!r} in B"
         for name, (one, other) in pairs.items()
@@ -430,6 +432,10 @@ def _number(value: float, sign: str = "") -> str:
     if value == 0:
         return "0"
     return f"{value:{sign}.4f}" if 0.001 <= abs(value) < 1000 else f"{value:{sign}.2e}"
+
+
+def _interval(found: PairedDifference) -> str:
+    return "–" if found.low is None or found.high is None else f"[{_signed(found.low)}, {_signed(found.high)}]"
 
 
 def _signed(value: float) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +12,10 @@ import numpy as np
 from sga.data.records import Record
 from sga.evaluation.bootstrap import Bootstrap
 from sga.evaluation.metrics import Floats
+from sga.evaluation.ranges import possible_range
+
+_ROUNDING = 1e-12
+"""Relative difference of sums of the same numbers in another order."""
 
 
 @dataclass
@@ -66,15 +71,67 @@ class Evaluation:
         """The metrics without the ends of their intervals."""
         return {name: value for name, value in self.metrics.items() if not name.endswith(("/ci_low", "/ci_high"))}
 
-    def add(self, name: str, value: float, draws: Floats | None = None) -> None:
-        """Adds a metric, with the interval that its resampled values give."""
+    def add(
+        self,
+        name: str,
+        value: float,
+        draws: Floats | None = None,
+        sets: Mapping[str, int] | None = None,
+        independent: int | None = None,
+    ) -> None:
+        """Adds a metric with its interval; one that is not finite is absent.
+
+        Args:
+            name: Its name.
+            value: Its value.
+            draws: [resamples], its resampled values, of which the interval is made; None leaves it out.
+            sets: Number of rows by the sets that were resampled; a single row leaves the interval out, with a note.
+            independent: Number of independent rows, for means of values in `possible_range`: where all of them are at
+                one end of it, the interval is Wilson's. Others whose resamples are all alike have none, with a note.
+        """
+        if not math.isfinite(value):
+            self.absent[name] = f"not a finite number: {value}"
+            return
         self.metrics[name] = float(value)
-        if draws is not None and self.bootstrap is not None:
-            self.metrics[f"{name}/ci_low"], self.metrics[f"{name}/ci_high"] = self.bootstrap.interval(draws)
+        if draws is None or self.bootstrap is None:
+            return
+        single = [set_name for set_name, rows in (sets or {}).items() if rows == 1]
+        if single:
+            self.note(f"no interval for what is computed from one row: {' and '.join(single)}")
+            return
+        if not np.isfinite(draws).all():
+            self.note(f"{name} has no interval: some resamples give no finite number")
+            return
+        low, high = self.bootstrap.interval(draws)
+        if high - low <= _ROUNDING * max(1.0, abs(value)):
+            bottom, top = possible_range(name)
+            if independent is None or bottom is None or top is None or _inside(value, bottom, top):
+                self.note(f"{name} has no interval: every resample gives the same")
+                return
+            reach = (top - bottom) * self.bootstrap.wilson_bound(independent)
+            low, high = (bottom, bottom + reach) if value - bottom < top - value else (top - reach, top)
+        self.metrics[f"{name}/ci_low"], self.metrics[f"{name}/ci_high"] = low, high
 
     def add_mean(self, name: str, set_name: str, values: Sequence[float] | Floats) -> Floats | None:
         """Adds the mean of per-row values of a set with its interval; returns the resampled means."""
         column = np.asarray(values, dtype=np.float64)
         draws = None if self.bootstrap is None else self.bootstrap.means(set_name, column)
-        self.add(name, float(column.mean()), draws)
+        self.add(name, float(column.mean()), draws, {set_name: len(column)}, len(column))
         return draws
+
+    def leave_out_non_finite(self) -> None:
+        """Makes metrics that are not finite absent and such numbers of rows None: JSON has neither NaN nor infinity."""
+        for name, value in list(self.metrics.items()):
+            if not math.isfinite(value):
+                del self.metrics[name]
+                self.absent[name] = f"not a finite number: {value}"
+        for (set_name, _), row in self.rows.items():
+            for field_name, value in row.items():
+                if isinstance(value, float) and not math.isfinite(value):
+                    row[field_name] = None
+                    self.note(f"{set_name}: some rows have no {field_name}, which was not a finite number")
+
+
+def _inside(value: float, bottom: float, top: float) -> bool:
+    """Whether a value is away from both ends, but for rounding."""
+    return min(value - bottom, top - value) > _ROUNDING * (top - bottom)

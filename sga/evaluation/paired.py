@@ -40,8 +40,9 @@ class PairedDifference:
         rows: Rows that were compared, over all sets that the metric is made of.
         a: The metric of A.
         b: The metric of B.
-        low: Lower end of the bootstrap interval of `difference`.
-        high: Its upper end.
+        low: Lower end of the bootstrap interval of `difference`; None where a set has one row, or where every resample
+            gives the same difference, which is not 0.
+        high: Its upper end; None as above.
         p_value: Two-sided p-value of the permutation test; in (0, 1], 1 where no row differs.
         smallest_p: The smallest p-value that this many rows and swaps can give.
     """
@@ -49,8 +50,8 @@ class PairedDifference:
     rows: int
     a: float
     b: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     p_value: float
     smallest_p: float
 
@@ -99,7 +100,8 @@ class PairedTests:
         old, new = _pair(set_name, a, b)
         change = new - old
         swapped = self._swapped({set_name: len(change)}, lambda signs: _product(signs[set_name], change / len(change)))
-        return self._found(len(change), old.mean(), new.mean(), self.bootstrap.means(set_name, change), swapped)
+        draws = self.bootstrap.means(set_name, change)
+        return self._found({set_name: len(change)}, old.mean(), new.mean(), draws, swapped)
 
     def auc(
         self,
@@ -150,9 +152,7 @@ class PairedTests:
         )
         draws = self.bootstrap.aucs(member_name, new, nonmember_name, new_others)
         draws -= self.bootstrap.aucs(member_name, old, nonmember_name, old_others)
-        return self._found(
-            sum(rows.values()), membership_auc(old, old_others), membership_auc(new, new_others), draws, swapped
-        )
+        return self._found(rows, membership_auc(old, old_others), membership_auc(new, new_others), draws, swapped)
 
     def harmonic_mean(self, parts: Sequence[tuple[str, npt.ArrayLike, npt.ArrayLike]]) -> PairedDifference:
         """The difference of two harmonic means of row means (model utility has nine); 0 where one of the parts is.
@@ -195,22 +195,26 @@ class PairedTests:
             for side in (0, 1)
         ]
         return self._found(
-            sum(rows.values()), _harmonic(old)[0], _harmonic(new)[0], draws[1] - draws[0], self._swapped(rows, swapped)
+            rows, _harmonic(old)[0], _harmonic(new)[0], draws[1] - draws[0], self._swapped(rows, swapped)
         )
 
-    def _found(self, rows: int, a: float, b: float, draws: Floats, swapped: tuple[Floats, bool]) -> PairedDifference:
+    def _found(
+        self, rows: Mapping[str, int], a: float, b: float, draws: Floats, swapped: tuple[Floats, bool]
+    ) -> PairedDifference:
         low, high = self.bootstrap.interval(draws)
+        is_point = high - low <= 1e-12 * max(1.0, abs(b - a)) and abs(b - a) > 1e-12
+        has_interval = min(rows.values()) > 1 and not is_point
         differences, exact = swapped
         size = np.abs(differences)
         # Sums of the same numbers in another order differ by rounding, and equally large differences have to count.
         extreme = int((size[1:] >= size[0] - 1e-12 * size.max()).sum())
         swaps = len(size) - 1
         return PairedDifference(
-            rows=rows,
+            rows=sum(rows.values()),
             a=float(a),
             b=float(b),
-            low=low,
-            high=high,
+            low=low if has_interval else None,
+            high=high if has_interval else None,
             # Random swaps may all miss what was seen, which is one of them: counted, or p could be 0.
             p_value=extreme / swaps if exact else (extreme + 1) / (swaps + 1),
             smallest_p=2 / swaps if exact else 1 / (swaps + 1),

@@ -17,8 +17,19 @@ TOFU_ROWS = 300
 """TOFU's own tables cut forget and retain to their first 300 rows."""
 
 
-METRIC_SETTINGS = ("max_new_tokens", "count_prompt", "truth_ratio_mean", "verbmem_tokens", "knowmem_tokens")
+METRIC_SETTINGS = (
+    "max_new_tokens",
+    "count_prompt",
+    "truth_ratio_mean",
+    "verbmem_tokens",
+    "knowmem_tokens",
+    "rouge_tokenizer",
+)
 """Settings of metrics that nothing taken from a reference depends on; two runs that are compared must agree in them."""
+
+
+UNSTATED = {"rouge_tokenizer": "published"}
+"""What a log had that does not state a setting: only other values are stated."""
 
 
 _ONE_AUC = {"min_k_share": "min_k"}
@@ -200,7 +211,8 @@ def _compared(reference: RetainReference, settings: Mapping[str, str | None]) ->
             f"{reference.source}: made with other settings: {'; '.join(differences)}; "
             "evaluate the retain model with these settings, or this model with those"
         )
-    unknown = [name for name, value in settings.items() if value is not None and reference.settings.get(name) is None]
+    stated = {**UNSTATED, **reference.settings}
+    unknown = [name for name, value in settings.items() if value is not None and stated.get(name) is None]
     if unknown:
         notes.append(f"the reference does not state {', '.join(unknown)}: not checked")
     return reference, notes

@@ -2,23 +2,89 @@
 
 from __future__ import annotations
 
+import re
+import shutil
+import sys
 import textwrap
+from collections.abc import Mapping, Sequence
 
 from sga.evaluation.evaluation import Evaluation
 
 _WIDTH = 110
 
 
-def evaluation_table(evaluation: Evaluation) -> str:
-    """Metrics with their intervals, then what is absent and why, then notes, as aligned text."""
+def terminal_width() -> int:
+    """Columns of the terminal; 80 where the output goes elsewhere."""
+    return shutil.get_terminal_size((80, 24)).columns if sys.stdout.isatty() else 80
+
+
+def fitted_table(lines: Sequence[Sequence[str]], width: int, texts: Sequence[int], spare: int) -> list[str]:
+    """A table with a rule below its heading, at most `width` wide if it can be: by wrapping after ``/``, ``_``, spaces.
+
+    Args:
+        lines: The heading and the rows, all of one length.
+        width: The most columns of a line.
+        texts: Columns that are written from the left; the others end at the right.
+        spare: The column that is left out where nothing else helps.
+    """
+    columns = range(len(lines[0]))
+    pieces = [[re.findall(r"[^/_ ]*[/_ ]|[^/_ ]+", cell) for cell in line] for line in lines]
+    natural = [max(len(line[i]) for line in lines) for i in columns]
+    least = [max((len(piece.rstrip()) for line in pieces for piece in line[i]), default=0) for i in columns]
+    for gap, kept in ((2, [*columns]), (1, [*columns]), (1, [i for i in columns if i != spare])):
+        widths = {i: natural[i] for i in kept}
+        excess = sum(widths.values()) + gap * (len(kept) - 1) - width
+        while excess > 0 and any(widths[i] > least[i] for i in kept):
+            widths[max(kept, key=lambda i: widths[i] - least[i])] -= 1
+            excess -= 1
+        if excess <= 0:
+            break
+    found: list[str] = []
+    heading = 0
+    for line in pieces:
+        heading = heading or len(found)
+        cells = {i: _wrapped(line[i], widths[i]) for i in kept}
+        for row in range(max(map(len, cells.values()))):
+            parts = [cells[i][row] if row < len(cells[i]) else "" for i in kept]
+            found.append(
+                (" " * gap)
+                .join(
+                    part.ljust(widths[i]) if i in texts else part.rjust(widths[i])
+                    for i, part in zip(kept, parts, strict=True)
+                )
+                .rstrip()
+            )
+    return [*found[:heading], "-" * max(map(len, found)), *found[heading:]]
+
+
+def _wrapped(pieces: Sequence[str], width: int) -> list[str]:
+    lines = [""]
+    for piece in pieces:
+        if lines[-1] and len(lines[-1] + piece.rstrip()) > width:
+            lines.append("")
+        lines[-1] += piece
+    return [line.rstrip() for line in lines]
+
+
+def evaluation_table(evaluation: Evaluation, reference: Mapping[str, float] | None = None) -> str:
+    """Metrics with their intervals, then what is absent and why, then notes, as aligned text.
+
+    Args:
+        evaluation: What to show.
+        reference: The reference's own values by metric, for a column of them.
+    """
     metrics = evaluation.metrics
     level = evaluation.bootstrap.level if evaluation.bootstrap is not None else 0.0
     lines = [("metric", "value", f"{100 * level:g} % interval" if level else "")]
     for name, value in evaluation.values().items():
         low, high = metrics.get(f"{name}/ci_low"), metrics.get(f"{name}/ci_high")
         lines.append((name, f"{value:.6g}", "" if low is None or high is None else f"{low:.4g} to {high:.4g}"))
-    first, second = (max(len(line[column]) for line in lines) for column in (0, 1))
-    text = [f"{name:<{first}}  {value:>{second}}  {interval}".rstrip() for name, value, interval in lines]
+    first, second, third = (max(len(line[column]) for line in lines) for column in (0, 1, 2))
+    text = [f"{name:<{first}}  {value:>{second}}  {interval:<{third}}" for name, value, interval in lines]
+    if reference is not None:
+        shown = ["reference", *(f"{reference[name]:.6g}" if name in reference else "" for name in evaluation.values())]
+        text = [f"{line}  {value:>{max(map(len, shown))}}" for line, value in zip(text, shown, strict=True)]
+    text = [line.rstrip() for line in text]
     if evaluation.absent:
         widest = max(map(len, evaluation.absent))
         text += ["", "absent"]

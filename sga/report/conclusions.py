@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from sga.evaluation.metrics import DIVERGED
+from sga.evaluation.reference import UNSTATED
 from sga.rates.smoothing import equivalent_normal_weight
 from sga.report.seed_groups import SeedGroup, pick
 from sga.report.summary import fixed, p_value, perplexity_text, retain_mean, span
@@ -16,6 +17,7 @@ FORGET_QUALITY_LEVEL = 0.05
 
 _NLL_TOLERANCE = 0.05  # relative to the retain model's
 _AUC_TOLERANCE = 0.02
+_APART = " (the ranges over the seeds do not overlap)"
 
 
 def conclusions(settings: Sequence[SeedGroup]) -> list[str]:
@@ -48,6 +50,11 @@ def cautions(settings: Sequence[SeedGroup]) -> list[str]:
     for key, what in (("model", "starting models"), ("reference", "retain references")):
         if len({str(run.info.get(key)) for run in runs if run.info.get(key) is not None}) > 1:
             notes.append(f"The runs have different {what}.")
+    evaluated = [{**UNSTATED, **(run.info.get("evaluation") or {})} for run in runs]
+    names = sorted({name for settings_of_run in evaluated for name in settings_of_run})
+    differing = [name for name in names if len({str(one[name]) for one in evaluated if one.get(name) is not None}) > 1]
+    if differing:
+        notes.append(f"The runs were evaluated with different {', '.join(differing)}.")
     if len({run.group_size for run in runs if run.method == "SGA"}) > 1:
         notes.append("Group sizes differ, so the same r stands for different λ.")
     return notes
@@ -100,8 +107,9 @@ def _best_rate(settings: Sequence[SeedGroup]) -> str:
     if area is None:
         return f"SGA's smoothing rates cannot be ranked: frontier areas are absent ({_reason(best, 'frontier_area')})."
     tried = sum(setting.first.method == "SGA" for setting in settings)
-    which = f"the best of {tried} smoothing settings" if tried > 1 else "the only smoothing setting tried"
-    sentence = f"By frontier area (0 to 1, higher is better) {which}, {best.label}, has {_area(best)}"
+    which = f"the highest of {tried} smoothing settings" if tried > 1 else "the only smoothing setting tried"
+    single = ", on one seed," if len(best.runs) == 1 else ","
+    sentence = f"By frontier area (0 to 1, higher is better) {which}{single} {best.label}, has {_area(best)}"
     if ascent is None:
         return f"{sentence}; there is no GA run to set beside it."
     other = ascent.mean("frontier_area")
@@ -125,13 +133,15 @@ def _gradient_difference(settings: Sequence[SeedGroup]) -> str:
         else:
             verdict = _compared(theirs, ours)
             meaning = {
-                "above": "so plain GD does better here",
-                "below": "so the smoothing rate pays here",
-                "level with": "so neither is better here",
+                "above": ", so plain GD does better here",
+                "below": ", so the smoothing rate pays here",
+                "level with": ", so neither is better here",
             }[verdict]
+            certainty = _certainty(smoothed, difference)
             found = (
                 f"{difference.label} {_same_normals(smoothed, difference)} has frontier area {_area(difference)}, "
-                f"{verdict} {smoothed.label}'s {_area(smoothed)}, {meaning}{_certainty(smoothed, difference)}"
+                f"{verdict} {smoothed.label}'s {_area(smoothed)}"
+                f"{meaning if verdict == 'level with' or certainty == _APART else ''}{certainty}"
             )
     return f"{found}; {_equivalence(smoothed)}."
 
@@ -177,8 +187,8 @@ def _forget_quality(settings: Sequence[SeedGroup]) -> str:
         return f"The forget quality of {best.label} is absent ({_reason(best, 'forget_quality_log10')})."
     count = len(best.runs)
     known = best.mean("frontier_area") is not None
-    title = "The best run by frontier area" if known else "Without frontier areas to choose by, the first run"
-    who = f"{title}, {best.label}{f', with {count} seeds' if count > 1 else ''},"
+    title = "The run with the highest frontier area" if known else "Without frontier areas to choose by, the first run"
+    who = f"{title}, {best.label}, {f'with {count} seeds' if count > 1 else 'on one seed'},"
     retain = retain_mean("model_utility", settings)
     beside = "" if retain is None else f" (retain model: {fixed(retain)})"
     good = [point for point in found if point[0] > math.log10(FORGET_QUALITY_LEVEL)]
@@ -256,14 +266,14 @@ def _compared(one: float, other: float) -> str:
 
 
 def _certainty(one: SeedGroup, other: SeedGroup) -> str:
-    """What the seeds say about a difference in area; nothing where one of the two has a single seed."""
+    """What the seeds say about a difference in area; nothing where there is none."""
     a, b = one.values("frontier_area"), other.values("frontier_area")
-    if len(a) < 2 or len(b) < 2:
-        return ""
     if _compared(_mean(a), _mean(b)) == "level with":
         return ""
+    if len(a) < 2 or len(b) < 2:
+        return " (but with one seed it cannot be told whether another would turn this round)"
     apart = max(a) < min(b) or max(b) < min(a)
-    return " (the ranges over the seeds do not overlap)" if apart else " (but the ranges over the seeds overlap)"
+    return _APART if apart else " (but the ranges over the seeds overlap, so they do not tell which is better)"
 
 
 def _reason(setting: SeedGroup, name: str) -> str:

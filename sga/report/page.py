@@ -25,7 +25,19 @@ from sga.report.charts import (
 from sga.report.conclusions import FORGET_QUALITY_LEVEL, cautions, compared_gradient_difference, conclusions
 from sga.report.seed_groups import SeedGroup, by_seed_group, pick, read_runs
 from sga.report.style import document
-from sga.report.summary import ABSENT, best_groups, columns, epochs, fixed, p_value, retain_mean, seeds, span
+from sga.report.summary import (
+    ABSENT,
+    NEAR,
+    best_groups,
+    columns,
+    epochs,
+    fixed,
+    on_one_seed,
+    p_value,
+    retain_mean,
+    seeds,
+    span,
+)
 from sga.runs.folder import Run, plain
 
 # Metric, title, whether it lies in [0, 1], and what is drawn of it.
@@ -160,6 +172,7 @@ def _table(settings: Sequence[SeedGroup], styles: Mapping[str, Style]) -> str:
     ended = [run for s in settings for run in s.runs if run.role == "unlearn" and run.chosen.get("stopped")]
     rule = f"Chosen evaluation: {'; '.join(rules)}. " if rules else ""
     rule += f"A rule ended {len(ended)} of these runs early (why: at the foot). " if ended else ""
+    seeds_note = on_one_seed(settings)
     several_seeds = any(len(setting.runs) > 1 for setting in settings)
     mean_note = (
         "Several seeds: the mean (of perplexities the geometric one), the range below it. " if several_seeds else ""
@@ -170,8 +183,9 @@ def _table(settings: Sequence[SeedGroup], styles: Mapping[str, Style]) -> str:
         '<section aria-labelledby="numbers"><h2 id="numbers">The numbers</h2>'
         '<div class="scroll" tabindex="0" role="region" aria-labelledby="numbers"><table class="numbers">'
         f"<thead><tr>{top}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
-        f'<p class="small">{_text(rule + mean_note)}<strong class="best">Marked</strong>: best of the unlearning runs; '
-        "for forget ROUGE-L and MIA AUC that is closest to the retain model; forget perplexity is not judged. "
+        f'<p class="small">{_text(rule + mean_note)}<strong class="best">Marked</strong>: best of the unlearning runs, '
+        "if no other has the same; for forget ROUGE-L and MIA AUC that is closest to the retain model, if within "
+        f"{NEAR} of it{seeds_note and f'; {seeds_note}'}; forget perplexity is not judged. "
         f"Frontier area counts all evaluations of a run, the other columns the chosen one.</p>{absent}</section>"
     )
 

@@ -12,6 +12,10 @@ from typing import Literal
 from sga.report.seed_groups import SeedGroup, by_seed_group, read_runs
 from sga.runs.folder import Run, plain
 
+NEAR = 0.1
+"""How far from the retain model's value the nearest is still marked; twice the standard error of an AUC of 60 rows and
+as many others is 0.11."""
+
 ABSENT = "–"
 """Stands where a value is absent; the reason is given beside the table."""
 
@@ -117,10 +121,11 @@ def columns(settings: Sequence[SeedGroup]) -> list[Column]:
 
 
 def best_groups(column: Column, settings: Sequence[SeedGroup]) -> set[str]:
-    """Labels of the unlearning settings whose mean, as it is written, is the best of its column.
+    """The label of the unlearning setting whose mean, as it is written, is the best of its column, if there is one.
 
-    "Closest to the retain model" needs a retain run; membership inference takes 0.5 without one. Nothing is marked
-    where fewer than two settings have the value.
+    "Closest to the retain model" needs a retain run (membership inference takes 0.5 without one) and a mean within
+    `NEAR` of its value: of two that are far from the goal neither is good. Nothing is marked where two share the best
+    value or fewer than two settings have one.
     """
     means = {s.label: mean for s in settings if s.first.role == "unlearn" and (mean := s.mean(column.name)) is not None}
     if len(means) < 2 or column.best is None:
@@ -135,7 +140,19 @@ def best_groups(column: Column, settings: Sequence[SeedGroup]) -> set[str]:
     else:
         score = {label: mean if column.best == "high" else -mean for label, mean in means.items()}
     top = max(score, key=lambda label: score[label])
-    return {label for label in score if column.number(means[label]) == column.number(means[top])}
+    if column.best == "retain" and score[top] < -NEAR:
+        return set()
+    # As it is written: of two equal distances on both sides of the goal neither is nearer.
+    shown = column.number if column.best != "retain" else lambda mean: fixed(abs(mean - (reference or 0.0)))
+    ties = [label for label in score if shown(means[label]) == shown(means[top])]
+    return {top} if len(ties) == 1 else set()
+
+
+def on_one_seed(settings: Sequence[SeedGroup]) -> str:
+    """What to say of marks where a setting has one seed; nothing where each has several."""
+    if all(len(setting.runs) > 1 for setting in settings if setting.first.role == "unlearn"):
+        return ""
+    return "a setting of one seed is marked by that seed, and another may change which is best"
 
 
 def retain_mean(name: str, settings: Iterable[SeedGroup]) -> float | None:
@@ -206,7 +223,11 @@ def runs_table(runs: Iterable[str | Path | Run]) -> str:
 def _legend(chosen: Sequence[Column], settings: Sequence[SeedGroup]) -> list[str]:
     """What the headings mean and why values are absent, wrapped to the table's width."""
     meanings = "; ".join(f"{column.short}: {column.meaning}" for column in chosen)
-    notes = [f"{meanings}. * best of the unlearning runs (RL f and AUC: closest to the retain model)."]
+    seeds_note = on_one_seed(settings)
+    notes = [
+        f"{meanings}. * best of the unlearning runs, if no other has the same (RL f and AUC: closest to the retain "
+        f"model, if within {NEAR}){seeds_note and f'; {seeds_note}'}."
+    ]
     reasons: dict[str, list[str]] = {}
     for setting in settings:
         for column in chosen:

@@ -121,7 +121,7 @@ def _read_sga(path: Path, step: int | None, part: Part) -> Log:
         for key, (where, row) in own.rows.items()
         if part == "all" or key[0] in ("forget", "holdout")
     }
-    settings, benchmark = _read_run(path.parent / "run.json")
+    settings, benchmark = read_run_settings(path.parent / "run.json")
     return Log(
         source=str(path),
         kind="sga",
@@ -154,8 +154,12 @@ def _own_row(row: Mapping[str, Any], where: str, part: Part) -> dict[str, Any]:
     return values
 
 
-def _read_run(path: Path) -> tuple[dict[str, str | None], str | None]:
-    """Settings and benchmark."""
+def read_run_settings(path: Path) -> tuple[dict[str, str | None], str | None]:
+    """Settings and benchmark of a ``run.json``.
+
+    Raises:
+        UserError: there is none, or it has no settings.
+    """
     if not path.is_file():
         raise UserError(
             f"{path}: no such file, so nobody knows how the rows beside it were made; copy the whole run folder"

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from pathlib import Path
 
 from sga.errors import UserError
 from sga.evaluation.comparison import Side
-from sga.files import read_json_object
-from sga.runs.logs import read_log, read_own_rows
+from sga.runs.logs import read_log, read_own_rows, read_run_settings
 
 
 def read_side(path: str | Path, step: int | None = None) -> Side:
     """Reads one side.
 
     The rows of a run of ours are taken as they are and not as `read_log` gives them, because a comparison also wants
-    the texts and whatever other numbers they hold, and does without a run.json.
+    the texts and whatever other numbers they hold.
 
     Args:
         path: A run folder of ours, its ``rows.jsonl``, or a foreign log that `read_log` knows.
@@ -36,6 +34,7 @@ def read_side(path: str | Path, step: int | None = None) -> Side:
 
 def _read_rows(path: Path, step: int | None) -> Side:
     own = read_own_rows(path, step)
+    settings, _ = read_run_settings(path.parent / "run.json")
     rows = {}
     for key, (where, row) in own.rows.items():
         for name, value in row.items():
@@ -45,13 +44,4 @@ def _read_rows(path: Path, step: int | None) -> Side:
         if "avg_nll" in row and row.get("paraphrased_nll") is None:
             row["paraphrased_nll"] = row["avg_nll"]  # the answer stands in where there is no paraphrase
         rows[key] = row
-    return Side(str(path), "sga", own.step, _read_settings(path.parent / "run.json"), rows)
-
-
-def _read_settings(path: Path) -> Mapping[str, str | None] | None:
-    if not path.is_file():
-        return None
-    settings = read_json_object(path).get("evaluation")
-    if not isinstance(settings, dict):
-        raise UserError(f"{path}: has no object 'evaluation'; is this the run.json of an evaluated run?")
-    return settings
+    return Side(str(path), "sga", own.step, settings, rows)

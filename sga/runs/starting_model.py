@@ -82,7 +82,8 @@ def starting_model(
         writes: Whether this process writes there.
 
     Raises:
-        UserError: the starting model of a resumed run is another than the one that it began with.
+        UserError: the starting model of a resumed run is another than the one that it began with, or its numbers are
+            not finite.
     """
     if not needs.reference and not needs.reference_nll:
         return None, None
@@ -108,6 +109,12 @@ def starting_model(
         key = model_key(network, {})
     model = StartingModel(network)
     known |= dict(zip(missing, score(model, missing), strict=True))
+    unusable = sum(not math.isfinite(nll) for nll in known.values())
+    if unusable:
+        raise UserError(
+            f"the starting model gives {unusable} of {len(known)} training sequences a NaN or infinite loss, which the "
+            "loss is to be compared with; start from another model"
+        )
     if writes and stored is None:
         write_json(path, {"model": key, "total_nll": {_key(row): nll for row, nll in known.items()}})
     if network is not trained:

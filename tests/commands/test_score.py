@@ -228,6 +228,35 @@ def test_privleak_takes_the_references_auc_or_the_one_that_is_given(tmp_path):
     assert apart["metrics"]["tofu/forget_quality"] == both["metrics"]["tofu/forget_quality"]
 
 
+def test_the_references_own_values_stand_beside(tmp_path, capsys):
+    """On the rows that the log has; its settings of metrics are compared; a reference with too little has none."""
+    run = write_run(tmp_path / "run", numbers())
+    retain = write_run(tmp_path / "retain", numbers(rows=20, seed=1), SETTINGS | {"max_new_tokens": "9"})
+    found = scored(tmp_path, run, "--reference", retain)
+    fewer = {name: {field: column[:12] for field, column in columns.items()} for name, columns in
+             numbers(rows=20, seed=1).items()}  # fmt: skip
+    alone = scored(tmp_path, write_run(tmp_path / "fewer", fewer))
+    expected = {name: value for name, value in alone["metrics"].items() if "/ci_" not in name}
+    assert found["reference_metrics"] == pytest.approx(expected)
+    assert alone["reference_metrics"] is None
+    capsys.readouterr()
+    assert main([str(run), "--reference", str(retain)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    head = next(line for line in lines if line.startswith("metric"))
+    assert head.split() == ["metric", "value", "95", "%", "interval", "reference"]
+    line = next(line for line in lines if line.startswith("tofu/forget/probability"))
+    assert line.endswith(f"{expected['tofu/forget/probability']:.6g}") and len(line) == len(head)
+    settings = SETTINGS | {"max_new_tokens": "200"}
+    notes = scored(tmp_path, write_run(tmp_path / "run", numbers(), settings), "--reference", retain)["notes"]
+    assert "the reference's own values were made with max_new_tokens 9, not 200" in notes
+    bare = json.loads(json.dumps(tofu_log(numbers(seed=1))))
+    bare = {"eval_log_forget.json": bare["eval_log_forget.json"]}
+    found = scored(
+        tmp_path, write(tmp_path / "log.json", tofu_log(numbers())), "--reference", write(tmp_path / "b", bare)
+    )
+    assert "tofu/forget/probability" in found["reference_metrics"]
+
+
 def test_steps_of_a_run_are_chosen(tmp_path):
     first, last = numbers(), numbers(seed=1)
     folder = write_run(tmp_path / "run", first, step=0)

@@ -106,7 +106,8 @@ def test_an_answer_of_the_end_of_sequence_token_alone_is_scored_by_it_and_counte
     assert len(found["rows"][1]["perturbed_nll"]) == 4 and all(map(math.isfinite, found["rows"][1]["perturbed_nll"]))
     assert all(math.isfinite(value) for value in found.values() if isinstance(value, float))
     said = "answers, wrong ones included, have no token but the end-of-sequence token: it alone is scored"
-    assert found["notes"] == [f"2 of 31 forget {said}", f"1 of 3 holdout {said}"]
+    notes = [note for note in found["notes"] if "no interval" not in note]  # utility is 0, so a resample's is
+    assert notes == [f"2 of 31 forget {said}", f"1 of 3 holdout {said}"]
 
 
 @pytest.mark.usefixtures("no_forward_pass")

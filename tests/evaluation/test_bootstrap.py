@@ -7,10 +7,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
+from scipy import stats
 from sklearn.metrics import roc_auc_score
 
 from sga.data.records import Record
-from sga.evaluation.aggregation import add_membership, add_utility
+from sga.evaluation.aggregation import add_membership, add_perplexity, add_utility
 from sga.evaluation.bootstrap import Bootstrap
 from sga.evaluation.evaluation import Evaluation
 from sga.evaluation.metrics import (
@@ -191,7 +192,8 @@ def test_utility_is_zero_where_a_part_is_and_says_nothing_about_division() -> No
         row["rouge_l_recall"] = 0.0
     with np.errstate(divide="raise", invalid="raise"):
         add_utility(evaluation, {})
-    assert {evaluation.metrics[f"own/model_utility{end}"] for end in ("", "/ci_low", "/ci_high")} == {0.0}
+    assert evaluation.metrics["own/model_utility"] == 0 and "own/model_utility/ci_low" not in evaluation.metrics
+    assert "own/model_utility has no interval: every resample gives the same" in evaluation.notes
 
 
 def test_intervals_of_auc_and_privleak_belong_to_the_same_resamples() -> None:
@@ -224,3 +226,104 @@ def test_token_weighted_perplexity_of_a_resample() -> None:
     for drawn, counts in zip(draws, bootstrap.counts("normal", 4), strict=True):
         rows = rows_of(counts)
         assert drawn == pytest.approx(perplexity(nll[rows], tokens[rows]).log, abs=1e-12)
+
+
+# ---- intervals of no width ------------------------------------------------------------------------------------------
+
+
+def test_one_row_has_no_interval_and_a_note_says_so() -> None:
+    """Every resample of one row is that row: [8.46, 8.46] would claim certainty."""
+    sizes = {"forget": 1, "holdout": 4, "retain": 1, "real_authors": 5, "world_facts": 5}
+    evaluation = evaluation_of(sizes, resamples=50)
+    evaluation.add_mean("own/forget/avg_nll", "forget", [8.46])
+    add_utility(evaluation, {})
+    add_membership(evaluation, 0.5, {})
+    add_perplexity(evaluation, "forget", np.array([8.46]), np.array([1.0]))
+    with_interval = {name.removesuffix("/ci_low") for name in evaluation.metrics if name.endswith("/ci_low")}
+    parts = ("probability", "rouge_l_recall", "truth_ratio")
+    assert with_interval == {f"own/{name}/{part}" for name in ("real_authors", "world_facts") for part in parts}
+    assert {"own/model_utility", "own/mia/min_k", "own/privleak", "perplexity/forget"} <= set(evaluation.metrics)
+    assert {f"no interval for what is computed from one row: {name}" for name in ("forget", "retain")} <= set(
+        evaluation.notes
+    )
+
+
+def test_an_auc_of_one_against_many_has_no_interval() -> None:
+    for sizes in ({"forget": 1, "holdout": 30}, {"forget": 30, "holdout": 1}):
+        evaluation = evaluation_of(sizes, resamples=50)
+        add_membership(evaluation, None, {})
+        assert not [name for name in evaluation.metrics if "/ci_" in name]
+
+
+def test_shares_at_an_end_of_their_range_have_wilsons_bound() -> None:
+    """0 of 40: Wilson's upper bound is 1.96² / (40 + 1.96²) = 0.0876; of 100 points a hundred times that."""
+    z = 1.959963984540054
+    reach = z**2 / (40 + z**2)
+    assert reach == pytest.approx(stats.binomtest(0, 40).proportion_ci(0.95, "wilson").high, abs=1e-12)
+    evaluation = Evaluation("own")
+    for name, value, low, high in (
+        ("own/forget/rouge_l_recall", 0.0, 0.0, reach),
+        ("own/forget/exact_memorization", 1.0, 1 - reach, 1.0),
+        ("muse/verbmem", 100.0, 100 - 100 * reach, 100.0),
+        ("book/forget/bleu", 0.0, 0.0, 100 * reach),
+    ):
+        evaluation.add_mean(name, "forget", [value] * 40)
+        assert evaluation.metrics[f"{name}/ci_low"] == pytest.approx(low, abs=1e-12), name
+        assert evaluation.metrics[f"{name}/ci_high"] == pytest.approx(high, abs=1e-12), name
+    assert evaluation.notes == []
+
+
+def test_an_auc_at_its_end_counts_the_smaller_set_and_privleak_follows() -> None:
+    evaluation = evaluation_of({"forget": 15, "holdout": 12}, resamples=50)
+    for row in evaluation.of_set("forget"):
+        row["min_k"] = -9.0
+    add_membership(evaluation, 0.5, {})
+    reach = Bootstrap().wilson_bound(12)
+    found = evaluation.metrics
+    assert (found["own/mia/min_k/ci_low"], found["own/mia/min_k/ci_high"]) == (pytest.approx(1 - reach), 1.0)
+    assert found["own/privleak"] == found["own/privleak/ci_low"] == -100
+    assert found["own/privleak/ci_high"] == pytest.approx(-100 + 200 * reach)
+
+
+def test_equal_values_within_the_range_have_no_interval_and_a_note_says_so() -> None:
+    evaluation = Evaluation("own")
+    evaluation.add_mean("own/forget/probability", "forget", [0.3] * 7)
+    evaluation.add_mean("own/forget/avg_nll", "forget", [0.0] * 7)  # a loss of 0 is no share
+    assert set(evaluation.metrics) == {"own/forget/probability", "own/forget/avg_nll"}
+    assert evaluation.notes == [
+        f"own/forget/{name} has no interval: every resample gives the same" for name in ("probability", "avg_nll")
+    ]
+
+
+def test_ordinary_intervals_are_the_bootstraps_to_the_last_bit() -> None:
+    values = np.array([0.0, 0.0, 1.0, 1.0, 1.0])
+    evaluation, bootstrap = Evaluation("own"), Bootstrap()
+    evaluation.add_mean("own/forget/rouge_l_recall", "forget", values)
+    ends = tuple(evaluation.metrics[f"own/forget/rouge_l_recall/ci_{end}"] for end in ("low", "high"))
+    assert ends == bootstrap.interval(bootstrap.means("forget", values))
+
+
+# ---- numbers that are not finite ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_metric_that_is_not_finite_is_absent(value: float) -> None:
+    """By `add`, or written by a callback of one's own."""
+    evaluation = Evaluation("own")
+    evaluation.add("harness/boolq/acc_stderr", value)
+    evaluation.metrics["own/mine"] = value
+    evaluation.row("forget", Record("forget/0", "q", "a"))["surprise"] = value
+    evaluation.leave_out_non_finite()
+    assert evaluation.metrics == {}
+    assert evaluation.absent == {
+        name: f"not a finite number: {value}" for name in ("harness/boolq/acc_stderr", "own/mine")
+    }
+    assert evaluation.of_set("forget") == [{"surprise": None}]
+    assert evaluation.notes == ["forget: some rows have no surprise, which was not a finite number"]
+
+
+def test_resamples_that_are_not_finite_give_no_interval() -> None:
+    evaluation = Evaluation("own")
+    evaluation.add("own/mine", 1.0, np.array([1.0, math.inf, 2.0]))
+    assert evaluation.metrics == {"own/mine": 1.0}
+    assert evaluation.notes == ["own/mine has no interval: some resamples give no finite number"]

@@ -5,19 +5,24 @@ from __future__ import annotations
 import json
 import math
 import re
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from processes import environment
 
 from sga.__main__ import main as sga_main
 from sga.commands.compare import main
+from sga.commands.score import main as score
 from sga.data.records import Record
 from sga.errors import UserError
 from sga.evaluation.aggregation import add_forget_quality, add_membership, add_memorization, add_utility
-from sga.evaluation.comparison import Compared, direction
+from sga.evaluation.comparison import Compared, compare, direction
 from sga.evaluation.evaluation import Evaluation
 from sga.evaluation.paired import PairedDifference
 from sga.groups.group import record_hash
@@ -137,17 +142,18 @@ def test_what_is_better_is_found_and_what_is_noise_is_not(tmp_path, runs, capsys
         assert line["difference"] == line["b"] - line["a"]
         assert line["ci_low"] <= line["difference"] <= line["ci_high"]
         assert line["p"] <= line["p_holm"] <= 1
-    lines = capsys.readouterr().out.splitlines()
+    capsys.readouterr()
+    lines = compare(*map(read_side, runs), resamples=1000).table(200).splitlines()
     assert lines[0].startswith("A  ")
     assert lines[0].endswith("rows.jsonl, step 10")
     head, first = lines[3], lines[5]
-    assert re.fullmatch(r"  metric +rows +A +B +B − A +95 % interval +p +Holm p  verdict", head)
+    assert re.fullmatch(r" +metric +rows +A +B +B − A +95 % interval +p +Holm p  verdict", head)
     assert re.fullmatch(
-        r"↑ model_utility +74 +0\.\d+ +0\.\d+ +\+0\.\d+ +\[\+.*, \+.*\] +[\d.]+ +[\d.]+  B better", first
+        r"↑  model_utility +74 +0\.\d+ +0\.\d+ +\+0\.\d+ +\[\+.*, \+.*\] +[\d.]+ +[\d.]+  B better", first
     )
     start = head.index("verdict")
     for line, verdict in zip(lines[5:], verdicts.values(), strict=False):
-        assert line[start:] == verdict
+        assert line[start:] == verdict.partition(" (")[0]
     assert any(line.startswith("note: on the forget set") for line in lines)
     assert f"adjusted for the {len(metrics)} tests" in " ".join(line.strip() for line in lines)
     assert all(len(line) <= 110 for line in lines if line.startswith(("note: ", "      ")))
@@ -316,19 +322,30 @@ def test_other_settings_are_refused_each_of_them_named(tmp_path, runs):
     assert str(other) in str(error.value)
 
 
-def test_unknown_settings_are_a_note(tmp_path, runs):
+def test_rows_without_their_run_json_are_refused_as_by_score(tmp_path, runs):
     bare = write_run(tmp_path / "bare", rows_of(), None)
-    unknown = "unknown how {} evaluated: settings not compared"
-    assert unknown.format("B was") in compared(tmp_path, runs[0], bare)["notes"]
-    assert unknown.format("A and B were") in compared(tmp_path, bare, bare)["notes"]
+    refusals = []
+    for arguments in (["compare", str(runs[0]), str(bare)], ["score", str(bare)]):
+        with pytest.raises(UserError) as error:
+            {"compare": main, "score": score}[arguments[0]](arguments[1:])
+        refusals.append(str(error.value))
+    assert refusals[0] == refusals[1]
+    assert "run.json: no such file, so nobody knows how the rows beside it were made" in refusals[0]
+
+
+def test_another_tokenizer_of_rouge_is_refused_whether_the_published_one_is_stated_or_not(tmp_path, runs):
+    other = write_run(tmp_path / "other", rows_of(), SETTINGS | {"rouge_tokenizer": "unicode"})
+    with pytest.raises(UserError, match="rouge_tokenizer is 'published' in A and 'unicode' in B"):
+        main([str(runs[0]), str(other)])
+    assert not any("rouge_tokenizer" in note for note in compared(tmp_path, other, other)["notes"])
+
+
+def test_settings_of_one_side_only_are_a_note(tmp_path, runs):
     less = write_run(tmp_path / "less", rows_of(), {"template": "plain", "precision": None, "benchmark": "own"})
     notes = compared(tmp_path, runs[0], less)["notes"]
     assert "only one side states schema_version, dtype: not compared" in notes
     (less / "run.json").write_text("[]", encoding="utf-8")
-    with pytest.raises(UserError, match=r"run\.json: expected a JSON object, found list"):
-        main([str(runs[0]), str(less)])
-    (less / "run.json").write_text("{}", encoding="utf-8")
-    with pytest.raises(UserError, match=r"run\.json: has no object 'evaluation'"):
+    with pytest.raises(UserError, match=r"run\.json: expected a JSON object"):
         main([str(runs[0]), str(less)])
     (less / "run.json").write_text("{", encoding="utf-8")
     with pytest.raises(UserError, match=r"run\.json:1: not JSON"):
@@ -465,6 +482,65 @@ def test_the_verb_prints_a_table_and_an_error_is_one_line(runs, tmp_path, capsys
     assert error.count("\n") == 1
     assert sga_main(["--help"]) == 0
     assert "  compare  " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("width", [80, 120])
+@pytest.mark.parametrize("scale", [1.0, 1e-5, 1e4])
+def test_the_table_fits_the_terminal_and_keeps_every_name(tmp_path, width, scale):
+    """Also where every number is written with an exponent."""
+    paths = []
+    for number in (0, 1):
+        rows = [
+            row | {"surprise": scale * (2 + index % 5 + number * (index % 3))} for index, row in enumerate(rows_of())
+        ]
+        paths.append(write_run(tmp_path / str(number), rows))
+    comparison = compare(*map(read_side, paths), resamples=100)
+    text = comparison.table(width)
+    lines = text[text.index("\n\n") :].splitlines()  # paths of the two sides are not cut
+    assert max(map(len, lines)) <= width
+    starts = [line for line in lines if line[:1] in ("↑", "↓", " ") and line.strip()]
+    assert all(name.rpartition("/")[0] in text for name in (line.name for line in comparison.metrics))
+    assert len(starts) >= len(comparison.metrics)
+    assert "exact_" in text and "memorization" in text and "cannot be" in text
+    if width == 120:
+        assert " p  " in text.partition("Holm")[0], "the plain p is there"
+
+
+def test_elsewhere_than_in_a_terminal_it_is_80_wide(runs, capsys):
+    assert main([*map(str, runs), "--resamples", "50"]) == 0
+    out = capsys.readouterr().out
+    assert max(map(len, out[out.index("\n\n") :].splitlines())) <= 80
+
+
+def test_what_is_not_compared_is_said(tmp_path, runs):
+    notes = compared(tmp_path, *runs)["notes"]
+    assert any(note.startswith("not compared: forget quality, KS D and PrivLeak") for note in notes)
+
+
+def test_one_row_has_a_difference_and_no_interval(tmp_path):
+    sides = []
+    for seed in (0, 1):
+        rows = [row for row in rows_of({"forget": float(seed)}, seed=seed) if row["id"].endswith("/0")]
+        sides.append(write_run(tmp_path / str(seed), rows))
+    found = compared(tmp_path, *sides)
+    line = found["metrics"]["forget/avg_nll"]
+    assert line["difference"] == pytest.approx(1, abs=0.1) and line["ci_low"] is None and line["ci_high"] is None
+    assert "–" in compare(*map(read_side, sides), resamples=100).table(150)
+
+
+def test_a_reader_that_goes_away_is_no_error(runs):
+    """`| head`: what is printed after it has gone, also at the very end, is dropped; as by SIGPIPE, and silently."""
+    for arguments in (["compare", *map(str, runs), "--resamples", "50"], ["score", str(runs[0])], ["--help"]):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "sga", *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=environment(),
+            text=True,
+        )
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert (process.stderr.read(), process.wait(120)) == ("", 128 + signal.SIGPIPE), arguments
 
 
 def test_a_finished_run_is_compared_with_its_own_beginning(finished_run, tmp_path):

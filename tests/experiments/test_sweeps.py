@@ -21,7 +21,7 @@ from scipy import stats
 
 import sga.commands.sweep
 import sga.experiments.sweeps.worker
-from sga.commands.sweep import known_tasks, main
+from sga.commands.sweep import known_tasks, main, terminal_table
 from sga.data.builtin import packaged_path
 from sga.errors import UserError
 from sga.experiments.configuration import applied, set_value
@@ -29,7 +29,15 @@ from sga.experiments.sweeps.claims import Claims, open_storage
 from sga.experiments.sweeps.definition import Outcome, Task, label, read_sweep, short_names, slug
 from sga.experiments.sweeps.fit import end_with_parent
 from sga.experiments.sweeps.page import write_results
-from sga.experiments.sweeps.results import best_rows, collect, disk_outcomes, others, pareto_front, seed_mean
+from sga.experiments.sweeps.results import (
+    CUT_MEANING,
+    best_rows,
+    collect,
+    disk_outcomes,
+    others,
+    pareto_front,
+    seed_mean,
+)
 from sga.experiments.sweeps.worker import Worker, read_state, why_ended
 
 SWEEPS = sorted(packaged_path("configs/sweeps").glob("*.yaml"))
@@ -266,6 +274,45 @@ def test_the_interval_is_students() -> None:
     one = seed_mean([0.4])
     assert one is not None and one.low is None and one.mean == 0.4
     assert seed_mean([]) is None
+    same = seed_mean([1.0, 1.0, 1.0])
+    assert same is not None and same.low is None and same.mean == 1, "no width is no certainty"
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "ends", "cut"),
+    [
+        ("model_utility", (0.02, 0.3, 0.9), "0.00†, 1.00†", ("low", "high")),
+        ("mia/loss", (0.9, 0.95, 1.0), "0.83, 1.00†", ("high",)),
+        ("forget_quality_log10", (-8.0, -3.0, -0.5), "-13.32, 0.00†", ("high",)),
+        ("privleak", (-100.0, -80.0, -60.0), "-100.00†, -30.32", ("low",)),
+        ("seconds", (1.0, 10.0, 100.0), "0.00†, 172.99", ("low",)),
+        ("harness/boolq/acc", (0.5, 0.6, 0.7), "0.35, 0.85", ()),  # nothing is known of it
+    ],
+)
+def test_an_interval_ends_where_the_metric_does(
+    name: str, values: tuple[float, ...], ends: str, cut: tuple[str, ...]
+) -> None:
+    found = seed_mean(values, name)
+    assert found is not None and found.interval(lambda end: f"{end:.2f}") == ends and found.cut == cut
+
+
+def test_intervals_that_were_cut_are_marked_wherever_they_are_written(
+    pretended: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(globals(), "area", lambda config: (0.02, 0.3, 0.9)[config["seed_everything"]])
+    sweep = read_sweep(sweep_file(tmp_path, grid={"model.optimizer.lr": [1e-4]}, seeds=[0, 1, 2]))
+    worker = Worker(sweep, tmp_path / "sweep")
+    worker.run()
+    rows = write_results(sweep, known_tasks(worker), worker.folder)
+    files = {name: (worker.folder / name).read_text(encoding="utf-8") for name in ("results.md", "sweep.html")}
+    assert "0.41 [0.00†, 1.00†]" in files["results.md"] and CUT_MEANING in files["results.md"]
+    assert "0.000† to 1.000†" in files["sweep.html"] and CUT_MEANING in files["sweep.html"]
+    shown = terminal_table(sweep, rows)
+    assert "0.407 [0.000†, 1.000†]" in shown and shown.endswith(CUT_MEANING)
+    with (worker.folder / "results.csv").open(encoding="utf-8") as file:
+        [line] = csv.DictReader(file)
+    assert (line["frontier_area/low"], line["frontier_area/high"]) == ("0.0", "1.0")
+    assert line["frontier_area/cut"] == "low high"
 
 
 def test_the_front_is_what_nobody_beats() -> None:

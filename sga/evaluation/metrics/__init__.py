@@ -26,7 +26,14 @@ from sga.evaluation.metrics.membership import (
     zlib_score,
 )
 from sga.evaluation.metrics.memorization import exact_memorization, extraction_strength
-from sga.evaluation.metrics.text import bleu, rouge, rouge_l_recall
+from sga.evaluation.metrics.text import (
+    RougeTokenizer,
+    bleu,
+    rouge,
+    rouge_l_recall,
+    texts_without_spaces,
+    texts_without_words,
+)
 from sga.evaluation.metrics.truth_ratio import (
     TruthRatioMean,
     log_truth_ratio,
@@ -43,6 +50,7 @@ __all__ = [
     "Floats",
     "ForgetQualityResult",
     "PerplexityResult",
+    "RougeTokenizer",
     "TruthRatioMean",
     "bleu",
     "exact_memorization",
@@ -61,6 +69,8 @@ __all__ = [
     "probability",
     "rouge",
     "rouge_l_recall",
+    "texts_without_spaces",
+    "texts_without_words",
     "truth_ratio_forget",
     "truth_ratio_retain",
     "zlib_score",

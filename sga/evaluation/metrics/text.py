@@ -2,37 +2,84 @@
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from sga.errors import UserError
 
 if TYPE_CHECKING:
     from sacrebleu.metrics.bleu import BLEU
 
+RougeTokenizer = Literal["published", "unicode"]
+"""What ROUGE takes for words: runs of a-z and 0-9, as package ``rouge-score`` does, or words of any script."""
 
-def rouge(generated: Sequence[str], truth: Sequence[str], stemmer: bool = True) -> dict[str, list[float]]:
+_UNSPACED = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+)
+"""Thai, Lao, Burmese, Khmer, kana and Han: scripts that set no spaces between words."""
+
+_WORD = re.compile(rf"[{_UNSPACED}]|[^\s{_UNSPACED}]+")
+
+
+def rouge(
+    generated: Sequence[str], truth: Sequence[str], stemmer: bool = True, tokenizer: RougeTokenizer = "published"
+) -> dict[str, list[float]]:
     """ROUGE-1 and ROUGE-L of each generation against its true text, by package ``rouge-score``.
 
     recall = overlap / words of the truth, fmeasure = harmonic mean of precision and recall; the overlap counts common
     words (rouge1) or the longest common subsequence (rougeL). TOFU: rougeL_recall with stemmer; MUSE: rougeL_fmeasure
     without. In [0, 1]; higher = more of the truth is reproduced: better on sets to be kept, worse on the forget set.
-    Words are runs of a-z and 0-9: a text without any (empty, or in another script) scores 0.
+    Published words are runs of a-z and 0-9: a text without any (empty, or in another script) scores 0
+    (`texts_without_words` counts them). Unicode words are runs of letters, marks and digits, and single characters of
+    scripts without spaces; on ASCII texts both are the same. The stemmer is for English and leaves other letters alone.
+
+    >>> [rouge(["он родился в Риге"], ["она родилась в Риге"], tokenizer=words)["rougeL_recall"][0]
+    ...  for words in ("published", "unicode")]
+    [0.0, 0.5]
+
+    Args:
+        generated: [N] texts.
+        truth: [N] texts.
+        stemmer: Whether words of more than three letters are cut to their stem.
+        tokenizer: What counts as a word.
 
     Returns:
         ``rouge1_recall``, ``rouge1_fmeasure``, ``rougeL_recall`` and ``rougeL_fmeasure``, each [N].
 
     Raises:
-        UserError: `generated` and `truth` have different lengths, or one of them is a single string.
+        UserError: `generated` and `truth` have different lengths, one of them is a single string, or an unknown
+            tokenizer.
     """
     _check_texts("rouge", generated, truth)
-    scores = [_rouge_scorer(stemmer).score(target, text) for text, target in zip(generated, truth, strict=True)]
+    scorer = _rouge_scorer(stemmer, tokenizer)
+    scores = [scorer.score(target, text) for text, target in zip(generated, truth, strict=True)]
     return {
         f"{kind}_{part}": [float(getattr(score[kind], part)) for score in scores]
         for kind in ("rouge1", "rougeL")
         for part in ("recall", "fmeasure")
     }
+
+
+def texts_without_words(texts: Sequence[str], tokenizer: RougeTokenizer = "published") -> int:
+    """How many texts have no word for ROUGE: against such a true text every generation scores 0.
+
+    >>> texts_without_words(["Рига", "Riga"]), texts_without_words(["Рига", "Riga"], "unicode")
+    (1, 0)
+    """
+    words = _RougeTokenizer(False, tokenizer)
+    return sum(not words.tokenize(text) for text in texts)
+
+
+def texts_without_spaces(texts: Sequence[str]) -> int:
+    """How many texts are mostly of scripts without spaces, whose sentences sacrebleu's 13a takes for one word each.
+
+    >>> texts_without_spaces(["彼はリガで生まれた", "born in Riga", ""])
+    1
+    """
+    return sum(2 * len(re.findall(f"[{_UNSPACED}]", text)) > sum(map(str.isalnum, text)) for text in texts)
 
 
 def rouge_l_recall(generated: str, truth: str) -> float:
@@ -93,24 +140,33 @@ def _check_texts(name: str, generated: Sequence[str], truth: Sequence[str]) -> N
         raise UserError(f"{name} needs as many generations as true texts, got {len(generated)} and {len(truth)}")
 
 
-@lru_cache(maxsize=2)
-def _rouge_scorer(stemmer: bool) -> Any:
+@lru_cache(maxsize=4)
+def _rouge_scorer(stemmer: bool, tokenizer: RougeTokenizer) -> Any:
     from rouge_score.rouge_scorer import RougeScorer
 
-    return RougeScorer(["rouge1", "rougeL"], tokenizer=_RougeTokenizer(stemmer))
+    return RougeScorer(["rouge1", "rougeL"], tokenizer=_RougeTokenizer(stemmer, tokenizer))
 
 
 class _RougeTokenizer:
-    """rouge_score's own, which stems a word once only: texts of one benchmark share most of theirs."""
+    """rouge_score's own or Unicode words; stems a word once only: texts of one benchmark share most of theirs."""
 
-    def __init__(self, stemmer: bool) -> None:
+    def __init__(self, stemmer: bool, kind: RougeTokenizer) -> None:
+        if kind not in ("published", "unicode"):
+            raise UserError(f"rouge_tokenizer must be 'published' or 'unicode', got {kind!r}")
         self._stemmer = _RememberingStemmer() if stemmer else None
+        self._unicode = kind == "unicode"
 
     def tokenize(self, text: str) -> list[str]:
-        from rouge_score.tokenize import tokenize
+        if not self._unicode:
+            from rouge_score.tokenize import tokenize
 
-        tokens: list[str] = tokenize(text, self._stemmer)
-        return tokens
+            tokens: list[str] = tokenize(text, self._stemmer)
+            return tokens
+        text = unicodedata.normalize("NFKC", text).lower()
+        words = _WORD.findall("".join(c if unicodedata.category(c)[0] in "LMN" else " " for c in text))
+        if self._stemmer is None:
+            return words
+        return [self._stemmer.stem(word) if len(word) > 3 and word.isascii() else word for word in words]
 
 
 class _RememberingStemmer:

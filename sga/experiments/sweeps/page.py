@@ -9,6 +9,7 @@ from pathlib import Path
 from sga.experiments.sweeps.definition import Sweep, Task
 from sga.experiments.sweeps.results import (
     COSTS,
+    CUT_MEANING,
     LEVEL,
     Row,
     best_rows,
@@ -172,9 +173,7 @@ def _table(sweep: Sweep, rows: Sequence[Row], styles: dict[str, Style], title: s
             if found is None:
                 cells.append(f"<td>{ABSENT}</td>")
                 continue
-            interval = (
-                "" if found.low is None or found.high is None else f"{fixed(found.low, 3)} to {fixed(found.high, 3)}"
-            )
+            interval = found.interval(lambda end: fixed(end, 3), " to ")
             each = ", ".join(fixed(value, 3) for value in found.values) if len(found.values) > 1 else ""
             cells.append(
                 f'<td>{fixed(found.mean, 3)}<br><span class="range">{interval}</span><br>'
@@ -193,13 +192,19 @@ def _table(sweep: Sweep, rows: Sequence[Row], styles: dict[str, Style], title: s
         '<div class="scroll" tabindex="0"><table class="numbers">'
         f"<thead><tr>{top}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
         f'<p class="small">Mean over seeds, below it the {LEVEL:.0%} interval of the mean (Student\'s t; wide with few '
-        "seeds) and the single values. Frontier areas are of whole runs, the other metrics of the chosen evaluation. "
+        f"seeds; none where all give the same) and the single values. {CUT_MEANING} Frontier areas are of whole runs, "
+        "the other metrics of the chosen evaluation. "
         "Seconds and tokens: mean of a run; the seconds with evaluations, without start-up. Peak memory: the "
         "largest of the runs. "
         '<strong class="best">Marked</strong>: no other is better by the means of '
-        f"{escape(', '.join(sweep.objectives))}.</p>"
+        f"{escape(', '.join(sweep.objectives))}{_on_one_seed(rows)}.</p>"
         "</section>"
     )
+
+
+def _on_one_seed(rows: Sequence[Row]) -> str:
+    """What to say of a mark that rests on single runs."""
+    return "; some on one seed, and another seed may change which" if any(len(row.folders) == 1 for row in rows) else ""
 
 
 def _seeds(row: Row) -> str:

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 
 from scipy import stats
 
+from sga.evaluation.ranges import possible_range
 from sga.experiments.configuration import Values
 from sga.experiments.sweeps.definition import Outcome, Stage, Sweep, Task, label, short_names
 from sga.experiments.sweeps.worker import STATE_FILE, objective, read_state
@@ -26,6 +27,8 @@ NORMAL_DATA = ("normals/similarity", "normals/gradient_cosine", "normals/paper_r
 at gradients the mean cosine and r*."""
 COSTS = ("seconds", "tokens", "peak_memory_bytes", "peak_gpu_memory_bytes")
 LEVEL = 0.95
+CUT = "†"
+CUT_MEANING = f"{CUT} The interval is cut here, at the end of what the metric can be."
 
 
 @dataclass(frozen=True)
@@ -34,31 +37,56 @@ class SeedMean:
 
     Attributes:
         mean: Of the values.
-        low: Lower end of Student's t interval of the mean (95 %); None for a single seed.
-        high: Upper end.
+        low: Lower end of Student's t interval of the mean (95 %), at least what the metric can be; None for a single
+            seed, and where all seeds give the same.
+        high: Upper end, likewise.
         values: One for each seed that has it.
+        cut: The ends that would lie beyond what the metric can be: ``"low"``, ``"high"``.
     """
 
     mean: float
     low: float | None
     high: float | None
     values: tuple[float, ...]
+    cut: tuple[str, ...] = ()
+
+    def interval(self, number: Callable[[float], str], between: str = ", ") -> str:
+        """Both ends as text, those that were cut with a `CUT`; empty where there is no interval."""
+        if self.low is None or self.high is None:
+            return ""
+        ends = (("low", self.low), ("high", self.high))
+        return between.join(number(value) + (CUT if end in self.cut else "") for end, value in ends)
 
 
-def seed_mean(values: Sequence[float]) -> SeedMean | None:
+def seed_mean(values: Sequence[float], name: str = "") -> SeedMean | None:
     """Mean and interval of values of different seeds; None without a value.
 
     >>> seed_mean([1.0, 2.0, 3.0]).low  # 2 − 4.3027·1/√3
     -0.484...
+    >>> seed_mean([0.8, 0.9, 1.0], "model_utility").high, seed_mean([0.8, 0.9, 1.0], "model_utility").cut
+    (1.0, ('high',))
+
+    Args:
+        values: One a seed.
+        name: The metric's, whose possible range cuts the interval.
     """
     if not values:
         return None
     count, mean = len(values), math.fsum(values) / len(values)
-    if count == 1:
+    if count == 1 or min(values) == max(values):
         return SeedMean(mean, None, None, tuple(values))
     deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (count - 1))
     half = float(stats.t.ppf((1 + LEVEL) / 2, count - 1)) * deviation / math.sqrt(count)
-    return SeedMean(mean, mean - half, mean + half, tuple(values))
+    low, high = mean - half, mean + half
+    bottom, top = possible_range(name)
+    below, above = bottom is not None and low < bottom, top is not None and high > top
+    return SeedMean(
+        mean,
+        bottom if below else low,
+        top if above else high,
+        tuple(values),
+        (*(["low"] if below else []), *(["high"] if above else [])),
+    )
 
 
 def pareto_front(points: Sequence[Sequence[float]], directions: Sequence[str]) -> list[int]:
@@ -106,7 +134,7 @@ class Row:
 
     def estimate(self, name: str) -> SeedMean | None:
         """A metric or cost over the seeds."""
-        return seed_mean(list(self.single(name).values()))
+        return seed_mean(list(self.single(name).values()), name)
 
 
 def disk_outcomes(sweep: Sweep, folder: Path) -> dict[str, Outcome]:
@@ -177,7 +205,7 @@ def sweep_table(sweep: Sweep, rows: Sequence[Row]) -> str:
     best = set(best_rows(sweep, rows))
     head = ["stage", "configuration", *(short[name] for name in names), "seeds", "failed", "missing", "best"]
     for name in shown:
-        head += [name, f"{name}/low", f"{name}/high", f"{name}/values"]
+        head += [name, f"{name}/low", f"{name}/high", f"{name}/cut", f"{name}/values"]
     head += COSTS
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
@@ -188,7 +216,10 @@ def sweep_table(sweep: Sweep, rows: Sequence[Row]) -> str:
         line += [_joined(row.folders), _joined(row.failed), _joined(row.missing), int(index in best)]
         for name in shown:
             found = row.estimate(name)
-            line += [found.mean, found.low, found.high, _joined(found.values)] if found else [None] * 4
+            cells = (
+                [found.mean, found.low, found.high, _joined(found.cut), _joined(found.values)] if found else [None] * 5
+            )
+            line += cells
         for name in COSTS:
             found = row.estimate(name)
             line.append(None if found is None else max(found.values) if "memory" in name else found.mean)
@@ -218,14 +249,15 @@ def markdown(sweep: Sweep, rows: Sequence[Row]) -> str:
         cells = [_interval(row.estimate(name)) for name in shown]
         cells += ["" if cost is None else f"{cost.mean:,.0f}" for cost in costs]
         lines.append([row.label, ", ".join(filter(None, seeds)), *cells])
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return table + (f"\n{CUT_MEANING}\n" if CUT in table else "")
 
 
 def _interval(found: SeedMean | None) -> str:
     if found is None:
         return ""
-    ends = "" if found.low is None or found.high is None else f" [{found.low:.2f}, {found.high:.2f}]"
-    return f"{found.mean:.2f}{ends}"
+    ends = found.interval(lambda end: f"{end:.2f}")
+    return f"{found.mean:.2f}{ends and f' [{ends}]'}"
 
 
 def summary(sweep: Sweep, rows: Sequence[Row], left_over: Sequence[str]) -> dict[str, Any]:
@@ -241,7 +273,7 @@ def summary(sweep: Sweep, rows: Sequence[Row], left_over: Sequence[str]) -> dict
         "device": info.get("device"),
         "versions": info.get("versions"),
         "objectives": sweep.objectives,
-        "interval": f"Student's t, {LEVEL:.0%}, over seeds",
+        "interval": f"Student's t, {LEVEL:.0%}, over seeds, cut at the ends of what a metric can be",
         "sources": sorted(str(source) for source in sources),
         "not_counted": list(left_over),
         "rows": [

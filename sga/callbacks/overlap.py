@@ -1,0 +1,49 @@
+"""ROUGE of generated answers, for the callbacks that have some: scores in the rows, or why there are none."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from sga.data.records import Record
+from sga.evaluation.evaluation import Evaluation
+from sga.evaluation.metrics import RougeTokenizer, rouge, texts_without_words
+
+
+def fill_rouge(
+    evaluation: Evaluation,
+    set_name: str,
+    records: Sequence[Record],
+    generated: Sequence[str],
+    truth: Sequence[str],
+    tokenizer: RougeTokenizer,
+    part: Literal["recall", "fmeasure"] = "recall",
+) -> str | None:
+    """Fills ``generation`` and ``rouge_l_recall`` (with stemmer) or ``rouge_l_fmeasure`` (without) of a set's rows.
+
+    Returns:
+        Why the score is left out of the rows: where no true text has a word, 0 would read as forgotten. None where it
+        is there; a note counts the rows without a word.
+    """
+    for record, text in zip(records, generated, strict=True):
+        evaluation.row(set_name, record)["generation"] = text
+    without = texts_without_words(truth, tokenizer)
+    cure = "" if tokenizer == "unicode" else "; rouge_tokenizer: unicode takes words of any script"
+    what = "letter or digit" if tokenizer == "unicode" else "word of a-z and 0-9, which rouge-score counts"
+    if without == len(records):
+        return f"no true text of {set_name} has a {what}{cure}"
+    if without:
+        evaluation.note(
+            f"{without} of {len(records)} true {set_name} texts have no {what}: ROUGE takes them as 0{cure}"
+        )
+    if tokenizer == "unicode":
+        evaluation.note("ROUGE counts words of any script (rouge_tokenizer: unicode), which published values do not")
+    scores = rouge(generated, truth, part == "recall", tokenizer)[f"rougeL_{part}"]
+    for record, score in zip(records, scores, strict=True):
+        evaluation.row(set_name, record)[f"rouge_l_{part}"] = score
+    return None
+
+
+def rouge_settings(tokenizer: RougeTokenizer) -> dict[str, str]:
+    """The setting as results keep it; none for the published one, which is what logs that do not say had."""
+    return {} if tokenizer == "published" else {"rouge_tokenizer": tokenizer}
