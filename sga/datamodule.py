@@ -412,7 +412,7 @@ def _evenly(records: Sequence[Record], limit: int | None) -> tuple[Record, ...]:
 def _content_hash(records: Sequence[Record]) -> str:
     """First 16 hex digits of the SHA-256 of everything that a set is evaluated on."""
     return hashlib.sha256(
-        repr([(r.content, r.paraphrased_answer, r.perturbed_answers) for r in records]).encode()
+        repr([(r.spelling, r.paraphrased_answer, r.perturbed_answers) for r in records]).encode()
     ).hexdigest()[:16]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -52,8 +53,27 @@ class Record:
 
     @property
     def content(self) -> tuple[str, str]:
-        """What makes two records the same for training: question and answer, white space and case apart."""
+        """What makes two records the same for training: question and answer, but for white space, case and Unicode form.
+
+        One text may be spelled with composed (NFC) or with decomposed characters (NFD). That is for comparing alone:
+        what is trained on and scored stays as it was written.
+        """
+        question, answer = (comparable(text) for text in self.spelling)
+        return question, answer
+
+    @property
+    def spelling(self) -> tuple[str, str]:
+        """Question and answer but for white space and case; NFC and NFD, which make different tokens, stay apart."""
         return " ".join(self.question.split()).casefold(), " ".join(self.answer.split()).casefold()
+
+
+def comparable(text: str) -> str:
+    """The text in composed characters (Unicode's NFC), so that two spellings of it compare as one.
+
+    >>> comparable("e\u0301") == comparable("\u00e9")
+    True
+    """
+    return unicodedata.normalize("NFC", text)
 
 
 @dataclass(frozen=True)
