@@ -351,8 +351,9 @@ def test_data_show_says_what_is_absent(tmp_path: Path, capsys: pytest.CaptureFix
 
 # ---- options that are text ------------------------------------------------------------------------------------------
 
-PLAIN_TEXT = ("--config=configs/authors/target.yaml", "--data.template=PlainTemplate")
-CHAT = ("--config=configs/authors/target.yaml", "--data.template=ChatTemplate")
+TARGET = f"--config={Path(__file__).parents[1] / 'configs' / 'authors' / 'target.yaml'}"
+PLAIN_TEXT = (TARGET, "--data.template=PlainTemplate")
+CHAT = (TARGET, "--data.template=ChatTemplate")
 TEXTS = [
     "Answer: briefly",
     "User: {question}\nAssistant: {answer}",
@@ -388,7 +389,7 @@ def test_text_is_taken_as_it_stands(text: str, apart: bool, monkeypatch: pytest.
 
     from sga.cli import _cli, _ParsingCLI, plain_config
 
-    monkeypatch.chdir(Path(__file__).parents[1])
+    monkeypatch.chdir(Path(__file__).parents[1])  # where a file has the name of one of the texts
 
     def option(name: str, value: str) -> list[str]:
         return [f"--{name}", value] if apart and not value.startswith("-") else [f"--{name}={value}"]
@@ -402,8 +403,7 @@ def test_text_is_taken_as_it_stands(text: str, apart: bool, monkeypatch: pytest.
     assert again["data"]["root"] == again["data"]["template"]["init_args"]["system"] == text
 
 
-def test_a_template_s_text_is_taken_as_it_stands(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(Path(__file__).parents[1])
+def test_a_template_s_text_is_taken_as_it_stands() -> None:
     for text in (
         "User: {question}\nAssistant: {answer}",
         "[{question}, {answer}",
@@ -416,8 +416,7 @@ def test_a_template_s_text_is_taken_as_it_stands(monkeypatch: pytest.MonkeyPatch
     assert parsed(*PLAIN_TEXT, *tagged).data.template.init_args.answer_tag == "A: "
 
 
-def test_negative_control_what_is_no_text_is_still_read_as_yaml(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(Path(__file__).parents[1])
+def test_negative_control_what_is_no_text_is_still_read_as_yaml() -> None:
     config = parsed(
         *CHAT,
         "--data.template.system=null",
@@ -441,3 +440,27 @@ def test_negative_control_what_is_no_text_is_still_read_as_yaml(monkeypatch: pyt
     assert arguments == {"enable_thinking": False}
     with pytest.raises(SystemExit):
         parsed(*CHAT, "--data.template.system=a", "--data.batch_size=three")
+
+
+# ---- folders of an earlier version ----------------------------------------------------------------------------------
+
+
+def test_a_run_of_before_an_option_goes_on_by_its_default_and_by_nothing_else(tmp_path: Path) -> None:
+    """A stored configuration without data.special_tokens was run as its default says."""
+    import yaml
+
+    from sga.cli import _check_folder, _cli, _ParsingCLI, plain_config
+
+    def check(*options: str) -> None:
+        cli = _cli(_ParsingCLI, ["fit", *PLAIN_TEXT, *options])
+        _check_folder(tmp_path, "last.ckpt", cli._parser("fit"), cli.config["fit"])
+
+    cli = _cli(_ParsingCLI, ["fit", *PLAIN_TEXT])
+    stored = plain_config(cli._parser("fit"), cli.config["fit"])
+    assert stored["data"].pop("special_tokens") == "warn"
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(stored))
+    check()
+    with pytest.raises(UserError, match=r"data\.special_tokens: 'warn' before, 'text' now"):
+        check("--data.special_tokens=text")
+    with pytest.raises(UserError, match=r"data\.batch_size: "):
+        check("--data.batch_size=7")
