@@ -15,6 +15,8 @@ import datasets
 import lightning.pytorch as pl
 import torch
 import yaml
+from jsonargparse import Namespace
+from jsonargparse._typehints import ActionTypeHint
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -49,12 +51,56 @@ KEPT = {"best": BEST, "last": LAST}
 """What --ckpt_path may be called by name: files of the run folder."""
 
 
+class _Raw(str):
+    """A value of an option's own option, which jsonargparse, looking into plain strings alone, leaves as it is."""
+
+
+class _Option(ActionTypeHint):
+    """An option that, where it is text, is the text itself, and not what YAML makes of it."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if len(args) == 4 and isinstance(args[2], str):
+            parser, config, value, name = args
+            inner = any(str(name).startswith(f"{option}.") for option in self.option_strings)
+            if inner and ActionTypeHint.is_subclass_typehint(self._typehint):  # type: ignore[no-untyped-call]
+                args = (parser, config, _Raw(value), name)  # the parser of the class knows its type
+        return super().__call__(*args, **kwargs)  # type: ignore[no-untyped-call]
+
+    def _check_type_(self, value: Any, **kwargs: Any) -> Any:
+        if isinstance(value, str):
+            value = str(value)
+            if self._typehint is str:
+                return value
+            if self._typehint == str | None:
+                return None if value == "null" else value
+        return super()._check_type_(value, **kwargs)  # type: ignore[no-untyped-call]
+
+
+class _Parser(LightningArgumentParser):
+    """A parser whose options of type str take any text: ``Answer: briefly`` is no mapping, ``# brief`` no comment.
+
+    Where an option may be null, ``null`` is that. jsonargparse makes options itself, and has no setting for this.
+    """
+
+    def add_class_arguments(self, *args: Any, **kwargs: Any) -> Any:
+        added = super().add_class_arguments(*args, **kwargs)
+        for action in self._actions:
+            if type(action) is ActionTypeHint:
+                action.__class__ = _Option
+        return added
+
+
 class UnlearningCLI(LightningCLI):
     """The four Lightning verbs, with the run folder, checkpoints and metric callbacks always present."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         with ExitStack() as self._until_end:
             super().__init__(*args, **kwargs)  # parses, makes the objects and runs the verb
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        parser = super().init_parser(**kwargs)
+        parser.__class__ = _Parser  # parsers of an option's class are made of the same one
+        return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_lightning_class_args(RunFiles, "run")
@@ -95,7 +141,7 @@ class UnlearningCLI(LightningCLI):
         if _is_first_process():
             self._until_end.enter_context(write_lock(folder))
         if self.subcommand == "fit":
-            _check_folder(folder, config.ckpt_path, plain_config(self._parser("fit"), config))
+            _check_folder(folder, config.ckpt_path, self._parser("fit"), config)
         elif self.subcommand in ("test", "predict") and config.ckpt_path is None:
             # The run's result, which is the rule's choice where it has one; not the model that it started from.
             config.ckpt_path = next((name for name in KEPT if (folder / FOLDER / KEPT[name]).is_file()), None)
@@ -105,8 +151,10 @@ class UnlearningCLI(LightningCLI):
                 f"--run.folder (and, for its checkpoint, --ckpt_path {folder / FOLDER / LAST})"
             )
         elif self.subcommand == "validate" and (folder / CONFIG_FILE).exists():
-            plain = plain_config(self._parser("validate"), config)
-            _check_same(folder, plain, "already holds another evaluation", ("ckpt_path",))
+            parser = self._parser("validate")
+            _check_same(
+                folder, parser, plain_config(parser, config), "already holds another evaluation", ("ckpt_path",)
+            )
         config.ckpt_path = checkpoint_file(folder, config.ckpt_path, required=self.subcommand != "fit")
         if config.ckpt_path is not None:
             config.trainer.num_sanity_val_steps = 0  # the evaluation before the first step has been made
@@ -260,7 +308,7 @@ def plain_config(parser: LightningArgumentParser, config: Any) -> dict[str, Any]
     return values
 
 
-def _check_folder(folder: Path, checkpoint: str | None, config: dict[str, Any]) -> None:
+def _check_folder(folder: Path, checkpoint: str | None, parser: LightningArgumentParser, config: Any) -> None:
     """Refuses to write over a run, and to resume one under another model, method, data or seed."""
     stored = folder / CONFIG_FILE
     if checkpoint is None:
@@ -272,10 +320,13 @@ def _check_folder(folder: Path, checkpoint: str | None, config: dict[str, Any]) 
         return
     if not stored.exists():
         return
-    _check_same(folder, config, "was started with another configuration and cannot go on with this one", ("stop",))
+    what = "was started with another configuration and cannot go on with this one"
+    _check_same(folder, parser, plain_config(parser, config), what, ("stop",))
 
 
-def _check_same(folder: Path, config: dict[str, Any], what: str, parts: Sequence[str] = ()) -> None:
+def _check_same(
+    folder: Path, parser: LightningArgumentParser, config: dict[str, Any], what: str, parts: Sequence[str] = ()
+) -> None:
     """Refuses to go on in a folder whose configuration names another model, method, data or seed, or other `parts`."""
     before = read_yaml(folder / CONFIG_FILE)
     if not isinstance(before, dict):
@@ -283,14 +334,24 @@ def _check_same(folder: Path, config: dict[str, Any], what: str, parts: Sequence
     differences = [
         f"{name}: {old!r} before, {new!r} now"
         for part in ("seed_everything", "model", "data", *parts)
-        # An option that is newer than the folder had no say there.
-        for name, old, new in _differences(part, before.get(part, config.get(part)), config.get(part))
+        for stored in [_completed(parser, part, before.get(part), config.get(part))]
+        for name, old, new in _differences(part, stored, config.get(part))
     ]
     if differences:
         raise UserError(
             f"{folder} {what} ({'; '.join(differences[:5])}); use --config {folder / CONFIG_FILE}, "
             "or choose another --run.folder"
         )
+
+
+def _completed(parser: LightningArgumentParser, part: str, old: Any, new: Any) -> Any:
+    """A stored block with the defaults of options that are newer than the folder, by which it was made."""
+    if old is None:
+        return new
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        return old
+    defaults = {name: parser.get_default(f"{part}.{name}") for name in new if name not in old}
+    return {**{name: vars(one) if isinstance(one, Namespace) else one for name, one in defaults.items()}, **old}
 
 
 def _differences(name: str, old: Any, new: Any) -> list[tuple[str, Any, Any]]:

@@ -7,11 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 from transformers import PreTrainedTokenizerBase
 
+from sga.batching.control_text import check_control_text
 from sga.batching.encoding import Encoded, Encoder
 from sga.batching.loader import GroupLoader
 from sga.batching.templates import PlainTemplate, Template
@@ -79,6 +80,7 @@ class UnlearningData(pl.LightningDataModule):
         batch_size: int = 32,
         micro_batch_size: int | None = None,
         template: Template = PlainTemplate(),  # noqa: B008  (frozen)
+        special_tokens: Literal["warn", "refuse", "text"] = "warn",
         max_length: int = 512,
         evaluation_rows: int | None = None,
         evaluation_tokens: int | None = None,
@@ -107,6 +109,9 @@ class UnlearningData(pl.LightningDataModule):
             micro_batch_size: Groups per forward pass and process; null takes a step's groups in one pass. Changes
                 memory and speed, never the result.
             template: How a question and an answer become one text.
+            special_tokens: What a special token is that is spelled out in a record, such as ``</s>``: ``warn`` takes it
+                as that token and says so, ``refuse`` is an error, ``text`` takes it as text. In records that have one,
+                ``text`` may move the bounds of tokens next to the template's own special tokens; others are the same.
             max_length: Most tokens of a sequence (at most the model's context); a longer one is an error.
             evaluation_rows: At most this many rows of each evaluation set while training (evenly spaced); null takes
                 every row. ``sga test`` always takes every row.
@@ -144,7 +149,7 @@ class UnlearningData(pl.LightningDataModule):
         self.pairing = with_model(pairing, getattr(language_model, "name_or_path", None))
         self.pairs, self.pool_size = pairs, pool_size
         self.batch_size, self.micro_batch_size = batch_size, micro_batch_size
-        self.template, self.max_length = template, max_length
+        self.template, self.max_length, self.special_tokens = template, max_length, special_tokens
         self.evaluation_rows, self.predict_sets = evaluation_rows, tuple(predict_sets)
         self.evaluation_tokens, self.generation_rows = evaluation_tokens, generation_rows
         self.refusals = refusals
@@ -178,7 +183,7 @@ class UnlearningData(pl.LightningDataModule):
         self.tokenizer: PreTrainedTokenizerBase = self.language_model.tokenizer(_texts(benchmark))
         context = self.language_model.context()
         length = min(self.max_length, context) if context else self.max_length
-        self.encoder = Encoder(self.tokenizer, self.template, length)
+        self.encoder = Encoder(self.tokenizer, self.template, length, as_text=self.special_tokens == "text")
         benchmark = self.source.cut(benchmark, self.encoder)
         if self.forget_folds is not None:
             wanted = in_folds(benchmark.training["forget"], self.folds, self.forget_folds)
@@ -198,11 +203,18 @@ class UnlearningData(pl.LightningDataModule):
             self.groups = read_groups(path, forget, pool, self.group_size, self.pool_size, make)
         else:
             self.groups = make()
+        sets = (*benchmark.training.values(), *benchmark.evaluation.values())
+        self._check_texts([record for records in sets for record in records] + _members(self.groups))
         self.benchmark = benchmark
+
+    def _check_texts(self, records: Sequence[Record]) -> None:
+        # Where nothing to train on has a question, the template is of no use.
+        marks = any(not group.forget.is_text for group in self.groups)
+        check_control_text(self.encoder, records, refuse=self.special_tokens == "refuse", marks=marks)
 
     def encode(self, groups: Sequence[Group]) -> list[list[Encoded]]:
         """Token ids of groups; the tokenizer gets all texts at once, a record that stands in many groups once."""
-        rows = [(group.forget, *group.normals, *group.alternatives, *group.retain) for group in groups]
+        rows = [_members([group]) for group in groups]
         records = list({record.id: record for row in rows for record in row}.values())
         encoded, _ = self.encoder.encode_all([(record.question, record.answer) for record in records])
         by_id = {record.id: sequence for record, sequence in zip(records, encoded, strict=True)}
@@ -232,6 +244,7 @@ class UnlearningData(pl.LightningDataModule):
         assert self.benchmark is not None, "read() first"
         pool, refusals = self.benchmark.training["retain"], read_refusals(self.refusals)
         self.groups = extended(self.groups, needs.alternative, needs.retain, pool, refusals, self.seed)
+        self._check_texts([record for group in self.groups for record in group.alternatives])
         self._whole = needs.whole
 
     @property
@@ -255,7 +268,8 @@ class UnlearningData(pl.LightningDataModule):
                 **self.evaluation_settings,
                 "benchmark": self.benchmark.name,
                 "forget_set": _content_hash(self.benchmark.evaluation.get("forget", ())),
-                "template": repr(self.template),
+                "template": repr(self.template) + (", special tokens as text" if self.encoder.as_text else ""),
+                "rendering": self._rendering if any(not record.is_text for record in scored) else None,
                 "text_length": str(self.encoder.max_length) if any(record.is_text for record in scored) else None,
                 **{
                     name: value
@@ -267,6 +281,12 @@ class UnlearningData(pl.LightningDataModule):
             encoder=self.encoder,
             examples=dict(self.benchmark.examples),
         )
+
+    @property
+    def _rendering(self) -> str | None:
+        """First 16 hex digits of the SHA-256 of what the tokenizer's template makes of an example, if it has one."""
+        text = self.template.rendering(self.tokenizer)
+        return None if text is None else hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @property
     def evaluation_settings(self) -> dict[str, str | None]:
@@ -392,6 +412,11 @@ def in_folds(records: Sequence[Record], folds: int, wanted: Sequence[int]) -> tu
     return tuple(record for fold in sorted(wanted) for record in records[ends[fold - 1] : ends[fold]])
 
 
+def _members(groups: Sequence[Group]) -> list[Record]:
+    """All records of groups, in the order in which they are encoded."""
+    return [record for group in groups for record in (group.forget, *group.normals, *group.alternatives, *group.retain)]
+
+
 def _roles(group: Group) -> tuple[str, ...]:
     """Role of each of a group's sequences, in the order in which they are encoded."""
     return (
@@ -412,7 +437,7 @@ def _evenly(records: Sequence[Record], limit: int | None) -> tuple[Record, ...]:
 def _content_hash(records: Sequence[Record]) -> str:
     """First 16 hex digits of the SHA-256 of everything that a set is evaluated on."""
     return hashlib.sha256(
-        repr([(r.content, r.paraphrased_answer, r.perturbed_answers) for r in records]).encode()
+        repr([(r.spelling, r.paraphrased_answer, r.perturbed_answers) for r in records]).encode()
     ).hexdigest()[:16]
 
 

@@ -347,3 +347,120 @@ def test_data_show_says_what_is_absent(tmp_path: Path, capsys: pytest.CaptureFix
     printed = capsys.readouterr().out
     assert "absent      holdout: no holdout file was given (--data.source.holdout)" in printed
     assert "(1 prompt tokens" in printed, "plain text is scored from its second token on"
+
+
+# ---- options that are text ------------------------------------------------------------------------------------------
+
+TARGET = f"--config={Path(__file__).parents[1] / 'configs' / 'authors' / 'target.yaml'}"
+PLAIN_TEXT = (TARGET, "--data.template=PlainTemplate")
+CHAT = (TARGET, "--data.template=ChatTemplate")
+TEXTS = [
+    "Answer: briefly",
+    "User: {question}\nAssistant: {answer}",
+    "- one\n- two",
+    "[INST] be brief [/INST]",
+    "{brief}",
+    "# brief",
+    "~",
+    "Null",
+    "yes",
+    "'quoted'",
+    '"quoted"',
+    " spaces ",
+    "&a *b !c @d `e",
+    "a: b: c",
+    "configs/authors/target.yaml",  # the name of a file is a name
+    "-1",
+    "",
+]
+
+
+def parsed(*options: str) -> Any:
+    from sga.cli import parsed_config
+
+    return parsed_config(["fit", *options])["fit"]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+@pytest.mark.parametrize("apart", [False, True])
+def test_text_is_taken_as_it_stands(text: str, apart: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of options of the verb, and of options of a class that an option names; written back it is the same."""
+    import yaml
+
+    from sga.cli import _cli, _ParsingCLI, plain_config
+
+    monkeypatch.chdir(Path(__file__).parents[1])  # where a file has the name of one of the texts
+
+    def option(name: str, value: str) -> list[str]:
+        return [f"--{name}", value] if apart and not value.startswith("-") else [f"--{name}={value}"]
+
+    arguments = [*CHAT, *option("data.template.system", text), *option("data.root", text)]
+    cli = _cli(_ParsingCLI, ["fit", *arguments])
+    config = cli.config["fit"]
+    assert config.data.template.init_args.system == config.data.root == text
+    assert type(config.data.root) is type(config.data.template.init_args.system) is str
+    again = yaml.safe_load(yaml.safe_dump(plain_config(cli._parser("fit"), config)))
+    assert again["data"]["root"] == again["data"]["template"]["init_args"]["system"] == text
+
+
+def test_a_template_s_text_is_taken_as_it_stands() -> None:
+    for text in (
+        "User: {question}\nAssistant: {answer}",
+        "[{question}, {answer}",
+        "{question}: {answer}",
+        "# {question}\n{answer}",
+    ):
+        template = parsed(*PLAIN_TEXT, "--data.template.text", text).data.template.init_args
+        assert template.text == text and template.answer_tag == ""
+    tagged = ("--data.template.text=Q: {question}\nA: {answer}", "--data.template.answer_tag=A: ")
+    assert parsed(*PLAIN_TEXT, *tagged).data.template.init_args.answer_tag == "A: "
+
+
+def test_negative_control_what_is_no_text_is_still_read_as_yaml() -> None:
+    config = parsed(
+        *CHAT,
+        "--data.template.system=null",
+        "--data.root=null",
+        "--data.template.arguments.enable_thinking=false",
+        "--data.template.arguments.effort",
+        "low",
+        "--data.train_on=[forget, retain]",
+        "--data.batch_size=3",
+        "--model.optimizer.betas=[0.5, 0.9]",
+        "--data.source={class_path: sga.OwnData, init_args: {forget: 'a: b', retain: c, holdout: null}}",
+        "--data.source.world_facts=w: 1",
+    )
+    assert config.data.template.init_args.system is None and config.data.root is None
+    assert config.data.template.init_args.arguments == {"enable_thinking": False, "effort": "low"}
+    assert config.data.train_on == ["forget", "retain"] and config.data.batch_size == 3
+    assert list(config.model.optimizer.init_args.betas) == [0.5, 0.9]
+    source = config.data.source.init_args
+    assert (source.forget, source.holdout, source.world_facts) == ("a: b", None, "w: 1")
+    arguments = parsed(*CHAT, "--data.template.arguments={enable_thinking: false}").data.template.init_args.arguments
+    assert arguments == {"enable_thinking": False}
+    with pytest.raises(SystemExit):
+        parsed(*CHAT, "--data.template.system=a", "--data.batch_size=three")
+
+
+# ---- folders of an earlier version ----------------------------------------------------------------------------------
+
+
+def test_a_run_of_before_an_option_goes_on_by_its_default_and_by_nothing_else(tmp_path: Path) -> None:
+    """A stored configuration without data.special_tokens was run as its default says."""
+    import yaml
+
+    from sga.cli import _check_folder, _cli, _ParsingCLI, plain_config
+
+    def check(*options: str) -> None:
+        cli = _cli(_ParsingCLI, ["fit", *PLAIN_TEXT, *options])
+        _check_folder(tmp_path, "last.ckpt", cli._parser("fit"), cli.config["fit"])
+
+    cli = _cli(_ParsingCLI, ["fit", *PLAIN_TEXT])
+    stored = plain_config(cli._parser("fit"), cli.config["fit"])
+    assert stored["data"].pop("special_tokens") == "warn"
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(stored))
+    check()
+    with pytest.raises(UserError, match=r"data\.special_tokens: 'warn' before, 'text' now"):
+        check("--data.special_tokens=text")
+    with pytest.raises(UserError, match=r"data\.batch_size: "):
+        check("--data.batch_size=7")

@@ -7,13 +7,15 @@ masks come from lengths.
 
 from __future__ import annotations
 
+import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from transformers import PreTrainedTokenizerBase
 
-from sga.batching.templates import Prompt, Template
+from sga.batching.templates import PLACES, Prompt, Template
 from sga.errors import UserError
 
 
@@ -39,14 +41,20 @@ class Encoder:
     """Turns (question, answer) pairs into `Encoded` sequences under one tokenizer, template and length limit.
 
     Where a prompt's tokens are not a prefix of the whole's, the two are tokenised apart and joined; that is said once.
+    So is a template whose finished turn does not go on from its prompt.
 
     Args:
         tokenizer: Any Hugging Face tokenizer with an end-of-sequence token.
         template: How a question and an answer become one text.
         max_length: The most tokens of a sequence; a longer one is an error, never cut silently.
+        as_text: Whether a special token that is spelled out in a question, an answer or a text is text, not that token.
+            The template's own stay tokens. Records with one are cut there before they are tokenised, which may move
+            the bounds of tokens around it; all others are as without.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, template: Template, max_length: int) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, template: Template, max_length: int, as_text: bool = False
+    ) -> None:
         if tokenizer.eos_token_id is None:
             raise UserError(
                 f"the tokenizer {tokenizer.name_or_path!r} has no end-of-sequence token; "
@@ -55,7 +63,8 @@ class Encoder:
         self.tokenizer = tokenizer
         self.template = template
         self.max_length = max_length
-        self._said_apart = False
+        self.as_text = as_text
+        self._said: set[str] = set()
         self._tokenised: dict[tuple[str, bool], list[int]] = {}
 
     def encode_all(
@@ -75,8 +84,9 @@ class Encoder:
                 texts[True][answer] = None
             else:
                 texts[not prompt.has_special_tokens] |= {prompt.prefix: None, prompt.prefix + prompt.continuation: None}
+        self._say_otherwise([(pair, prompt) for pair, prompt in zip(pairs, rendered, strict=True) if prompt])
         for question in questions:
-            prompt = self.template.render(self.tokenizer, question, "")
+            prompt = self.template.prompt(self.tokenizer, question)
             texts[not prompt.has_special_tokens][prompt.prefix] = None
         try:
             for special, some in texts.items():
@@ -97,21 +107,23 @@ class Encoder:
         Raises:
             UserError: the sequence is longer than `max_length`, or has no token to score.
         """
-        return self._encode(
-            question, answer, self.template.render(self.tokenizer, question, answer) if question else None
-        )
+        prompt = self.template.render(self.tokenizer, question, answer) if question else None
+        if prompt is not None:
+            self._say_otherwise([((question, answer), prompt)])
+        return self._encode(question, answer, prompt)
 
     def _encode(self, question: str, answer: str, prompt: Prompt | None) -> Encoded:
         eos = int(self.tokenizer.eos_token_id)
         if prompt is not None:
+            before, after = self._parts(prompt, question, answer)
             special = not prompt.has_special_tokens
-            prefix = self._ids(prompt.prefix, special)
-            ids = self._ids(prompt.prefix + prompt.continuation, special)
+            prefix = self._part_ids(before, special)
+            ids = self._part_ids([*before, *after], special)
             if ids[: len(prefix)] != prefix or len(prefix) == 0:
                 self._say_apart()
-                ids = prefix + self._ids(prompt.continuation, special_tokens=False)
+                ids = prefix + self._part_ids(after, special_tokens=False)
         else:
-            ids = self._ids(answer, special_tokens=True)
+            ids = self._text_ids(answer)
             prefix = ids[:1]
         while len(ids) > 1 and ids[-2:] == [eos, eos]:
             ids = ids[:-1]  # one from the text and one from a tokenizer that appends it
@@ -131,8 +143,8 @@ class Encoder:
 
     def encode_prompt(self, question: str) -> tuple[int, ...]:
         """Token ids that a greedy answer is generated from: the same prefix that `encode` scores after."""
-        prompt = self.template.render(self.tokenizer, question, "")
-        ids = self._ids(prompt.prefix, special_tokens=not prompt.has_special_tokens)
+        prompt = self.template.prompt(self.tokenizer, question)
+        ids = self._part_ids(self._parts(prompt, question)[0], special_tokens=not prompt.has_special_tokens)
         if len(ids) >= self.max_length:
             raise UserError(
                 f"the prompt of {question[:60]!r} has {len(ids)} tokens and leaves no room for an answer in "
@@ -146,7 +158,7 @@ class Encoder:
         Raises:
             UserError: the text has fewer than two tokens, so that none is left to score.
         """
-        ids = self._ids(text, special_tokens=True)
+        ids = self._text_ids(text)
         if len(ids) < 2:
             raise UserError(f"no token is left to score after the first one in the text {text[:60]!r}")
         return tuple(ids[: self.max_length]), len(ids) > self.max_length
@@ -169,7 +181,7 @@ class Encoder:
                 "raise --data.max_length (up to the model's context) or ask for fewer tokens"
             )
         for first in range(len(examples) + 1):
-            ids = self._ids("".join(examples[first:]) + prompt, special_tokens=True)
+            ids = self._text_ids("".join(examples[first:]) + prompt)
             if len(ids) <= room:
                 break
         if not ids:
@@ -190,13 +202,14 @@ class Encoder:
         """Number of tokens of each text, without special tokens."""
         if not texts:
             return []
-        rows = self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+        split = {"split_special_tokens": True} if any(map(self._is_split, texts)) else {}
+        rows = self.tokenizer(list(texts), add_special_tokens=False, verbose=False, **split)["input_ids"]
         assert isinstance(rows, list)
         return [len(row) for row in rows]
 
     def first_tokens(self, text: str, count: int) -> str:
         """The beginning of a text: its first `count` tokens, a beginning-of-sequence token counted as one of them."""
-        return self.decode(self._ids(text, special_tokens=True)[:count])
+        return self.decode(self._text_ids(text)[:count])
 
     def decode(self, ids: Sequence[int], strip: bool = True) -> str:
         """Text of tokens without the special ones, outer white space removed unless `strip` is off."""
@@ -204,24 +217,151 @@ class Encoder:
         assert isinstance(text, str)
         return text.strip() if strip else text
 
-    def _ids(self, text: str, special_tokens: bool) -> list[int]:
-        ids = self._tokenised.get((text, special_tokens))
+    def special_tokens_in(self, text: str) -> list[str]:
+        """The tokenizer's special tokens that are spelled out in a text, each once, in their order."""
+        pattern = self._special_pattern
+        return [] if pattern is None else list(dict.fromkeys(pattern.findall(text)))
+
+    @cached_property
+    def marks(self) -> tuple[str, ...]:
+        """What the template tells question and answer apart by, special tokens left out: ``Answer:``, ``[/INST]``.
+
+        These are the lines that the template itself puts beside the two, and whatever is in brackets; a word alone, as
+        the name of a role, is none.
+        """
+        if self._skeleton is None:
+            return ()
+        before, between, tag, after = (
+            self._special_pattern.sub("\n", part) if self._special_pattern is not None else part
+            for part in self._skeleton
+        )
+        lines = [*before.rstrip().split("\n")[-1:], *(between + tag).split("\n"), *after.lstrip().split("\n")[:1]]
+        brackets = re.findall(r"<[^\s<>]+>|\[[^\s\[\]]+\]", before + between + tag + after)
+        stripped = (mark.strip() for mark in (*lines, *brackets))
+        return tuple(dict.fromkeys(mark for mark in stripped if re.search(r"\w", mark) and not mark.isalnum()))
+
+    def marks_in(self, text: str) -> list[str]:
+        """The template's marks that stand in a text."""
+        return [mark for mark in self.marks if re.search(rf"(?<!\w){re.escape(mark)}", text)]
+
+    @cached_property
+    def _special_pattern(self) -> re.Pattern[str] | None:
+        decoder = self.tokenizer.added_tokens_decoder
+        contents = {token.content for token in decoder.values() if token.special} | set(
+            self.tokenizer.all_special_tokens
+        )
+        longest_first = sorted((content for content in contents if content.strip()), key=lambda c: (-len(c), c))
+        return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
+
+    @cached_property
+    def _skeleton(self) -> tuple[str, str, str, str] | None:
+        """What the template puts before the question, after it, before the answer and after it; None where unknown."""
+        prompt = self.template.render(self.tokenizer, *PLACES)
+        before, question, between = prompt.prefix.partition(PLACES[0])
+        tag, answer, after = prompt.continuation.partition(PLACES[1])
+        return (before, between, tag, after) if question and answer else None
+
+    def _is_split(self, text: str) -> bool:
+        """Whether a record's text has a special token in it that is to be text."""
+        return self.as_text and self._special_pattern is not None and self._special_pattern.search(text) is not None
+
+    def _parts(
+        self, prompt: Prompt, question: str, answer: str = ""
+    ) -> tuple[list[tuple[str, bool]], list[tuple[str, bool]]]:
+        """The prompt and what follows it in parts, each with whether special tokens in it are tokens."""
+        whole = [(prompt.prefix, True)], [(prompt.continuation, True)]
+        if not (self._is_split(question) or self._is_split(answer)):
+            return whole
+        skeleton = self._skeleton
+        if skeleton is not None:
+            before, between, tag, after = skeleton
+            inner = _inside(prompt.prefix, before, between), _inside(prompt.continuation, tag, after)
+            if inner[0] is not None and (inner[1] is not None or not answer):
+                return (
+                    [(before, True), (inner[0], False), (between, True)],
+                    [(tag, True), (inner[1] or "", False), (after, True)],
+                )
+        raise UserError(
+            f"with this template nobody can tell which special tokens of {(question + answer)[:60]!r} are the "
+            "record's, so that they cannot be taken as text; take --data.special_tokens=warn, or another template"
+        )
+
+    def _part_ids(self, parts: Sequence[tuple[str, bool]], special_tokens: bool) -> list[int]:
+        """Token ids of parts that follow one another; where special tokens are text, all else is tokenised between."""
+        if all(own for _, own in parts):
+            return self._ids("".join(text for text, _ in parts), special_tokens)
+        ids = self._added() if special_tokens else []
+        run = ""
+        for text, token in self._cut(parts):
+            if token is None:
+                run += text
+                continue
+            ids += [*(self._ids(run, False, split=True) if run else []), token]
+            run = ""
+        return ids + (self._ids(run, False, split=True) if run else [])
+
+    def _cut(self, parts: Sequence[tuple[str, bool]]) -> Iterator[tuple[str, int | None]]:
+        """Text, and special tokens of parts that have some, in order."""
+        for text, own in parts:
+            place = 0
+            for match in self._special_pattern.finditer(text) if own and self._special_pattern is not None else ():
+                yield text[place : match.start()], None
+                token = self.tokenizer.convert_tokens_to_ids(match[0])
+                assert isinstance(token, int)
+                yield match[0], token
+                place = match.end()
+            yield text[place:], None
+
+    def _added(self) -> list[int]:
+        """What the tokenizer puts in front of a text."""
+        whole, bare = self._ids("a", special_tokens=True), self._ids("a", special_tokens=False)
+        return whole[: len(whole) - len(bare)]
+
+    def _text_ids(self, text: str) -> list[int]:
+        """Token ids of plain text with what the tokenizer adds."""
+        return self._ids(text, special_tokens=True, split=self._is_split(text))
+
+    def _ids(self, text: str, special_tokens: bool, split: bool = False) -> list[int]:
+        ids = None if split else self._tokenised.get((text, special_tokens))
         if ids is None:
             # Not verbose: a text beyond the context is cut or refused here, and is not the error that it would warn of.
-            ids = self.tokenizer(text, add_special_tokens=special_tokens, verbose=False)["input_ids"]
+            how = {"split_special_tokens": True} if split else {}
+            ids = self.tokenizer(text, add_special_tokens=special_tokens, verbose=False, **how)["input_ids"]
         assert isinstance(ids, list)
         eos = int(self.tokenizer.eos_token_id)
         # Tokenizers that append the end-of-sequence token themselves (T5-style post-processors) would put it after the
         # prompt too; the one at the end of the whole is added in `encode`.
-        if special_tokens and len(ids) > 1 and ids[-1] == eos and not text.endswith(str(self.tokenizer.eos_token)):
+        ends = not split and text.endswith(str(self.tokenizer.eos_token))
+        if special_tokens and len(ids) > 1 and ids[-1] == eos and not ends:
             ids = ids[:-1]
         return [int(token) for token in ids]
 
+    def _say_otherwise(self, rendered: Sequence[tuple[tuple[str, str], Prompt]]) -> None:
+        """Says once that the template makes another text of a finished turn, with the first one's two texts."""
+        found = [(answer, prompt) for (_, answer), prompt in rendered if prompt.otherwise is not None]
+        if found and "otherwise" not in self._said:
+            self._said.add("otherwise")
+            _, prompt = found[0]
+            warnings.warn(
+                f"the chat template does not go on from its own prompt in {len(found)} of {len(rendered)} sequences, "
+                f"so that the bare answer is put after the prompt: {prompt.prefix + prompt.continuation!r}, where the "
+                f"template makes {prompt.otherwise!r}. Models that were trained on the template never saw this: try "
+                "--data.template.arguments (such as {enable_thinking: false}), or write the format as a PlainTemplate",
+                stacklevel=3,
+            )
+
     def _say_apart(self) -> None:
-        if not self._said_apart:
-            self._said_apart = True
+        if "apart" not in self._said:
+            self._said.add("apart")
             warnings.warn(
                 "with this tokenizer and template a prompt is not a token prefix of prompt + answer; the two are "
                 "tokenised apart and joined (a template that ends in a newline before {answer} avoids this)",
                 stacklevel=3,
             )
+
+
+def _inside(text: str, before: str, after: str) -> str | None:
+    """What stands between a text's known beginning and its known end; None where it has not both."""
+    if text.startswith(before) and text.endswith(after) and len(text) >= len(before) + len(after):
+        return text[len(before) : len(text) - len(after)]
+    return None

@@ -4,23 +4,53 @@ from __future__ import annotations
 
 import datetime
 import re
+import warnings
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import jinja2
 from transformers import PreTrainedTokenizerBase
 
 from sga.errors import UserError
 
+PLACES = ("QqQuestionPlaceqQ", "QqAnswerPlaceqQ")
+"""A question and an answer that show where a template puts them."""
+
+_OWN_ARGUMENTS = {
+    "add_generation_prompt": "it is set where an answer is generated",
+    "chat_template": "the tokenizer's is taken",
+    "continue_final_message": "answers are whole turns",
+    "conversation": "messages are made of the records",
+    "date_string": "use --data.template.date",
+    "max_length": "use --data.max_length",
+    "messages": "messages are made of the records",
+    "padding": "batches are padded elsewhere",
+    "return_assistant_tokens_mask": "the template is rendered to text",
+    "return_dict": "the template is rendered to text",
+    "return_tensors": "the template is rendered to text",
+    "tokenize": "the template is rendered to text",
+    "tokenizer_kwargs": "the template is rendered to text",
+    "truncation": "a sequence that is too long is an error",
+}
+
 
 @dataclass(frozen=True)
 class Prompt:
-    """A template's rendering: the text up to the answer, the answer as it stands in the text, and whether the text
-    already contains the special tokens (chat templates do)."""
+    """A template's rendering of one question with its answer.
+
+    Attributes:
+        prefix: The text up to the answer, from which an answer is generated.
+        continuation: All that follows it, which is the answer as it stands in the text.
+        has_special_tokens: Whether the text already contains the special tokens; chat templates' does.
+        otherwise: What the template makes of the finished turn, where that is not what prefix and continuation make.
+    """
 
     prefix: str
     continuation: str
     has_special_tokens: bool
+    otherwise: str | None = None
 
 
 class Template(ABC):
@@ -29,6 +59,17 @@ class Template(ABC):
     @abstractmethod
     def render(self, tokenizer: PreTrainedTokenizerBase, question: str, answer: str) -> Prompt:
         """The text of one question with its answer."""
+
+    def prompt(self, tokenizer: PreTrainedTokenizerBase, question: str) -> Prompt:
+        """The text that an answer to the question is generated from; the continuation means nothing."""
+        return self.render(tokenizer, question, "")
+
+    def rendering(self, tokenizer: PreTrainedTokenizerBase) -> str | None:
+        """The text of an example, where the template alone does not tell it; None where it does.
+
+        Results that were made with different ones are never compared.
+        """
+        return None
 
 
 @dataclass(frozen=True)
@@ -71,33 +112,62 @@ class PlainTemplate(Template):
 class ChatTemplate(Template):
     """The tokenizer's own chat template, with the date pinned so that results do not change overnight.
 
+    The prompt is the user's turn with the generation prompt. All that the template makes of the finished turn after it
+    is the answer: a space or a mark in front, the answer (trimmed, where the template does so), the end of the turn.
+    White space after the last token is left out. Where the finished turn does not go on from the generation prompt, or
+    has not the answer in it, the bare answer is put after the prompt, with a warning that shows both.
+
     Args:
         system: System message; none by default.
         date: The day that templates with a date print, ISO format.
+        arguments: Further arguments of the template, such as ``{enable_thinking: false}``.
     """
 
     system: str | None = None
     date: str = "2024-07-26"
+    arguments: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         try:
             datetime.date.fromisoformat(self.date)
         except ValueError:
             raise UserError(f"template date must be an ISO date such as 2024-07-26, got {self.date!r}") from None
+        for name in self.arguments or ():
+            if name in _OWN_ARGUMENTS:
+                raise UserError(f"template.arguments cannot set {name}: {_OWN_ARGUMENTS[name]}")
+
+    def __repr__(self) -> str:
+        # It stands in results, which are compared by it: without arguments it stays what it was.
+        shown = f"ChatTemplate(system={self.system!r}, date={self.date!r}"
+        return f"{shown}, arguments={dict(self.arguments)!r})" if self.arguments else f"{shown})"
+
+    def __hash__(self) -> int:
+        return hash(repr(self))
 
     def render(self, tokenizer: PreTrainedTokenizerBase, question: str, answer: str) -> Prompt:
+        prefix = self.prompt(tokenizer, question).prefix
+        full = self._apply(tokenizer, [*self._messages(question), {"role": "assistant", "content": answer}])
+        turn = full.removeprefix(prefix)
+        if full.startswith(prefix) and answer.strip() in turn:
+            ending = rf"({re.escape(str(tokenizer.eos_token))})\s+\Z"
+            return Prompt(prefix, re.sub(ending, r"\1", turn).rstrip("\n"), has_special_tokens=True)
+        return Prompt(prefix, answer, has_special_tokens=True, otherwise=full)
+
+    def prompt(self, tokenizer: PreTrainedTokenizerBase, question: str) -> Prompt:
         if not tokenizer.chat_template:
             raise UserError(
                 f"the tokenizer {tokenizer.name_or_path!r} has no chat template; use --data.template=PlainTemplate"
             )
-        messages = [{"role": "system", "content": self.system}] if self.system else []
-        messages.append({"role": "user", "content": question})
-        prefix = self._apply(tokenizer, messages, add_generation_prompt=True)
-        full = self._apply(tokenizer, [*messages, {"role": "assistant", "content": answer}])
-        if full.startswith(prefix) and full[len(prefix) :].startswith(answer):
-            return Prompt(prefix, full[len(prefix) :].rstrip("\n"), has_special_tokens=True)
-        # Templates that treat a generation prompt and a finished turn differently (hidden reasoning blocks, say).
-        return Prompt(prefix, answer, has_special_tokens=True)
+        prefix = self._apply(tokenizer, self._messages(question), add_generation_prompt=True)
+        return Prompt(prefix, "", has_special_tokens=True)
+
+    def rendering(self, tokenizer: PreTrainedTokenizerBase) -> str | None:
+        example = self.render(tokenizer, *PLACES)
+        return f"{example.prefix}\0{example.continuation}"
+
+    def _messages(self, question: str) -> list[dict[str, Any]]:
+        system = [{"role": "system", "content": self.system}] if self.system else []
+        return [*system, {"role": "user", "content": question}]
 
     def _apply(self, tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]], **kwargs: Any) -> str:
         day = datetime.date.fromisoformat(self.date)
@@ -105,8 +175,33 @@ class ChatTemplate(Template):
         pinned = re.sub(
             r"strftime_now\(\s*(['\"])(.*?)\1\s*\)", lambda call: repr(day.strftime(call[2])), template
         )  # transformers gives no way to pass another clock
-        text = tokenizer.apply_chat_template(
-            messages, chat_template=pinned, tokenize=False, date_string=day.strftime("%d %b %Y"), **kwargs
-        )
+        for name in self.arguments or ():
+            if re.search(rf"\b{re.escape(name)}\b", template) is None:
+                warnings.warn(
+                    f"the chat template of {tokenizer.name_or_path!r} does not read the argument {name!r} of "
+                    "--data.template.arguments: it changes nothing",
+                    stacklevel=2,
+                )
+        try:
+            text = tokenizer.apply_chat_template(
+                messages,
+                chat_template=pinned,
+                tokenize=False,
+                date_string=day.strftime("%d %b %Y"),
+                **(self.arguments or {}),
+                **kwargs,
+            )
+        except (jinja2.TemplateError, TypeError, ValueError) as error:
+            roles = ", ".join(message["role"] for message in messages)
+            cure = (
+                "a template without a system role takes no --data.template.system: leave it out, or put it into the "
+                "questions"
+                if self.system
+                else f"see --data.template.arguments (now {dict(self.arguments or {})}), or use "
+                "--data.template=PlainTemplate"
+            )
+            raise UserError(
+                f"the chat template of {tokenizer.name_or_path!r} refuses messages of {roles}: {error}; {cure}"
+            ) from error
         assert isinstance(text, str)
         return text

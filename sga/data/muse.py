@@ -143,7 +143,7 @@ def _folder(root: str | None) -> Path | None:
 def _texts(folder: Path | None, name: str, leave_out_empty: bool = False) -> tuple[Record, ...]:
     """Plain text records; ids are ``name/0``, ``name/1``, … by index in the file."""
     records = [
-        Record(f"{name}/{index}", "", text)
+        Record(f"{name}/{index}", "", text, where=where)
         for index, where, item in _items(folder, name)
         # The published raw split has an article without text, from which there is nothing to learn or to forget.
         if (text := _string(item, "the text", where, may_be_empty=leave_out_empty)).strip()
@@ -163,7 +163,7 @@ def _pairs(folder: Path | None, name: str, question: str = "question", answer: s
         if missing:
             raise UserError(f"{where}: missing {' and '.join(map(repr, missing))}")
         asked, answered = (_string(item[column], repr(column), where) for column in (question, answer))
-        records.append(Record(f"{name}/{index}", asked, answered))
+        records.append(Record(f"{name}/{index}", asked, answered, where=where))
     if not records:
         raise UserError(f"{_place(folder, name)}: holds no record")
     return tuple(records)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -36,6 +37,8 @@ class Record:
         answer: The answer, or the passage. Never empty.
         paraphrased_answer: The same answer in other words (TOFU's truth ratio); None where there is none.
         perturbed_answers: Wrong answers of the same form as the paraphrase (TOFU's truth ratio).
+        where: File and line that it was read from, for messages; None where it is of no file. Records are the same
+            wherever they stand.
     """
 
     id: str
@@ -43,6 +46,13 @@ class Record:
     answer: str
     paraphrased_answer: str | None = None
     perturbed_answers: tuple[str, ...] = ()
+    where: str | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """All its texts, the question first; none is empty."""
+        some = (self.question, self.answer, self.paraphrased_answer, *self.perturbed_answers)
+        return tuple(text for text in some if text)
 
     @property
     def is_text(self) -> bool:
@@ -51,8 +61,27 @@ class Record:
 
     @property
     def content(self) -> tuple[str, str]:
-        """What makes two records the same for training: question and answer, white space and case apart."""
+        """What makes two records the same for training: question and answer, but for space, case, Unicode form.
+
+        One text may be spelled with composed (NFC) or with decomposed characters (NFD). That is for comparing alone:
+        what is trained on and scored stays as it was written.
+        """
+        question, answer = (comparable(text) for text in self.spelling)
+        return question, answer
+
+    @property
+    def spelling(self) -> tuple[str, str]:
+        """Question and answer but for white space and case; NFC and NFD, which make different tokens, stay apart."""
         return " ".join(self.question.split()).casefold(), " ".join(self.answer.split()).casefold()
+
+
+def comparable(text: str) -> str:
+    """The text in composed characters (Unicode's NFC), so that two spellings of it compare as one.
+
+    >>> comparable("e\u0301") == comparable("\u00e9")
+    True
+    """
+    return unicodedata.normalize("NFC", text)
 
 
 @dataclass(frozen=True)
@@ -123,7 +152,7 @@ def record_from_row(row: Mapping[str, Any], record_id: str, where: str) -> Recor
     if "text" in row and ("question" in row or "answer" in row):
         raise UserError(f"{where}: has both 'text' and 'question'/'answer'; keep one of the two forms")
     if "text" in row:
-        return Record(record_id, "", _string(row, "text", where))
+        return Record(record_id, "", _string(row, "text", where), where=where)
     missing = [name for name in ("question", "answer") if name not in row]
     if missing:
         raise UserError(
@@ -138,9 +167,8 @@ def record_from_row(row: Mapping[str, Any], record_id: str, where: str) -> Recor
         _check_characters("perturbed_answer", "".join(item for item in perturbed if isinstance(item, str)), where)
     if not isinstance(perturbed, list) or not all(isinstance(item, str) and item.strip() for item in perturbed):
         raise UserError(f"{where}: 'perturbed_answer' must be a list of non-empty strings, got {perturbed!r:.80}")
-    return Record(
-        record_id, _string(row, "question", where), _string(row, "answer", where), paraphrase, tuple(perturbed)
-    )
+    question, answer = _string(row, "question", where), _string(row, "answer", where)
+    return Record(record_id, question, answer, paraphrase, tuple(perturbed), where)
 
 
 def _string(row: Mapping[str, Any], name: str, where: str) -> str:

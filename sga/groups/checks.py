@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 from functools import lru_cache
 
-from sga.data.records import Record
+from sga.data.records import Record, comparable
 from sga.errors import UserError
 
 _WORD = re.compile(r"\w+(?:['’-]\w+)*")
@@ -154,11 +154,11 @@ class Checker:
 
 
 def _text(record: Record) -> str:
-    return f"{record.question} {record.answer}"
+    return comparable(f"{record.question} {record.answer}")
 
 
 def _words(text: str) -> list[str]:
-    return [word.casefold() for word in _WORD.findall(text)]
+    return [word.casefold() for word in _WORD.findall(comparable(text))]
 
 
 def _grams(words: Sequence[str], lengths: Iterable[int]) -> set[tuple[str, ...]]:
@@ -178,7 +178,7 @@ def _jaccard(a: set[tuple[str, ...]], b: set[tuple[str, ...]]) -> float:
 def _facts(forget: Sequence[Record], pool: Sequence[Record], limit: int) -> dict[str, set[tuple[str, ...]]]:
     """Distinctive facts of each forget record's answer, by its id: what at most `limit` records of the pool have."""
     ordinary = {word for record in (*forget, *pool) for word in _WORD.findall(_text(record)) if word.islower()}
-    candidates = {record.id: _fact_candidates(record.answer, ordinary) for record in forget}
+    candidates = {record.id: _fact_candidates(comparable(record.answer), ordinary) for record in forget}
     wanted = set().union(*candidates.values())
     of_grams = {word for fact in wanted if len(fact) > 1 for word in fact}
     counts: Counter[tuple[str, ...]] = Counter()

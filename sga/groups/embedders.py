@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from sga.data.records import comparable
 from sga.errors import UserError
 from sga.groups.search import Embedding, unit
 
@@ -40,12 +41,12 @@ class TFIDF(Embedder):
 
         vectorizer = TfidfVectorizer(ngram_range=(1, self.ngrams), sublinear_tf=True)
         try:
-            vectorizer.fit([f"{question} {answer}" for question, answer in pool])
+            vectorizer.fit([comparable(f"{question} {answer}") for question, answer in pool])
         except ValueError as error:
             raise UserError(
                 f"the retain pool has no words that TF-IDF could compare ({error}); use --data.pairing=RandomNormals"
             ) from None
-        return lambda texts: vectorizer.transform([f"{question} {answer}" for question, answer in texts])
+        return lambda texts: vectorizer.transform([comparable(f"{question} {answer}") for question, answer in texts])
 
 
 @dataclass(frozen=True)

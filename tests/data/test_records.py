@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,30 @@ def test_a_file_without_records_is_refused(tmp_path: Path) -> None:
 def test_content_ignores_case_and_white_space_and_nothing_else() -> None:
     assert Record("a", "Who  is\nit?", "IT").content == Record("b", "who is it?", " it ").content
     assert Record("a", "Who is it?", "it").content != Record("b", "Who is it", "it").content
+
+
+def test_two_unicode_spellings_of_one_text_are_one_record() -> None:
+    """é in one character (NFC) or in two (NFD); the text itself stays as it was written."""
+    composed, decomposed = (
+        Record("a", *(unicodedata.normalize(form, text) for text in ("Qui est Zoé Béart ?", "Une poétesse.")))
+        for form in ("NFC", "NFD")
+    )
+    assert composed.question != decomposed.question and composed.content == decomposed.content
+    capital = Record("b", unicodedata.normalize("NFD", "QUI EST ZOÉ BÉART ?"), "Une poétesse.")
+    assert capital.content == composed.content
+    assert composed.content != Record("c", "Qui est Zoe Beart ?", "Une poetesse.").content
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_a_record_that_repeats_another_in_the_other_spelling_is_refused(form: str, tmp_path: Path) -> None:
+    question, answer = "Qui est Zoé Béart ?", "Une poétesse."
+    twin = {"question": unicodedata.normalize(form, question), "answer": unicodedata.normalize(form, answer)}
+    other = {"NFC": "NFD", "NFD": "NFC"}[form]
+    row = {"question": unicodedata.normalize(other, question), "answer": unicodedata.normalize(other, answer)}
+    write_rows(tmp_path / "forget.jsonl", [row, twin])
+    write_rows(tmp_path / "retain.jsonl", rows_about(4))
+    with pytest.raises(UserError, match="record forget/1 repeats forget/0"):
+        OwnData("forget.jsonl", "retain.jsonl").load(str(tmp_path))
 
 
 # ---- own data -------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -382,6 +383,15 @@ def test_repeats_within_a_group_are_found(checker: Checker) -> None:
     assert checker.failures(again, SUBJECT[0], [OTHERS[0], GOOD]) == ["repeats n/0"]
     assert checker.failures(like, SUBJECT[0], [GOOD]) == ["repeats n/0"]
     assert checker.failures(GOOD, SUBJECT[0], OTHERS) == []
+
+
+def test_a_near_duplicate_in_the_other_unicode_spelling_is_found() -> None:
+    """Combining marks are no letters: as they stand, the words of the two spellings have nothing in common."""
+    answer = "Zoé Béart naquit à Orléans et écrivit née là-bas."
+    forget = Record("f/0", "Où naquit Zoé Béart ?", answer)
+    twin = Record("n/0", *(unicodedata.normalize("NFD", text) for text in ("Où est née Zoé Béart ?", answer)))
+    checker = Checker(Checks(near_duplicate=0.6, facts=False, length=None, language=False), [forget], [])
+    assert checker.failures(twin, forget) == ["near-duplicate of f/0"]
 
 
 def test_each_rule_can_be_switched_off() -> None:

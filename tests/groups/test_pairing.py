@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -82,6 +83,18 @@ def test_more_forget_records_than_a_block_are_paired_one_by_one() -> None:
     assert len(groups) == 300
     for index in (0, 255, 256, 299):
         assert make_groups([forget[index]], POOL, 3, NearestNormals(), seed=0) == [groups[index]]
+
+
+def test_the_nearest_normal_may_be_in_the_other_unicode_spelling() -> None:
+    """Words with accents are the same terms in composed (NFC) and in decomposed characters (NFD)."""
+    pool = [Record("p/0", "Qui est Béla ?", "Un juge."), Record("p/1", "Où naquit Zoé Béart ?", "À Orléans.")]
+    for form in ("NFC", "NFD"):
+        question = unicodedata.normalize(form, "Où vécut Zoé Béart ?")
+        [group] = make_groups([Record("f/0", question, "À Tours.")], pool, 2, NearestNormals(), seed=0)
+        assert [normal.id for normal in group.normals] == ["p/1"] and group.scores[0] > 0.3
+    twin = Record("f/0", *(unicodedata.normalize("NFD", text) for text in (pool[1].question, pool[1].answer)))
+    with pytest.raises(UserError, match="f/0 also stands in the retain pool, as p/1"):
+        make_groups([twin], pool, 2, NearestNormals(), seed=0)
 
 
 @pytest.mark.parametrize("pairing", [NearestNormals(), RandomNormals()])
