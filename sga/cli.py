@@ -12,7 +12,6 @@ from typing import Any
 import datasets
 import lightning.pytorch as pl
 import torch
-import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -35,7 +34,7 @@ from sga.callbacks import (
 from sga.callbacks.checkpoints import BEST, FOLDER, LAST, check_checkpoint
 from sga.datamodule import UnlearningData
 from sga.errors import UserError
-from sga.files import read_yaml, write_text
+from sga.files import read_yaml, write_text, yaml_value
 from sga.module import UnlearningModule
 from sga.runs.configuration import check_config_files, check_nulls, check_place, check_seed, check_trainer
 from sga.runs.processes import end_together
@@ -239,7 +238,7 @@ def checkpoint_file(folder: Path, checkpoint: str | None, required: bool) -> str
 
 def plain_config(parser: LightningArgumentParser, config: Any) -> dict[str, Any]:
     """A verb's configuration as it would be read back from its file."""
-    values = yaml.safe_load(parser.dump(config, skip_validation=True))
+    values = yaml_value(parser.dump(config, skip_validation=True), "the configuration")
     assert isinstance(values, dict)
     return values
 
