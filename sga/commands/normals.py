@@ -287,7 +287,7 @@ def _named_group(line: dict[str, Any], where: str) -> Group:
                 for one in normals
             ),
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
         raise UserError(f"{where}: not a line of a normal-data file ({error!r})") from None
 
 
