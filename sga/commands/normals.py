@@ -198,7 +198,15 @@ def _writer(options: argparse.Namespace) -> Writer:
         options.timeout,
         options.tries,
         options.backoff,
+        say=_say,
     )
+
+
+def _say(words: str) -> None:
+    """A line beside the progress bar."""
+    from tqdm import tqdm
+
+    tqdm.write(words, file=sys.stderr)
 
 
 def _estimate(generation: NormalGenerator, options: argparse.Namespace) -> None:
