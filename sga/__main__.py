@@ -106,7 +106,8 @@ def _end(error: BaseException) -> tuple[int, str] | None:
     if isinstance(error, Interruption):
         return 128 + error.number, str(error)
     # Lightning turns an interrupt into an exit with code 1, and SIGTERM into one with code 0.
-    if isinstance(error, KeyboardInterrupt) or isinstance(error.__context__, KeyboardInterrupt):
+    ended = error.__context__ if isinstance(error, SystemExit) else error
+    if isinstance(ended, KeyboardInterrupt):
         return 128 + signal.SIGINT, "interrupted"
     if isinstance(error, SystemExit) and type(error).__name__ == "SIGTERMException":
         return 128 + signal.SIGTERM, "stopped by SIGTERM; a run goes on from its last checkpoint with --ckpt_path last"
@@ -114,13 +115,24 @@ def _end(error: BaseException) -> tuple[int, str] | None:
         return 1, f"stopped: {error}"
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, UserError):
-        cause = cause.__cause__ or cause.__context__  # jsonargparse wraps what constructors raise
+        cause = _wrapped(cause)
     if cause is not None:
         return 2, f"error: {cause}"
     if isinstance(error, OSError) and error.errno in _REFUSALS:
         return 1, f"stopped: {error}; {_REFUSALS[error.errno]}"
     return None
 
+
+def _wrapped(error: BaseException) -> BaseException | None:
+    """What an exception was raised from, as jsonargparse does with what constructors raise.
+
+    One that came up while another was handled is a defect of its own, unless it is of a type that only wraps.
+    """
+    wrapper = f"{type(error).__module__.partition('.')[0]}.{type(error).__name__}" in _WRAPPERS
+    return error.__cause__ or (error.__context__ if wrapper and not error.__suppress_context__ else None)
+
+
+_WRAPPERS = ("argparse.ArgumentError", "lightning.MisconfigurationException")
 
 _FULL = "make room and go on (a run: with --ckpt_path last)"
 _FILE = "a file stands where a folder is to be; choose another place"

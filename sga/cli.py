@@ -14,7 +14,6 @@ from typing import Any
 import datasets
 import lightning.pytorch as pl
 import torch
-import yaml
 from jsonargparse import Namespace
 from jsonargparse._typehints import ActionTypeHint
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -40,7 +39,7 @@ from sga.callbacks import (
 from sga.callbacks.checkpoints import BEST, FOLDER, LAST, check_checkpoint
 from sga.datamodule import UnlearningData
 from sga.errors import UserError
-from sga.files import read_yaml, write_text
+from sga.files import read_yaml, write_text, yaml_value
 from sga.module import UnlearningModule
 from sga.runs.lock import write_lock
 from sga.runs.processes import end_together
@@ -303,7 +302,7 @@ def checkpoint_file(folder: Path, checkpoint: str | None, required: bool) -> str
 
 def plain_config(parser: LightningArgumentParser, config: Any) -> dict[str, Any]:
     """A verb's configuration as it would be read back from its file."""
-    values = yaml.safe_load(parser.dump(config, skip_validation=True))
+    values = yaml_value(parser.dump(config, skip_validation=True), "the configuration")
     assert isinstance(values, dict)
     return values
 

@@ -151,11 +151,37 @@ def _object(value: Any, where: str, cure: str) -> dict[str, Any]:
     return value
 
 
-def read_yaml(path: str | Path) -> Any:
-    """Reads a YAML file of plain values.
+class _Loader(yaml.SafeLoader):
+    """Plain values; 1e-4 is a number and a date a text, as for the parser of `sga fit`."""
 
-    Differs from `yaml.safe_load` in what it refuses: a key that stands twice in a block, of which one would be
-    dropped without a word; a block that contains itself; and one that grows beyond a million values by its aliases.
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except ValueError as error:  # more digits than Python takes
+            raise yaml.MarkedYAMLError(problem=str(error), problem_mark=node.start_mark) from None
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes what `_Loader` and the parser of `sga fit` read back: a text that looks like 1e-4 in quotes."""
+
+
+for _kind in (_Loader, _Dumper):
+    _kind.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+    )
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, form) for tag, form in forms if tag != "tag:yaml.org,2002:timestamp"]
+    for first, forms in _Loader.yaml_implicit_resolvers.items()
+}
+
+
+def yaml_text(value: Any) -> str:
+    """A value as YAML, keys in their order; `yaml_value` and the parser of `sga fit` read the same back."""
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+def read_yaml(path: str | Path) -> Any:
+    """Reads a YAML file of plain values, as `yaml_value`.
 
     Raises:
         UserError: the file is missing or is not such a file; names file and line.
@@ -164,20 +190,39 @@ def read_yaml(path: str | Path) -> Any:
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     try:
-        node = yaml.compose(path.read_bytes().decode("utf-8"), Loader=yaml.SafeLoader)
-        if node is not None:
-            _check_block(node, {}, set())
-        return None if node is None else yaml.SafeLoader("").construct_document(node)
+        text = path.read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 ({error.reason}); save the file as UTF-8") from None
+    return yaml_value(text, str(path))
+
+
+def yaml_value(text: str, where: str) -> Any:
+    """The value of a YAML text.
+
+    Differs from `yaml.safe_load` in what numbers are (1e-4 is one, a date is a text), and in what it refuses: a key
+    that stands twice in a block, of which one would be dropped without a word; a block that contains itself; and one
+    that grows beyond a million values by its aliases.
+
+    Args:
+        text: The text.
+        where: Name of the file or option, for the message.
+
+    Raises:
+        UserError: it is not such a text; names place and line.
+    """
+    try:
+        node = yaml.compose(text, Loader=_Loader)
+        if node is not None:
+            _check_block(node, {}, set())
+        return None if node is None else _Loader("").construct_document(node)
     except RecursionError:
-        raise UserError(f"{path}: blocks are nested too deeply; write them flat") from None
+        raise UserError(f"{where}: blocks are nested too deeply; write them flat") from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         line = f":{mark.line + 1}" if mark is not None else ""
-        raise UserError(f"{path}{line}: not YAML ({error.problem}); mend that line") from None
-    except (yaml.YAMLError, ValueError) as error:
-        raise UserError(f"{path}: not YAML ({error})") from None
+        raise UserError(f"{where}{line}: not YAML ({error.problem}); mend that line") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{where}: not YAML ({error})") from None
 
 
 def _check_block(node: yaml.Node, sizes: dict[int, int], within: set[int]) -> int:

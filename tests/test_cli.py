@@ -8,12 +8,14 @@ import shutil
 import subprocess
 import sys
 import time
+from argparse import ArgumentError
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import rows_about, write_rows
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from transformers import AutoModelForCausalLM
 
 from sga import __main__ as command_line
@@ -105,6 +107,59 @@ def test_a_defect_is_not_passed_off_as_the_user_s_error(monkeypatch: pytest.Monk
     monkeypatch.setattr(command_line, "_run", lambda verb, arguments: fail(arguments))
     with pytest.raises(ValueError, match="a defect"):
         main(["fit"])
+
+
+def while_handling(first: BaseException, then: BaseException, **chain: Any) -> None:
+    """Raises an exception while another is being handled."""
+    try:
+        raise first
+    except BaseException as error:
+        if chain.get("of"):
+            raise then from error
+        if chain.get("alone"):
+            raise then from None
+        raise then  # noqa: B904  (as a defect does)
+
+
+@pytest.mark.parametrize("chain", [{}, {"alone": True}])
+@pytest.mark.parametrize("first", [UserError("mend it"), KeyboardInterrupt()])
+def test_a_defect_while_a_user_error_is_handled_is_a_defect(
+    first: BaseException, chain: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command_line, "_run", lambda *_: while_handling(first, TypeError("a defect"), **chain))
+    with pytest.raises(TypeError, match="a defect"):
+        main(["fit"])
+
+
+@pytest.mark.parametrize(
+    ("then", "chain", "said"),
+    [
+        (ValueError("does not validate"), {"of": True}, "mend it"),  # as jsonargparse
+        (ArgumentError(None, "wrapped"), {}, "mend it"),
+        (MisconfigurationException("wrapped"), {}, "mend it"),
+        (MisconfigurationException("wrapped"), {"alone": True}, None),
+    ],
+)
+def test_what_wraps_a_user_error_shows_it(
+    then: BaseException,
+    chain: dict[str, Any],
+    said: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.delenv("SGA_TRACEBACK", raising=False)
+    monkeypatch.setattr(command_line, "_run", lambda *_: while_handling(UserError("mend it"), then, **chain))
+    if said is None:
+        with pytest.raises(type(then)):
+            main(["fit"])
+    else:
+        assert main(["fit"]) == 2
+        assert capsys.readouterr().err == f"sga: error: {said}\n"
+
+
+def test_lightnings_exit_after_an_interrupt_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command_line, "_run", lambda *_: while_handling(KeyboardInterrupt(), SystemExit(1)))
+    assert main(["fit"]) == 130
 
 
 # ---- wrong input ----------------------------------------------------------------------------------------------------

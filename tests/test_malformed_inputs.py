@@ -194,6 +194,11 @@ DEEP = "[" * 100_000
 ALIASES = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{name}: &{name} [{', '.join([f'*{chr(ord(name) - 1)}'] * 9)}]\n" for name in "bcdefg"
 )
+HUGE = "9" * 400
+"""A whole number that Python takes, beyond what a float holds."""
+PAIR = json.dumps(
+    {"forget_id": "f/0", "forget": {"sha256": ""}, "normals": [{"id": "a", "sha256": "", "score": int(HUGE)}]}
+)
 RUN = json.dumps({"name": "a", "evaluation": {"benchmark": "own"}})
 ROW = json.dumps({"step": 0, "set": "forget", "id": "forget/0"}) + "\n"
 GENERATE = ("normals", "generate", "--output", "n.jsonl", "--dry-run", "--local", "x", "--prompt", "inputs/p.yaml")
@@ -233,11 +238,13 @@ CASES: dict[str, Case] = {
     "authors/half of one": settings("<class 'int'>", "--data.source=Authors", "--data.source.forget_authors=1.5"),
     "pairs/empty": file("data.pairs", "", "no line for 4 forget records"),
     "pairs/other lines": file("data.pairs", '{"forget": 3}\n', "file:1: not a line of a pairing"),
+    "pairs/large number": file("data.pairs", PAIR, "file:1: not a line of a pairing (OverflowError"),
     "pairs/folder": settings("inputs: no such file", "--data.pairs=inputs"),
     "refusals/none": file("data.refusals", "\n\n", "the file holds no refusal", "--model.loss=sga.DPO"),
     "template/number": settings("{question} once", "--data.template=PlainTemplate", "--data.template.text=3"),
     # Configurations.
     "config/syntax": file("config", "data: [1, 2\ntrainer: {\n", "file:2: not YAML"),
+    "config/long number": file("config", f"data:\n  batch_size: {'9' * 5000}\n", "file:2: not YAML (Exceeds the limit"),
     "config/tab": file("config", "data:\n\tbatch_size: 2\n", "file:2: not YAML"),
     "config/list": file("config", "- a\n- b\n", "expected names with values"),
     "config/text": file("config", "hello\n", "expected names with values, got 'hello'"),
@@ -289,6 +296,8 @@ CASES: dict[str, Case] = {
     ),
     "settings/batches": settings("invalid value -1", "--trainer.limit_val_batches=-1"),
     "settings/callback": settings("nope", "--trainer.callbacks=[nope.Nope]"),
+    "settings/long number": settings("Exceeds the limit", f"--data.batch_size={'9' * 5000}"),
+    "settings/large clipping": settings("gradient_clip_val must be a finite", f"--trainer.gradient_clip_val={HUGE}"),
     "settings/seed": settings("seed_everything must be from 0", "--seed_everything=-1"),
     "settings/large seed": settings("seed_everything must be from 0", "--seed_everything=99999999999"),
     "settings/negative group": settings("group_size must be at least 1, got -4", "--data.group_size=-4"),
@@ -355,6 +364,26 @@ CASES: dict[str, Case] = {
     "sweep/setting of no name": verb(
         "--set nonsense: must be NAME=VALUE", "sweep", "inputs/s.yaml", "--set", "nonsense", s__yaml="grid: {a: [1]}"
     ),
+    "sweep/long number": verb(
+        "--set a:1: not YAML (Exceeds the limit",
+        *("sweep", "inputs/s.yaml", "--set", f"a={'9' * 5000}"),
+        s__yaml="grid: {a: [1]}",
+    ),
+    "sweep/unfinished list": verb(
+        "--set a:1: not YAML", "sweep", "inputs/s.yaml", "--set", "a=[1", s__yaml="grid: {a: [1]}"
+    ),
+    "sweep/large number": verb(
+        "uniform needs its lowest and its highest value",
+        *("sweep", "inputs/s.yaml"),
+        s__yaml=f"config: c.yaml\nsearch: {{trials: 1, space: {{a: {{uniform: [0, {HUGE}]}}}}}}\n",
+        c__yaml="{}",
+    ),
+    "sweep/large step": verb(
+        "step must be a positive number",
+        *("sweep", "inputs/s.yaml"),
+        s__yaml=f"config: c.yaml\nsearch: {{trials: 1, space: {{a: {{uniform: [0, 1], step: {HUGE}}}}}}}\n",
+        c__yaml="{}",
+    ),
     "sweep/broken configuration": verb(
         "c.yaml:1: not YAML",
         "sweep",
@@ -413,6 +442,7 @@ CASES: dict[str, Case] = {
     # Normal data.
     "normals/missing": verb("n.jsonl: no such file", "normals", "show", "inputs/n.jsonl"),
     "normals/other lines": verb("not a line of a normal-data", "normals", "show", "inputs/n.jsonl", n__jsonl="{}\n"),
+    "normals/large number": verb("not a line of a normal-data", "normals", "show", "inputs/n.jsonl", n__jsonl=PAIR),
     "normals/empty": verb("holds no group", "normals", "show", "inputs/n.jsonl", n__jsonl=""),
     "normals/output is there": on_data("is there already", "normals", "retrieve", "--output", "inputs", x=""),
     "normals/address": on_data(

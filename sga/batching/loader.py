@@ -8,7 +8,6 @@ in the last, smaller step of an epoch.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -58,7 +57,7 @@ class GroupLoader:
         self.groups = groups
         self._sizes = [sum(len(row.ids) for row in group) for group in groups]
         self.batch_size = batch_size
-        self.micro_batch_size = micro_batch_size or math.ceil(batch_size / world_size)
+        self.micro_batch_size = micro_batch_size or -(-batch_size // world_size)
         self.seed, self.rank, self.world_size, self.pad_id = seed, rank, world_size, pad_id
         self.roles = (FORGET, *[NORMAL] * (len(groups[0]) - 1)) if roles is None else tuple(roles)
         self.reference: Mapping[Encoded, float] | None = None
@@ -70,16 +69,16 @@ class GroupLoader:
     @property
     def accumulation(self) -> int:
         """Micro-batches of each process in a full optimiser step."""
-        return math.ceil(self.batch_size / (self.micro_batch_size * self.world_size))
+        return -(-self.batch_size // (self.micro_batch_size * self.world_size))
 
     @property
     def steps_per_epoch(self) -> int:
         """Optimiser steps of an epoch."""
-        return math.ceil(len(self.groups) / self.batch_size)
+        return -(-len(self.groups) // self.batch_size)
 
     def __len__(self) -> int:
         full, rest = divmod(len(self.groups), self.batch_size)
-        return full * self.accumulation + math.ceil(rest / (self.micro_batch_size * self.world_size))
+        return full * self.accumulation + -(-rest // (self.micro_batch_size * self.world_size))
 
     def __iter__(self) -> Iterator[Batch]:
         if self.position >= len(self):
@@ -113,7 +112,7 @@ class GroupLoader:
             # Longest first: what is forwarded together is of one length, and so is what the processes have to do.
             step = sorted(order[start : start + self.batch_size], key=self._sizes.__getitem__, reverse=True)
             mine = step[self.rank :: self.world_size]
-            passes = math.ceil(len(step) / (self.micro_batch_size * self.world_size))
+            passes = -(-len(step) // (self.micro_batch_size * self.world_size))
             for number in range(passes):
                 part = mine[number * self.micro_batch_size : (number + 1) * self.micro_batch_size]
                 # Lightning divides by the accumulation and averages over processes; the scale undoes both. A process

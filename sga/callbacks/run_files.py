@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
+import json
 import math
 import platform
 import time
+import warnings
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
@@ -14,11 +17,13 @@ import lightning
 import lightning.pytorch as pl
 import torch
 import transformers
+from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 
 import sga
 from sga.batching.batch import Batch
 from sga.callbacks.evaluator import Evaluator
+from sga.callbacks.export import HuggingFaceExport
 from sga.callbacks.stopping import Stopping
 from sga.datamodule import PAIRS_FILE, prediction_request
 from sga.errors import UserError
@@ -30,8 +35,8 @@ from sga.files import read_json_lines, write_json, write_json_lines
 from sga.groups.group import record_hash
 from sga.groups.group_file import write_groups
 from sga.groups.similarity import similarity_of_normals
+from sga.losses import Loss
 from sga.rates.geometry import Geometry, paper_rate, total
-from sga.rates.policies import RatePolicy
 
 
 class RunFiles(pl.Callback):
@@ -53,7 +58,8 @@ class RunFiles(pl.Callback):
             folder: Where everything of this run goes.
             role: What the run makes: an unlearned model, the target (trained on everything) or the retain model
                 (trained without the forget data, the reference of forget quality).
-            texts: False keeps questions, answers and generations out of the folder: hashes and numbers only.
+            texts: False keeps questions, answers and generations out of the folder: hashes and numbers only. A
+                tokenizer that is trained on the data (SmallLlama's) holds words of it all the same, in ``model/``.
             sample_texts: How many greedy answers of the forget set go to TensorBoard as text.
         """
         self.folder = Path(folder)
@@ -82,9 +88,19 @@ class RunFiles(pl.Callback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage == "predict" and not self.texts:
             raise UserError("sga predict writes texts, which --run.texts false forbids; leave one of the two out")
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]
+        for callback in callbacks:
             if isinstance(callback, Evaluator):
                 callback.keeps_texts = self.texts
+        exported = any(isinstance(callback, HuggingFaceExport) and callback.enabled for callback in callbacks)
+        model: Any = pl_module
+        if stage == "fit" and exported and not self.texts and model.language_model.trains_tokenizer:
+            warnings.warn(
+                f"--run.texts false: the tokenizer of {type(model.language_model).__name__} is trained on the data, "
+                "the forget set included, and is exported with the model: words of it are in model/tokenizer.json, and "
+                "in what starts from that model. Take a model with a tokenizer of its own, or --export.enabled false",
+                stacklevel=2,
+            )
 
     # Nothing is written before everything that can be refused has been looked at: not in setup().
 
@@ -110,11 +126,6 @@ class RunFiles(pl.Callback):
             write_groups(folder / PAIRS_FILE, data.groups, self.texts)
         if stage == "fit":
             self._similarity = similarity_of_normals(data.groups, data.benchmark.training["retain"])
-        parameters = {
-            name: str(value) if isinstance(value, RatePolicy) or not _is_json(value) else value
-            for name, value in (vars(module.loss) if module.loss is not None else {}).items()
-            if not name.startswith("_") and name not in ("training", "uses_normals")
-        }
         write_json(
             folder / "run.json",
             {
@@ -122,7 +133,7 @@ class RunFiles(pl.Callback):
                 "verb": stage,
                 "role": self.role,
                 "method": type(module.loss).__name__ if module.loss is not None else None,
-                "parameters": parameters,
+                "parameters": _parameters(trainer, module.loss),
                 "seed": data.seed,
                 "group_size": data.group_size,
                 "benchmark": data.benchmark.name,
@@ -264,6 +275,33 @@ class RunFiles(pl.Callback):
         print(f"{len(lines)} answers written to {path}")
 
 
+def _parameters(trainer: pl.Trainer, loss: Loss | None) -> dict[str, Any]:
+    """The loss's arguments as configured or, in a program of one's own, as the loss keeps them.
+
+    What JSON has no form for (an object, infinity) is described as text.
+    """
+    if loss is None:
+        return {}
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    config = next((one.config.model.loss for one in callbacks if isinstance(one, SaveConfigCallback)), None)
+    if config is not None:
+        arguments = vars(config.get("init_args") or config.__class__())
+    else:
+        names = inspect.signature(type(loss)).parameters
+        arguments = {name: getattr(loss, name) for name in names if hasattr(loss, name)}
+    return {
+        name: value if _has_json_form(value) else str(getattr(loss, name, value)) for name, value in arguments.items()
+    }
+
+
+def _has_json_form(value: Any) -> bool:
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
 def versions() -> dict[str, str]:
     """Of what numbers come from."""
     return {
@@ -317,11 +355,6 @@ def _reference(trainer: pl.Trainer) -> str | None:
 def _device(trainer: pl.Trainer) -> str:
     device = trainer.strategy.root_device
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-
-
-def _is_json(value: Any) -> bool:
-    """Whether JSON can hold a value, which it cannot if that is infinite."""
-    return not isinstance(value, float) or math.isfinite(value)
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

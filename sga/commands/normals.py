@@ -200,7 +200,15 @@ def _writer(options: argparse.Namespace) -> Writer:
         options.timeout,
         options.tries,
         options.backoff,
+        say=_say,
     )
+
+
+def _say(words: str) -> None:
+    """A line beside the progress bar."""
+    from tqdm import tqdm
+
+    tqdm.write(words, file=sys.stderr)
 
 
 def _estimate(generation: NormalGenerator, options: argparse.Namespace) -> None:
@@ -289,7 +297,7 @@ def _named_group(line: dict[str, Any], where: str) -> Group:
                 for one in normals
             ),
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
         raise UserError(f"{where}: not a line of a normal-data file ({error!r})") from None
 
 

@@ -16,15 +16,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from sga.errors import UserError
 from sga.experiments.configuration import applied, settings_from
 from sga.experiments.sweeps.claims import open_storage
 from sga.experiments.sweeps.definition import Sweep, Task, label, read_sweep
 from sga.experiments.sweeps.fit import end_with_parent
 from sga.experiments.sweeps.worker import Worker, duration, forgive, terminable
-from sga.files import write_json
+from sga.files import read_json_object, write_json, yaml_text
 
 SWEEP_FILE = "sweep.json"
 
@@ -96,7 +94,7 @@ def _begin(sweep: Sweep, folder: Path) -> None:
     from sga.experiments.sweeps.results import disk_outcomes, others
 
     path = folder / SWEEP_FILE
-    before = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
+    before = read_json_object(path) if path.is_file() else None
     outcomes = disk_outcomes(sweep, folder)
     if sweep.search is None:
         tasks = sweep.tasks(outcomes)
@@ -130,7 +128,7 @@ def _check(sweep: Sweep, folder: Path) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         file = Path(temporary, "fit.yaml")
         for name, config in examples:
-            file.write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
+            file.write_text(yaml_text(config), encoding="utf-8")
             said = io.StringIO()
             logging.disable(logging.INFO)  # Lightning's word on seeds
             try:

@@ -5,23 +5,18 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from sga.errors import UserError
-from sga.files import read_yaml
+from sga.files import read_yaml, yaml_value
 from sga.runs.setting_checks import check_class_paths
 
 Values = dict[str, Any]
 """Settings by dotted name, such as ``model.optimizer.lr``; a value may be a whole block."""
 
 _CLASS_KEYS = ("class_path", "init_args", "dict_kwargs")
-
-_FLOAT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
 
 
 def read_config(files: Sequence[Path]) -> dict[str, Any]:
@@ -32,7 +27,7 @@ def read_config(files: Sequence[Path]) -> dict[str, Any]:
     """
     config: dict[str, Any] = {}
     for file in files:
-        _merge(config, mapping_value(read_yaml_numbers(file), str(file)))
+        _merge(config, mapping_value(read_settings(file), str(file)))
     return config
 
 
@@ -54,24 +49,15 @@ def _same_class(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     return "class_path" not in other or one.get("class_path") == other["class_path"]
 
 
-def read_yaml_numbers(path: Path) -> Any:
-    """Content of a YAML file in which 1e-4 is a number, and no class of this package is named by its module.
+def read_settings(path: Path) -> Any:
+    """Content of a YAML file in which no class of this package is named by its module.
 
     Raises:
         UserError: as `read_yaml` and `check_class_paths`.
     """
-    content = _floats(read_yaml(path))
+    content = read_yaml(path)
     check_class_paths(content, path)
     return content
-
-
-def _floats(value: Any) -> Any:
-    """The same with 1e-4 as a number, which YAML 1.1 takes for a text."""
-    if isinstance(value, dict):
-        return {key: _floats(one) for key, one in value.items()}
-    if isinstance(value, list):
-        return [_floats(one) for one in value]
-    return float(value) if isinstance(value, str) and _FLOAT.fullmatch(value) else value
 
 
 def applied(config: Mapping[str, Any], values: Values) -> dict[str, Any]:
@@ -143,11 +129,15 @@ def list_value(value: Any, where: str) -> list[Any]:
 
 
 def settings_from(pairs: Sequence[str]) -> Values:
-    """What ``--set NAME=VALUE`` says, values as in YAML."""
+    """What ``--set NAME=VALUE`` says, values as in a configuration file.
+
+    Raises:
+        UserError: one is not of this form, or its value is not YAML.
+    """
     settings: dict[str, Any] = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if not (name and equals):
             raise UserError(f"--set {pair}: must be NAME=VALUE")
-        settings[name] = yaml.safe_load(value)
+        settings[name] = yaml_value(value, f"--set {name}")
     return settings

@@ -9,11 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from sga.errors import UserError
 from sga.experiments.configuration import Values, applied, digest, read_config, set_value
-from sga.files import read_json_lines, read_json_object, write_json, write_text
+from sga.files import read_json_lines, read_json_object, write_json, write_text, yaml_text
 from sga.runs.lock import write_lock
 
 STATE_FILE = "request.json"
@@ -134,7 +132,7 @@ def run_request(request: RequestRun, folder: Path, title: str) -> int:
             return 0
         print(f"{title}{': going on where it stopped' if state else ''}", flush=True)
         write_json(run_folder / STATE_FILE, {"key": request.key, "finished": False})
-        write_text(run_folder / CONFIG_FILE, yaml.safe_dump(request.config, sort_keys=False, allow_unicode=True))
+        write_text(run_folder / CONFIG_FILE, yaml_text(request.config))
     code = fit(run_folder / CONFIG_FILE)
     if code == 0:
         write_json(run_folder / STATE_FILE, {"key": request.key, "finished": True})

@@ -23,7 +23,7 @@ from sga.groups.checks import Checker
 from sga.groups.embedders import TFIDF
 from sga.groups.group import Group, Origin
 from sga.groups.repair import OnFailure
-from sga.groups.writers import GaveUp, Message, Reply, Writer
+from sga.groups.writers import GaveUp, Message, Refused, Reply, Writer
 
 CHARACTERS_PER_TOKEN = 4
 """A rule of thumb for English, for estimates."""
@@ -172,6 +172,45 @@ class Count:
         self.completion_tokens += line["completion_tokens"]
 
 
+REFUSED_IN_A_ROW = 10
+"""Forget samples whose prompts are refused one after the other: then it is not the prompts."""
+SILENT_IN_A_ROW = 2
+"""Forget samples that get no answer at all where there has not been one yet."""
+
+
+@dataclass
+class _Row:
+    """Forget samples without an answer since the last answer of this command.
+
+    Attributes:
+        begun: Whether there has been an answer.
+        refused: Ids of those that were refused.
+        silent: Ids of the others.
+    """
+
+    begun: bool = False
+    refused: set[str] = field(default_factory=set)
+    silent: set[str] = field(default_factory=set)
+
+    def answered(self) -> None:
+        self.begun = True
+        self.refused.clear()
+
+    def failed(self, slot: Slot, error: GaveUp) -> None:
+        """Raises a UserError where there is no use in going on."""
+        (self.refused if isinstance(error, Refused) else self.silent).add(slot.forget.id)
+        if len(self.refused) >= REFUSED_IN_A_ROW:
+            raise UserError(
+                f"the prompts of {len(self.refused)} different forget samples were refused in a row, the last one: "
+                f"{error}; check url and model, or shorten the prompt"
+            )
+        if not self.begun and len(self.silent) >= SILENT_IN_A_ROW:
+            raise UserError(
+                f"the first {len(self.silent)} prompts got no answer ({error}), and nothing else was asked; check the "
+                "address, or try again later"
+            )
+
+
 @dataclass
 class NormalGenerator:
     """Asks a writer for the normals of all forget records, and keeps what passes the checks.
@@ -229,14 +268,16 @@ class NormalGenerator:
         return len(slots), read, written
 
     async def run(self, journal: Journal, progress: Callable[[int], object] = lambda done: None) -> None:
-        """Asks for what is open until each slot has a normal or has failed.
+        """Asks for what is open until each slot has a normal or has failed: one at a time until the first answer.
 
         Raises:
             UserError: no request will succeed.
         """
-        waiting: Iterator[Slot] = iter([slot for slot in self.slots if self._open(slot)])
+        # By number: neighbours are of different forget samples, so that one of them does not look like all.
+        waiting: Iterator[Slot] = iter(sorted(filter(self._open, self.slots), key=lambda slot: slot.number))
+        row = _Row()
 
-        async def work() -> None:
+        async def work(alone: bool = False) -> None:
             for slot in waiting:
                 while self._open(slot):
                     key = self.key(slot, slot.attempt)
@@ -245,14 +286,20 @@ class NormalGenerator:
                         reply = await self.writer.write(messages, int(key[:8], 16))
                     except GaveUp as error:
                         slot.reason = f"no answer: {error}"
+                        row.failed(slot, error)
                         break
+                    row.answered()
                     line = self._line(key, slot, messages, reply)
                     journal.append(line)
                     self._look(slot, line)
                 progress(1)
+                if alone and row.begun:
+                    return
 
-        workers = [asyncio.ensure_future(work()) for _ in range(self.writer.concurrency)]
+        workers: list[asyncio.Future[None]] = []
         try:
+            await work(alone=True)
+            workers += [asyncio.ensure_future(work()) for _ in range(self.writer.concurrency)]
             await asyncio.gather(*workers)
         finally:
             for worker in workers:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,10 @@ def read_groups(
     own: dict[str, Record] = {}
     groups: dict[str, Group] = {}
 
+    @cache  # once for all normals of the file
+    def made() -> dict[str, Record]:
+        return {record.id: record for group in (remade() if remade is not None else ()) for record in group.normals}
+
     def normal(item: Mapping[str, Any], where: str) -> tuple[Record, Origin]:
         origin = Origin(
             item.get("source", "retain"), item.get("by"), item.get("prompt"), tuple(item.get("checks") or ())
@@ -77,8 +82,7 @@ def read_groups(
         record_id, record_hash_ = item["id"], item.get("sha256")
         if not isinstance(item.get("answer"), str):  # nothing but a name
             if origin.source != "retain" and remade is not None:
-                made = {one.id: one for group in remade() for one in group.normals}
-                return _named(made, record_id, item["sha256"], where), origin
+                return _named(made(), record_id, item["sha256"], where), origin
             return _named(pool_by_id, record_id, item["sha256"], where), origin
         text = record_from_row({"question": item.get("question") or "", "answer": item["answer"]}, record_id, where)
         named = pool_by_id.get(record_id)
@@ -108,7 +112,7 @@ def read_groups(
             named_only = [item["sha256"] for item in items if "answer" not in item]
             words = [item.get(name) for item in items for name in ("source", "by", "prompt")]
             words += [reason for item in items for reason in item.get("checks") or ()]
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise UserError(f"{where}: not a line of a pairing ({error!r}); delete the file to pair afresh") from None
         if not all(isinstance(name, str) for name in (forget_id, forget_hash, *ids, *named_only)):
             raise UserError(f"{where}: ids and hashes must be strings; delete the file to pair afresh")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import random
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
@@ -19,6 +20,9 @@ Message = Mapping[str, str]
 _LONGEST_WAIT = 120.0
 _PASSING = {408, 409, 425, 429}
 """Status codes that ask for another try, beside all of 500 and above."""
+_FINAL = {401, 403, 404}
+"""Status codes that every other prompt would get as well; all others are of this prompt."""
+_SAID_EVERY = 10.0
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,10 @@ class GaveUp(Exception):
     """A request did not succeed in as many tries as were allowed; others may."""
 
 
+class Refused(GaveUp):
+    """The server takes connections and not this prompt: it is too long, say."""
+
+
 class Writer(ABC):
     """Answers a chat. Implementations are frozen dataclasses, whose fields without a leading underscore are what the
     text depends on."""
@@ -53,7 +61,7 @@ class Writer(ABC):
         """One reply.
 
         Raises:
-            GaveUp: for this request only.
+            GaveUp: for this request only; `Refused` where the server has looked at it.
             UserError: no request will succeed.
         """
 
@@ -68,9 +76,12 @@ class Writer(ABC):
 
 @dataclass
 class _Pace:
-    """When the next request may begin; shared by all that are in flight."""
+    """When the next request may begin, when the user was last told why, and whether the server has ever been reached;
+    shared by all that are in flight."""
 
     not_before: float = 0.0
+    said: float = -math.inf
+    reached: bool = False
 
     async def wait(self, interval: float) -> None:
         now = time.monotonic()
@@ -78,6 +89,10 @@ class _Pace:
         self.not_before = start + interval
         if start > now:
             await asyncio.sleep(start - now)
+
+    def left(self) -> float:
+        """Seconds until then."""
+        return max(0.0, self.not_before - time.monotonic())
 
     def pause(self, seconds: float) -> None:
         self.not_before = max(self.not_before, time.monotonic() + seconds)
@@ -100,6 +115,7 @@ class Endpoint(Writer):
         tries: How often a request is sent before it is given up for this time.
         backoff: Seconds before the second try, doubled for each further one, times a random number from 0.5 to 1. A
             server's Retry-After counts instead where it is longer, and holds up all requests.
+        say: Gets a line where a second or more is waited, with the reason; one in ten seconds.
     """
 
     url: str
@@ -112,6 +128,7 @@ class Endpoint(Writer):
     timeout: float = 60.0
     tries: int = 8
     backoff: float = 1.0
+    say: Callable[[str], object] = field(default=lambda words: None, repr=False, compare=False)
     _pace: _Pace = field(default_factory=_Pace, init=False, repr=False, compare=False)
     _clients: list[Any] = field(default_factory=list, init=False, repr=False, compare=False)
 
@@ -137,7 +154,11 @@ class Endpoint(Writer):
         reason = ""
         for attempt in range(self.tries):
             if attempt:
-                await asyncio.sleep(self.backoff * 2 ** (attempt - 1) * random.uniform(0.5, 1.0))
+                seconds = self.backoff * 2 ** (attempt - 1) * random.uniform(0.5, 1.0)
+                self._say(f"{reason}; another try", max(seconds, self._pace.left()))
+                await asyncio.sleep(seconds)
+            elif self.requests_per_minute and self._pace.said < 0:
+                self._say(f"at most {self.requests_per_minute:g} requests a minute", self._pace.left())
             await self._pace.wait(60 / self.requests_per_minute if self.requests_per_minute else 0.0)
             reply = await self._try(body)
             if isinstance(reply, Reply):
@@ -167,14 +188,23 @@ class Endpoint(Writer):
         except httpx2.UnsupportedProtocol as error:
             raise UserError(f"the endpoint's url: {self._shown(error)}") from None
         except httpx2.HTTPError as error:
-            return self._shown(f"{type(error).__name__} {error}")
+            said = self._shown(f"{type(error).__name__} {error}")
+            if isinstance(error, httpx2.ConnectError) and not self._pace.reached:
+                raise UserError(f"{self._shown(self.url)} cannot be reached ({said}); check the address") from None
+            return said
+        self._pace.reached = True
         if response.status_code in _PASSING or response.status_code >= 500:
-            self._pace.pause(_retry_after(response.headers.get("retry-after")))
-            return f"status {response.status_code}"
+            after = _retry_after(response.headers.get("retry-after"))
+            self._pace.pause(after)
+            asked = f", which asks for {after:g} s (Retry-After)" if after else ""
+            return f"status {response.status_code}{asked}{self._page(response)}"
         if response.status_code != 200:
+            said = self._page(response) or f": {self._shown(response.text)[:300]!r}"
+            refusal = f"status {response.status_code}{said}"
+            if response.status_code not in _FINAL:
+                raise Refused(f"refused with {refusal}")
             raise UserError(
-                f"{self._shown(self.url)} refuses with status {response.status_code}: "
-                f"{self._shown(response.text)[:300]!r}; check url, model and the key in ${self.key_variable}"
+                f"{self._shown(self.url)} refuses with {refusal}; check url, model and the key in ${self.key_variable}"
             )
         try:
             value = response.json()
@@ -190,7 +220,18 @@ class Endpoint(Writer):
                 choice.get("finish_reason") == "length",
             )
         except (ValueError, RecursionError, KeyError, IndexError, TypeError, AttributeError):
-            return "an answer that is no chat completion"
+            return f"an answer that is no chat completion{self._page(response)}"
+
+    def _page(self, response: Any) -> str:
+        """How a web page begins that came in the place of an answer: of a proxy, say, or of an address without /v1."""
+        text = self._shown(response.text).lstrip()
+        return f" (a web page: {' '.join(text.split())[:80]!r})" if text.startswith("<") else ""
+
+    def _say(self, reason: str, seconds: float) -> None:
+        now = time.monotonic()
+        if seconds >= 1 and now >= self._pace.said + _SAID_EVERY:
+            self._pace.said = now
+            self.say(f"waiting {seconds:.0f} s: {reason}")
 
     @property
     def _key(self) -> str:

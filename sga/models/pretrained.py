@@ -37,6 +37,8 @@ class LanguageModel(ABC):
     """False where it can only be evaluated."""
     trains_all_weights: ClassVar[bool] = True
     """False where the loaded weights are frozen, so that their type loses no updates."""
+    trains_tokenizer: ClassVar[bool] = False
+    """True where the tokenizer is trained on the data, so that it holds words of what is to be forgotten."""
 
     @abstractmethod
     def tokenizer(self, texts: Iterable[str]) -> PreTrainedTokenizerBase:

@@ -20,6 +20,8 @@ from sga.models.pretrained import LanguageModel
 class SmallLlama(LanguageModel):
     """A Llama with random weights and a byte-level BPE tokenizer trained on the data: for runs with no download."""
 
+    trains_tokenizer = True
+
     def __init__(
         self,
         hidden_size: int = 128,

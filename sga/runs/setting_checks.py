@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import os
 import re
+import sys
 import typing
 from argparse import ArgumentParser
 from collections.abc import Mapping, Sequence
@@ -99,7 +99,7 @@ def check_trainer(trainer: Mapping[str, Any]) -> None:
         UserError: the bound of gradient clipping is no number of at least 0; below 0 it would turn gradients around.
     """
     clip = trainer.get("gradient_clip_val")
-    if clip is not None and not (isinstance(clip, int | float) and math.isfinite(clip) and clip >= 0):
+    if clip is not None and not (isinstance(clip, int | float) and 0 <= clip <= sys.float_info.max):
         raise UserError(f"trainer.gradient_clip_val must be a finite number of at least 0, got {clip}")
 
 

@@ -590,6 +590,68 @@ def take_all(folder: str, count: int, results: Any) -> None:
         found[1].finish([1.0])
 
 
+def cut(journal: Path, size: int) -> bytes:
+    """Cuts a journal within its last line, as a writer that is killed does; what is left of the line."""
+    content = journal.read_bytes()
+    lines = content.splitlines(keepends=True)
+    journal.write_bytes(content[: len(content) - len(lines[-1]) + size])
+    return lines[-1][:size]
+
+
+@pytest.mark.parametrize("size", [1, 20, -1])
+def test_a_journal_with_half_a_last_line_is_mended_when_it_is_opened(
+    pretended: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], size: int
+) -> None:
+    path = sweep_file(tmp_path, grid={"model.optimizer.lr": [1e-4, 2e-4]})
+    folder = tmp_path / "sweep"
+    Worker(read_sweep(path), folder).run()
+    journal = folder / "journal.log"
+    before = journal.read_bytes()
+    half = cut(journal, len(before.splitlines()[-1]) if size < 0 else size)  # all but the end of the line
+    path = sweep_file(tmp_path, grid={"model.optimizer.lr": [1e-4, 2e-4, 4e-4]})
+    for _ in range(2):  # the second time it is whole
+        Worker(read_sweep(path), folder).run()
+    assert len(pretended) == 3, "what is finished is reused"
+    assert (folder / "journal.log.torn").read_bytes() == half + b"\n"
+    assert capsys.readouterr().out.count("half written") == 1
+    lines = journal.read_bytes().splitlines()
+    assert lines[: len(before.splitlines()) - 1] == before.splitlines()[:-1] and all(json.loads(line) for line in lines)
+
+
+def test_a_worker_that_is_killed_while_writing_does_not_end_the_others(tmp_path: Path) -> None:
+    """The storages are open already when the line is cut; negative control: Optuna's own can no longer be read."""
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    own = optuna.storages.journal.JournalFileBackend(str(theirs))
+    for path, storage in ((ours, open_storage(str(ours), tmp_path)), (theirs, optuna.storages.JournalStorage(own))):
+        claims = Claims(storage, "study", ["maximize"])
+        found = claims.claim(some_tasks(3))
+        assert found is not None
+        found[1].finish([1.0])
+        with path.open("ab") as file:
+            file.write(b'{"op_code":8,"worker_id":"someone')
+        if path == ours:
+            again = claims.claim(some_tasks(3))
+            assert again is not None
+            again[1].finish([2.0])
+            other = Claims(open_storage(str(ours), tmp_path), "study", ["maximize"])
+            assert len(other.outcomes()) == 2
+        else:
+            with pytest.raises((json.JSONDecodeError, AssertionError, KeyError)):
+                for _ in range(3):
+                    claims.study.enqueue_trial({})
+                Claims(optuna.storages.JournalStorage(type(own)(str(theirs))), "study", ["maximize"])
+
+
+def test_damage_elsewhere_in_a_journal_is_named(tmp_path: Path) -> None:
+    journal = tmp_path / "journal.log"
+    claims = Claims(open_storage(None, tmp_path), "study", ["maximize"])
+    assert claims.claim(some_tasks(3)) is not None
+    lines = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"".join([lines[0], lines[1][:9], *lines[2:]]))
+    with pytest.raises(UserError, match=r"journal\.log:2: not JSON .*move it away: finished runs are reused"):
+        open_storage(None, tmp_path)
+
+
 def test_many_workers_take_each_task_once(tmp_path: Path) -> None:
     context = multiprocessing.get_context("fork")
     results = context.Queue()

@@ -6,11 +6,13 @@ import asyncio
 import json
 import logging
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 from email.utils import format_datetime
 from pathlib import Path
@@ -26,8 +28,9 @@ from sga.data.records import Record
 from sga.errors import UserError
 from sga.groups.checks import Checker, Checks
 from sga.groups.generation import Journal, NormalGenerator, PromptTemplate, parsed_reply, read_prompt
-from sga.groups.writers import Endpoint, GaveUp, LocalModel, _retry_after
+from sga.groups.writers import Endpoint, GaveUp, LocalModel, Refused, _retry_after
 
+Reply = Callable[[str, int], tuple[int, dict[str, str], bytes] | None]
 KEY = "sk-secret-0123456789"
 # The timeout is far above what a busy machine takes for an answer, and below what a hanging socket does.
 QUICK = ["--timeout=2", "--backoff=0.01", "--concurrency=8", "--attempts=12"]
@@ -241,6 +244,74 @@ def test_what_no_attempt_mends_is_reported_and_nothing_is_written(
     check_complete(output, 20, 3)
 
 
+def refusing(*numbers: int, status: int = 400, body: bytes = b'{"error": "too long"}') -> Reply:
+    """A server's answers where the prompts of these forget samples are refused."""
+    questions = [people(number + 1)[number]["question"] for number in numbers]
+    return lambda message, count: (status, {}, body) if any(one in message for one in questions) else None
+
+
+@pytest.mark.parametrize("status", [400, 413, 422, 451])
+def test_a_prompt_that_is_refused_is_that_prompts_failure(
+    data: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], status: int
+) -> None:
+    """The first one, with which the endpoint is tried out, and one in the middle."""
+    output = tmp_path / "normals.jsonl"
+    with Misbehaving(kinds=()) as server:
+        server.reply = refusing(0, 7, status=status)
+        assert main(command(server, output, data)) == 1
+        said = capsys.readouterr()
+        assert f"forget/7: normal 2: no answer: refused with status {status}: " in said.out and "too long" in said.out
+        assert "6 of 60 normals are missing" in said.err and not output.exists()
+        assert sum(server.asked.values()) == 60, "each once: a refusal is not tried again"
+        server.asked.clear()
+        assert main(command(server, output, data, "--on-failure=drop")) == 0
+        assert sum(server.asked.values()) == 6
+    assert [len(line["normals"]) for line in lines(output)] == [0 if i in (0, 7) else 3 for i in range(20)]
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_what_every_prompt_would_meet_ends_the_command_at_the_first(
+    data: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], status: int
+) -> None:
+    with Misbehaving(kinds=()) as server:
+        server.reply = lambda message, count: (status, {}, b"no")
+        assert main(command(server, tmp_path / "n.jsonl", data)) == 2
+        assert f"refuses with status {status}: 'no'; check url, model and the key" in capsys.readouterr().err
+        assert sum(server.asked.values()) == 1
+
+
+def test_ten_refusals_in_a_row_end_the_command_and_nine_do_not(
+    data: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Misbehaving(kinds=()) as server:
+        server.reply = refusing(*range(9))
+        assert main(command(server, tmp_path / "n.jsonl", data, "--on-failure=drop", "--concurrency=1")) == 0
+        server.asked.clear()
+        server.reply = refusing(*range(20))
+        assert main(command(server, tmp_path / "other.jsonl", data)) == 2
+        assert "10 different forget samples were refused in a row, the last one: refused" in capsys.readouterr().err
+        assert sum(server.asked.values()) == 10
+        # One forget sample is not ten, however many normals it is to get.
+        server.reply = refusing(3)
+        more = ("--data.pool_size=12", "--on-failure=drop", "--concurrency=1")
+        assert main(command(server, tmp_path / "third.jsonl", data, *more)) == 0
+
+
+def test_a_server_that_never_answers_is_said_before_the_queue(
+    data: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Misbehaving(kinds=()) as server:
+        server.reply = lambda message, count: (500, {}, b"")
+        assert main(command(server, tmp_path / "n.jsonl", data, "--tries=2")) == 2
+        assert "the first 2 prompts got no answer (2 tries, the last one: status 500)" in capsys.readouterr().err
+        assert sum(server.asked.values()) == 4
+        server.reply = refusing(0, status=500)  # negative control: this prompt alone
+        assert main(command(server, tmp_path / "n.jsonl", data, "--tries=2", "--on-failure=drop")) == 0
+    capsys.readouterr()
+    assert main(command(server, tmp_path / "other.jsonl", data)) == 2
+    assert "cannot be reached" in capsys.readouterr().err
+
+
 def test_the_key_is_sent_and_appears_nowhere(
     data: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
@@ -327,8 +398,20 @@ def test_it_gives_up_after_so_many_tries_and_says_why() -> None:
             with pytest.raises(GaveUp, match=said):
                 ask(endpoint(server.url))
             assert server.asked["hello"] == 3
-    with pytest.raises(GaveUp, match="ConnectError"):
+    with pytest.raises(UserError, match=r"cannot be reached \(ConnectError .*\); check the address"):
         ask(endpoint(server.url))
+
+
+def test_a_server_that_goes_away_is_waited_for_once_it_has_been_reached() -> None:
+    async def twice(writer: Endpoint, server: Misbehaving) -> None:
+        with server:
+            await writer.write([{"role": "user", "content": "hello"}], 0)
+        await writer.close()  # its connection, which would be used again
+        await writer.write([{"role": "user", "content": "hello"}], 0)
+
+    server = Misbehaving(kinds=())
+    with pytest.raises(GaveUp, match=r"3 tries, the last one: \w+Error"):
+        asyncio.run(twice(endpoint(server.url), server))
 
 
 def test_a_server_that_dribbles_is_cut_off_by_the_whole_timeout() -> None:
@@ -360,6 +443,44 @@ def test_retry_after_is_waited_for_by_all() -> None:
         started = time.monotonic()
         assert ask(endpoint(server.url, timeout=5)).prompt_tokens == 100
         assert time.monotonic() - started >= 0.6
+
+
+def test_it_says_why_it_waits() -> None:
+    said: list[str] = []
+    with Misbehaving(kinds=()) as server:
+        server.reply = lambda message, count: (429, {"Retry-After": "1.2"}, b"") if count == 1 else None
+        ask(endpoint(server.url, timeout=5, say=said.append))
+        assert said == ["waiting 1 s: status 429, which asks for 1.2 s (Retry-After); another try"]
+        server.asked.clear()
+        server.reply = lambda message, count: (503, {}, b"<html>\n<b>Busy</b>") if count < 3 else None
+        ask(endpoint(server.url, timeout=5, backoff=0.01, say=said.append))
+        assert len(said) == 1, "less than a second is not worth a line"
+        ask(endpoint(server.url, timeout=5, backoff=2.0, say=said.append, tries=1))
+        server.asked.clear()
+        ask(endpoint(server.url, timeout=5, backoff=2.0, say=said.append))
+        assert len(said) == 2, "one line in ten seconds"
+        assert said[1].endswith("s: status 503 (a web page: '<html> <b>Busy</b>'); another try")
+
+        async def two(writer: Endpoint) -> None:
+            await asyncio.gather(*(writer.write([{"role": "user", "content": str(i)}], 0) for i in range(2)))
+            await writer.close()
+
+        server.reply = None
+        asyncio.run(two(endpoint(server.url, timeout=5, requests_per_minute=50.0, say=said.append)))
+        assert said[2:] == ["waiting 1 s: at most 50 requests a minute"]
+
+
+PAGE = b"<!DOCTYPE html>\n<html><head><title>Sign in</title></head>" + b"<body>x</body>" * 100
+
+
+def test_a_web_page_in_the_place_of_an_answer_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "Sign in")  # what is shown is without the key
+    start = "(a web page: '<!DOCTYPE html> <html><head><title>[key]</title></head><body>x</body><body>x</bo')"
+    with Misbehaving() as server:
+        for status, error in ((200, GaveUp), (502, GaveUp), (400, Refused), (404, UserError)):
+            server.reply = lambda message, count, status=status: (status, {}, PAGE)
+            with pytest.raises(error, match=re.escape(start)):
+                ask(endpoint(server.url))
 
 
 def test_retry_after_is_a_number_or_a_date() -> None:

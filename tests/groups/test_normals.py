@@ -7,7 +7,7 @@ import json
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -514,6 +514,31 @@ def test_without_texts_own_normals_are_made_again_or_refused(tmp_path: Path) -> 
         read_groups(path, FORGET, POOL, 3, remade=lambda: make_groups(FORGET, POOL, 3, pairing, 8))
     with pytest.raises(UserError, match="is not in the data"):
         read_groups(path, FORGET, POOL, 3)
+
+
+@pytest.mark.parametrize("count", [1, 40])
+def test_reading_without_texts_looks_at_each_normal_once(tmp_path: Path, count: int) -> None:
+    """The work is counted: how often the groups are gone through that were made again, whatever their number."""
+    looks = 0
+
+    class Watched(list[Group]):
+        def __iter__(self) -> Iterator[Group]:
+            nonlocal looks
+            looks += 1
+            return super().__iter__()
+
+    forget = [Record(f"forget/{i}", f"Who is {i}?", f"Forget {i}.") for i in range(count)]
+    normals = [
+        [Record(f"made/{i}/{k}", f"Who is {i}, {k}?", f"Normal {i}, {k}.") for k in range(3)] for i in range(count)
+    ]
+    origins = (Origin("generated"),) * 3
+    groups = Watched(
+        Group(record, tuple(mine), (0.5,) * 3, origins) for record, mine in zip(forget, normals, strict=True)
+    )
+    write_groups(tmp_path / "n.jsonl", list(groups), texts=False)
+    looks = 0
+    assert read_groups(tmp_path / "n.jsonl", forget, [], 4, remade=lambda: groups) == list(groups)
+    assert looks == 2, "once by read_groups, once by this line"
 
 
 # ---- quality --------------------------------------------------------------------------------------------------------

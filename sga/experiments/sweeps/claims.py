@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, Any
 from sga.errors import UserError
 from sga.experiments.configuration import Values
 from sga.experiments.sweeps.definition import Distribution, Outcome, Search, Task
+from sga.files import read_json_lines
 
 if TYPE_CHECKING:
     import optuna
@@ -48,11 +49,12 @@ def open_storage(storage: str | None, folder: Path) -> optuna.storages.BaseStora
         folder: The sweep's.
 
     Raises:
-        UserError: Optuna is not installed, or the database cannot be opened or is SQLite.
+        UserError: Optuna is not installed, the database cannot be opened or is SQLite, or the journal is damaged
+            elsewhere than in its last line.
     """
     try:
         import optuna
-        from optuna.storages.journal import JournalFileBackend
+        from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
     except ModuleNotFoundError as error:
         raise UserError(
             f"sga sweep shares out its trials through Optuna, which is not installed ({error}): "
@@ -72,7 +74,46 @@ def open_storage(storage: str | None, folder: Path) -> optuna.storages.BaseStora
             raise UserError(f"--storage {storage}: cannot be opened ({error})") from error
     path = Path(storage) if storage is not None else folder / JOURNAL
     path.parent.mkdir(parents=True, exist_ok=True)
-    return optuna.storages.JournalStorage(JournalFileBackend(str(path)))
+
+    class Lock(JournalFileSymlinkLock):
+        """Optuna's lock; who gets it finds the journal whole, whatever a killed writer has left."""
+
+        def acquire(self) -> bool:
+            acquired = super().acquire()
+            try:
+                trim(path)
+            except BaseException:
+                self.release()
+                raise
+            return acquired
+
+    lock = Lock(str(path))
+    lock.acquire()
+    try:
+        read_json_lines(path, "move it away: finished runs are reused from their folders")
+    finally:
+        lock.release()
+    return optuna.storages.JournalStorage(JournalFileBackend(str(path), lock))
+
+
+def trim(path: Path) -> None:
+    """Takes away a last line that is half written; a file named ``….torn`` beside the journal keeps it.
+
+    The next line would be glued to it, and a journal with such a line cannot be opened again.
+    """
+    with path.open("a+b") as file:
+        if file.tell() == 0:
+            return
+        file.seek(-1, os.SEEK_END)
+        if file.read() == b"\n":
+            return
+        file.seek(0)
+        content = file.read()
+        whole = content.rfind(b"\n") + 1
+        with path.with_name(f"{path.name}.torn").open("ab") as torn:
+            torn.write(content[whole:] + b"\n")
+        file.truncate(whole)
+    print(f"{path}: the last line was half written and is now in {path.name}.torn; its writer was killed", flush=True)
 
 
 class Claim:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from sga.experiments.configuration import (
     list_value,
     mapping_value,
     read_config,
-    read_yaml_numbers,
+    read_settings,
     set_value,
 )
 
@@ -269,7 +270,7 @@ def read_sweep(path: Path, overrides: Values | None = None) -> Sweep:
     Raises:
         UserError: the file is missing or not of the expected form; names the place.
     """
-    plan = mapping_value(read_yaml_numbers(path), str(path))
+    plan = mapping_value(read_settings(path), str(path))
     unknown = sorted(set(plan) - _KEYS)
     if unknown:
         raise UserError(f"{path}: there is no {', '.join(map(repr, unknown))}; choose from {', '.join(sorted(_KEYS))}")
@@ -357,13 +358,20 @@ def _distribution(wanted: Any, where: str) -> Distribution:
     values = list_value(values, where)
     if kind == "choice":
         return Distribution("choice", choices=tuple(values))
-    numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
+    numbers = [value for value in values if _is_number(value)]
     whole = not kind.endswith("int") or all(isinstance(number, int) for number in numbers)
     if len(values) != 2 or len(numbers) != 2 or not whole or numbers[0] >= numbers[1]:
         raise UserError(f"{where}: {kind} needs its lowest and its highest value, got {values}")
     if kind.startswith("log") and (numbers[0] <= 0 or step is not None):
         raise UserError(f"{where}: {kind} needs positive values and no step, got {values}")
+    if not (step is None or (_is_number(step) and step > 0)):
+        raise UserError(f"{where}: step must be a positive number, got {step!r:.60}")
     return Distribution(kind, float(numbers[0]), float(numbers[1]), None if step is None else float(step))
+
+
+def _is_number(value: Any) -> bool:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and abs(value) <= sys.float_info.max
 
 
 def _choose(path: Path, wanted: Any, grid: Mapping[str, Any]) -> Choose:

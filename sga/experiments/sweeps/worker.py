@@ -15,14 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from sga.data.builtin import source_hash
 from sga.errors import UserError
 from sga.experiments.configuration import set_value
 from sga.experiments.sweeps.claims import Claim, Claims, open_storage
 from sga.experiments.sweeps.definition import Outcome, Sweep, Task, label
-from sga.files import read_json_lines, read_json_object, write_json, write_text
+from sga.files import read_json_lines, read_json_object, write_json, write_text, yaml_text
 from sga.runs.lock import LockedError, write_lock
 
 STATE_FILE = "trial.json"
@@ -176,7 +174,7 @@ class Worker:
             "peak_memory_bytes": int(state.get("peak_memory_bytes", 0)),
         }
         write_json(folder / STATE_FILE, state)
-        write_text(folder / CONFIG_FILE, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+        write_text(folder / CONFIG_FILE, yaml_text(config))
         code, memory = _fit(folder, claim)
         if code in (-signal.SIGTERM, -signal.SIGINT, 128 + signal.SIGTERM, 128 + signal.SIGINT):
             time.sleep(2.0)  # a scheduler that stops the run stops this worker too: then it is no failure
