@@ -45,7 +45,7 @@ class LoRA(Pretrained):
         revision: str = "main",
         tokenizer_name_or_path: str | None = None,
         dtype: Literal["float32", "bfloat16"] = "float32",
-        attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa",
+        attention: Literal["sdpa", "eager", "flash_attention_2"] | None = None,
         trust_remote_code: bool = False,
     ) -> None:
         """Notes where the model is and what the adapter is like. Defaults are TOFU's (``config/forget_lora.yaml``).
