@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from sga.batching.batch import Batch
 from sga.batching.packing import padded
+from sga.errors import UserError
 from sga.likelihood.forward import (
     ForwardOptions,
     at_least_float32,
@@ -50,10 +51,14 @@ def tried_options(
         max_logits: Largest number of logits that may exist at a time; None for no limit.
         agreed: True if something is true in all processes, from whether it is true in this one.
         autocast: Context manager of the training's precision.
+
+    Raises:
+        UserError: the model is no causal one, or cannot be trained in this way.
     """
     lengths = sample.attention_mask.sum(dim=1).tolist()
     rows = [ids[:length] for ids, length in zip(sample.input_ids.tolist(), lengths, strict=True)]
     check_causal(model, rows[0])
+    _check_trainable(model, sample)
     if not agreed(_padding_works_in_training(model, rows)):
         warnings.warn(
             f"what {type(model).__name__} says of a sequence depends on the lengths of the others in its batch "
@@ -139,6 +144,24 @@ def packed_options(model: nn.Module, batch: Batch) -> ForwardOptions | None:
     window: object = getattr(text_config(model), "sliding_window", None)  # a given mask would open it
     ways = [ForwardOptions(packing=True)] + ([ForwardOptions(packing=True, given_mask=True)] if window is None else [])
     return next((way for way in ways if _says_the_same(model, batch, replace(way, room=batch.tokens))), None)
+
+
+@torch.no_grad()
+def _check_trainable(model: nn.Module, batch: Batch) -> None:
+    """Refuses a model that asks for more in training than in evaluation, such as rows of certain lengths.
+
+    Raises:
+        UserError: with what the model says.
+    """
+    training = model.training
+    model.train()
+    try:
+        sequence_nll(model, batch)
+    except (ValueError, TypeError) as error:
+        said = " ".join(str(error).split())
+        raise UserError(f"{type(model).__name__} cannot be trained on rows of unequal lengths: {said:.300}") from error
+    finally:
+        model.train(training)
 
 
 def _padding_works_in_training(model: nn.Module, rows: Sequence[Sequence[int]]) -> bool:

@@ -134,8 +134,19 @@ def _unfit(network: PreTrainedModel) -> list[str]:
     return [
         name
         for name, module in network.named_modules()
-        if isinstance(module, nn.Linear) and (id(module) not in text or type(module).forward is not nn.Linear.forward)
+        if isinstance(module, nn.Linear) and (id(module) not in text or not _gives_a_product(module))
     ]
+
+
+@torch.no_grad()
+def _gives_a_product(layer: nn.Linear) -> bool:
+    """Whether a linear layer gives what one gives; routers made from one give choices and weights of experts."""
+    if type(layer).forward is nn.Linear.forward:
+        return True
+    try:
+        return isinstance(layer(layer.weight[:1]), Tensor)
+    except Exception:  # it is given something else in its place
+        return False
 
 
 def _frozen_matrices(network: PreTrainedModel) -> list[str]:
