@@ -8,7 +8,7 @@ WORKERS ?= 2# test processes, of one thread each
 PYTEST := $(BIN)/python -m pytest --quiet --numprocesses $(WORKERS) --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all lint format clean
+.PHONY: help install demo test test-all architectures lint format clean
 
 help: ## List the commands.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -32,6 +32,9 @@ test-all: $(INSTALLED) ## All tests, the slow ones too; a dated summary goes to 
 	@mkdir -p runs
 	set -o pipefail; (date -u +'%Y-%m-%d %H:%M UTC'; git rev-parse HEAD; \
 	  $(PYTEST) --durations=25 -m 'slow or not slow') 2>&1 | tee runs/test-all.txt
+
+architectures: $(INSTALLED) ## Models of about 90 types against plain transformers (minutes).
+	$(PYTEST) -m 'slow or not slow' tests/long/test_architectures.py
 
 lint: $(INSTALLED) ## ruff and mypy.
 	$(BIN)/ruff check .

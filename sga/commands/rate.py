@@ -220,6 +220,7 @@ def _network(cli: UnlearningCLI) -> PreTrainedModel:
 
     from sga.cli import checkpoint_file
     from sga.models.adapters import has_adapter
+    from sga.models.causality import check_causal
 
     run_folder, checkpoint = Path(cli.trainer.default_root_dir), cli.config["fit"].ckpt_path
     path = checkpoint_file(run_folder, checkpoint, required=True)
@@ -237,6 +238,7 @@ def _network(cli: UnlearningCLI) -> PreTrainedModel:
             raise UserError(f"--ckpt_path {checkpoint}: not of this model ({str(error).splitlines()[0]})") from None
     network.to(cli.trainer.strategy.root_device)  # type: ignore[arg-type]
     network.eval()  # type: ignore[no-untyped-call]
+    check_causal(network, range(5))  # any tokens
     return network
 
 

@@ -27,8 +27,8 @@ from sga.evaluation.requests import Answer, Generation, TokenScores
 from sga.files import write_bytes
 from sga.models.adapters import adapter_settings
 
-FORMAT = "1"
-"""Raised when the files' form changes; files of another form are not read."""
+FORMAT = "2"
+"""Raised when the files' form changes, or what they hold turns out to be wrong: other files are not read."""
 
 
 def model_key(model: nn.Module, settings: Mapping[str, str | None]) -> str:

@@ -1,22 +1,48 @@
-"""Greedy decoding with growing key-value buffers, from which finished rows leave."""
+"""Greedy decoding with growing key-value buffers, from which finished rows leave; or without, where a model has none.
+
+A model that keeps its past in another form takes a key-value cache as one of its further arguments and does not read
+it: each token is then said after the one before it alone. So how a model decodes is tried out, see `decoding_way`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from enum import IntEnum
+from itertools import cycle, islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from sga.errors import DivergenceError
-from sga.evaluation.request_batches import GenerateBatch
+from sga.evaluation.request_batches import GenerateBatch, GenerateJob
 from sga.evaluation.requests import Generation
-from sga.likelihood.forward import takes
+from sga.evaluation.scoring import is_out_of_memory
+from sga.likelihood.forward import logits_at, takes
+from sga.likelihood.tryouts import lone_logits, padding_works, same_logits
+from sga.models.text_config import text_config
 
 _PART = {"cpu": 256}
 """Rows that begin to be generated together, where that is fewer than all."""
+
+
+class DecodingWay(IntEnum):
+    """How prompts are continued, the fastest first; all give the same answers where they work."""
+
+    GROWING = 0
+    """With a key-value cache of ours, prompts padded on the left."""
+    OWN = 1
+    """With the cache that the model's configuration describes (states of recurrences, say), padded likewise."""
+    UNCACHED = 2
+    """Without a cache, padded on the right: the whole text goes through the model for each token."""
+    ALONE = 3
+    """Without a cache, one prompt after the other."""
+
+
+_STEPS = 3
+"""Tokens that a try-out reads one by one."""
 
 
 class _GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]  # of __init_subclass__
@@ -44,8 +70,60 @@ class _GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]  # of __init
 
 
 @torch.no_grad()
-def generate(model: nn.Module, batch: GenerateBatch, stop_ids: Sequence[int]) -> list[Generation]:
-    """Greedy continuations with a key-value cache; a row that has ended leaves the batch.
+def decoding_way(model: nn.Module, batch: GenerateBatch) -> DecodingWay:
+    """The fastest way in which the model says of a batch's prompts what it says of each of them alone, without a cache.
+
+    Tried out on the batch's longest prompt, its second half and the shortest prompt, each continued with tokens of its
+    own, the first as far as its answer may go: a window that the model looks back over shows only where a text is
+    longer. A row leaves after the first step, as in decoding.
+    """
+    jobs = [job for job in batch.jobs if job.limit > 0]
+    longest, shortest = (pick(jobs, key=lambda job: (len(job.ids), job.limit)) for pick in (max, min))
+    prompts = {shortest.ids: 0, longest.ids[len(longest.ids) // 2 :]: 0, longest.ids: longest.limit}
+    texts = [tuple(islice(cycle(ids), len(ids) + max(more, _STEPS))) for ids, more in prompts.items()]
+    expected = [lone_logits(model, text, _STEPS + 1) for text in texts]
+    for way in (DecodingWay.GROWING, DecodingWay.OWN):
+        if _decodes(model, way, texts, expected, batch):
+            return way
+    return DecodingWay.UNCACHED if padding_works(model, texts) else DecodingWay.ALONE
+
+
+def _decodes(
+    model: nn.Module,
+    way: DecodingWay,
+    texts: Sequence[tuple[int, ...]],
+    expected: Sequence[Tensor],
+    batch: GenerateBatch,
+) -> bool:
+    """Whether the texts' last tokens, read one by one with a cache, are followed by what is expected, [S + 1, V]."""
+    jobs = [(row, GenerateJob(text[:-_STEPS], _STEPS + 1, cut=False)) for row, text in enumerate(texts)]
+    device = batch.input_ids.device
+    forced = torch.tensor([text[-_STEPS:] for text in texts], device=device)  # [N, S]
+    try:
+        decoding = _Decoding(
+            model, GenerateBatch(jobs, batch.pad_id).to(device), torch.arange(len(texts), device=device), way
+        )
+        for step in range(_STEPS + 1):
+            logits = decoding.logits()  # [N, V]
+            for row, found in zip(decoding.rows.tolist(), logits, strict=True):
+                if not same_logits(model, found, expected[row][step]):
+                    return False
+            if step < _STEPS:
+                decoding.read(forced[decoding.rows, step])
+            if step == 0 and len(texts) > 1:
+                decoding.keep(torch.arange(1, len(texts), device=device))
+    except Exception as error:  # whatever a model raises that does not know such a cache
+        if is_out_of_memory(error):
+            raise
+        return False
+    return True
+
+
+@torch.no_grad()
+def generate(
+    model: nn.Module, batch: GenerateBatch, stop_ids: Sequence[int], way: DecodingWay = DecodingWay.GROWING
+) -> list[Generation]:
+    """Greedy continuations; a row that has ended leaves the batch.
 
     Plain arg-max decoding: the model's own generation_config (sampling, penalties) is not read. On a CPU, where the
     keys and values of many rows leave the processor's cache, rows begin in parts, and the few of each part whose
@@ -55,6 +133,7 @@ def generate(model: nn.Module, batch: GenerateBatch, stop_ids: Sequence[int]) ->
         model: A Hugging Face causal language model in eval mode.
         batch: Prompts, padded on the left.
         stop_ids: Tokens that end an answer; not part of it.
+        way: One in which the model is right, see `decoding_way`.
 
     Returns:
         One entry per row, in order, token ids only.
@@ -63,16 +142,55 @@ def generate(model: nn.Module, batch: GenerateBatch, stop_ids: Sequence[int]) ->
     answers: list[list[int]] = [[] for _ in batch.indices]
     rows = (batch.limits > 0).nonzero()[:, 0]
     parts = torch.split(rows, _PART.get(device.type, len(rows))) if len(rows) else ()
+    if way >= DecodingWay.UNCACHED:
+        _generate_uncached(model, batch, torch.split(rows, 1) if way == DecodingWay.ALONE else parts, stop_ids, answers)
+        return [Generation(tuple(answer)) for answer in answers]
     stops = torch.tensor(list(stop_ids), device=device)
     waiting = []
     for part in parts:
-        decoding = _Decoding(model, batch, part, stops)
-        decoding.run(answers, until=len(part) // 4 if len(parts) > 1 else 0)
+        decoding = _Decoding(model, batch, part, way)
+        decoding.run(answers, stops, until=len(part) // 4 if len(parts) > 1 and way == DecodingWay.GROWING else 0)
         if len(decoding.rows):
             waiting.append(decoding)
     if waiting:
-        _Decoding.together(waiting).run(answers)
+        _Decoding.together(waiting).run(answers, stops)
     return [Generation(tuple(answer)) for answer in answers]
+
+
+def _generate_uncached(
+    model: nn.Module,
+    batch: GenerateBatch,
+    parts: Sequence[Tensor],
+    stop_ids: Sequence[int],
+    answers: list[list[int]],
+) -> None:
+    """Adds to the answers of the batch's rows, part by part; texts are padded on the right, where no model looks."""
+    device = batch.input_ids.device
+    for part in parts:
+        texts = {row: list(batch.jobs[row].ids) for row in part.tolist()}
+        while texts:
+            lengths = torch.tensor([len(text) for text in texts.values()], device=device)
+            width = int(lengths.max())
+            filled = [[*text, *[batch.pad_id] * (width - len(text))] for text in texts.values()]
+            ids = torch.tensor(filled, device=device)
+            mask = (torch.arange(width, device=device) < lengths[:, None]).long()
+            places = torch.arange(len(texts), device=device) * width + lengths - 1
+            logits = logits_at(model, places, input_ids=ids, attention_mask=mask)  # [N, V]
+            _check_numbers(logits)
+            for row, token in zip(list(texts), logits.argmax(dim=-1).tolist(), strict=True):
+                if token not in stop_ids:
+                    answers[row].append(token)
+                    texts[row].append(token)
+                if token in stop_ids or len(answers[row]) == batch.jobs[row].limit:
+                    del texts[row]
+
+
+def _check_numbers(logits: Tensor) -> None:
+    if logits.amax(dim=-1).isnan().any():
+        raise DivergenceError(
+            "the model's logits are NaN where an answer is to begin: it has diverged beyond what can be "
+            "evaluated; start from an earlier checkpoint or lower the learning rate"
+        )
 
 
 class _Decoding:
@@ -87,13 +205,17 @@ class _Decoding:
         cache: Keys and values of what was read.
     """
 
-    def __init__(self, model: nn.Module, batch: GenerateBatch, rows: Tensor, stops: Tensor) -> None:
-        self.model, self.stops, self.rows = model, stops, rows
+    def __init__(self, model: nn.Module, batch: GenerateBatch, rows: Tensor, way: DecodingWay) -> None:
+        self.model, self.rows = model, rows
         width = int(batch.attention_mask[rows].sum(dim=1).max())
         self.input_ids, self.attention = batch.input_ids[rows, -width:], batch.attention_mask[rows, -width:]
         self.positions = (self.attention.cumsum(dim=1) - 1).clamp(min=0)  # padding on the left shifts nothing
         self.room = batch.limits[rows]
-        self.cache = Cache(layer_class_to_replicate=_GrowingLayer)
+        self.cache: Cache = (
+            Cache(layer_class_to_replicate=_GrowingLayer)
+            if way == DecodingWay.GROWING
+            else DynamicCache(config=text_config(model))
+        )
 
     @classmethod
     def together(cls, parts: Sequence[_Decoding]) -> _Decoding:
@@ -101,7 +223,7 @@ class _Decoding:
         if len(parts) == 1:
             return parts[0]
         whole = cls.__new__(cls)
-        whole.model, whole.stops = parts[0].model, parts[0].stops
+        whole.model = parts[0].model
         for name in ("rows", "input_ids", "positions", "room"):
             setattr(whole, name, torch.cat([getattr(part, name) for part in parts]))
         length = max(part.attention.shape[1] for part in parts)
@@ -117,29 +239,25 @@ class _Decoding:
             whole.cache.update(keys, values, index)
         return whole
 
-    def run(self, answers: list[list[int]], until: int = 0) -> None:
+    def run(self, answers: list[list[int]], stops: Tensor, until: int = 0) -> None:
         """Goes on until no more than `until` rows are left, and adds to the answers of the batch's rows."""
         steps: list[tuple[Tensor, Tensor, Tensor]] = []  # rows, their tokens, and whether these belong to the answer
         done = torch.zeros_like(self.room, dtype=torch.bool)
         while len(self.rows):
-            logits = _last_logits(self.model, self.input_ids, self.attention, self.positions, self.cache)  # [N, V]
-            if not steps and logits.amax(dim=-1).isnan().any():
-                raise DivergenceError(
-                    "the model's logits are NaN where an answer is to begin: it has diverged beyond what can be "
-                    "evaluated; start from an earlier checkpoint or lower the learning rate"
-                )
+            logits = self.logits()  # [N, V]
+            if not steps:
+                _check_numbers(logits)
             tokens = logits.argmax(dim=-1)  # [N]
-            spoken = ~(done | torch.isin(tokens, self.stops))
+            spoken = ~(done | torch.isin(tokens, stops))
             steps.append((self.rows, tokens, spoken))
             done = ~spoken | (self.room <= 1)
             alive = int((~done).sum())
-            self.input_ids, self.room = tokens[:, None], self.room - 1
-            self.attention = functional.pad(self.attention, (0, 1), value=1)
+            self.read(tokens)
             # Rows that are done and wait must not leave the context: positions may be places in a table.
-            self.positions = (self.positions[:, -1:] + 1).masked_fill(done[:, None], 0)
+            self.positions = self.positions.masked_fill(done[:, None], 0)
             # Leaving costs a copy of the cache, so a few wait for each other.
             if alive <= max(until, 0.9 * len(self.rows)):
-                self._keep((~done).nonzero()[:, 0])
+                self.keep((~done).nonzero()[:, 0])
                 done = torch.zeros_like(self.room, dtype=torch.bool)
                 if alive <= until:
                     break
@@ -147,22 +265,30 @@ class _Decoding:
             for row, token in zip(where[spoken].tolist(), tokens[spoken].tolist(), strict=True):
                 answers[row].append(token)
 
-    def _keep(self, kept: Tensor) -> None:
+    def read(self, tokens: Tensor) -> None:
+        """Adds a token to each row, [N], which the model reads next."""
+        self.input_ids, self.room = tokens[:, None], self.room - 1
+        self.attention = functional.pad(self.attention, (0, 1), value=1)
+        self.positions = self.positions[:, -1:] + 1
+
+    def keep(self, kept: Tensor) -> None:
+        """Lets all other rows leave; `kept` are places among those that are left."""
         for name in ("rows", "input_ids", "positions", "room", "attention"):
             setattr(self, name, getattr(self, name)[kept])
         if len(kept):
-            self.cache.batch_select_indices(kept)
+            self.cache.reorder_cache(kept)  # type: ignore[arg-type]  # which selects, and knows states other than keys and values
 
-
-def _last_logits(model: nn.Module, input_ids: Tensor, attention: Tensor, positions: Tensor, cache: Cache) -> Tensor:
-    """Logits of the next token, [N, V]; the cache takes in what was read."""
-    optional = {"position_ids": positions, "logits_to_keep": 1}
-    output = model(
-        input_ids=input_ids,
-        attention_mask=attention,
-        past_key_values=cache,
-        use_cache=True,
-        **{name: value for name, value in optional.items() if takes(model, name)},
-    )
-    logits: Tensor = output.logits[:, -1]
-    return logits
+    def logits(self) -> Tensor:
+        """Of the next token, [N, V]; the cache takes in what was read."""
+        optional = {"position_ids": self.positions, "logits_to_keep": 1}
+        # Some call it otherwise. A name that a model does not know may vanish in its **kwargs, which is tried out.
+        cache = "cache_params" if takes(self.model, "cache_params") else "past_key_values"
+        output = self.model(
+            input_ids=self.input_ids,
+            attention_mask=self.attention,
+            use_cache=True,
+            **{cache: self.cache},
+            **{name: value for name, value in optional.items() if takes(self.model, name)},
+        )
+        logits: Tensor = output.logits[:, -1]
+        return logits

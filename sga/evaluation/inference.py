@@ -6,16 +6,20 @@ import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from sga.errors import UserError
-from sga.evaluation.decoding import generate
+from sga.evaluation.decoding import DecodingWay, decoding_way, generate
 from sga.evaluation.request_batches import GenerateBatch, GenerateJob, ScoreBatch
-from sga.evaluation.requests import Answer, Generation
+from sga.evaluation.requests import Answer, Generation, TokenScores
 from sga.evaluation.scoring import is_out_of_memory, score_batch_with_hits, trees_work
+from sga.likelihood.tryouts import padding_works
+from sga.models.causality import check_causal
+from sga.models.text_config import text_config
 
 
 class Inference:
@@ -33,14 +37,18 @@ class Inference:
         self.model = model
         self.stop_ids = tuple(stop_ids)
         self._proved: dict[tuple[int, ...], tuple[int, ...]] = {}  # the beginning of the greedy answer, by prompt
-        self._trees, self._tried = True, 0  # whether the model can, as far as sequences of so many tokens tell
+        # What the model is capable of, as far as sequences of so many tokens tell.
+        self._trees, self._trees_tried = True, 0
+        self._padding, self._padding_tried = True, 0
+        self._way, self._way_tried = DecodingWay.GROWING, 0
+        self._causal = False
         self._fits: dict[type, float] = {ScoreBatch: float("inf"), GenerateBatch: float("inf")}
 
     def answer(self, batch: ScoreBatch | GenerateBatch) -> list[Answer]:
         """One answer per job, in order.
 
         Raises:
-            UserError: a single sequence does not fit in memory.
+            UserError: the model is no causal one, or a single sequence does not fit in memory.
         """
         if not batch.indices:
             return []
@@ -65,19 +73,52 @@ class Inference:
         return [*self.answer(first), *self.answer(second)]
 
     def _answer(self, batch: ScoreBatch | GenerateBatch) -> list[Answer]:
+        if not self._causal:
+            check_causal(self.model, batch.jobs[0].ids)
+            self._causal = True
         if isinstance(batch, GenerateBatch):
             return list(self._generate(batch))
         if batch.sees is not None:
-            if self._trees and batch.longest > self._tried:  # longer than any window that has shown itself so far
-                self._trees, self._tried = trees_work(self.model, batch), batch.longest
+            # Longer than any window that has shown itself so far.
+            if self._trees and batch.longest > self._trees_tried:
+                self._trees, self._trees_tried = trees_work(self.model, batch), batch.longest
             if not self._trees:
                 batch = batch.apart()
-        scores, hits = score_batch_with_hits(self.model, batch)
+        scores, hits = self._scored(batch)
         for job, hit in zip(batch.jobs, hits, strict=True):
             proved = job.ids[job.prompt_length :][: len(hit) if hit.all() else int(hit.argmin())]
             if len(proved) > len(self._proved.get(job.prompt, ())):
                 self._proved[job.prompt] = proved
         return list(scores)
+
+    def _scored(self, batch: ScoreBatch) -> tuple[list[TokenScores], list[NDArray[np.bool_]]]:
+        shortest, *_, longest = sorted([batch.jobs[0].ids, *(job.ids for job in batch.jobs)], key=len)
+        if self._padding and len(shortest) < len(longest) > self._padding_tried:
+            self._padding, self._padding_tried = padding_works(self.model, [shortest, longest]), len(longest)
+            if not self._padding:
+                warnings.warn(
+                    f"what {type(self.model).__name__} says of a sequence depends on the lengths of the others in its "
+                    "batch (LongRoPE scales positions by the longest one): each is scored alone, which is slower",
+                    stacklevel=2,
+                )
+        if self._padding or len(batch.indices) == 1:
+            return score_batch_with_hits(self.model, batch)
+        parts = [score_batch_with_hits(self.model, one) for one in batch.apart().singles()]
+        return [scores for part, _ in parts for scores in part], [hits for _, part in parts for hits in part]
+
+    def _choose_way(self, batch: GenerateBatch) -> None:
+        """Tries out how prompts are continued, where texts may get longer than those that it was tried out on."""
+        longest = max(len(job.ids) + job.limit for job in batch.jobs)
+        if self._way == DecodingWay.ALONE or longest <= self._way_tried:
+            return
+        self._way, self._way_tried = max(self._way, decoding_way(self.model, batch)), longest
+        if self._way >= DecodingWay.UNCACHED:
+            alone = ", one after the other" if self._way == DecodingWay.ALONE else ""
+            warnings.warn(
+                f"{type(self.model).__name__} takes no key-value cache with which it says what it says without one: "
+                f"greedy answers are made without a cache{alone}, which gives the right ones more slowly",
+                stacklevel=2,
+            )
 
     def _generate(self, batch: GenerateBatch) -> list[Generation]:
         finished: dict[int, Generation] = {}
@@ -92,7 +133,9 @@ class Inference:
                 begun.append(proved)
                 left.append((index, replace(job, ids=job.ids + proved, limit=job.limit - len(proved))))
         if left:
-            rest = generate(self.model, GenerateBatch(left, batch.pad_id).to(batch.input_ids.device), self.stop_ids)
+            unfinished = GenerateBatch(left, batch.pad_id).to(batch.input_ids.device)
+            self._choose_way(unfinished)
+            rest = generate(self.model, unfinished, self.stop_ids, self._way)
             for (index, _), start, generation in zip(left, begun, rest, strict=True):
                 finished[index] = Generation(start + generation.ids)
         return [finished[index] for index in batch.indices]
@@ -103,7 +146,7 @@ def most_tokens(model: nn.Module, device: torch.device) -> int:
 
     On a CPU larger batches than these only leave its cache; on a GPU they no longer get faster.
     """
-    config: Any = model.config
+    config = text_config(model)
     per_token = 4 * (3 * config.vocab_size + 24 * config.hidden_size)  # logits and what a layer holds, in bytes
     return int(min(max(free_memory(device) // 3 // per_token, 256), 2048 if device.type == "cpu" else 65536))
 
@@ -116,7 +159,7 @@ def most_rows(model: nn.Module, device: torch.device, length: int) -> int:
         device: Where it runs.
         length: Most tokens of a sequence.
     """
-    config: Any = model.config
+    config = text_config(model)
     per_row = 2 * 4 * config.num_hidden_layers * config.hidden_size * length  # grouped queries need less than this
     return int(min(max(free_memory(device) // 3 // per_row, 1), 1024))
 

@@ -207,6 +207,10 @@ class ScoreBatch:
         groups = [[entry] for group in self._groups for entry in group]
         return ScoreBatch(groups, self._pad_id).to(self.input_ids.device)
 
+    def singles(self) -> list[ScoreBatch]:
+        """Each row as a batch of its own, on the same device."""
+        return [ScoreBatch([group], self._pad_id).to(self.input_ids.device) for group in self._groups]
+
     @property
     def longest(self) -> int:
         """Tokens of the longest sequence in a row that is no plain sequence; 0 without one."""

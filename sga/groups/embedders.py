@@ -75,6 +75,7 @@ class ModelStates(Embedder):
         import torch
 
         from sga.models.pretrained import Pretrained
+        from sga.models.text_config import text_config
 
         if self.name_or_path is None:
             raise UserError(
@@ -83,7 +84,7 @@ class ModelStates(Embedder):
         described = Pretrained(self.name_or_path)
         tokenizer = described.tokenizer(())
         model = described.network(tokenizer).to(self.device).eval()  # type: ignore[arg-type]
-        layers = int(model.config.num_hidden_layers) + 1
+        layers = int(text_config(model).num_hidden_layers) + 1
         if not -layers <= self.layer < layers:
             raise UserError(f"layer must be from {-layers} to {layers - 1} for {self.name_or_path}, got {self.layer}")
         limit = min(self.max_length, described.context() or self.max_length)
@@ -91,7 +92,7 @@ class ModelStates(Embedder):
         def states(texts: Sequence[tuple[str, str]]) -> Any:
             rows = [tokenizer(self._text(*pair), truncation=True, max_length=limit)["input_ids"] for pair in texts]
             order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
-            found = np.zeros((len(rows), int(model.config.hidden_size)), dtype=np.float32)
+            found = np.zeros((len(rows), int(text_config(model).hidden_size)), dtype=np.float32)
             for batch in _batches(order, [len(row) for row in rows]):  # of like length: little padding
                 width = max(1, len(rows[batch[-1]]))
                 ids = torch.zeros((len(batch), width), dtype=torch.long)

@@ -289,12 +289,14 @@ class LocalModel(Writer):
     def _write(self, messages: Sequence[Message], seed: int) -> Reply:
         import torch
 
+        from sga.models.causality import check_causal
         from sga.models.pretrained import Pretrained
 
         if not self._loaded:
             described = Pretrained(self.model)
             tokenizer = described.tokenizer(())
             network = described.network(tokenizer).to(self.device).eval()  # type: ignore[arg-type]
+            check_causal(network, tokenizer("a")["input_ids"] or [0])
             self._loaded.extend([tokenizer, network, described.context()])
         tokenizer, network, context = self._loaded
         if tokenizer.chat_template:

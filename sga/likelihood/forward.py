@@ -20,6 +20,7 @@ from sga.batching.packing import packed, padded, visible
 from sga.likelihood.answer_tokens import AnswerTokens
 from sga.likelihood.fused import FusedHead
 from sga.models.blocks import transformer_blocks
+from sga.models.text_config import text_config
 
 
 def logits_at(model: nn.Module, places: Tensor, **arguments: Any) -> Tensor:
@@ -160,12 +161,12 @@ def answer_tokens(
 
 def _attends_by_length(model: nn.Module) -> bool:
     """Whether attention takes the lengths of packed sequences instead of a mask of a whole row."""
-    name = str(getattr(getattr(model, "config", None), "_attn_implementation", ""))
+    name = str(getattr(text_config(model), "_attn_implementation", ""))
     return "flash" in name or "flex" in name
 
 
 def _hidden_size(model: nn.Module) -> int | None:
-    size: int | None = getattr(getattr(model, "config", None), "hidden_size", None)
+    size: int | None = getattr(text_config(model), "hidden_size", None)
     return size
 
 

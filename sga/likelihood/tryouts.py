@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from sga.batching.batch import Batch
 from sga.batching.packing import padded
+from sga.errors import UserError
 from sga.likelihood.forward import (
     ForwardOptions,
     at_least_float32,
@@ -29,6 +30,8 @@ from sga.likelihood.forward import (
     vocabulary_size,
 )
 from sga.likelihood.fused import FusedHead, fused_head
+from sga.models.causality import check_causal
+from sga.models.text_config import text_config
 
 
 def tried_options(
@@ -48,7 +51,21 @@ def tried_options(
         max_logits: Largest number of logits that may exist at a time; None for no limit.
         agreed: True if something is true in all processes, from whether it is true in this one.
         autocast: Context manager of the training's precision.
+
+    Raises:
+        UserError: the model is no causal one, or cannot be trained in this way.
     """
+    lengths = sample.attention_mask.sum(dim=1).tolist()
+    rows = [ids[:length] for ids, length in zip(sample.input_ids.tolist(), lengths, strict=True)]
+    check_causal(model, rows[0])
+    _check_trainable(model, sample)
+    if not agreed(_padding_works_in_training(model, rows)):
+        warnings.warn(
+            f"what {type(model).__name__} says of a sequence depends on the lengths of the others in its batch "
+            "(LongRoPE scales positions by the longest one): results of training change with --data.micro_batch_size; "
+            "--data.max_length within the context of its short factors (original_max_position_embeddings) avoids it",
+            stacklevel=2,
+        )
     options = packed_options(model, sample) if packing else None
     if packing and not agreed(options is not None):
         options = None
@@ -75,6 +92,46 @@ def tried_options(
     return replace(options, max_logits=max_logits, fused=fused)
 
 
+def lone_logits(model: nn.Module, ids: Sequence[int], last: int) -> Tensor:
+    """What the model says at the last places of a single sequence, [last, V]: what it is to say of it in any batch."""
+    row = torch.tensor([list(ids)], device=next(model.parameters()).device)
+    places = torch.arange(len(ids) - last, len(ids), device=row.device)
+    return logits_at(model, places, input_ids=row, attention_mask=torch.ones_like(row))
+
+
+def same_logits(model: nn.Module, found: Tensor, expected: Tensor) -> bool:
+    """Whether two tensors of logits, [..., V], differ by rounding alone.
+
+    Rounding makes 1e-6 of their norm in float32 and 1e-2 in half precision, more where experts are chosen; a context
+    that is lost, shifted or not one's own makes 0.3 and more.
+    """
+    first = next(model.parameters())
+    half = min(first.dtype.itemsize, found.dtype.itemsize) < 4 or torch.is_autocast_enabled(first.device.type)
+    one, two = (at_least_float32(logits).clamp(min=-1e4) for logits in (found, expected))  # −∞ for what never occurs
+    size = (two - two.mean(dim=-1, keepdim=True)).norm()
+    return not bool((one - two).norm() > (0.1 if half else 1e-3) * size)  # NaN is what a diverged model says anyway
+
+
+@torch.no_grad()
+def padding_works(model: nn.Module, sequences: Sequence[Sequence[int]]) -> bool:
+    """Whether the model says of sequences of unequal lengths in one batch, padded on the right, what it says alone.
+
+    Tried out on the sequences. Of causal models few do not: some scale positions by the longest sequence of a batch
+    (LongRoPE).
+    """
+    width, device = max(map(len, sequences)), next(model.parameters()).device
+    rows = torch.tensor([[*ids, *[0] * (width - len(ids))] for ids in sequences], device=device)
+    lengths = torch.tensor([len(ids) for ids in sequences], device=device)
+    mask = (torch.arange(width, device=device) < lengths[:, None]).long()
+    last = min(4, int(lengths.min()))
+    ends = torch.arange(len(rows), device=device) * width + lengths  # beyond each sequence, in the flattened rows
+    places = (ends[:, None] - torch.arange(last, 0, -1, device=device)).flatten()
+    together = torch.split(logits_at(model, places, input_ids=rows, attention_mask=mask), last)  # [N*last, V]
+    return all(
+        same_logits(model, found, lone_logits(model, ids, last)) for found, ids in zip(together, sequences, strict=True)
+    )
+
+
 @torch.no_grad()
 def packed_options(model: nn.Module, batch: Batch) -> ForwardOptions | None:
     """How the model can read packed sequences and say of each what it says of it alone; None if it cannot.
@@ -84,9 +141,36 @@ def packed_options(model: nn.Module, batch: Batch) -> ForwardOptions | None:
     """
     if not takes(model, "position_ids"):
         return None
-    window: object = getattr(getattr(model, "config", None), "sliding_window", None)  # a given mask would open it
+    window: object = getattr(text_config(model), "sliding_window", None)  # a given mask would open it
     ways = [ForwardOptions(packing=True)] + ([ForwardOptions(packing=True, given_mask=True)] if window is None else [])
     return next((way for way in ways if _says_the_same(model, batch, replace(way, room=batch.tokens))), None)
+
+
+@torch.no_grad()
+def _check_trainable(model: nn.Module, batch: Batch) -> None:
+    """Refuses a model that asks for more in training than in evaluation, such as rows of certain lengths.
+
+    Raises:
+        UserError: with what the model says.
+    """
+    training = model.training
+    model.train()
+    try:
+        sequence_nll(model, batch)
+    except (ValueError, TypeError) as error:
+        said = " ".join(str(error).split())
+        raise UserError(f"{type(model).__name__} cannot be trained on rows of unequal lengths: {said:.300}") from error
+    finally:
+        model.train(training)
+
+
+def _padding_works_in_training(model: nn.Module, rows: Sequence[Sequence[int]]) -> bool:
+    training = model.training
+    model.eval()
+    try:
+        return padding_works(model, [min(rows, key=len), max(rows, key=len)])
+    finally:
+        model.train(training)
 
 
 @torch.no_grad()

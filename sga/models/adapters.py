@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sga.errors import UserError
+from sga.models.blocks import transformer_blocks
 from sga.models.pretrained import Pretrained
 
 ADAPTER = "default"
@@ -45,7 +47,7 @@ class LoRA(Pretrained):
         revision: str = "main",
         tokenizer_name_or_path: str | None = None,
         dtype: Literal["float32", "bfloat16"] = "float32",
-        attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa",
+        attention: Literal["sdpa", "eager", "flash_attention_2"] | None = None,
         trust_remote_code: bool = False,
     ) -> None:
         """Notes where the model is and what the adapter is like. Defaults are TOFU's (``config/forget_lora.yaml``).
@@ -54,7 +56,8 @@ class LoRA(Pretrained):
             name_or_path: As for `Pretrained`.
             rank: Rows of A and columns of B, at least 1.
             alpha: The adapter's output is multiplied with alpha/rank.
-            dropout: Share of the adapter's inputs that is dropped in training, in [0, 1).
+            dropout: Share of the adapter's inputs that is dropped in training, in [0, 1). 0 for a mixture of experts
+                whose experts get an adapter, see docs/speed-and-memory.md.
             target_modules: Names of the layers that get an adapter, such as q_proj and v_proj; null takes every linear
                 layer but the language-model head.
             dora: Also train the norm of each row of the weights (DoRA): more memory and time.
@@ -91,18 +94,86 @@ class LoRA(Pretrained):
             lora_alpha=self.alpha,
             lora_dropout=self.dropout,
             target_modules="all-linear" if self.target_modules is None else list(self.target_modules),
+            exclude_modules=_unfit(network) or None if self.target_modules is None else None,
             use_dora=self.dora,
             task_type="CAUSAL_LM",
         )
         try:
             network.add_adapter(config, ADAPTER)
         except ValueError as error:
-            raise UserError(f"no adapter fits into {self.name_or_path!r}: {error}") from error
+            if "ParamWrapper" in str(error):  # PEFT's name for an adapter on a tensor of weights that is no layer
+                raise UserError(
+                    f"the experts of {self.name_or_path!r} are tensors of weights, of which an adapter has no dropout "
+                    "and no DoRA: set --model.language_model.dropout 0 and dora false, or leave the experts out with "
+                    "--model.language_model.target_modules, such as [q_proj,k_proj,v_proj,o_proj]"
+                ) from error
+            raise UserError(
+                f"no adapter fits into {self.name_or_path!r}: {error} (--model.language_model.target_modules names the "
+                "layers that get one)"
+            ) from error
+        frozen = _frozen_matrices(network)
+        if self.target_modules is None and frozen:
+            warnings.warn(
+                f"these weights of {type(network).__name__}'s blocks get no adapter and stay as they are, because they "
+                f"are no linear layers that PEFT adapts: {', '.join(frozen)}",
+                stacklevel=2,
+            )
         _check_tied(network)
         for parameter in network.parameters():
             if parameter.requires_grad and parameter.dtype == torch.bfloat16:
                 parameter.data = parameter.data.float()  # PEFT gives them the type of the frozen weights
         return network
+
+
+def _unfit(network: PreTrainedModel) -> list[str]:
+    """Linear layers that no adapter goes with: those that give more than a product, and those that read no text."""
+    decoder: Any = network.get_decoder()  # type: ignore[no-untyped-call]
+    text = {id(module) for module in decoder.modules()} if isinstance(decoder, nn.Module) else set()
+    blocks = {id(module) for module in transformer_blocks(network).modules()}
+    text = text if blocks <= text else {id(module) for module in network.modules()}
+    return [
+        name
+        for name, module in network.named_modules()
+        if isinstance(module, nn.Linear) and (id(module) not in text or not _gives_a_product(module))
+    ]
+
+
+@torch.no_grad()
+def _gives_a_product(layer: nn.Linear) -> bool:
+    """Whether a linear layer gives what one gives; routers made from one give choices and weights of experts."""
+    if type(layer).forward is nn.Linear.forward:
+        return True
+    try:
+        return isinstance(layer(layer.weight[:1]), Tensor)
+    except Exception:  # it is given something else in its place
+        return False
+
+
+def _frozen_matrices(network: PreTrainedModel) -> list[str]:
+    """Weights of the blocks, by their names without the block's number, that neither are an adapter's nor have one."""
+    found: dict[str, None] = {}
+    for block in transformer_blocks(network):
+        layers: list[Any] = [layer for layer in block.modules() if hasattr(layer, "get_base_layer")]
+        adapted = {id(getattr(layer.get_base_layer(), _adapted_weight(layer))) for layer in layers}
+        for name, parameter in block.named_parameters():
+            if parameter.dim() > 1 and id(parameter) not in adapted and not is_adapter_weight(name):
+                plain = (part for part in _plain(name).split(".") if not part.isdigit())
+                found[".".join(plain)] = None
+    return list(found)
+
+
+def _adapted_weight(layer: Any) -> str:
+    """What the weight is called that a layer of PEFT's adapts; experts are several tensors of one module."""
+    return str(getattr(layer, "parameter_name", "weight"))
+
+
+def _plain(name: str) -> str:
+    """What a parameter of an adapted network is called without the adapter.
+
+    >>> _plain("layers.0.mlp.experts.base_layer.base_layer.down_proj")
+    'layers.0.mlp.experts.down_proj'
+    """
+    return ".".join(part for part in name.split(".") if part != "base_layer")
 
 
 def _check_tied(network: PreTrainedModel) -> None:
@@ -186,9 +257,7 @@ def save_merged(network: PreTrainedModel, folder: Path, weights: Mapping[str, Te
         folder: Where to.
         weights: The network's state dict with whole tensors.
     """
-    state = {
-        name.replace(".base_layer.", "."): value.cpu() for name, value in weights.items() if not is_adapter_weight(name)
-    }
+    state = {_plain(name): value.cpu() for name, value in weights.items() if not is_adapter_weight(name)}
     adapted = {id(layer) for layer in _layers(network)}
     for name, layer in network.named_modules():
         if id(layer) in adapted:
@@ -199,7 +268,8 @@ def save_merged(network: PreTrainedModel, folder: Path, weights: Mapping[str, Te
             }
             one: Any = copy.deepcopy(layer, whole)
             one.merge()
-            state[f"{name}.weight"] = one.base_layer.weight.cpu()
+            merged = _adapted_weight(one)
+            state[f"{_plain(name)}.{merged}"] = getattr(one.get_base_layer(), merged).cpu()
     with torch.device("meta"):
         plain = type(network)(copy.deepcopy(network.config))
     plain.load_state_dict(state, assign=True)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import nn
+from transformers import PreTrainedModel
 
 from sga.errors import UserError
 
@@ -12,12 +14,16 @@ from sga.errors import UserError
 def transformer_blocks(model: nn.Module) -> nn.ModuleList:
     """The transformer blocks: the outermost list of modules, in which each block may hold further ones (experts).
 
+    Of a multimodal model those of its language model, whatever else has blocks.
+
     Raises:
         UserError: the model holds none.
     """
-    for module in model.modules():  # the outer before the inner
-        if isinstance(module, nn.ModuleList):
-            return module
+    decoder: Any = model.get_decoder() if isinstance(model, PreTrainedModel) else None  # type: ignore[no-untyped-call]
+    for part in (decoder, model):  # where the decoder that a model names holds no blocks, the model does
+        for module in part.modules() if isinstance(part, nn.Module) else ():  # the outer before the inner
+            if isinstance(module, nn.ModuleList):
+                return module
     raise UserError(f"{type(model).__name__} has no list of blocks, so that no hidden layer can be named")
 
 

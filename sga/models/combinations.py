@@ -16,6 +16,7 @@ from transformers.modeling_outputs import CausalLMOutput
 
 from sga.errors import UserError
 from sga.models.pretrained import LanguageModel, Pretrained
+from sga.models.text_config import text_config
 
 
 class TaskVector(LanguageModel):
@@ -88,10 +89,11 @@ class WhosHarryPotter(LanguageModel):
 
     def network(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
         base, reinforced = self._base.network(tokenizer), self._reinforced.network(tokenizer)
-        if base.config.vocab_size != reinforced.config.vocab_size:
+        vocabularies = [int(text_config(model).vocab_size) for model in (base, reinforced)]
+        if vocabularies[0] != vocabularies[1]:
             raise UserError(
                 f"the models {self.name_or_path!r} and {self.reinforced!r} have vocabularies of "
-                f"{base.config.vocab_size} and {reinforced.config.vocab_size}: they cannot be decoded together"
+                f"{vocabularies[0]} and {vocabularies[1]}: they cannot be decoded together"
             )
         return ContrastedModel(base, reinforced, self.strength)
 
@@ -110,7 +112,7 @@ class ContrastedModel(PreTrainedModel):  # type: ignore[no-untyped-call]  # of _
         for module in reinforced.modules():
             place: Any = getattr(module, "layer_idx", None)
             if place is not None:
-                module.layer_idx = place + base.config.num_hidden_layers
+                module.layer_idx = place + text_config(base).num_hidden_layers
 
     def get_output_embeddings(self) -> None:
         """There is no single head that could be given fewer positions."""

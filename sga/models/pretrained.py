@@ -23,6 +23,7 @@ from transformers import (
 )
 
 from sga.errors import UserError
+from sga.models.text_config import text_config
 
 PURE_BFLOAT16 = (
     "weights in pure bfloat16: at lr 1e-5 an Adam-sized step rounds to nothing for every weight of "
@@ -62,7 +63,7 @@ class Pretrained(LanguageModel):
         revision: str = "main",
         tokenizer_name_or_path: str | None = None,
         dtype: Literal["float32", "bfloat16"] = "float32",
-        attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa",
+        attention: Literal["sdpa", "eager", "flash_attention_2"] | None = None,
         trust_remote_code: bool = False,
     ) -> None:
         """Notes where the model is; environment variables in paths (``$SGA_MODELS/…``) are filled in.
@@ -74,7 +75,7 @@ class Pretrained(LanguageModel):
             tokenizer_name_or_path: Where the tokenizer is, if not beside the model.
             dtype: Type of the weights. Keep float32 and train under bf16 autocast (``--trainer.precision bf16-mixed``):
                 with pure bfloat16 weights small updates round to nothing.
-            attention: Implementation of attention.
+            attention: Implementation of attention; null takes sdpa, and eager for a model that has no sdpa.
             trust_remote_code: Run Python code that comes with the model. Only for sources that you trust.
         """
         self.name_or_path = _model_location(name_or_path)
@@ -103,7 +104,7 @@ class Pretrained(LanguageModel):
             )
         except Exception as error:
             raise _unreadable("model", self.name_or_path, error) from error
-        positions = getattr(config, "max_position_embeddings", None)
+        positions = getattr(text_config(config), "max_position_embeddings", None)
         return int(positions) if positions else None
 
     def network(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
@@ -121,8 +122,19 @@ class Pretrained(LanguageModel):
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
+            if self.attention is not None and _is_about_attention(error):
+                raise UserError(
+                    f"the model {self.name_or_path!r} cannot have its attention computed by {self.attention!r}: leave "
+                    "--model.language_model.attention out (null takes what the model has), or set it to eager"
+                ) from error
             raise _unreadable("model", self.name_or_path, error) from error
         network, loaded = made
+        if self.attention is None and getattr(network.config, "_attn_implementation", None) == "eager":
+            warnings.warn(
+                f"{type(network).__name__} has no sdpa attention: going on with eager attention, which gives the same "
+                "result with more memory (--model.language_model.attention=eager says so beforehand)",
+                stacklevel=2,
+            )
         if loaded["missing_keys"]:  # transformers draws them at random, with a warning
             raise UserError(
                 f"the weights in {self.name_or_path!r} lack {len(loaded['missing_keys'])} parameters of its "
@@ -138,6 +150,13 @@ class Pretrained(LanguageModel):
                 "give the tokenizer that belongs to the model"
             )
         return network
+
+
+def _is_about_attention(error: Exception) -> bool:
+    """Whether transformers refuses an implementation of attention, or lacks the package for it."""
+    return isinstance(error, ValueError | ImportError) and any(
+        word in str(error) for word in ("scaled_dot_product_attention", "attn_implementation", "Flash", "flash_attn")
+    )
 
 
 def _unreadable(what: str, location: str, error: Exception) -> UserError:

@@ -16,6 +16,7 @@ from sga.losses import Needs
 from sga.models.adapters import LoRA, is_adapter_weight
 from sga.models.blocks import check_layers, transformer_blocks
 from sga.models.pretrained import Pretrained
+from sga.models.text_config import text_config
 from sga.planning.trace import fake_network, trace
 
 GIB = 2**30
@@ -135,7 +136,7 @@ def estimate_run(request: PlannedRun) -> RunEstimate:
         if not isinstance(request.language_model, LoRA):
             lines.append(EstimateLine("starting model", weights / shares, f"a second model{_divided(shares)}"))
         if request.needs.logits:
-            vocabulary = network.config.vocab_size
+            vocabulary = text_config(network).vocab_size
             lines.append(
                 EstimateLine(
                     "its logits", 4.0 * answers * vocabulary, f"4 bytes x {answers} answer tokens x vocabulary"

@@ -355,7 +355,7 @@ def test_details_that_are_wanted_later_are_computed_later(
     validate("moved", f"--data.root={data}")
     asked = JOB_COUNT - 4 - 5 - 1 + 1  # four in the holdout set, five and a greedy one of that question, and it again
     assert f"{asked - 1} of {asked} answers" in capsys.readouterr().out
-    assert len(passes) == 1, "one sequence"
+    assert len(passes) == 2, "one sequence, and before it a look at whether the model is causal"
     validate("alone", f"--data.root={data}", "--evaluation.answers=null")
     found, expected = (
         {key: value for key, value in validate.metrics(name).items() if isinstance(value, float)}

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from architectures import small_model
 from conftest import TinyNetwork
 from torch import Tensor
 from transformers import (
@@ -33,7 +34,7 @@ from transformers import (
 
 from sga.errors import DivergenceError, UserError
 from sga.evaluation import decoding
-from sga.evaluation.decoding import _Decoding, generate
+from sga.evaluation.decoding import DecodingWay, _Decoding, decoding_way, generate
 from sga.evaluation.inference import Inference
 from sga.evaluation.request_batches import GenerateBatch, GenerateJob, ScoreBatch, ScoreJob
 from sga.evaluation.requests import Answer, Generation, TokenScores
@@ -366,6 +367,78 @@ def test_what_scoring_has_proved_is_not_generated_again_and_is_the_same() -> Non
     short = GenerateBatch([(n, replace(job, limit=2)) for n, job in enumerate(prompts)], pad_id=0)
     found = [answer.ids for answer in inference.answer(short) if isinstance(answer, Generation)]
     assert found == [answer[:2] for answer in expected], "also with a limit below what has been proved"
+
+
+# ---- models without a key-value cache, and models that are none -----------------------------------------------------
+
+
+def slow_answer(model: PreTrainedModel, ids: Sequence[int], limit: int) -> tuple[int, ...]:
+    """The arg-max of the whole text's last logits, again and again."""
+    text = list(ids)
+    for _ in range(limit):
+        text.append(int(model(input_ids=torch.tensor([text]), use_cache=False).logits[0, -1].argmax()))
+    return tuple(text[len(ids) :])
+
+
+@pytest.mark.parametrize(
+    ("name", "way"),
+    [
+        ("llama", DecodingWay.GROWING),
+        ("mamba2", DecodingWay.OWN),  # our cache vanished in its **kwargs, and 0 of 5 answers were right
+        ("qwen3_next", DecodingWay.OWN),  # IndexError: our cache begins with a layer of keys and values
+        ("mamba", DecodingWay.UNCACHED),
+        ("rwkv", DecodingWay.UNCACHED),
+        ("roberta, decoder", DecodingWay.UNCACHED),  # counts positions from 2
+        ("openai-gpt", DecodingWay.UNCACHED),
+        ("phi3, LongRoPE", DecodingWay.ALONE),  # positions are scaled by the longest text of a batch
+    ],
+)
+@torch.no_grad()
+def test_greedy_answers_without_a_cache_of_our_form(name: str, way: DecodingWay) -> None:
+    """Prompts of unequal lengths, some of which pass the 16 tokens that LongRoPE counts as long."""
+    model = small_model(name)
+    jobs = generate_jobs(random.Random(3), [12, 9, 12, 0, 5, 1])
+    jobs += [GenerateJob(tuple(range(5, 23)), 12, cut=False), GenerateJob((7, 8), 4, cut=False)]
+    batch = GenerateBatch(list(enumerate(jobs)), pad_id=0)
+    expected = [slow_answer(model, job.ids, job.limit) for job in jobs]
+    assert decoding_way(model, batch) == way
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        inference = Inference(model, [])
+        found = [inference.answer(batch) for _ in range(2)]
+    assert [[answer.ids for answer in answers] for answers in found] == [expected] * 2  # type: ignore[union-attr]
+    said = [str(one.message) for one in caught if "greedy answers" in str(one.message)]
+    assert len(said) == (way >= DecodingWay.UNCACHED)
+
+
+@pytest.mark.usefixtures("exact_softmax")
+def test_uncached_answers_stop_and_are_cut_as_cached_ones() -> None:
+    model = tiny("Llama")
+    batch = GenerateBatch(list(enumerate(generate_jobs(random.Random(2), [25] * 6 + [0, 1, 2, 7]))), pad_id=0)
+    expected = generate(model, batch, STOPS)
+    for way in DecodingWay:
+        assert generate(model, batch, STOPS, way) == expected
+
+
+def test_scores_that_depend_on_the_batch_are_made_one_by_one() -> None:
+    """But for sequences one longer than 16: the last token predicts nothing and does not go through the model here."""
+    model = small_model("phi3, LongRoPE")
+    groups = [[job for job in group if len(job.ids) != 17] for group in score_jobs(random.Random(3))]
+    assert {len(job.ids) > 16 for group in groups for job in group} == {True, False}
+    expected = [plainly(model, job) for group in groups for job in group]
+    detail = [job.detail for group in groups for job in group]
+    with pytest.warns(UserWarning, match="depends on the lengths of the others in its batch") as caught:
+        for batch in (batch_of(groups), batch_of(groups).apart()):
+            assert_scores(Inference(model, [EOS]).answer(batch), expected, detail, 1e-4)
+    assert len(caught) == 2, "one for each evaluation"
+
+
+@pytest.mark.parametrize("name", ["bert", "xlnet"])
+def test_an_encoder_is_no_causal_model(name: str) -> None:
+    model = small_model(name)
+    for batch in (batch_of(score_jobs(random.Random(3))), GenerateBatch([(0, GenerateJob((5,), 3, cut=False))], 0)):
+        with pytest.raises(UserError, match=r"is no causal language model: .*give a decoder"):
+            Inference(model, [EOS]).answer(batch)
 
 
 # ---- memory ---------------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from architectures import small_model
 from conftest import TINY_TOFU_TEMPLATE, TinyNetwork, exact_norms
 from peft import PeftModel
 from torch import Tensor
@@ -183,6 +184,65 @@ def test_what_an_adapter_is_scaled_with_is_part_of_the_key_of_kept_answers(adapt
 def test_adapters_that_cannot_be_are_refused(adapted: Adapted, options: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said):
         adapted(**options)
+
+
+# ---- mixtures of experts --------------------------------------------------------------------------------------------
+
+
+def described(**options: Any) -> LoRA:
+    """An adapter without a folder: the network is given to `prepared`."""
+    return LoRA("gpt2", **{"rank": 2, "alpha": 4, "dropout": 0.0, **options})
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen3_moe", "qwen3_next", "llama"])
+def test_experts_with_an_adapter_are_merged(name: str, tmp_path: Path) -> None:
+    network = small_model(name)
+    ids = torch.tensor([[3, 4, 5, 6, 7, 8]])
+    with torch.no_grad():
+        before = network(input_ids=ids).logits
+        described().prepared(network)
+        for own, parameter in network.named_parameters():
+            if "lora_B" in own:
+                parameter.normal_(std=0.3)
+        moved = network(input_ids=ids).logits
+        with adapter_off(network):
+            torch.testing.assert_close(network(input_ids=ids).logits, before, rtol=0, atol=1e-5)
+        save_merged(network, tmp_path, network.state_dict())
+        merged = AutoModelForCausalLM.from_pretrained(tmp_path).eval()(input_ids=ids).logits
+    torch.testing.assert_close(merged, moved, rtol=0, atol=1e-4)
+    assert (moved - before).abs().max() > 0.1
+    assert any("experts" in own for own, _ in network.named_parameters() if is_adapter_weight(own)) == (name != "llama")
+
+
+def test_experts_are_refused_with_the_default_dropout_and_the_way_out_works() -> None:
+    with pytest.raises(UserError, match=r"experts .*set --model.language_model.dropout 0 .*target_modules, such as"):
+        described(dropout=0.05).prepared(small_model("mixtral"))
+    described(dropout=0.05, target_modules=["q_proj", "v_proj"]).prepared(small_model("mixtral"))
+
+
+@pytest.mark.parametrize(
+    ("name", "frozen"),
+    [
+        ("qwen2_moe", r"mlp\.gate\.weight, mlp\.experts\.gate_up_proj, mlp\.experts\.down_proj$"),
+        ("phimoe", r"mlp\.router\.weight"),  # a linear layer that gives several things, on which PEFT's fails
+        ("gpt_oss", r"mlp\.experts\.gate_up_proj"),
+    ],
+)
+def test_what_stays_frozen_is_said(name: str, frozen: str) -> None:
+    network = small_model(name)
+    with pytest.warns(UserWarning, match=f"get no adapter and stay as they are.*{frozen}"):
+        described().prepared(network)
+    network(input_ids=torch.tensor([[3, 4, 5]])).logits.sum().backward()
+
+
+def test_nothing_is_said_where_everything_has_an_adapter(recwarn: pytest.WarningsRecorder) -> None:
+    for name in ("llama", "gpt2", "mixtral"):
+        described().prepared(small_model(name))
+    network = small_model("gemma3")
+    described().prepared(network)
+    assert not [one for one in recwarn if "no adapter" in str(one.message)]
+    adapted = [own for own, _ in network.named_parameters() if is_adapter_weight(own)]
+    assert len(adapted) == 28 and all("language_model" in own for own in adapted), "none on what reads images"
 
 
 def test_a_missing_package_is_said_before_anything_is_loaded(
