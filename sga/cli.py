@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import threading
 import warnings
 from collections.abc import Callable, Sequence
@@ -43,6 +44,7 @@ from sga.module import UnlearningModule
 from sga.runs.configuration import check_config_files, check_nulls, check_place, check_seed, check_trainer
 from sga.runs.lock import write_lock
 from sga.runs.processes import end_together
+from sga.runs.restart import only_begun, remove_unfinished
 
 CONFIG_FILE = "config.yaml"
 KEPT = {"best": BEST, "last": LAST}
@@ -93,12 +95,16 @@ class UnlearningCLI(LightningCLI):
         check_trainer(config.trainer)
         check_place(folder)
         if _is_first_process():
-            self._until_end.enter_context(write_lock(folder))
+            locked = self._until_end.enter_context(write_lock(folder))
+            if locked:
+                remove_unfinished(folder)
         if self.subcommand == "fit":
             _check_folder(folder, config.ckpt_path, plain_config(self._parser("fit"), config))
         elif self.subcommand in ("test", "predict") and config.ckpt_path is None:
             # The run's result, which is the rule's choice where it has one; not the model that it started from.
             config.ckpt_path = next((name for name in KEPT if (folder / FOLDER / KEPT[name]).is_file()), None)
+        elif self.subcommand == "validate" and only_begun(folder):
+            pass  # as if the folder were empty
         elif self.subcommand == "validate" and (folder / FOLDER).exists():
             raise UserError(
                 f"{folder} holds a training run, whose results an evaluation would replace: choose another "
@@ -200,6 +206,8 @@ class _SaveConfig(SaveConfigCallback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         for logger in trainer.loggers:
             if isinstance(logger, LateTensorBoard):
+                if _run_files(trainer).began_anew:
+                    shutil.rmtree(logger.log_dir, ignore_errors=True)
                 logger.begun = True
         self._write(trainer, "fit")
 
@@ -211,12 +219,15 @@ class _SaveConfig(SaveConfigCallback):
         self._write(trainer, "test")
 
     def _write(self, trainer: pl.Trainer, stage: str) -> None:
-        run_files = next(callback for callback in trainer.callbacks if isinstance(callback, RunFiles))  # type: ignore[attr-defined]
-        path = run_files.folder_of(stage) / CONFIG_FILE
+        path = _run_files(trainer).folder_of(stage) / CONFIG_FILE
         if trainer.is_global_zero and not (
             stage == "fit" and path.exists()
         ):  # a resumed run keeps what it started with
             write_text(path, self.parser.dump(self.config))
+
+
+def _run_files(trainer: pl.Trainer) -> RunFiles:
+    return next(callback for callback in trainer.callbacks if isinstance(callback, RunFiles))  # type: ignore[attr-defined]
 
 
 def _is_first_process() -> bool:
@@ -247,7 +258,7 @@ def checkpoint_file(folder: Path, checkpoint: str | None, required: bool) -> str
         check_checkpoint(path)
         return str(path)
     if checkpoint == "last" and not required:
-        if (folder / CONFIG_FILE).exists():
+        if (folder / CONFIG_FILE).exists() and not only_begun(folder):
             print(f"{folder} has no checkpoint yet: starting from the beginning")
         return None
     raise UserError(f"--ckpt_path {checkpoint}: no such file as {path}")
@@ -263,6 +274,9 @@ def plain_config(parser: LightningArgumentParser, config: Any) -> dict[str, Any]
 def _check_folder(folder: Path, checkpoint: str | None, config: dict[str, Any]) -> None:
     """Refuses to write over a run, and to resume one under another model, method, data or seed."""
     stored = folder / CONFIG_FILE
+    if only_begun(folder):
+        print(f"{folder} holds a run that ended before its first evaluation: beginning anew")
+        return
     if checkpoint is None:
         if stored.exists() or (folder / FOLDER).exists():
             raise UserError(

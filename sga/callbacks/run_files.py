@@ -31,6 +31,7 @@ from sga.groups.group_file import write_groups
 from sga.groups.similarity import similarity_of_normals
 from sga.rates.geometry import Geometry, paper_rate, total
 from sga.rates.policies import RatePolicy
+from sga.runs.restart import clear_start, only_begun
 
 
 class RunFiles(pl.Callback):
@@ -59,6 +60,8 @@ class RunFiles(pl.Callback):
         self.role = role
         self.texts = texts
         self.sample_texts = sample_texts
+        self.began_anew = False
+        """Whether the folder held the start of another run; known when this one has started."""
         self._started = time.monotonic()
         self._before = 0.0  # seconds of the run that this one goes on from
         self._tokens: Counter[str] = Counter()  # that went through models in this process's training steps
@@ -105,6 +108,9 @@ class RunFiles(pl.Callback):
         data = module.data
         folder = self.folder_of(stage)
         folder.mkdir(parents=True, exist_ok=True)
+        self.began_anew = stage != "test" and only_begun(folder)
+        if self.began_anew:
+            clear_start(folder)
         if stage == "fit" and any(group.normals for group in data.groups) and not (folder / PAIRS_FILE).exists():
             write_groups(folder / PAIRS_FILE, data.groups, self.texts)
         if stage == "fit":
