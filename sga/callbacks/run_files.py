@@ -18,6 +18,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 import sga
 from sga.batching.batch import Batch
 from sga.callbacks.evaluator import Evaluator
+from sga.callbacks.room import check_room
 from sga.callbacks.stopping import Stopping
 from sga.datamodule import PAIRS_FILE, prediction_request
 from sga.errors import UserError
@@ -91,6 +92,7 @@ class RunFiles(pl.Callback):
     # Nothing is written before everything that can be refused has been looked at: not in setup().
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        check_room(trainer, pl_module)
         self._describe(trainer, pl_module, "fit")
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
