@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Sequence
@@ -17,6 +18,7 @@ import lightning.pytorch as pl
 import torch
 import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
@@ -37,6 +39,7 @@ from sga.callbacks import (
     Stopping,
 )
 from sga.callbacks.checkpoints import BEST, FOLDER, LAST, check_checkpoint
+from sga.callbacks.progress import ProgressLines, RunProgressBar
 from sga.datamodule import UnlearningData
 from sga.errors import UserError
 from sga.files import read_yaml, write_text
@@ -128,6 +131,13 @@ class UnlearningCLI(LightningCLI):
             kwargs["logger"] = (
                 LateTensorBoard(folder, name="tensorboard", version="") if self.subcommand == "fit" else False
             )
+        callbacks = config["callbacks"] or []
+        callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
+        if not any(isinstance(callback, ProgressBar) for callback in callbacks):
+            # A bar is of no use in a log file, and where nobody wants one a run still says how far it is.
+            bar = config["enable_progress_bar"] is not False and (self.subcommand != "fit" or sys.stdout.isatty())
+            lines = [] if bar or self.subcommand != "fit" else [ProgressLines()]
+            kwargs |= {"enable_progress_bar": bar, "callbacks": [*callbacks, *([RunProgressBar()] if bar else lines)]}
         try:
             trainer: pl.Trainer = super().instantiate_trainer(**kwargs)
         except UserError:
@@ -150,6 +160,9 @@ class LateTensorBoard(TensorBoardLogger):
 
     begun = False
     failed = False
+
+    def log_hyperparams(self, params: Any, metrics: Any = None, step: int | None = None) -> None:
+        self._try(super().log_hyperparams, params, metrics, step)
 
     def log_metrics(self, metrics: Any, step: int | None = None) -> None:
         self._try(super().log_metrics, metrics, step)

@@ -74,5 +74,5 @@ def _size(tensors: Iterable[Any]) -> float:
 def _states(trainer: pl.Trainer, module: Any) -> float:
     """Bytes of the optimiser's states, which there are after the first step only."""
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    each = optimizer_bytes(module.optimizer, type(trainer.optimizers[0]).__name__)
-    return sum(each * one.numel() * min(1.0, one.element_size() / 4) for one in trained)  # measured on float32
+    each: float = optimizer_bytes(module.optimizer, type(trainer.optimizers[0]).__name__)
+    return float(sum(each * one.numel() * min(1.0, one.element_size() / 4) for one in trained))  # measured on float32

@@ -26,7 +26,7 @@ from sga.evaluation.evaluation import Evaluation
 from sga.evaluation.metrics import frontier_area, frontier_area_ks
 from sga.evaluation.requests import Generation
 from sga.evaluation.table import evaluation_table
-from sga.files import read_json_lines, write_json, write_json_lines
+from sga.files import read_json_lines, read_json_object, write_json, write_json_lines
 from sga.groups.group import record_hash
 from sga.groups.group_file import write_groups
 from sga.groups.similarity import similarity_of_normals
@@ -117,11 +117,6 @@ class RunFiles(pl.Callback):
             write_groups(folder / PAIRS_FILE, data.groups, self.texts)
         if stage == "fit":
             self._similarity = similarity_of_normals(data.groups, data.benchmark.training["retain"])
-        parameters = {
-            name: str(value) if isinstance(value, RatePolicy) else value
-            for name, value in (vars(module.loss) if module.loss is not None else {}).items()
-            if not name.startswith("_") and name not in ("training", "uses_normals")
-        }
         write_json(
             folder / "run.json",
             {
@@ -129,7 +124,7 @@ class RunFiles(pl.Callback):
                 "verb": stage,
                 "role": self.role,
                 "method": type(module.loss).__name__ if module.loss is not None else None,
-                "parameters": parameters,
+                "parameters": _parameters(module.loss),
                 "seed": data.seed,
                 "group_size": data.group_size,
                 "benchmark": data.benchmark.name,
@@ -246,6 +241,25 @@ class RunFiles(pl.Callback):
                             step,
                         )
 
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """A row of TensorBoard's HParams tab: the run's settings, with the metrics of the chosen evaluation."""
+        path = self.folder / "metrics.json"
+        if not trainer.is_global_zero or not path.is_file():
+            return
+        group = trainer.optimizers[0].param_groups[0]
+        settings = {
+            "method": type(pl_module.loss).__name__,
+            **_parameters(pl_module.loss),
+            "group_size": pl_module.data.group_size,
+            "lr": float(group.get("initial_lr", group["lr"])),
+            "seed": pl_module.data.seed,
+        }
+        found = read_json_object(path)
+        metrics = {f"final/{name}": value for name, value in found.items() if isinstance(value, float) and "/" in name}
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.log_hyperparams(settings, metrics, trainer.global_step)
+
     # ---- predictions -------------------------------------------------------------------------------------------
 
     def on_predict_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
@@ -269,6 +283,15 @@ class RunFiles(pl.Callback):
         path = self.folder / "predictions.jsonl"
         write_json_lines(path, lines)
         print(f"{len(lines)} answers written to {path}")
+
+
+def _parameters(loss: Any) -> dict[str, Any]:
+    """A loss's settings by name; none without a loss."""
+    return {
+        name: str(value) if isinstance(value, RatePolicy) else value
+        for name, value in (vars(loss) if loss is not None else {}).items()
+        if not name.startswith("_") and name not in ("training", "uses_normals")
+    }
 
 
 def versions() -> dict[str, str]:
