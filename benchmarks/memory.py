@@ -42,7 +42,8 @@ from sga.files import write_json, write_text
 from sga.losses import Needs
 from sga.models.adapters import LoRA
 from sga.models.pretrained import Pretrained
-from sga.planning.estimate import PlannedRun, estimate_run, optimizer_bytes
+from sga.optimization import optimizer_bytes
+from sga.planning.estimate import PlannedRun, estimate_run
 
 GROUP_SIZE = 4
 STATUS = Path("/proc/self/status")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Sequence
@@ -17,6 +19,7 @@ import torch
 from jsonargparse import Namespace
 from jsonargparse._typehints import ActionTypeHint
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
@@ -37,12 +40,14 @@ from sga.callbacks import (
     Stopping,
 )
 from sga.callbacks.checkpoints import BEST, FOLDER, LAST, check_checkpoint
+from sga.callbacks.progress import ProgressLines, RunProgressBar
 from sga.datamodule import UnlearningData
 from sga.errors import UserError
 from sga.files import read_yaml, write_text, yaml_value
 from sga.module import UnlearningModule
 from sga.runs.lock import write_lock
 from sga.runs.processes import end_together
+from sga.runs.restart import only_begun, remove_unfinished
 from sga.runs.setting_checks import check_config_files, check_nulls, check_place, check_seed, check_trainer
 
 CONFIG_FILE = "config.yaml"
@@ -138,12 +143,16 @@ class UnlearningCLI(LightningCLI):
         check_trainer(config.trainer)
         check_place(folder)
         if _is_first_process():
-            self._until_end.enter_context(write_lock(folder))
+            locked = self._until_end.enter_context(write_lock(folder))
+            if locked:
+                remove_unfinished(folder)
         if self.subcommand == "fit":
             _check_folder(folder, config.ckpt_path, self._parser("fit"), config)
         elif self.subcommand in ("test", "predict") and config.ckpt_path is None:
             # The run's result, which is the rule's choice where it has one; not the model that it started from.
             config.ckpt_path = next((name for name in KEPT if (folder / FOLDER / KEPT[name]).is_file()), None)
+        elif self.subcommand == "validate" and only_begun(folder):
+            pass  # as if the folder were empty
         elif self.subcommand == "validate" and (folder / FOLDER).exists():
             raise UserError(
                 f"{folder} holds a training run, whose results an evaluation would replace: choose another "
@@ -169,6 +178,13 @@ class UnlearningCLI(LightningCLI):
             kwargs["logger"] = (
                 LateTensorBoard(folder, name="tensorboard", version="") if self.subcommand == "fit" else False
             )
+        callbacks = config["callbacks"] or []
+        callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
+        if not any(isinstance(callback, ProgressBar) for callback in callbacks):
+            # A bar is of no use in a log file, and where nobody wants one a run still says how far it is.
+            bar = config["enable_progress_bar"] is not False and (self.subcommand != "fit" or sys.stdout.isatty())
+            lines = [] if bar or self.subcommand != "fit" else [ProgressLines()]
+            kwargs |= {"enable_progress_bar": bar, "callbacks": [*callbacks, *([RunProgressBar()] if bar else lines)]}
         try:
             trainer: pl.Trainer = super().instantiate_trainer(**kwargs)
         except UserError:
@@ -191,6 +207,9 @@ class LateTensorBoard(TensorBoardLogger):
 
     begun = False
     failed = False
+
+    def log_hyperparams(self, params: Any, metrics: Any = None, step: int | None = None) -> None:
+        self._try(super().log_hyperparams, params, metrics, step)
 
     def log_metrics(self, metrics: Any, step: int | None = None) -> None:
         self._try(super().log_metrics, metrics, step)
@@ -247,6 +266,8 @@ class _SaveConfig(SaveConfigCallback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         for logger in trainer.loggers:
             if isinstance(logger, LateTensorBoard):
+                if _run_files(trainer).began_anew:
+                    shutil.rmtree(logger.log_dir, ignore_errors=True)
                 logger.begun = True
         self._write(trainer, "fit")
 
@@ -258,12 +279,15 @@ class _SaveConfig(SaveConfigCallback):
         self._write(trainer, "test")
 
     def _write(self, trainer: pl.Trainer, stage: str) -> None:
-        run_files = next(callback for callback in trainer.callbacks if isinstance(callback, RunFiles))  # type: ignore[attr-defined]
-        path = run_files.folder_of(stage) / CONFIG_FILE
+        path = _run_files(trainer).folder_of(stage) / CONFIG_FILE
         if trainer.is_global_zero and not (
             stage == "fit" and path.exists()
         ):  # a resumed run keeps what it started with
             write_text(path, self.parser.dump(self.config))
+
+
+def _run_files(trainer: pl.Trainer) -> RunFiles:
+    return next(callback for callback in trainer.callbacks if isinstance(callback, RunFiles))  # type: ignore[attr-defined]
 
 
 def _is_first_process() -> bool:
@@ -294,7 +318,7 @@ def checkpoint_file(folder: Path, checkpoint: str | None, required: bool) -> str
         check_checkpoint(path)
         return str(path)
     if checkpoint == "last" and not required:
-        if (folder / CONFIG_FILE).exists():
+        if (folder / CONFIG_FILE).exists() and not only_begun(folder):
             print(f"{folder} has no checkpoint yet: starting from the beginning")
         return None
     raise UserError(f"--ckpt_path {checkpoint}: no such file as {path}")
@@ -310,6 +334,9 @@ def plain_config(parser: LightningArgumentParser, config: Any) -> dict[str, Any]
 def _check_folder(folder: Path, checkpoint: str | None, parser: LightningArgumentParser, config: Any) -> None:
     """Refuses to write over a run, and to resume one under another model, method, data or seed."""
     stored = folder / CONFIG_FILE
+    if only_begun(folder):
+        print(f"{folder} holds a run that ended before its first evaluation: beginning anew")
+        return
     if checkpoint is None:
         if stored.exists() or (folder / FOLDER).exists():
             raise UserError(

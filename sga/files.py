@@ -16,6 +16,15 @@ import yaml
 from sga.errors import UserError
 
 
+def is_unfinished(name: str) -> bool:
+    """Whether a file or folder has the name of one that is being written, here or by checkpoints and exports.
+
+    >>> is_unfinished(".metrics.json.0a1b2c3d"), is_unfinished(".last.ckpt.unfinished"), is_unfinished("metrics.json")
+    (True, True, False)
+    """
+    return re.fullmatch(r"\..+\.([0-9a-f]{8}|unfinished)", name) is not None
+
+
 def write_bytes(path: str | Path, content: bytes) -> None:
     """Writes a file by way of a temporary one beside it, so that a killed process leaves the old or the new.
 

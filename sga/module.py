@@ -312,7 +312,7 @@ class UnlearningModule(pl.LightningModule):
         self._rate_logs = self._rate_values(forget_weight, normal_weight)
 
     def _decided(self, policy: RatePolicy, geometry: Geometry | None) -> RateState:
-        return policy.decide(self.rate_state, self.global_step, self._total_steps(), geometry)
+        return policy.decide(self.rate_state, self.global_step, self.total_steps(), geometry)
 
     @property
     def _needs(self) -> Needs:
@@ -431,10 +431,11 @@ class UnlearningModule(pl.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         optimizer = self.optimizer([parameter for parameter in self.parameters() if parameter.requires_grad])
-        scheduler = self.schedule.scheduler(optimizer, self._total_steps(), self.data.steps_per_epoch)
+        scheduler = self.schedule.scheduler(optimizer, self.total_steps(), self.data.steps_per_epoch)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    def _total_steps(self) -> int:
+    def total_steps(self) -> int:
+        """Optimiser steps of the whole run."""
         # Not trainer.estimated_stepping_batches: it sets the loaders up before a checkpoint is read, after which
         # Lightning does not give them their saved position back, and a resumed run starts its epoch again.
         epochs, steps = self.trainer.max_epochs, self.trainer.max_steps

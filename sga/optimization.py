@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from torch.nn import Parameter
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -62,6 +64,22 @@ class ConstantSchedule(Schedule):
 def adamw(parameters: Any) -> AdamW:
     """TOFU's optimiser: AdamW, lr 1e-5, weight decay 0.01."""
     return AdamW(parameters, lr=1e-5, weight_decay=0.01)
+
+
+EIGHT_BIT = 2 + 2 * 4 / 256
+"""Bytes a weight of two 8-bit states with a float32 scale for each block of 256 (arXiv 2110.02861)."""
+
+
+def optimizer_bytes(make: Callable[[list[Parameter]], Any], name: str) -> float:
+    """Bytes of an optimiser's states for each weight, from one step on a small parameter."""
+    if "8bit" in name.lower():
+        return EIGHT_BIT
+    parameter = Parameter(torch.zeros(64, 64))
+    parameter.grad = torch.ones_like(parameter)
+    optimizer = make([parameter])
+    optimizer.step(lambda: torch.zeros(()))
+    tensors = [value for value in optimizer.state[parameter].values() if isinstance(value, torch.Tensor)]
+    return sum(value.nbytes for value in tensors if value.numel() > 1) / parameter.numel()
 
 
 class AdamW8bit(Optimizer):

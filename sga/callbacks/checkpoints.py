@@ -130,6 +130,38 @@ class SignalWatch:
         )
 
 
+def damage(path: Path) -> str | None:
+    """Which part of a checkpoint file is not what was written; None where all are.
+
+    torch.save writes a CRC-32 of each part, and torch.load does not look at it. The whole file is read, about a
+    gigabyte a second, a megabyte at a time; what reads it next finds it in the system's cache.
+
+    Raises:
+        zipfile.BadZipFile: it is no archive.
+        OSError: it cannot be read.
+    """
+    with zipfile.ZipFile(path) as file:
+        return file.testzip()
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a checkpoint file is there as it was written."""
+    try:
+        return damage(path) is None
+    except (OSError, zipfile.BadZipFile):
+        return False
+
+
+def what_is_left(path: Path) -> str:
+    """What there is to go on from in place of a checkpoint: the newest whole one beside it, in words."""
+    others = {other for other in path.parent.glob("*.ckpt") if other != path and other.name != BEST}
+    for other in sorted(others, key=lambda other: other.stat().st_mtime, reverse=True):
+        if is_whole(other):
+            content = torch.load(other, map_location="cpu", mmap=True, weights_only=True)
+            return f"go on from {other}, of step {content['global_step']}"
+    return "there is no other one beside it to go on from: start the run again in another folder"
+
+
 def check_checkpoint(path: Path) -> None:
     """Looks through a checkpoint file of unknown origin without running code that came with it or copying weights.
 
@@ -143,6 +175,9 @@ def check_checkpoint(path: Path) -> None:
         # Compressed members, which torch.save never writes, could fill the memory.
         if any(one.compress_type != zipfile.ZIP_STORED for one in members):
             raise UserError(f"{where}: not written by torch.save; go on from another one")
+        damaged = damage(path)
+        if damaged is not None:
+            raise UserError(f"{where}: damaged, {damaged} in it is not what was written; {what_is_left(path)}")
         content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except UserError:
         raise
@@ -153,9 +188,7 @@ def check_checkpoint(path: Path) -> None:
         ) from None
     except Exception as error:  # zipfile and torch.load have no common error for damaged files
         said = " ".join(str(error).split())
-        raise UserError(
-            f"{where}: not a checkpoint, or a damaged one ({said:.200}); go on from an earlier one"
-        ) from None
+        raise UserError(f"{where}: not a checkpoint, or a damaged one ({said:.200}); {what_is_left(path)}") from None
     expected = ("state_dict", "global_step", "pytorch-lightning_version")
     missing = [name for name in expected if not isinstance(content, dict) or name not in content]
     if missing:

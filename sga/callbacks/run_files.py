@@ -24,6 +24,7 @@ import sga
 from sga.batching.batch import Batch
 from sga.callbacks.evaluator import Evaluator
 from sga.callbacks.export import HuggingFaceExport
+from sga.callbacks.room import check_room
 from sga.callbacks.stopping import Stopping
 from sga.datamodule import PAIRS_FILE, prediction_request
 from sga.errors import UserError
@@ -31,12 +32,13 @@ from sga.evaluation.evaluation import Evaluation
 from sga.evaluation.metrics import frontier_area, frontier_area_ks
 from sga.evaluation.requests import Generation
 from sga.evaluation.table import evaluation_table
-from sga.files import read_json_lines, write_json, write_json_lines
+from sga.files import read_json_lines, read_json_object, write_json, write_json_lines
 from sga.groups.group import record_hash
 from sga.groups.group_file import write_groups
 from sga.groups.similarity import similarity_of_normals
 from sga.losses import Loss
 from sga.rates.geometry import Geometry, paper_rate, total
+from sga.runs.restart import clear_start, only_begun
 
 
 class RunFiles(pl.Callback):
@@ -66,6 +68,8 @@ class RunFiles(pl.Callback):
         self.role = role
         self.texts = texts
         self.sample_texts = sample_texts
+        self.began_anew = False
+        """Whether the folder held the start of another run; known when this one has started."""
         self._started = time.monotonic()
         self._before = 0.0  # seconds of the run that this one goes on from
         self._tokens: Counter[str] = Counter()  # that went through models in this process's training steps
@@ -105,6 +109,7 @@ class RunFiles(pl.Callback):
     # Nothing is written before everything that can be refused has been looked at: not in setup().
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        check_room(trainer, pl_module)
         self._describe(trainer, pl_module, "fit")
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -122,6 +127,9 @@ class RunFiles(pl.Callback):
         data = module.data
         folder = self.folder_of(stage)
         folder.mkdir(parents=True, exist_ok=True)
+        self.began_anew = stage != "test" and only_begun(folder)
+        if self.began_anew:
+            clear_start(folder)
         if stage == "fit" and any(group.normals for group in data.groups) and not (folder / PAIRS_FILE).exists():
             write_groups(folder / PAIRS_FILE, data.groups, self.texts)
         if stage == "fit":
@@ -249,6 +257,25 @@ class RunFiles(pl.Callback):
                             f"**{record.question}**\n\nanswer: {record.answer}\n\nmodel: {row['generation']}",
                             step,
                         )
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """A row of TensorBoard's HParams tab: the run's settings, with the metrics of the chosen evaluation."""
+        path = self.folder / "metrics.json"
+        if not trainer.is_global_zero or not path.is_file():
+            return
+        group = trainer.optimizers[0].param_groups[0]
+        settings = {
+            "method": type(pl_module.loss).__name__,
+            **_parameters(trainer, pl_module.loss),
+            "group_size": pl_module.data.group_size,
+            "lr": float(group.get("initial_lr", group["lr"])),
+            "seed": pl_module.data.seed,
+        }
+        found = read_json_object(path)
+        metrics = {f"final/{name}": value for name, value in found.items() if isinstance(value, float) and "/" in name}
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.log_hyperparams(settings, metrics, trainer.global_step)
 
     # ---- predictions -------------------------------------------------------------------------------------------
 

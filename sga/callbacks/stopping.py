@@ -18,7 +18,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities import rank_zero_only
 
-from sga.callbacks.checkpoints import BEST, FOLDER, save
+from sga.callbacks.checkpoints import BEST, FOLDER, is_whole, save
 from sga.callbacks.evaluator import Evaluator
 from sga.callbacks.export import HuggingFaceExport
 from sga.callbacks.model_utility import ModelUtility
@@ -356,11 +356,18 @@ class Stopping(pl.Callback):
         if self._settled:
             return
         self._settled = True
-        kept = trainer.strategy.broadcast(_step_of(_best(trainer)) if trainer.is_global_zero else None)
+        path = _best(trainer)
+        found = (path.is_file(), _step_of(path)) if trainer.is_global_zero else (False, None)
+        there, kept = trainer.strategy.broadcast(found)
+        if self.choice is not None and there and kept is None:
+            raise UserError(
+                f"{path} is damaged, and with it the weights that the rule has chosen, of step {self.choice.step}: "
+                "start the run anew, or delete the file to have the rule choose among the evaluations to come"
+            )
         if self.choice is not None and kept != self.choice.step:
             self.choice = None
         if self.choice is None and trainer.is_global_zero:
-            _best(trainer).unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
 
     # ---- after each evaluation ---------------------------------------------------------------------------------
 
@@ -416,12 +423,13 @@ class Stopping(pl.Callback):
             return
         path = _best(trainer)
         if self.choice.step != trainer.global_step:
-            best = _read(path) if trainer.is_global_zero and path.is_file() else {}
+            best = _read(path) if trainer.is_global_zero and is_whole(path) else {}
             kept = trainer.strategy.broadcast(best.get("global_step"))
             if kept != self.choice.step:
                 raise UserError(
-                    f"{path} holds the weights of step {kept} and not of the chosen step {self.choice.step}: "
-                    "go on from an earlier checkpoint, or start the run anew"
+                    f"{path} {'is damaged or gone' if kept is None else f'holds the weights of step {kept}'}, and the "
+                    f"weights of the chosen step {self.choice.step} are nowhere else: go on from a checkpoint before "
+                    "that step, or start the run anew"
                 )
             load_whole_weights(pl_module, best.get("state_dict", {}))
         say(f"the result is step {self.choice.step} of {trainer.global_step}, by the rule: {self.rule.declaration()}")
@@ -441,7 +449,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _step_of(path: Path) -> int | None:
-    return int(_read(path)["global_step"]) if path.is_file() else None
+    return int(_read(path)["global_step"]) if is_whole(path) else None
 
 
 def _why_absent(evaluation: Evaluation, metric: str) -> str:

@@ -98,7 +98,8 @@ def _request(
     from sga.groups.roles import ALTERNATIVE, FORGET, NORMAL, RETAIN, columns_of
     from sga.losses import Needs
     from sga.models.pretrained import Pretrained
-    from sga.planning.estimate import PlannedRun, optimizer_bytes
+    from sga.optimization import optimizer_bytes
+    from sga.planning.estimate import PlannedRun
 
     if not isinstance(module.language_model, Pretrained):
         raise UserError(

@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from sga.errors import UserError
+from sga.evaluation.table import duration
 from sga.experiments.configuration import applied, settings_from
 from sga.experiments.sweeps.claims import open_storage
 from sga.experiments.sweeps.definition import Sweep, Task, label, read_sweep
 from sga.experiments.sweeps.fit import end_with_parent
-from sga.experiments.sweeps.worker import Worker, duration, forgive, terminable
+from sga.experiments.sweeps.worker import Worker, forgive, terminable
 from sga.files import read_json_object, write_json, yaml_text
 
 SWEEP_FILE = "sweep.json"

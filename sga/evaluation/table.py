@@ -1,4 +1,4 @@
-"""An evaluation as aligned text, for the terminal."""
+"""An evaluation as aligned text, and times in words, for the terminal."""
 
 from __future__ import annotations
 
@@ -104,3 +104,15 @@ def hanging(start: str, text: str) -> str:
         break_long_words=False,
         break_on_hyphens=False,
     )
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words, to what matters.
+
+    >>> duration(41.3), duration(150), duration(7500)
+    ('41 s', '3 min', '2 h 5 min')
+    """
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = int(seconds / 60 + 0.5)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +16,7 @@ from sga.models.adapters import LoRA, is_adapter_weight
 from sga.models.blocks import check_layers, transformer_blocks
 from sga.models.pretrained import Pretrained
 from sga.models.text_config import text_config
+from sga.optimization import EIGHT_BIT
 from sga.planning.trace import fake_network, trace
 
 GIB = 2**30
@@ -201,22 +201,6 @@ def cheaper_runs(request: PlannedRun) -> dict[str, PlannedRun]:
             least, sharded=True
         )
     return found
-
-
-EIGHT_BIT = 2 + 2 * 4 / 256
-"""Bytes a weight of two 8-bit states with a float32 scale for each block of 256 (arXiv 2110.02861)."""
-
-
-def optimizer_bytes(make: Callable[[list[nn.Parameter]], Any], name: str) -> float:
-    """Bytes of an optimiser's states for each weight, from one step on a small parameter."""
-    if "8bit" in name.lower():
-        return EIGHT_BIT
-    parameter = nn.Parameter(torch.zeros(64, 64))
-    parameter.grad = torch.ones_like(parameter)
-    optimizer = make([parameter])
-    optimizer.step()
-    tensors = [value for value in optimizer.state[parameter].values() if isinstance(value, torch.Tensor)]
-    return sum(value.nbytes for value in tensors if value.numel() > 1) / parameter.numel()
 
 
 def _network(request: PlannedRun) -> PreTrainedModel:

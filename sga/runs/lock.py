@@ -50,12 +50,15 @@ class LockedError(UserError):
 
 
 @contextmanager
-def write_lock(path: Path, option: str = "--run.folder") -> Iterator[None]:
+def write_lock(path: Path, option: str = "--run.folder") -> Iterator[bool]:
     """Keeps other processes from writing to a folder or a file, which need not be there yet.
 
     Args:
         path: The folder or file.
         option: What the user gives it by.
+
+    Yields:
+        Whether there is a lock; False where the file system has none.
 
     Raises:
         LockedError: another process has the lock.
@@ -82,7 +85,7 @@ def write_lock(path: Path, option: str = "--run.folder") -> Iterator[None]:
             if error.errno not in _NO_LOCKS:
                 raise
             warnings.warn(f"{path} cannot be locked ({error.strerror}): start nothing else on it", stacklevel=3)
-        yield
+        yield lock.is_locked
     finally:
         if lock.is_locked:
             file.unlink(missing_ok=True)  # first: whoever waits for the old file finds that it is none any more

@@ -19,7 +19,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sga.callbacks import checkpoints, stopping
+from sga.callbacks import RunCheckpoints, checkpoints, stopping
 from sga.callbacks.stopping import (
     BestForgetQuality,
     FailureSignatures,
@@ -447,6 +447,32 @@ def test_weights_that_the_state_does_not_know_are_not_taken_for_the_chosen_ones(
     found = summary(first.folder)
     assert (found["step"], found["chosen"]) == (4, "the last evaluation")
     assert not (first.folder / "checkpoints" / "best.ckpt").exists()
+
+
+def test_a_damaged_choice_is_said(ascend: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the run's end, where it is read, and where a run goes on; without the file the rule goes on too."""
+    options = ("--stop.rule=BestForgetQuality", "--stop.rule.utility_share=1", "--trainer.max_epochs=2")
+    folder = tmp_path / "run"
+    best = folder / "checkpoints" / "best.ckpt"
+    method = RunCheckpoints._save_last
+
+    def save_and_damage(self: RunCheckpoints, trainer: pl.Trainer) -> None:
+        method(self, trainer)
+        if trainer.global_step == 4:
+            content = best.read_bytes()
+            middle = len(content) // 2
+            best.write_bytes(content[:middle] + bytes([content[middle] ^ 255]) + content[middle + 1 :])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunCheckpoints, "_save_last", save_and_damage)
+        with pytest.raises(UserError, match=r"best\.ckpt is damaged or gone, and the weights of the chosen step 0"):
+            ascend(folder, *options)
+    more = (*options, "--trainer.max_epochs=3", "--ckpt_path=last")
+    with pytest.raises(UserError, match=r"best\.ckpt is damaged, and with it the weights .* of step 0"):
+        ascend(folder, *more)
+    best.unlink()
+    ascend(folder, *more)
+    assert summary(folder)["step"] == 6
 
 
 # ---- without a rule -------------------------------------------------------------------------------------------------

@@ -20,7 +20,8 @@ from sga.errors import UserError
 from sga.losses import Needs
 from sga.models.adapters import LoRA
 from sga.models.pretrained import Pretrained
-from sga.planning.estimate import EIGHT_BIT, GIB, PlannedRun, RunEstimate, estimate_run, optimizer_bytes
+from sga.optimization import EIGHT_BIT, optimizer_bytes
+from sga.planning.estimate import GIB, PlannedRun, RunEstimate, estimate_run
 from sga.planning.trace import fake_network, trace
 
 HIDDEN, INNER, LAYERS, VOCABULARY = 256, 688, 4, 8000

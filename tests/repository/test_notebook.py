@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from conftest import ROOT
+
+from sga.cli import configured_cli, plain_config
 
 NOTEBOOKS = ROOT / "notebooks"
 
@@ -31,6 +34,17 @@ def test_a_notebook_is_stored_without_outputs_and_its_code_parses(path: Path) ->
             assert cell["outputs"] == [] and cell["execution_count"] is None
             ast.parse("".join(cell["source"]))
     assert cells(path)[0]["cell_type"] == "markdown"
+
+
+def test_the_template_is_the_run_s_whatever_its_class(unlearn_options: list[str], tmp_path: Path) -> None:
+    cli = configured_cli([*unlearn_options, "--data.template=sga.ChatTemplate"])
+    config = plain_config(cli._parser("fit"), cli.config["fit"])
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    sources = ["".join(cell["source"]) for cell in cells(NOTEBOOKS / "explore_run.ipynb")]
+    [source] = [source for source in sources if "Encoder(" in source]
+    found: dict[str, Any] = {"RUN": tmp_path}
+    exec(source[: source.index("print(")], found)
+    assert type(found["data"].template).__name__ == "ChatTemplate"
 
 
 @pytest.mark.slow  # starts a kernel that imports torch and transformers

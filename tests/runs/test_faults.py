@@ -490,6 +490,16 @@ def test_a_full_disk_ends_a_run_that_goes_on_once_there_is_room(small_disk: Path
     assert metrics(folder) == metrics(alone)
 
 
+@pytest.mark.slow
+def test_a_disk_without_room_for_a_checkpoint_is_said_before_the_run(small_disk: Path) -> None:
+    (small_disk / "filling").write_bytes(b"\0" * (shutil.disk_usage(small_disk).free - 600_000))
+    process = start(small_disk / "run")
+    _, printed = process.communicate(timeout=180)
+    assert process.returncode == 1
+    assert "of free space, and last.ckpt takes" in printed.splitlines()[-1]
+    assert [path.name for path in small_disk.iterdir()] == ["filling"]
+
+
 # ---- a run folder that goes -----------------------------------------------------------------------------------------
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from sga.data.builtin import source_hash
 from sga.errors import UserError
+from sga.evaluation.table import duration
 from sga.experiments.configuration import set_value
 from sga.experiments.sweeps.claims import Claim, Claims, open_storage
 from sga.experiments.sweeps.definition import Outcome, Sweep, Task, label
@@ -307,18 +308,6 @@ class _Pace:
         if new < 1 or left < 1:
             return f"{done} of {self.total}"
         return f"{done} of {self.total}, {duration((time.monotonic() - self.began) / new * left)} left"
-
-
-def duration(seconds: float) -> str:
-    """Seconds in words, to what matters.
-
-    >>> duration(41.3), duration(150), duration(7500)
-    ('41 s', '3 min', '2 h 5 min')
-    """
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    minutes = int(seconds / 60 + 0.5)
-    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
 
 
 @contextmanager

@@ -1,0 +1,89 @@
+"""How far a training run is: a bar in a terminal, lines in a log file."""
+
+from __future__ import annotations
+
+import time
+from importlib.util import find_spec
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
+from lightning.pytorch.utilities import rank_zero_only
+
+from sga.evaluation.evaluation import Evaluation
+from sga.evaluation.table import duration
+
+_SHOWN = ("forget_quality_log10", "model_utility", "forget/avg_nll", "privleak", "perplexity/normal/log")
+"""Metrics of an evaluation's line, as far as it has them."""
+
+_Bar: Any = RichProgressBar if find_spec("rich") else TQDMProgressBar
+
+
+class RunProgressBar(_Bar):  # type: ignore[misc]
+    """Lightning's bar; what it calls a sanity check is the evaluation before the first step here."""
+
+    @property
+    def sanity_check_description(self) -> str:
+        return "Evaluation before training"
+
+
+class ProgressLines(pl.Callback):
+    """Prints one line for each epoch and for each evaluation, where a bar would be of no use."""
+
+    def __init__(self) -> None:
+        self._began = 0.0  # of what is under way
+        self._training = 0.0  # seconds of this process's steps
+        self._first_step = 0
+        self._evaluation = 0.0  # seconds of the last one
+
+    def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        rank_zero_only(print)("evaluation before training", flush=True)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._began, self._first_step = time.monotonic(), trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if not trainer.is_last_batch:
+            return
+        self._training += time.monotonic() - self._began
+        self._began = time.monotonic()
+        loss = trainer.callback_metrics.get("train/loss")
+        shown = "" if loss is None else f"train/loss {float(loss):.4g}, "
+        self._say(trainer, pl_module, f"{shown}{duration(self._training)} of training")
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.state.fn == "fit":
+            if not trainer.sanity_checking:
+                self._training += time.monotonic() - self._began
+            self._began = time.monotonic()
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.state.fn != "fit":
+            return
+        self._evaluation = time.monotonic() - self._began
+        self._began = time.monotonic()
+        evaluation: Evaluation = pl_module.evaluation  # type: ignore[assignment]
+        values = evaluation.values()
+        names = [name for name in values if name.removeprefix(f"{evaluation.name}/") in _SHOWN] or list(values)[:4]
+        shown = "".join(f"{name} {values[name]:.4g}, " for name in names)
+        self._say(trainer, pl_module, f"evaluation: {shown}{duration(self._evaluation)}")
+
+    def _say(self, trainer: pl.Trainer, module: Any, what: str) -> None:
+        step, total = trainer.global_step, module.total_steps()
+        # Within an epoch's last hooks Lightning has not counted it yet.
+        epoch = step / max(1, module.data.steps_per_epoch)
+        left = self._left(trainer, step, total)
+        rank_zero_only(print)(f"step {step} of {total}, epoch {epoch:.4g}: {what}{left}", flush=True)
+
+    def _left(self, trainer: pl.Trainer, step: int, total: int) -> str:
+        """Time that is left, if steps and evaluations take as long as before; empty before the first step."""
+        done = step - self._first_step
+        if done < 1 or step >= total:
+            return ""
+        each = trainer.num_training_batches
+        evaluations = each // min(trainer.val_check_batch or each, each) / (trainer.check_val_every_n_epoch or 1)
+        epochs = (total - step) * trainer.accumulate_grad_batches / each
+        seconds = self._training / done * (total - step) + self._evaluation * evaluations * epochs
+        return f", about {duration(seconds)} left"

@@ -1,0 +1,78 @@
+"""Room on the disk for what a training run will write, looked at before the model trains."""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from torch import Tensor
+
+from sga.callbacks.checkpoints import FOLDER, LAST, RunCheckpoints
+from sga.callbacks.export import HuggingFaceExport
+from sga.callbacks.stopping import Stopping
+from sga.errors import StoppedError
+from sga.optimization import optimizer_bytes
+
+GB = 1e9
+
+
+def free_bytes(folder: Path) -> int:
+    """What may be written to a folder that need not be there yet, in bytes."""
+    return shutil.disk_usage(next(path for path in (folder, *folder.absolute().parents) if path.exists())).free
+
+
+def check_room(trainer: pl.Trainer, module: Any) -> None:
+    """Compares the free space with what the run will write: weights and the optimiser's states, by its settings.
+
+    Raises:
+        StoppedError: there is no room for a checkpoint and, where one is written over, for the new one beside it.
+    """
+    folder = Path(trainer.default_root_dir)
+    weights = module.state_dict(keep_vars=True)
+    checkpoint = _size(weights.values()) + _states(trainer, module)
+    settings: dict[type, Any] = {type(one): one for one in trainer.callbacks}  # type: ignore[attr-defined]
+    saving, rule, export = (settings.get(kind) for kind in (RunCheckpoints, Stopping, HuggingFaceExport))
+    if saving is None:
+        return
+    epochs = max(1, trainer.max_epochs or 1)
+    written_over = epochs > 1 or saving.every_n_steps is not None
+    at_once = checkpoint * (2 if written_over and not (folder / FOLDER / LAST).exists() else 1)
+    free = free_bytes(folder)
+    if free < at_once:
+        raise StoppedError(
+            f"{folder} has {free / GB:.3g} GB of free space, and last.ckpt takes {checkpoint / GB:.3g} GB"
+            f"{', twice that while a new one is written' if written_over else ''}: make room, or choose another "
+            "--run.folder"
+        )
+    kept = {
+        "last.ckpt and the new one": 2 * checkpoint,
+        "good.ckpt": checkpoint * (saving.keep_good and written_over),
+        f"{epochs} of epochs": epochs * checkpoint * saving.keep_epochs,
+        "best.ckpt and the new one": 2 * _size(weights.values()) * (rule is not None and rule.rule is not None),
+        # Of a model with an adapter the merged weights, and the adapter beside them.
+        "model/": _size(module.model.state_dict(keep_vars=True).values()) * (export is not None and export.enabled),
+    }
+    there = sum(path.stat().st_size for path in (folder / FOLDER).glob("*.ckpt") if path.is_file())
+    if free + there < sum(kept.values()) and trainer.is_global_zero:
+        parts = ", ".join(f"{name} {size / GB:.3g}" for name, size in kept.items() if size)
+        warnings.warn(
+            f"{folder} has {free / GB:.3g} GB of free space, and this run may come to write "
+            f"{(sum(kept.values()) - there) / GB:.3g} GB ({parts}): the disk may be full before it ends",
+            stacklevel=2,
+        )
+
+
+def _size(tensors: Iterable[Any]) -> float:
+    """Bytes of tensors in a file, which has those of several names once."""
+    return sum(one.nbytes for one in {id(one): one for one in tensors if isinstance(one, Tensor)}.values())
+
+
+def _states(trainer: pl.Trainer, module: Any) -> float:
+    """Bytes of the optimiser's states, which there are after the first step only."""
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    each: float = optimizer_bytes(module.optimizer, type(trainer.optimizers[0]).__name__)
+    return float(sum(each * one.numel() * min(1.0, one.element_size() / 4) for one in trained))  # measured on float32

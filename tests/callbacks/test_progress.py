@@ -1,0 +1,129 @@
+"""How a run is followed while it is under way, and compared afterwards: lines, the bar, TensorBoard."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import lightning.pytorch as pl
+import pytest
+from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams import plugin_data_pb2
+
+from sga.callbacks.progress import ProgressLines, RunProgressBar
+from sga.cli import UnlearningCLI, configured_cli, run_verb
+from sga.files import read_json_object
+
+SHORT = ("--model_utility.generate=false", "--export.enabled=false", "--evaluation.answers=null", "--data.batch_size=2")
+Fit = Callable[..., UnlearningCLI]
+
+
+@pytest.fixture
+def fit(unlearn_options: list[str], tmp_path: Path) -> Fit:
+    """Three steps an epoch, two epochs."""
+    return lambda *options: run_verb(["fit", *unlearn_options, *SHORT, f"--run.folder={tmp_path / 'run'}", *options])
+
+
+# ---- lines ----------------------------------------------------------------------------------------------------------
+
+
+def lines(printed: str) -> list[str]:
+    """What begins a line of progress, and whether the time that is left stands at its end."""
+    found = re.findall(r"^(evaluation before training|step \d+ of \d+, epoch [\d.]+: \w+)(.*)$", printed, re.MULTILINE)
+    return [f"{start}{' …' if re.search(r', about .* left$', rest) else ''}" for start, rest in found]
+
+
+def test_each_epoch_and_evaluation_is_a_line(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
+    fit()
+    printed = capsys.readouterr().out
+    assert lines(printed) == [
+        "evaluation before training",
+        "step 0 of 6, epoch 0: evaluation",
+        "step 3 of 6, epoch 1: train …",
+        "step 3 of 6, epoch 1: evaluation …",
+        "step 6 of 6, epoch 2: train",
+        "step 6 of 6, epoch 2: evaluation",
+    ]
+    assert re.search(r"epoch 1: train/loss -?[\d.]+, \d+ s of training, about \d+ s left$", printed, re.MULTILINE)
+    assert re.search(r"evaluation: own/forget/avg_nll [\d.]+, .*perplexity/normal/log [\d.]+, \d+ s", printed)
+    assert "anity" not in printed
+
+
+def test_a_run_that_goes_on_counts_from_where_it_is(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
+    fit()
+    capsys.readouterr()
+    fit("--ckpt_path=last", "--trainer.max_epochs=4", "--data.micro_batch_size=null")
+    assert lines(capsys.readouterr().out) == [
+        "step 9 of 12, epoch 3: train …",
+        "step 9 of 12, epoch 3: evaluation …",
+        "step 12 of 12, epoch 4: train",
+        "step 12 of 12, epoch 4: evaluation",
+    ]
+
+
+def test_the_time_that_is_left_has_the_evaluations_in_it() -> None:
+    """100 of 400 steps at 2 s, an epoch of 50 steps of 2 passes with 2 evaluations of 30 s each."""
+    trainer = pl.Trainer(logger=False, enable_progress_bar=False, accumulate_grad_batches=2, accelerator="cpu")
+    trainer.fit_loop.max_batches, trainer.val_check_batch, trainer.check_val_every_n_epoch = 100, 50, 1
+    one = ProgressLines()
+    one._training, one._evaluation, one._first_step = 200.0, 30.0, 0
+    assert one._left(trainer, 100, 400) == ", about 16 min left", "300 · 2 s + 6 · 2 · 30 s = 960 s"
+    assert one._left(trainer, 0, 400) == one._left(trainer, 400, 400) == ""
+
+
+# ---- the bar --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("terminal", "options", "kind"),
+    [
+        (True, ("--trainer.enable_progress_bar=true",), RunProgressBar),
+        (True, (), ProgressLines),  # switched off by the tests' own options
+        (False, ("--trainer.enable_progress_bar=true",), ProgressLines),
+        (
+            False,
+            (
+                "--trainer.enable_progress_bar=true",
+                "--trainer.callbacks=lightning.pytorch.callbacks.TQDMProgressBar",
+            ),
+            TQDMProgressBar,
+        ),
+    ],
+)
+def test_a_bar_is_for_terminals(
+    terminal: bool, options: tuple[str, ...], kind: type, unlearn_options: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal, raising=False)
+    callbacks: list[pl.Callback] = configured_cli([*unlearn_options, *options]).trainer.callbacks  # type: ignore[attr-defined]
+    found = [callback for callback in callbacks if isinstance(callback, ProgressLines | ProgressBar)]
+    assert [type(callback) for callback in found] == [kind]
+
+
+def test_the_first_evaluation_has_its_name() -> None:
+    assert RunProgressBar().sanity_check_description == "Evaluation before training"
+
+
+# ---- TensorBoard ----------------------------------------------------------------------------------------------------
+
+
+def test_runs_can_be_compared_by_their_settings_and_the_chosen_metrics(fit: Fit, tmp_path: Path) -> None:
+    fit("--model.schedule=LinearSchedule")
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    events.Reload()
+    tags = events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
+    settings = plugin_data_pb2.HParamsPluginData.FromString(tags).session_start_info.hparams
+    assert {name: value.string_value or value.number_value for name, value in settings.items()} == {
+        "method": "SmoothedGradientAscent",
+        "smoothing_rate": -4,
+        "group_size": 4,
+        "lr": 1e-3,
+        "seed": 0,
+    }
+    chosen = read_json_object(tmp_path / "run" / "metrics.json")
+    for name in ("own/forget/avg_nll", "perplexity/normal/log"):
+        [point] = events.Scalars(f"final/{name}")
+        assert point.value == pytest.approx(chosen[name], rel=1e-6)
+        assert [one.step for one in events.Scalars(name)] == [0, 3, 6], "no point is added to the curves"
