@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from sga.evaluation.bootstrap import Bootstrap
 from sga.rates.geometry import Geometry
-from sga.rates.gram import Gram
 from sga.rates.policies import DynamicRate, MarginRate, MarginWeight, MinNormRate, PaperRate, RateState
 from sga.rates.smoothing import equivalent_normal_weight, equivalent_smoothing_rate
+
+if TYPE_CHECKING:
+    from sga.rates.gram import Gram
 
 UNINFORMED = -1.0
 """The paper's rate where all gradients of a group have equal norms and equal cosines, whatever these are."""
