@@ -14,14 +14,15 @@ if TYPE_CHECKING:
     from sga.datamodule import UnlearningData
     from sga.module import UnlearningModule
     from sga.planning.estimate import PlannedRun, RunEstimate
+    from sga.planning.gpus import GPU
 
 _DESCRIPTION = """\
-Say what a training run would take: memory of each device and what it is for, disk, and how long a step lasts at best.
+Say what a training run would take: memory of each device and what it is for, disk, and about how long a step lasts.
 MODEL is a name on the Hub or a folder with a config.json; no weights are loaded. All options of `sga fit` are
 understood (--config FILE, --model.loss, --data.group_size, --data.micro_batch_size, --trainer.devices,
 --trainer.strategy, --trainer.precision, --model.gradient_checkpointing, --model.optimizer, …). Lengths of sequences are
 the data's, which is tokenised for that, unless --length is given. A GPU is planned for, unless --trainer.accelerator
-is cpu.
+is cpu: name it with --gpu (h100, a100-80, …), for what its data sheet says of memory and speed.
 """
 
 
@@ -37,8 +38,14 @@ def main(arguments: Sequence[str]) -> int:
     for name, kind, value, said in (
         ("--length", int, "T", "tokens of the longest sequence, padding included"),
         ("--answer", int, "T", "answer tokens of a sequence (default half of --length)"),
-        ("--memory", float, "GIB", "what a device has; says what to do if it is too little"),
-        ("--flops", float, "RATE", "operations a second of a device, such as 4e14 (default: measured here)"),
+        ("--gpu", str, "NAME", "which GPU, such as h100, a100-80 or rtx4090 (default: this machine's, if it has one)"),
+        ("--memory", float, "GIB", "what a device has (default: the GPU's); says what to do if it is too little"),
+        (
+            "--flops",
+            float,
+            "RATE",
+            "operations a second of a device, such as 4e14 (default: the GPU's; measured on a CPU)",
+        ),
     ):
         parser.add_argument(name, type=kind, metavar=value, help=said)
     arguments = list(arguments)
@@ -59,20 +66,23 @@ def main(arguments: Sequence[str]) -> int:
             rest.append("--model.language_model=sga.Pretrained")
         rest.append(f"--model.language_model.name_or_path={model}")
     config, module, data = fit_objects(rest)
-    request, steps = _request(options, config, module, data)
+    gpu = _gpu(options.gpu, on_cpu=str(config.trainer.accelerator) == "cpu")
+    request, steps = _request(options, config, module, data, gpu)
     found = estimate_run(request)
-    rate, whose = (options.flops, "as given") if options.flops else _matrix_rate(request.precision)
-    print(page(request, found, rate, whose, steps))
-    if options.memory is None or found.peak <= options.memory * GIB:
-        if options.memory is not None:
-            print(f"\nIt fits in {options.memory:g} GiB.")
+    print(page(request, found, _time(request, found, steps, gpu, options.flops)))
+    memory = options.memory if options.memory is not None or gpu is None else gpu.memory / GIB
+    if memory is None:
         return 0
-    print(f"\nIt does not fit in {options.memory:g} GiB.")
+    whose = f"{memory:.3g} GiB, the {gpu.name}'s" if gpu is not None and options.memory is None else f"{memory:g} GiB"
+    if found.peak <= memory * GIB:
+        print(f"\nIt fits in {whose}.")
+        return 0
+    print(f"\nIt does not fit in {whose}.")
     fitting = False
     for option, other in cheaper_runs(request).items():
         peak = estimate_run(other).peak
-        fitting |= peak <= options.memory * GIB
-        verdict = "fits" if peak <= options.memory * GIB else "does not fit either"
+        fitting |= peak <= memory * GIB
+        verdict = "fits" if peak <= memory * GIB else "does not fit either"
         print(f"  {peak / GIB:8.2f} GiB, {verdict}: {option}")
     if not fitting:
         print("Nothing of this is enough: take more or larger devices (--trainer.devices N --trainer.strategy fsdp2).")
@@ -92,7 +102,7 @@ class _Lengths:
 
 
 def _request(
-    options: argparse.Namespace, config: Any, module: UnlearningModule, data: UnlearningData
+    options: argparse.Namespace, config: Any, module: UnlearningModule, data: UnlearningData, device: GPU | None
 ) -> tuple[PlannedRun, int | None]:
     """The run that the options mean, and the steps of an epoch where the data is known."""
     from sga.groups.roles import ALTERNATIVE, FORGET, NORMAL, RETAIN, columns_of
@@ -127,10 +137,11 @@ def _request(
     optimizer = config.model.get("optimizer")
     name = str(getattr(optimizer, "class_path", None) or optimizer)
     gpu = str(config.trainer.accelerator) != "cpu"
+    bfloat16 = gpu and (device is None or device.bfloat16)
     request = PlannedRun(
         language_model=module.language_model,
         needs=needs,
-        precision=str(config.trainer.precision or ("bf16-mixed" if gpu else "32-true")),
+        precision=str(config.trainer.precision or ("bf16-mixed" if bfloat16 else "32-true")),
         checkpointing=module.gradient_checkpointing,
         devices=devices,
         sharded=sharded,
@@ -226,7 +237,58 @@ def _matrix_rate(precision: str) -> tuple[float, str]:
     return 2 * size**3 * times / seconds(times), f"measured on {what}, {str(dtype).removeprefix('torch.')}"
 
 
-def page(request: PlannedRun, found: RunEstimate, rate: float, whose: str, steps: int | None) -> str:
+def _gpu(name: str | None, on_cpu: bool) -> GPU | None:
+    """The GPU that is named, or else this machine's; None where it is not in the table, and of a run on a CPU."""
+    from sga.planning.gpus import known_gpu, named_gpu
+
+    if name is None:
+        return None if on_cpu else known_gpu(_here() or "")
+    if on_cpu:
+        raise UserError(f"--gpu {name} is for a run on a GPU; leave out --trainer.accelerator cpu")
+    return named_gpu(name)
+
+
+def _here() -> str | None:
+    """This machine's GPU by the driver's name; None without one."""
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
+
+
+def _time(
+    request: PlannedRun, found: RunEstimate, steps: int | None, gpu: GPU | None, given: float | None
+) -> list[str]:
+    """What is printed of time: a range by a GPU's data sheet, or a lower bound by a rate that is given or measured."""
+    operations = f"  {found.flops:.3g} operations a step on each device"
+    epoch = f"  {steps} steps an epoch"
+    if given is None and gpu is not None:
+        from sga.planning.gpus import UTILISATION
+
+        sizes = {line.name: line.size for line in found.lines}
+        # Weights and states are read and written, gradients are read; trained weights are as large as gradients.
+        least = (3 * sizes["gradients"] + 2 * sizes["optimiser"]) / gpu.bandwidth
+        rate, (few, many) = gpu.matrix_rate(request.precision), UTILISATION
+        low, high = (max(least, found.flops / (rate * part)) for part in (many, few))
+        share = f"{100 * few:.0f} to {100 * many:.0f} % of the {gpu.name}'s {rate:.3g} a second"
+        return [
+            "time, an estimate",
+            f"{operations}, {share}: {low:.3g} to {high:.3g} s",
+            *([] if steps is None else [f"{epoch}: {steps * low:.3g} to {steps * high:.3g} s, evaluation not counted"]),
+            "  the share was measured on an H200 with 1.3 B and 6.7 B parameters in bf16-mixed and may be another here",
+        ]
+    if given is None and request.gpu and _here() is None:
+        return ["time", operations, "  name the GPU with --gpu, or give --flops, for how long that takes"]
+    rate, whose = (given, "as given") if given is not None else _matrix_rate(request.precision)
+    seconds = found.flops / rate
+    return [
+        "time, at best",
+        f"{operations}, {rate:.3g} a second ({whose}): {seconds:.3g} s",
+        *([] if steps is None else [f"{epoch}: {steps * seconds:.3g} s, evaluation not counted"]),
+        "  no step is faster than its matrix products; compare with a measured one",
+    ]
+
+
+def page(request: PlannedRun, found: RunEstimate, about_time: Sequence[str]) -> str:
     """Everything that is printed."""
     from sga.planning.estimate import GIB
 
@@ -253,12 +315,4 @@ def page(request: PlannedRun, found: RunEstimate, rate: float, whose: str, steps
     ]
     if found.adapter:
         lines.append(f"  {'adapter/':<16}{found.adapter / GIB:10.3f}  the adapter alone")
-    seconds = found.flops / rate
-    lines += [
-        "",
-        "time, at best",
-        f"  {found.flops:.3g} operations a step on each device, {rate:.3g} a second ({whose}): {seconds:.3g} s",
-    ]
-    if steps is not None:
-        lines.append(f"  {steps} steps an epoch: {steps * seconds:.3g} s, evaluation not counted")
-    return "\n".join([*lines, "  no step is faster than its matrix products; compare with a measured one"])
+    return "\n".join([*lines, "", *about_time])

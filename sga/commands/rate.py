@@ -19,10 +19,11 @@ if TYPE_CHECKING:
     from sga.report.rate_advice import Sample
 
 _DESCRIPTION = """\
-Say what the gradients of forget and normal samples imply for the smoothing rate, at the weights that training would
-start from: each rule's r and λ with a bootstrap interval over groups, without noise, and as a training step would see
-it; the geometry of every layer; advice. Nothing is trained. Writes rate.json and rate.html. All options of `sga fit`
-are understood as well (--config FILE, --model.language_model.name_or_path …, --ckpt_path FILE); no loss is needed.
+Which smoothing rate? An answer with what it is not certain of, and what the gradients of forget and normal samples say
+at the weights that training would start from: each rule's r and λ with a bootstrap interval over groups, without
+noise, and as a training step would see it; the geometry of every layer; advice; what the symbols mean.
+Nothing is trained. Writes rate.json and rate.html. All options of `sga fit` are understood as well (--config FILE,
+--model.language_model.name_or_path …, --ckpt_path FILE); no loss is needed.
 """
 
 GROUPS, CHUNKS, FEWEST = 64, 32, 4
@@ -69,17 +70,27 @@ def main(arguments: Sequence[str]) -> int:
     from sga.cli import configured_cli
     from sga.evaluation.table import hanging
     from sga.files import write_json, write_text
+    from sga.report.rate_advice import SYMBOLS
     from sga.report.rate_page import rate_page
 
     cli = configured_cli(rest)
     result = _measured(cli, options)
     folder: Path = options.output or Path(cli.trainer.default_root_dir) / "rate"
     rules, layers = rules_table(result), layers_table(result)
-    print("\n".join([*result.about, "", aligned(rules), "", aligned(layers), ""]))
+    print("\n".join([hanging("", result.answer), "", *result.about, "", aligned(rules), "", aligned(layers), ""]))
     print("\n".join(hanging("- ", sentence) for sentence in result.advice))
+    widest = max(len(symbol) for symbol, _ in SYMBOLS)
+    print("\n".join(["", *(hanging(f"{symbol:<{widest}}  ", meaning) for symbol, meaning in SYMBOLS)]))
     title = f"Smoothing rate: {Path(result.content['model']).name} on {result.content['benchmark']}"
     page = rate_page(
-        title, result.about, result.advice, result.rules, result.layers, [rules, layers], result.sample.group_size
+        title,
+        result.answer,
+        result.about,
+        result.advice,
+        result.rules,
+        result.layers,
+        [rules, layers],
+        result.sample.group_size,
     )
     try:
         write_json(folder / "rate.json", result.content)
@@ -95,6 +106,7 @@ class RateResult:
     """Everything that is printed, drawn and written.
 
     Attributes:
+        answer: What to set, and how far that is certain.
         sample: What the estimates were made from.
         about: That and more in lines of text.
         whole: Geometry over all trainable parameters.
@@ -104,6 +116,7 @@ class RateResult:
         content: What rate.json holds.
     """
 
+    answer: str
     sample: Sample
     about: list[str]
     whole: GeometryEstimates
@@ -123,7 +136,7 @@ def _measured(cli: UnlearningCLI, options: argparse.Namespace) -> RateResult:
     from sga.evaluation.inference import free_memory
     from sga.rates.estimates import UNINFORMED, Estimator, rules, total_gram
     from sga.rates.gram import ChunkGradients, cut_into_chunks, gram_of_layers
-    from sga.report.rate_advice import advice
+    from sga.report.rate_advice import SYMBOLS, advice, answer, recommended
 
     data, loss = cli.datamodule, cli.model.loss
     if data.group_size < 2:
@@ -173,7 +186,10 @@ def _measured(cli: UnlearningCLI, options: argparse.Namespace) -> RateResult:
         f"losses      forget {forget_nll:.4g}, normal {normal_nll:.4g} nats per answer token",
         f"intervals   {bootstrap.level:.0%}, {len(estimator.counts)} bootstrap resamples of the chunks",
     ]
+    which, chosen = answer(found, sample.group_size), recommended(found)
     content = {
+        "answer": which,
+        "recommended": None if chosen is None else chosen.rule.name,
         "model": model,
         "checkpoint": checkpoint,
         "benchmark": data.benchmark.name,
@@ -195,10 +211,11 @@ def _measured(cli: UnlearningCLI, options: argparse.Namespace) -> RateResult:
         "geometry": _geometry_content(whole),
         "layers": {layer: _geometry_content(geometry) for layer, geometry in layers.items()},
         "advice": sentences,
+        "symbols": dict(SYMBOLS),
         "versions": versions(),
         "settings": {part: config[part] for part in ("seed_everything", "model", "data")},
     }
-    return RateResult(sample, about, whole, found, layers, sentences, content)
+    return RateResult(which, sample, about, whole, found, layers, sentences, content)
 
 
 def _sample(available: int, options: argparse.Namespace, group_size: int, batch_size: int, seed: int) -> Sample:

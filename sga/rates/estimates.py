@@ -5,15 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from sga.evaluation.bootstrap import Bootstrap
 from sga.rates.geometry import Geometry
-from sga.rates.gram import Gram
 from sga.rates.policies import DynamicRate, MarginRate, MarginWeight, MinNormRate, PaperRate, RateState
 from sga.rates.smoothing import equivalent_normal_weight, equivalent_smoothing_rate
 
+if TYPE_CHECKING:
+    from sga.rates.gram import Gram
+
 UNINFORMED = -1.0
 """The paper's rate where all gradients of a group have equal norms and equal cosines, whatever these are."""
+
+BEST_MARGIN = 1.0
+"""m of the margin_lambda that had the highest mean frontier area in this project's sweep (docs/results/rules.csv)."""
 
 
 @dataclass(frozen=True)
@@ -53,10 +59,10 @@ class RateRule:
 
 
 def rules(margins: Sequence[float], own: DynamicRate | None = None) -> list[RateRule]:
-    """All rules, the margin ones for each m, and the configuration's own policy if it is another."""
+    """All rules, the margin ones for each m, that of `BEST_MARGIN`, and the configuration's own if it is another."""
     found = [RateRule("paper", PaperRate()), RateRule("min_norm", MinNormRate())]
     found += [RateRule(f"margin({m:g})", MarginRate(margin=m)) for m in margins]
-    found += [RateRule(f"margin_lambda({m:g})", MarginWeight(margin=m)) for m in margins]
+    found += [RateRule(f"margin_lambda({m:g})", MarginWeight(margin=m)) for m in dict.fromkeys((*margins, BEST_MARGIN))]
     if own is not None and own not in [rule.policy for rule in found]:
         found.append(RateRule(str(own), own))
     return found

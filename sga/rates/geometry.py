@@ -14,9 +14,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 CHUNK = {"cpu": 1 << 18}
 """Elements that are widened to float64 at a time, by kind of device; elsewhere `LARGE_CHUNK`, for fewer launches."""
@@ -154,6 +155,8 @@ def geometry_by_layer(
         group_size: K.
         scale: What both gradients are multiplied with (a gradient scaler's factor); divided out.
     """
+    import torch  # not at the top: what is computed from inner products needs none of it
+
     layers = [layer_of(name) for name in names]
     products = [_products(f, n) for f, n in zip(forget, normal, strict=True)]
     found: dict[str, Geometry] = {}
@@ -205,6 +208,8 @@ def layer_of(parameter: str) -> str:
 
 def _gram(rows: Tensor, columns: Tensor) -> Tensor:
     """rows · columnsᵀ of one parameter, [R, S]."""
+    import torch
+
     device = rows.device
     wide = torch.float32 if device.type == "mps" else torch.float64  # as in _products
     sums = torch.zeros(len(rows), len(columns), dtype=torch.float64, device="cpu" if device.type == "mps" else device)
@@ -218,6 +223,8 @@ def _gram(rows: Tensor, columns: Tensor) -> Tensor:
 
 def _products(forget: Tensor | None, normal: Tensor | None) -> Tensor:
     """‖g_f‖², ‖ḡ_n‖² and ⟨ḡ_n, g_f⟩ of one parameter, [3]."""
+    import torch
+
     some = forget if forget is not None else normal
     if some is None:
         return torch.zeros(3, dtype=torch.float64)

@@ -10,7 +10,7 @@ from sga.rates.estimates import UNINFORMED, GeometryEstimates, IntervalEstimate,
 from sga.rates.policies import MinNormRate
 from sga.rates.smoothing import equivalent_normal_weight
 from sga.report.charts import ReferenceLine, Span, Style, interval_chart, swatch
-from sga.report.rate_advice import with_interval
+from sga.report.rate_advice import SYMBOLS, with_interval
 from sga.report.style import document
 
 Rows = Sequence[Sequence[str]]
@@ -21,6 +21,7 @@ _LEVEL = Style("retain", "2 3", "")
 
 def rate_page(
     title: str,
+    answer: str,
     about: Sequence[str],
     advice: Sequence[str],
     rules: Sequence[RuleEstimates],
@@ -32,6 +33,7 @@ def rate_page(
 
     Args:
         title: What was looked at.
+        answer: What to set, and how far that is certain.
         about: How the numbers were made.
         advice: Sentences.
         rules: What each rule asks for.
@@ -44,6 +46,7 @@ def rate_page(
         f"<li>{swatch(_NOISE_FREE)} without noise</li></ul>"
     )
     sentences = "".join(f"<li>{escape(sentence)}</li>" for sentence in advice)
+    symbols = "".join(f"<dt>{escape(symbol)}</dt><dd>{escape(meaning)}</dd>" for symbol, meaning in SYMBOLS)
     ratios = [
         end
         for geometry in layers.values()
@@ -55,7 +58,9 @@ def rate_page(
         title,
         [
             f'<header><h1>{escape(title)}</h1><p class="small">{"<br>".join(map(escape, about))}</p></header>',
+            f"<p><strong>{escape(answer)}</strong></p>",
             f'<ul class="conclusions">{sentences}</ul>',
+            f"<section><h2>Symbols</h2><dl>{symbols}</dl></section>",
             f"<section><h2>Rules</h2><figure>{legend}{_rules_chart(rules, group_size)}<figcaption>Every rule as λ, the "
             "weight of the normal samples beside an ascent of weight 1, with 95 % bootstrap intervals over groups. "
             "r = −1 is what the paper's rate gives without information, λ = 1 the limit r → −∞ and gradient "

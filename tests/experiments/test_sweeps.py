@@ -493,6 +493,34 @@ def test_an_objective_that_is_absent_says_why(pretended: list[str], tmp_path: Pa
     assert outcome.reason is not None and "not among the run's metrics" in outcome.reason
 
 
+def marked(folder: Path, batch_sizes: list[int], seeds: list[int]) -> tuple[int, str]:
+    """How many rows are marked as best, and the page; of pretended runs the learning rate and seed make the value."""
+    sweep = read_sweep(sweep_file(folder, grid={"data.batch_size": batch_sizes}, seeds=seeds))
+    worker = Worker(sweep, folder / "sweep")
+    worker.run()
+    rows = write_results(sweep, known_tasks(worker), worker.folder)
+    page = (worker.folder / "sweep.html").read_text(encoding="utf-8")
+    count = len(best_rows(sweep, rows))
+    assert page.count('<strong class="best">batch_size') == count
+    assert page.count('<strong class="best">Marked</strong>') == bool(count), "the mark is explained where there is one"
+    return count, page
+
+
+def test_neither_ties_nor_single_seeds_are_marked_as_best(
+    pretended: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is written alike, to three decimals, is a tie; a row alone with its seeds is marked as before."""
+    here = sys.modules[__name__]
+    monkeypatch.setattr(here, "area", lambda config: 0.5 + 1e-5 * config["data"]["batch_size"])
+    count, page = marked(tmp_path / "tied", [4, 8], [0, 1])
+    assert count == 0 and page.count("Nothing is marked") == 1 and "written alike" in page
+    monkeypatch.setattr(here, "area", lambda config: 0.05 * config["data"]["batch_size"])
+    count, page = marked(tmp_path / "single", [4, 8], [0])
+    assert count == 0 and page.count("one seed") == 1
+    count, page = marked(tmp_path / "two", [4, 8], [0, 1])
+    assert count == 1 and "one seed" not in page
+
+
 def test_a_failed_model_ends_the_sweep(pretended: list[str], tmp_path: Path) -> None:
     models = {"target": {"config": "base.yaml", "settings": {"data.batch_size": 13}}}
     sweep = read_sweep(sweep_file(tmp_path, grid={"data.batch_size": [4]}, models=models))

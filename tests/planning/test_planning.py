@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -22,6 +23,7 @@ from sga.models.adapters import LoRA
 from sga.models.pretrained import Pretrained
 from sga.optimization import EIGHT_BIT, optimizer_bytes
 from sga.planning.estimate import GIB, PlannedRun, RunEstimate, estimate_run
+from sga.planning.gpus import GPUS, known_gpu, named_gpu
 from sga.planning.trace import fake_network, trace
 
 HIDDEN, INNER, LAYERS, VOCABULARY = 256, 688, 4, 8000
@@ -316,6 +318,61 @@ def test_lengths_come_from_the_data(
     assert "second gradient" in plan(capsys, str(own_target), *options, *dynamic)
 
 
+def numbers(pattern: str, text: str) -> list[float]:
+    found = re.search(pattern, text)
+    assert found is not None, text
+    return [float(group) for group in found.groups()]
+
+
+def test_a_named_gpu_is_planned_for_by_its_data_sheet(config_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """989 TFLOP/s of an H100 at 20 to 25 %; 80 GB are 74.5 GiB. A T4 has no bfloat16, so that the run is in float32."""
+    options = [str(config_folder), "--length=128", "--gpu"]
+    printed = plan(capsys, *options, "h100")
+    assert "time, an estimate" in printed and "measured on an H200" in printed and "It fits in 74.5 GiB" in printed
+    operations, low, high = numbers(r"(\S+) operations .* 20 to 25 % of .*: (\S+) to (\S+) s", printed)
+    assert (low, high) == pytest.approx((operations / 989e12 / 0.25, operations / 989e12 / 0.20), rel=0.01)
+    printed = plan(capsys, *options, "T4")
+    operations, low, _ = numbers(r"(\S+) operations .*: (\S+) to (\S+) s", printed)
+    assert "32-true" in printed and low == pytest.approx(operations / 8.1e12 / 0.25, rel=0.01)
+    printed = plan(capsys, *options, "t4", "--trainer.precision=16-mixed", "--memory=0.001")
+    operations, low, _ = numbers(r"(\S+) operations .*: (\S+) to (\S+) s", printed)
+    assert low == pytest.approx(operations / 65e12 / 0.25, rel=0.01) and "It does not fit in 0.001 GiB" in printed
+
+
+def test_no_step_is_faster_than_the_optimiser_s_pass_over_memory(
+    config_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Weights and AdamW's states read and written, gradients read: 3 x 4 + 2 x 8 bytes a weight; 2 tokens a step."""
+    tiny = ["--length=2", "--data.batch_size=1", "--data.group_size=1", "--model.loss=sga.GradientAscent"]
+    printed = plan(capsys, str(config_folder), *tiny, "--gpu=h100")
+    weights = estimate_run(request(Pretrained(str(config_folder)))).parameters
+    low, high = numbers(r"operations .*: (\S+) to (\S+) s", printed)
+    assert low == high == pytest.approx(28 * weights / 3350e9, rel=0.01)
+
+
+def test_the_machine_s_own_gpu_is_looked_up_and_no_gpu_is_given_a_cpu_s_speed(
+    config_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = [str(config_folder), "--length=16"]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    printed = plan(capsys, *options)
+    assert "name the GPU with --gpu" in printed and "measured on" not in printed and "a second" not in printed
+    assert "measured on this machine's CPU" in plan(capsys, *options, "--trainer.accelerator=cpu")
+    monkeypatch.setattr("sga.commands.plan._here", lambda: "NVIDIA A100-SXM4-40GB")
+    printed = plan(capsys, *options)
+    assert "of the a100-40's 3.12e+14" in printed and "It fits in 37.3 GiB" in printed
+    assert "of the h200's" in plan(capsys, *options, "--gpu=h200"), "what is named wins"
+
+
+def test_gpus_are_found_by_both_their_names() -> None:
+    for gpu in GPUS:
+        assert all(named_gpu(name) is gpu for name in (gpu.name, gpu.name.upper(), *gpu.devices))
+        assert all(known_gpu(f"{maker} {name}") is gpu for maker in ("NVIDIA", "Tesla") for name in gpu.devices)
+        assert gpu.half > gpu.single and gpu.memory < 200e9
+    assert known_gpu("NVIDIA GeForce RTX 4090").name == "rtx4090"
+    assert known_gpu("NVIDIA GeForce RTX 4090 Laptop GPU") is known_gpu("") is known_gpu("NVIDIA") is None
+
+
 def test_what_cannot_be_planned_is_said(config_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def refused(*options: str) -> str:
         assert main(["plan", *options]) == 2
@@ -329,6 +386,13 @@ def test_what_cannot_be_planned_is_said(config_folder: Path, capsys: pytest.Capt
         folder, "--length=8", "--trainer.devices=-1"
     )
     assert "has no configuration to plan from" in refused("--model.language_model=SmallLlama", "--length=8")
+    assert "--gpu h1000 is not known; known are h200, h100, " in refused(folder, "--length=8", "--gpu=h1000")
+    assert "leave out --trainer.accelerator cpu" in refused(
+        folder, "--length=8", "--gpu=t4", "--trainer.accelerator=cpu"
+    )
+    assert "has no rate for --trainer.precision 64-true" in refused(
+        folder, "--length=8", "--gpu=t4", "--trainer.precision=64-true"
+    )
     assert "or give --length and --answer" in refused(folder, "--data.source=Authors")
 
 

@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -290,6 +291,7 @@ def test_without_noise_every_estimate_is_the_closed_form_and_its_interval_a_poin
         "margin_lambda(0)": equivalent_smoothing_rate(K, c / n),
         "margin_lambda(0.5)": equivalent_smoothing_rate(K, 0.5 + c / n),
     }
+    assert found.pop("margin_lambda(1)").weight.value == pytest.approx(1 + c / n), "always shown; beyond any r here"
     assert set(found) == set(closed)
     for name, rate in closed.items():
         assert rate is not None
@@ -370,18 +372,44 @@ def test_noise_few_chunks_and_a_whole_set_are_said() -> None:
     assert "8 chunks make coarse intervals" in few and "All 8 groups were taken" in few
 
 
-@pytest.mark.parametrize(
-    ("f", "n", "said"),
-    [([1, 0], [0.1, 1], "sga.MarginRate"), ([3, 0], [1, 0.5], "sga.MarginWeight")],
-    ids=["r", "lambda"],
-)
-def test_what_to_set_can_be_set(f: list[float], n: list[float], said: str) -> None:
+def answer(sample: Gram) -> str:
+    return advice.answer([*estimates(sample).values()], K)
+
+
+def test_which_r_is_answered_with_the_rule_that_did_best_in_the_project_s_sweep() -> None:
+    """λ = 1 + c/n: 0.5 for g_f = (1, −0.5), ḡ_n = (0, 1), which is r = −4/3; 1.8 beyond any r. It can be set."""
     from sga.cli import configured_cli
 
-    text = sentences(noisy(f, n, 0.01))
-    options = re.findall(r"--model\.loss\S+", text)
-    policy = configured_cli([*AUTHORS, *options]).model.loss.policy
-    assert policy == (MarginRate(margin=0.5) if "Rate" in said else MarginWeight(margin=0.5)) and said in text
+    for f, n, said in (([1, -0.5], [0, 1], "r = −1.33 (λ = 0.50"), ([1, 0.5], [0.5, 1], "λ = 1.80 (")):
+        text = answer(noisy(f, n, 0.002))
+        assert text.startswith("Which r? ") and said in text and "margin_lambda with m = 1" in text
+        assert ("beyond what any r reaches" in text) == (n[0] == 0.5)
+        assert "3 seeds of one small world" in text and "not certain" in text and "r = −8" in text
+        policy = configured_cli([*AUTHORS, *re.findall(r"--model\.loss\S+", text)]).model.loss.policy
+        assert policy == MarginWeight(margin=1.0)
+
+
+@pytest.mark.parametrize(
+    "sample",
+    [
+        lambda: same_chunks(np.array([9.0, 0.0]), np.array([1.0, 0.0])),
+        lambda: same_chunks(np.array([-2.0, 0.0]), np.array([1.0, 0.0])),
+        lambda: noisy([1, 0], [0, 0.01], 1.0),
+    ],
+    ids=["above-the-clamp", "forgetting-helps", "noise"],
+)
+def test_numbers_that_speak_against_the_rule_give_no_recommendation(sample: Callable[[], Gram]) -> None:
+    text = answer(sample())
+    assert text.startswith("Which r? This sample does not say") and "--model.loss" not in text
+    assert "sga sweep" in text and "r = −8" in text
+
+
+def test_an_r_of_its_own_is_offered_where_one_reaches_and_can_be_set() -> None:
+    from sga.cli import configured_cli
+
+    options = re.findall(r"--model\.loss\S+", sentences(noisy([1, 0], [0.1, 1], 0.01)))
+    assert configured_cli([*AUTHORS, *options]).model.loss.policy == MarginRate(margin=0.5)
+    assert "--model.loss" not in sentences(noisy([3, 0], [1, 0.5], 0.01))
 
 
 # ---- the command ----------------------------------------------------------------------------------------------------
@@ -444,7 +472,15 @@ def test_the_command_prints_what_it_writes(rate: Rate) -> None:
     assert (content["groups"], content["groups_available"], content["chunks"], content["batch_size"]) == (8, 12, 8, 5)
     rows = table_of(found.text, "rule ")
     assert list(rows) == list(content["rules"])
-    assert list(rows) == ["paper", "min_norm", "margin(0)", "margin(0.6)", "margin_lambda(0)", "margin_lambda(0.6)"]
+    assert list(rows) == [
+        "paper",
+        "min_norm",
+        "margin(0)",
+        "margin(0.6)",
+        "margin_lambda(0)",
+        "margin_lambda(0.6)",
+        "margin_lambda(1)",
+    ]
     for name, (r, weight, noise_free, batch, applied, _) in rows.items():
         rule = content["rules"][name]
         for cell, key in ((r, "rate"), (weight, "weight"), (noise_free, "rate_noise_free")):
@@ -465,6 +501,16 @@ def test_the_command_prints_what_it_writes(rate: Rate) -> None:
     assert content["settings"]["data"]["group_size"] == 4 and content["versions"]["torch"] == torch.__version__
     joined = " ".join(found.text.split())
     assert len(content["advice"]) >= 5 and all(" ".join(line.split()) in joined for line in content["advice"])
+    assert found.text.startswith(found.content["answer"][:60]) and found.content["recommended"] in (
+        None,
+        list(rows)[-1],
+    )
+    assert " ".join(found.content["answer"].split()) in joined
+    for symbol, meaning in advice.SYMBOLS:
+        assert found.content["symbols"][symbol] == meaning and meaning in joined and escape(meaning) in found.page
+    assert found.page.index(escape(found.content["answer"])) < found.page.index("<h2>Rules</h2>")
+    named = " ".join(symbol for symbol, _ in advice.SYMBOLS)
+    assert all(name in named for name in ("r", "λ", "K", "m", "g_f", "ḡ_n", "u", "c, n", "without noise", "answered"))
     for piece in ("<svg", "margin_lambda(0.6)", "model.layers.1", "8 of 12"):
         assert piece in found.page
     assert "http-equiv" in found.page and "<script" not in found.page

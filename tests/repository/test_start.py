@@ -39,6 +39,7 @@ PLACES = (
     "sga.evaluation.paired",
     "sga.evaluation.reference",
     "sga.evaluation.table",
+    "sga.rates.estimates",
     "sga.rates.smoothing",
     "sga.runs.folder",
     "sga.runs.foreign_logs",
@@ -49,9 +50,6 @@ PLACES = (
     "sga.commands",
 )
 """Modules and packages that import nothing heavy at their top."""
-
-OF_SGA_RATE = ("sga.report.rate_advice", "sga.report.rate_page")
-"""Modules of the report that look at gradients and are imported by `sga rate` alone."""
 
 
 def after(code: str) -> tuple[set[str], float]:
@@ -72,7 +70,7 @@ def imported(modules: Sequence[str]) -> set[str]:
 def test_modules_that_only_read_import_nothing_heavy(place: str) -> None:
     modules = [name for name in MODULES if name == place or name.startswith(f"{place}.")]
     assert modules, f"there is no {place}"
-    assert imported([name for name in modules if name not in OF_SGA_RATE]) == set()
+    assert imported(modules) == set()
 
 
 def test_negative_control_heavy_imports_are_seen() -> None:

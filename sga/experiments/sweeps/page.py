@@ -11,6 +11,7 @@ from sga.experiments.sweeps.results import (
     COSTS,
     CUT_MEANING,
     LEVEL,
+    WRITTEN_DIGITS,
     Row,
     best_rows,
     collect,
@@ -176,7 +177,7 @@ def _table(sweep: Sweep, rows: Sequence[Row], styles: dict[str, Style], title: s
             interval = found.interval(lambda end: fixed(end, 3), " to ")
             each = ", ".join(fixed(value, 3) for value in found.values) if len(found.values) > 1 else ""
             cells.append(
-                f'<td>{fixed(found.mean, 3)}<br><span class="range">{interval}</span><br>'
+                f'<td>{fixed(found.mean, WRITTEN_DIGITS)}<br><span class="range">{interval}</span><br>'
                 f'<span class="range">{each}</span></td>'
             )
         for name in costs:
@@ -196,15 +197,23 @@ def _table(sweep: Sweep, rows: Sequence[Row], styles: dict[str, Style], title: s
         "the other metrics of the chosen evaluation. "
         "Seconds and tokens: mean of a run; the seconds with evaluations, without start-up. Peak memory: the "
         "largest of the runs. "
-        '<strong class="best">Marked</strong>: no other is better by the means of '
-        f"{escape(', '.join(sweep.objectives))}{_on_one_seed(rows)}.</p>"
+        f"{_mark_note(sweep, rows, bool(best))}</p>"
         "</section>"
     )
 
 
-def _on_one_seed(rows: Sequence[Row]) -> str:
-    """What to say of a mark that rests on single runs."""
-    return "; some on one seed, and another seed may change which" if any(len(row.folders) == 1 for row in rows) else ""
+def _mark_note(sweep: Sweep, rows: Sequence[Row], marked: bool) -> str:
+    """What the mark means, or why there is none; nothing of runs that settings were chosen by."""
+    reported = [row for row in rows if row.stage == "final" and row.folders]
+    if not reported:
+        return ""
+    by = f"by the means of {escape(', '.join(sweep.objectives))}"
+    single = " A row of one seed is not marked: another seed may change which is best." * any(
+        len(row.folders) == 1 for row in reported
+    )
+    if marked:
+        return f'<strong class="best">Marked</strong>: no other is better {by}, or written alike.{single}'
+    return f"Nothing is marked.{single or f' The best are written alike {by}.'}"
 
 
 def _seeds(row: Row) -> str:

@@ -27,6 +27,8 @@ NORMAL_DATA = ("normals/similarity", "normals/gradient_cosine", "normals/paper_r
 at gradients the mean cosine and r*."""
 COSTS = ("seconds", "tokens", "peak_memory_bytes", "peak_gpu_memory_bytes")
 LEVEL = 0.95
+WRITTEN_DIGITS = 3
+"""Decimals of a mean on the page; means that are written alike count as equal."""
 CUT = "†"
 CUT_MEANING = f"{CUT} The interval is cut here, at the end of what the metric can be."
 
@@ -186,15 +188,18 @@ def metrics(sweep: Sweep) -> list[str]:
 
 
 def best_rows(sweep: Sweep, rows: Sequence[Row]) -> list[int]:
-    """Indices of the reported rows that no other beats in all objectives, by means."""
-    means = [[found.mean if (found := row.estimate(name)) else None for name in sweep.objectives] for row in rows]
-    known = [
-        (index, [value for value in mean if value is not None])
-        for index, mean in enumerate(means)
-        if None not in mean and rows[index].stage == "final"
-    ]
-    front = pareto_front([mean for _, mean in known], list(sweep.objectives.values()))
-    return [known[number][0] for number in front]
+    """Indices of the reported rows that no other is as good as in all objectives, by means as they are written.
+
+    A tie names none, and nor does a single seed, which does not say what another would give.
+    """
+    known = {}
+    for index, row in enumerate(rows):
+        found = [one for name in sweep.objectives if (one := row.estimate(name))]
+        if row.stage == "final" and len(found) == len(sweep.objectives):
+            known[index] = tuple(round(one.mean, WRITTEN_DIGITS) for one in found)
+    means = list(known.values())
+    front = [list(known)[number] for number in pareto_front(means, list(sweep.objectives.values()))]
+    return [index for index in front if means.count(known[index]) == 1 and len(rows[index].folders) > 1]
 
 
 def sweep_table(sweep: Sweep, rows: Sequence[Row]) -> str:

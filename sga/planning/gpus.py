@@ -1,0 +1,104 @@
+"""What GPUs can do, by their data sheets: memory, matrix products, bandwidth."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sga.errors import UserError
+
+UTILISATION = (0.20, 0.25)
+"""Share of a data sheet's matrix rate that training steps reach. Measured on an NVIDIA H200 on 26 November 2026 (commit
+6e2e690, bf16-mixed, packed rows, TOFU forget10 at K = 4): a Llama of 1.3 B parameters 0.25 and one of 6.7 B with
+gradient checkpointing 0.31 of what a large matrix product reached there, 785 TFLOP/s, 0.79 of the sheet's 989."""
+
+
+@dataclass(frozen=True)
+class GPU:
+    """One GPU.
+
+    Attributes:
+        name: What `--gpu` calls it.
+        memory: Bytes, a GB being 1e9 of them; the driver may show a few percent more.
+        half: Operations a second of dense bfloat16 or float16 matrix products that are summed up in float32.
+        single: The same of float32 without TF32, which is PyTorch's default.
+        bandwidth: Bytes a second that memory delivers.
+        devices: Names that the driver gives it, without NVIDIA, Tesla or GeForce before them.
+        bfloat16: Whether it computes in bfloat16; where not, such products run as float32.
+    """
+
+    name: str
+    memory: float
+    half: float
+    single: float
+    bandwidth: float
+    devices: tuple[str, ...]
+    bfloat16: bool = True
+
+    def matrix_rate(self, precision: str) -> float:
+        """Operations a second in a precision by Lightning's name.
+
+        Raises:
+            UserError: float64, of which there is nothing here.
+        """
+        if precision.startswith("64"):
+            raise UserError(f"--gpu {self.name} has no rate for --trainer.precision {precision}; give --flops RATE")
+        fast = precision.startswith("16") or (precision.startswith("bf16") and self.bfloat16)
+        return self.half if fast else self.single
+
+
+def _gpu(
+    name: str, gigabytes: float, half: float, single: float, gigabytes_a_second: float, *devices: str, bf16: bool = True
+) -> GPU:
+    return GPU(name, gigabytes * 1e9, half * 1e12, single * 1e12, gigabytes_a_second * 1e9, devices, bf16)
+
+
+# NVIDIA's data sheets: H100 Tensor Core GPU (SXM, PCIe, NVL), H200 Tensor Core GPU, A100 Tensor Core GPU (40GB; 80GB
+# with the PCIe card's bandwidth), L40S, L4, A40, A10, RTX A6000, V100, T4; for the GeForce cards the appendices of the
+# whitepapers on the Ada (AD102) and Ampere (GA102) architectures, sums in float32. Dense: half of what a sheet states
+# with sparsity. GB, TFLOP/s of half and of single precision, GB/s.
+GPUS = (
+    _gpu("h200", 141, 989, 67, 4800, "H200"),
+    _gpu("h100", 80, 989, 67, 3350, "H100 80GB HBM3"),
+    _gpu("h100-nvl", 94, 835, 60, 3900, "H100 NVL"),
+    _gpu("h100-pcie", 80, 756, 51, 2000, "H100 PCIe"),
+    _gpu("a100-80", 80, 312, 19.5, 1935, "A100-SXM4-80GB", "A100 80GB PCIe"),
+    _gpu("a100-40", 40, 312, 19.5, 1555, "A100-SXM4-40GB", "A100-PCIE-40GB"),
+    _gpu("l40s", 48, 362, 91.6, 864, "L40S"),
+    _gpu("l4", 24, 121, 30.3, 300, "L4"),
+    _gpu("a40", 48, 149.7, 37.4, 696, "A40"),
+    _gpu("a10", 24, 125, 31.2, 600, "A10"),
+    _gpu("a6000", 48, 154.8, 38.7, 768, "RTX A6000"),
+    _gpu("rtx4090", 24, 165.2, 82.6, 1008, "RTX 4090"),
+    _gpu("rtx3090", 24, 71, 35.6, 936, "RTX 3090"),
+    _gpu("v100-32", 32, 125, 15.7, 900, "V100-SXM2-32GB", bf16=False),
+    _gpu("v100-16", 16, 125, 15.7, 900, "V100-SXM2-16GB", bf16=False),
+    _gpu("t4", 16, 65, 8.1, 320, "T4", bf16=False),
+)
+
+
+def known_gpu(name: str) -> GPU | None:
+    """The GPU of a name, `--gpu`'s or the driver's, in any case; None of an unknown one.
+
+    >>> known_gpu("NVIDIA GeForce RTX 4090").name, known_gpu("NVIDIA GeForce RTX 4090 Laptop GPU")
+    ('rtx4090', None)
+    """
+    words = name.lower().split()
+    while words and words[0] in ("nvidia", "tesla", "geforce"):
+        del words[0]
+    plain = " ".join(words)
+    return next((gpu for gpu in GPUS if plain in (gpu.name, *map(str.lower, gpu.devices))), None)
+
+
+def named_gpu(name: str) -> GPU:
+    """The GPU that `--gpu` names.
+
+    Raises:
+        UserError: it is not in the table.
+    """
+    found = known_gpu(name)
+    if found is None:
+        raise UserError(
+            f"--gpu {name} is not known; known are {', '.join(gpu.name for gpu in GPUS)} "
+            "(for another give --flops RATE and --memory GIB)"
+        )
+    return found
