@@ -18,6 +18,7 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
+from sga.callbacks.evaluator import evaluation_of
 from sga.errors import DivergenceError, Interruption, StoppedError, UserError
 from sga.evaluation.metrics import DIVERGED
 
@@ -223,7 +224,7 @@ class RunCheckpoints(Checkpoint):
             check_there(trainer)  # before anybody's on_validation_end, where files are written
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        evaluation = getattr(pl_module, "evaluation", None)
+        evaluation = evaluation_of(trainer)
         log = None if evaluation is None else evaluation.metrics.get("perplexity/normal/log")
         self._good_step = trainer.global_step if log is not None and log <= DIVERGED else None
 
