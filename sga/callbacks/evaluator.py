@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from abc import abstractmethod
 from collections.abc import Iterable
@@ -23,6 +24,7 @@ from sga.evaluation.request_batches import RequestBatches
 from sga.evaluation.requests import Answer, Answers, Generation, Request
 from sga.models.sharding import is_sharded
 from sga.runs.references import read_retain_reference
+from sga.runs.setting_checks import check_trainer
 
 ANSWERS_FOLDER = ".answers"
 
@@ -83,9 +85,28 @@ class Evaluator(pl.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._evaluated_step = state_dict["evaluated_step"]
 
+    # ---- the trainer's flags ------------------------------------------------------------------------------------
+
+    def _set_limits(self, trainer: pl.Trainer) -> None:
+        """Whole evaluations only, whatever a trainer's flags for quick looks make of it."""
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            trainer.limit_val_batches = trainer.limit_test_batches = trainer.limit_predict_batches = 1.0
+        elif trainer.overfit_batches > 0:  # type: ignore[attr-defined]
+            trainer.limit_val_batches = 1.0  # it is about batches to train on
+        names = ("limit_val_batches", "limit_test_batches", "limit_predict_batches")
+        check_trainer({name: getattr(trainer, name) for name in names})
+        if 0 < trainer.num_sanity_val_steps < math.inf and trainer.limit_val_batches > 0:
+            if trainer.is_global_zero:
+                print(
+                    f"trainer.num_sanity_val_steps {trainer.num_sanity_val_steps}: the evaluation before the first "
+                    "step is made whole, as with -1; 0 leaves it out"
+                )
+            trainer.num_sanity_val_steps = math.inf
+
     # ---- the reference -----------------------------------------------------------------------------------------
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self._set_limits(trainer)
         if self.reference_path is not None and stage != "predict":
             self._reference = read_retain_reference(self.reference_path)
             data: Any = trainer.datamodule  # type: ignore[attr-defined]
