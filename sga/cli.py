@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import datasets
@@ -170,6 +171,19 @@ class UnlearningCLI(LightningCLI):
             raise UserError(
                 "--stop.rule needs the evaluation before the first step: leave out --trainer.num_sanity_val_steps 0"
             )
+        if self.subcommand == "fit" and config.stop.rule is not None and config.trainer.limit_val_batches == 0:
+            raise UserError("--stop.rule decides by evaluations: leave out --trainer.limit_val_batches 0")
+        if config.trainer.fast_dev_run:
+            self._try_out(config)
+
+    def _try_out(self, config: Any) -> None:
+        """Has a fast_dev_run write all that it writes into a folder for temporary files, and keep nothing."""
+        folder = self._until_end.enter_context(TemporaryDirectory(prefix="sga-fast-dev-run-"))
+        config.run.folder = config.trainer.default_root_dir = str(Path(folder, "run"))
+        config.evaluation.answers = None
+        if self.subcommand == "fit":
+            config.export.enabled = False
+            config.stop.rule = None  # its choice would be among weights that are not kept
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         config = self._get(self.config_init, "trainer")
@@ -196,6 +210,8 @@ class UnlearningCLI(LightningCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         with end_together(self.trainer):
             super()._run_subcommand(subcommand)
+        if self.trainer.fast_dev_run and self.trainer.is_global_zero:  # type: ignore[attr-defined]
+            print("trainer.fast_dev_run: it works; nothing of it is kept")
 
 
 class LateTensorBoard(TensorBoardLogger):

@@ -326,6 +326,21 @@ class UnlearningData(pl.LightningDataModule):
                     f"processes, which make {self._loader.accumulation}; leave it out"
                 )
             trainer.accumulate_grad_batches = self._loader.accumulation
+            self._limit(self._loader, trainer)
+
+    def _limit(self, loader: GroupLoader, trainer: pl.Trainer) -> None:
+        """Has the loader end its epochs where the trainer's flags say: all that counts steps asks the loader."""
+        share, repeats = trainer.limit_train_batches, trainer.overfit_batches > 0  # type: ignore[attr-defined]
+        if isinstance(share, int) or share < 1 or repeats:
+            loader.limit(share, repeats)
+            trainer.limit_train_batches = len(loader)  # whole steps: Lightning would end within an accumulated one
+        interval = getattr(trainer, "val_check_interval", None)  # not there where it is a time
+        within_epoch = trainer.check_val_every_n_epoch is not None and trainer.limit_val_batches > 0
+        if isinstance(interval, int) and interval > len(loader) and within_epoch:
+            raise UserError(
+                f"trainer.val_check_interval {interval} is more than the {len(loader)} batches of an epoch: lower it, "
+                "or count on over epochs with --trainer.check_val_every_n_epoch null"
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """The loader's position. Lightning gives a loader its own state back within an epoch only, not at its end."""

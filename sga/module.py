@@ -84,8 +84,6 @@ class UnlearningModule(pl.LightningModule):
         self.forward_options = ForwardOptions()
         """How the model reads training batches, as far as it can; see `on_fit_start`."""
         self.model: PreTrainedModel | None = None
-        self.answers: dict[int, Answer] = {}
-        """Of the evaluation that is under way, by the plan's jobs; this process's only, until they are gathered."""
         self.rate_state = RateState()
         """What the loss's rate policy remembers; its `value` is the number in force."""
         self.geometry: dict[str, Geometry] = {}
@@ -118,6 +116,7 @@ class UnlearningModule(pl.LightningModule):
                     f"{type(self.language_model).__name__} cannot be trained; evaluate it with sga validate"
                 )
             self.loss.check_group_size(self.data.group_size)
+            self.total_steps()
             try:
                 self.optimizer([torch.nn.Parameter(torch.zeros(1))])  # what it lacks is said before weights are loaded
             except (ValueError, TypeError) as error:
@@ -447,16 +446,15 @@ class UnlearningModule(pl.LightningModule):
     # ---- evaluation --------------------------------------------------------------------------------------------
 
     def on_validation_epoch_start(self) -> None:
-        self._start_answering("validate")
+        self._start_answering()
 
     def on_test_epoch_start(self) -> None:
-        self._start_answering("test")
+        self._start_answering()
 
     def on_predict_epoch_start(self) -> None:
-        self._start_answering("predict")
+        self._start_answering()
 
-    def _start_answering(self, stage: str) -> None:
-        self.answers = dict(self.data.request_batches(stage).known)
+    def _start_answering(self) -> None:
         self._inference = Inference(self._network, self.stop_ids)  # a new one: it remembers what these weights say
         gather(self._network)
 
@@ -469,12 +467,13 @@ class UnlearningModule(pl.LightningModule):
     def on_predict_epoch_end(self) -> None:
         scatter(self._network)
 
-    def validation_step(self, batch: ScoreBatch | GenerateBatch, batch_idx: int) -> None:
+    def validation_step(self, batch: ScoreBatch | GenerateBatch, batch_idx: int) -> dict[int, Answer]:  # type: ignore[override]
+        """Answers by the loader's jobs; `Evaluator` collects them."""
         assert self._inference is not None, "the epoch has started"
-        self.answers.update(zip(batch.indices, self._inference.answer(batch), strict=True))
+        return dict(zip(batch.indices, self._inference.answer(batch), strict=True))
 
-    def test_step(self, batch: ScoreBatch | GenerateBatch, batch_idx: int) -> None:
-        self.validation_step(batch, batch_idx)
+    def test_step(self, batch: ScoreBatch | GenerateBatch, batch_idx: int) -> dict[int, Answer]:  # type: ignore[override]
+        return self.validation_step(batch, batch_idx)
 
     def predict_step(self, batch: GenerateBatch, batch_idx: int) -> list[tuple[int, tuple[int, ...]]]:
         assert self._inference is not None, "the epoch has started"

@@ -63,6 +63,10 @@ class GroupLoader:
         self.reference: Mapping[Encoded, float] | None = None
         """Negative log-likelihoods under the starting model, once they are known; see `collate`."""
         self.group_size = group_size
+        self.steps_per_epoch = -(-len(groups) // batch_size)
+        """Optimiser steps of an epoch."""
+        self.repeats = False
+        """Every epoch is the first one again."""
         self.epoch = 0
         self.position = 0  # micro-batches of this epoch that were handed out
 
@@ -71,31 +75,42 @@ class GroupLoader:
         """Micro-batches of each process in a full optimiser step."""
         return -(-self.batch_size // (self.micro_batch_size * self.world_size))
 
-    @property
-    def steps_per_epoch(self) -> int:
-        """Optimiser steps of an epoch."""
-        return -(-len(self.groups) // self.batch_size)
+    def limit(self, batches: float, repeats: bool = False) -> None:
+        """Ends every epoch early, after whole optimiser steps.
+
+        Args:
+            batches: As Lightning's limits: the number of an epoch's micro-batches (int) or their share (float), rounded
+                up to whole steps.
+            repeats: Every epoch takes the same groups.
+        """
+        number = batches if isinstance(batches, int) else int(len(self) * batches)
+        self.steps_per_epoch = min(self.steps_per_epoch, max(1, -(-number // self.accumulation)))
+        self.repeats = repeats
 
     def __len__(self) -> int:
-        full, rest = divmod(len(self.groups), self.batch_size)
+        full, rest = divmod(min(len(self.groups), self.steps_per_epoch * self.batch_size), self.batch_size)
         return full * self.accumulation + -(-rest // (self.micro_batch_size * self.world_size))
 
     def __iter__(self) -> Iterator[Batch]:
         if self.position >= len(self):
             self.epoch, self.position = self.epoch + 1, 0
-        for number, (indices, scale) in enumerate(self._plan(self.epoch)):
+        for number, (indices, scale) in enumerate(self._plan(self._drawn_epoch)):
             if number < self.position:
                 continue
             self.position = number + 1
             groups = [self._drawn(index) for index in indices]
             yield collate(groups, scale, self.pad_id, self._drawn_roles, self.reference)
 
+    @property
+    def _drawn_epoch(self) -> int:
+        return 0 if self.repeats else self.epoch
+
     def _drawn(self, index: int) -> Sequence[Encoded]:
         """A group as this epoch has it; whatever process asks, and wherever in the epoch."""
         group, normals = self.groups[index], columns_of(self.roles, [NORMAL])
         if self.group_size is None or len(normals) < self.group_size:
             return group
-        draws = np.random.default_rng([self.seed, self.epoch, index, 0xD4A3])
+        draws = np.random.default_rng([self.seed, self._drawn_epoch, index, 0xD4A3])
         kept = {normals[place] for place in draws.choice(len(normals), size=self.group_size - 1, replace=False)}
         return [row for place, row in enumerate(group) if place in kept or place not in normals]
 
@@ -108,7 +123,7 @@ class GroupLoader:
     def _plan(self, epoch: int) -> Iterator[tuple[list[int], float]]:
         """Group indices and scale of each of this process's micro-batches."""
         order = np.random.default_rng([self.seed, epoch]).permutation(len(self.groups)).tolist()
-        for start in range(0, len(order), self.batch_size):
+        for start in range(0, len(order), self.batch_size)[: self.steps_per_epoch]:
             # Longest first: what is forwarded together is of one length, and so is what the processes have to do.
             step = sorted(order[start : start + self.batch_size], key=self._sizes.__getitem__, reverse=True)
             mine = step[self.rank :: self.world_size]

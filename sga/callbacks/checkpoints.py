@@ -18,6 +18,7 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
+from sga.callbacks.evaluator import evaluation_of
 from sga.errors import DivergenceError, Interruption, StoppedError, UserError
 from sga.evaluation.metrics import DIVERGED
 
@@ -38,6 +39,8 @@ def save(trainer: pl.Trainer, name: str, weights_only: bool = False) -> None:
         OSError: the disk is full, say; what was written of the new checkpoint is taken away.
     """
     check_there(trainer)
+    if trainer.fast_dev_run:  # type: ignore[attr-defined]
+        return  # no weights are left, as with Lightning's own checkpoints
     path = _path(trainer, name)
     unfinished = path.with_name(f".{name}.unfinished")
     try:
@@ -230,6 +233,7 @@ class RunCheckpoints(Checkpoint):
         self.keep_epochs = keep_epochs
         self.keep_good = keep_good
         self._last_step = 0  # of the batch before, to tell a finished optimiser step from one that accumulates
+        self._saved_step: int | None = None
         self._good_step: int | None = None  # of the last evaluation, if it had not diverged
         self._last_is_good = False  # the file that is there
         self._watch = SignalWatch()
@@ -256,7 +260,7 @@ class RunCheckpoints(Checkpoint):
             check_there(trainer)  # before anybody's on_validation_end, where files are written
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        evaluation = getattr(pl_module, "evaluation", None)
+        evaluation = evaluation_of(trainer)
         log = None if evaluation is None else evaluation.metrics.get("perplexity/normal/log")
         self._good_step = trainer.global_step if log is not None and log <= DIVERGED else None
 
@@ -269,7 +273,9 @@ class RunCheckpoints(Checkpoint):
             return
         check_there(trainer)
         interrupted = self._watch.received is not None and not _is_over(trainer)
-        if interrupted or (self.every_n_steps is not None and trainer.global_step % self.every_n_steps == 0):
+        # Here rather than in on_train_epoch_end, where Lightning counts an epoch that was cut off as complete.
+        ends = trainer.should_stop or _is_over(trainer)
+        if interrupted or ends or (self.every_n_steps is not None and trainer.global_step % self.every_n_steps == 0):
             self._save_last(trainer)
         if interrupted:
             self._interrupt(trainer)
@@ -277,7 +283,8 @@ class RunCheckpoints(Checkpoint):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.keep_epochs:
             save(trainer, f"epoch-{trainer.current_epoch + 1:03}-step-{trainer.global_step:06}.ckpt")
-        self._save_last(trainer)
+        if trainer.is_last_batch or self._saved_step != trainer.global_step:
+            self._save_last(trainer)
         if self._watch.received is not None and not _is_over(trainer):
             self._interrupt(trainer)
 
@@ -314,6 +321,7 @@ class RunCheckpoints(Checkpoint):
         if self.keep_good and self._last_is_good and not is_good and trainer.is_global_zero and last.is_file():
             _copy(last, good)
         save(trainer, LAST)
+        self._saved_step = trainer.global_step
         if is_good and trainer.is_global_zero:
             good.unlink(missing_ok=True)
         self._last_is_good = is_good

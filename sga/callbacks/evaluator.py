@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from abc import abstractmethod
 from collections.abc import Iterable
@@ -19,9 +20,11 @@ from sga.evaluation.bootstrap import Bootstrap
 from sga.evaluation.cache import AnswerCache, model_key
 from sga.evaluation.evaluation import Evaluation
 from sga.evaluation.reference import RetainReference, are_first_rows, reference_for
-from sga.evaluation.requests import Answers, Generation, Request
+from sga.evaluation.request_batches import RequestBatches
+from sga.evaluation.requests import Answer, Answers, Generation, Request
 from sga.models.sharding import is_sharded
 from sga.runs.references import read_retain_reference
+from sga.runs.setting_checks import check_trainer
 
 ANSWERS_FOLDER = ".answers"
 
@@ -43,7 +46,10 @@ class EvaluationCallback(pl.Callback):
 
 
 class Evaluator(pl.Callback):
-    """Runs the metric callbacks once all answers are there, and sees to it that the last weights are evaluated."""
+    """Owns the evaluations: collects answers over batches and processes, has the metric callbacks compute, and logs.
+
+    It also sees to it that the last weights are evaluated. An evaluation is made whole or not at all.
+    """
 
     def __init__(self, reference: str | None = None, answers: str | None = "auto", resamples: int = 1000) -> None:
         """Notes where the reference is; it is read before training starts.
@@ -64,6 +70,11 @@ class Evaluator(pl.Callback):
         self.resamples = resamples
         self.keeps_texts = True
         """False leaves generated answers out of what is kept; set by the run's ``texts``."""
+        self.evaluation: Evaluation | None = None
+        """The last one; None before the first."""
+        self._batches: RequestBatches | None = None
+        self._answers: dict[int, Answer] = {}
+        """Of the evaluation that is under way, by job: what is known, and what this process has computed."""
         self._reference: RetainReference | None = None
         self._store: AnswerCache | None = None
         self._evaluated_step = -1
@@ -74,9 +85,28 @@ class Evaluator(pl.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._evaluated_step = state_dict["evaluated_step"]
 
+    # ---- the trainer's flags ------------------------------------------------------------------------------------
+
+    def _set_limits(self, trainer: pl.Trainer) -> None:
+        """Whole evaluations only, whatever a trainer's flags for quick looks make of it."""
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            trainer.limit_val_batches = trainer.limit_test_batches = trainer.limit_predict_batches = 1.0
+        elif trainer.overfit_batches > 0:  # type: ignore[attr-defined]
+            trainer.limit_val_batches = 1.0  # it is about batches to train on
+        names = ("limit_val_batches", "limit_test_batches", "limit_predict_batches")
+        check_trainer({name: getattr(trainer, name) for name in names})
+        if 0 < trainer.num_sanity_val_steps < math.inf and trainer.limit_val_batches > 0:
+            if trainer.is_global_zero:
+                print(
+                    f"trainer.num_sanity_val_steps {trainer.num_sanity_val_steps}: the evaluation before the first "
+                    "step is made whole, as with -1; 0 leaves it out"
+                )
+            trainer.num_sanity_val_steps = math.inf
+
     # ---- the reference -----------------------------------------------------------------------------------------
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self._set_limits(trainer)
         if self.reference_path is not None and stage != "predict":
             self._reference = read_retain_reference(self.reference_path)
             data: Any = trainer.datamodule  # type: ignore[attr-defined]
@@ -97,17 +127,21 @@ class Evaluator(pl.Callback):
     # ---- answers that are there already ------------------------------------------------------------------------
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._look_up(trainer, pl_module, "validate")
+        self._start(trainer, pl_module, "validate")
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._look_up(trainer, pl_module, "test")
+        self._start(trainer, pl_module, "test")
 
-    def _look_up(self, trainer: pl.Trainer, module: Any, stage: str) -> None:
-        batches = module.data.request_batches(stage)
-        batches.known, self._store = {}, None
+    def _start(self, trainer: pl.Trainer, module: Any, stage: str) -> None:
+        self._batches = module.data.request_batches(stage)
+        self._store = None
+        self._answers = self._known(trainer, module, self._batches)
+        self._batches.known = set(self._answers)
+
+    def _known(self, trainer: pl.Trainer, module: Any, batches: RequestBatches) -> dict[int, Answer]:
         # Weights in the middle of training never come again.
         if self.answers_folder is None or (trainer.state.fn == "fit" and trainer.global_step > 0):
-            return
+            return {}
         sharded = is_sharded(module.model)
         device = trainer.strategy.root_device
         settings = {
@@ -122,7 +156,7 @@ class Evaluator(pl.Callback):
         }
         # Of weights in parts every process has to give its own.
         key = model_key(module.model, settings) if sharded or trainer.is_global_zero else ""
-        known = {}
+        known: dict[int, Answer] = {}
         if trainer.is_global_zero:
             run_folder = Path(trainer.default_root_dir)
             folder = run_folder.parent / ANSWERS_FOLDER if self.answers_folder == "auto" else Path(self.answers_folder)
@@ -137,13 +171,12 @@ class Evaluator(pl.Callback):
             known = self._store.find(batches.jobs)
             if known:
                 print(f"{len(known)} of {len(batches.jobs)} answers of this model are in {folder} already")
-        batches.known = trainer.strategy.broadcast(known)
+        return trainer.strategy.broadcast(known)
 
-    def _keep(self, module: Any, stage: str) -> None:
+    def _keep(self, batches: RequestBatches) -> None:
         if self._store is None:
             return
-        batches, answers = module.data.request_batches(stage), module.answers
-        new = {index: answer for index, answer in answers.items() if index not in batches.known}
+        new = {index: answer for index, answer in self._answers.items() if index not in batches.known}
         if not self.keeps_texts:
             new = {index: answer for index, answer in new.items() if not isinstance(answer, Generation)}
         try:
@@ -160,6 +193,14 @@ class Evaluator(pl.Callback):
             trainer.fit_loop.epoch_loop.val_loop.run()
             trainer.training = True
 
+    def on_validation_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, *batch: Any
+    ) -> None:
+        self._answers |= outputs
+
+    def on_test_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, *batch: Any) -> None:
+        self._answers |= outputs
+
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._evaluate(trainer, pl_module, "validate")
 
@@ -170,21 +211,28 @@ class Evaluator(pl.Callback):
         data: EvaluationData = module.data.evaluation_data(every_row=stage == "test")
         if trainer.world_size > 1:
             parts: list[Any] = [None] * trainer.world_size
-            torch.distributed.all_gather_object(parts, module.answers)
-            module.answers = {index: answer for part in parts for index, answer in part.items()}
-        self._keep(module, stage)
+            torch.distributed.all_gather_object(parts, self._answers)
+            self._answers = {index: answer for part in parts for index, answer in part.items()}
+        assert self._batches is not None, "the evaluation has started"
+        self._keep(self._batches)
         self._evaluated_step = trainer.global_step
         bootstrap = Bootstrap(self.resamples, module.data.seed) if self.resamples else None
         evaluation = Evaluation(data.name, bootstrap=bootstrap)
         data = replace(data, reference=self._aligned(data))
         if data.reference is not None:
             evaluation.notes += data.reference.notes
-        answers = module.data.request_batches(stage).answers(module.answers)
+        answers, self._answers = self._batches.answers(self._answers), {}
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, EvaluationCallback):
                 callback.evaluate(data, answers, evaluation)
         evaluation.leave_out_non_finite()
-        module.evaluation = evaluation
+        self.evaluation = evaluation
         # For ModelCheckpoint, EarlyStopping and the like. The run folder's own files are written by RunFiles, which
         # also sees the evaluation before the first step, when Lightning drops what is logged here.
         module.log_dict(evaluation.values(), logger=False, sync_dist=trainer.world_size > 1)
+
+
+def evaluation_of(trainer: pl.Trainer) -> Evaluation | None:
+    """The last evaluation by the trainer's `Evaluator`; None before the first, or without one."""
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    return next((callback.evaluation for callback in callbacks if isinstance(callback, Evaluator)), None)

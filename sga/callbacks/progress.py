@@ -10,7 +10,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
 from lightning.pytorch.utilities import rank_zero_only
 
-from sga.evaluation.evaluation import Evaluation
+from sga.callbacks.evaluator import evaluation_of
 from sga.evaluation.table import duration
 
 _SHOWN = ("forget_quality_log10", "model_utility", "forget/avg_nll", "privleak", "perplexity/normal/log")
@@ -64,7 +64,8 @@ class ProgressLines(pl.Callback):
             return
         self._evaluation = time.monotonic() - self._began
         self._began = time.monotonic()
-        evaluation: Evaluation = pl_module.evaluation  # type: ignore[assignment]
+        evaluation = evaluation_of(trainer)
+        assert evaluation is not None, "it has just been made"
         values = evaluation.values()
         names = [name for name in values if name.removeprefix(f"{evaluation.name}/") in _SHOWN] or list(values)[:4]
         shown = "".join(f"{name} {values[name]:.4g}, " for name in names)

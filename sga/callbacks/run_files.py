@@ -22,7 +22,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 import sga
 from sga.batching.batch import Batch
-from sga.callbacks.evaluator import Evaluator
+from sga.callbacks.evaluator import Evaluator, evaluation_of
 from sga.callbacks.export import HuggingFaceExport
 from sga.callbacks.room import check_room
 from sga.callbacks.stopping import Stopping
@@ -179,22 +179,22 @@ class RunFiles(pl.Callback):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._write(trainer, pl_module, self.folder)
         if trainer.state.fn == "validate":
-            self._show(trainer, pl_module, self.folder)
+            self._show(trainer, self.folder)
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._write(trainer, pl_module, self.folder_of("test"))
-        self._show(trainer, pl_module, self.folder_of("test"))
+        self._show(trainer, self.folder_of("test"))
 
-    def _show(self, trainer: pl.Trainer, pl_module: Any, folder: Path) -> None:
+    def _show(self, trainer: pl.Trainer, folder: Path) -> None:
         if trainer.is_global_zero:
-            print(f"\n{evaluation_table(pl_module.evaluation)}\n")
+            print(f"\n{evaluation_table(_evaluation(trainer))}\n")
             print(f"written to {folder / 'metrics.json'}, rows to rows.jsonl")
 
     def _write(self, trainer: pl.Trainer, pl_module: Any, folder: Path) -> None:
         cost = {**self._cost(trainer), **self._normal_data()} if trainer.state.fn == "fit" else {}
         if not trainer.is_global_zero:
             return
-        evaluation: Evaluation = pl_module.evaluation
+        evaluation = _evaluation(trainer)
         step = trainer.global_step
         # At the end of an epoch the current one is complete, but Lightning has not counted it yet.
         steps_per_epoch = pl_module.data.steps_per_epoch if trainer.state.fn == "fit" else 0
@@ -366,6 +366,12 @@ def _summary(points: list[dict[str, Any]], evaluation: Evaluation, stopping: Sto
     summary["absent"] = absent
     summary["notes"] = notes
     return summary
+
+
+def _evaluation(trainer: pl.Trainer) -> Evaluation:
+    evaluation = evaluation_of(trainer)
+    assert evaluation is not None, "the trainer has an Evaluator"
+    return evaluation
 
 
 def _stopping(trainer: pl.Trainer) -> Stopping | None:

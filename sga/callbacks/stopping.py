@@ -19,7 +19,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 
 from sga.callbacks.checkpoints import BEST, FOLDER, is_whole, save
-from sga.callbacks.evaluator import Evaluator
+from sga.callbacks.evaluator import Evaluator, evaluation_of
 from sga.callbacks.export import HuggingFaceExport
 from sga.callbacks.model_utility import ModelUtility
 from sga.errors import DivergenceError, UserError
@@ -376,7 +376,8 @@ class Stopping(pl.Callback):
         if self.rule is None or trainer.state.fn != "fit":
             return
         self._settle(trainer)
-        evaluation: Evaluation = pl_module.evaluation  # type: ignore[assignment]
+        evaluation = evaluation_of(trainer)
+        assert evaluation is not None, "the evaluator stands before"
         point = self._point(trainer.global_step, evaluation)
         for name in self.rule.needs():
             if name not in point.metrics:

@@ -133,7 +133,8 @@ def _request(
     if options.length is not None:
         lengths = _Lengths(options.length, options.answer or options.length / 2, None, None)
     else:
-        lengths = _lengths(data, needs, micro, devices, used, module.packing)
+        limit = config.trainer.overfit_batches or config.trainer.limit_train_batches
+        lengths = _lengths(data, needs, micro, devices, used, module.packing, 1.0 if limit is None else limit)
     optimizer = config.model.get("optimizer")
     name = str(getattr(optimizer, "class_path", None) or optimizer)
     gpu = str(config.trainer.accelerator) != "cpu"
@@ -177,9 +178,9 @@ def _devices(trainer: Any) -> tuple[int, bool]:
 
 
 def _lengths(
-    data: UnlearningData, needs: Any, micro: int, devices: int, used: Sequence[str], packing: bool
+    data: UnlearningData, needs: Any, micro: int, devices: int, used: Sequence[str], packing: bool, limit: float
 ) -> _Lengths:
-    """From the tokens that training would see, in its own micro-batches."""
+    """From the tokens that training would see, in its own micro-batches; the limit is that of batches of an epoch."""
     from sga.batching.loader import GroupLoader
     from sga.batching.packing import packed, padded
 
@@ -203,12 +204,13 @@ def _lengths(
     answers = sum(int(batch.answer_mask.sum()) for batch in batches) / sum(len(batch.input_ids) for batch in batches)
     layouts = [(packed(batch) if packing else padded(batch)).arguments["input_ids"].shape for batch in batches]
     longest = max(width for _, width in layouts)
-    steps = loader.steps_per_epoch
+    whole = loader.steps_per_epoch
+    loader.limit(limit)
     return _Lengths(
         longest,
         answers,
-        sum(rows * width for rows, width in layouts) * devices / steps,
-        steps,
+        sum(rows * width for rows, width in layouts) * devices / whole,
+        loader.steps_per_epoch,
         max(rows * width for rows, width in layouts) / (max(len(batch.input_ids) for batch in batches) * longest),
     )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -279,7 +279,7 @@ class RequestBatches:
 
     Attributes:
         jobs: What is to be computed.
-        known: Answers that are there already, by job; batches leave them out. May be set before each iteration.
+        known: Jobs whose answers are there already; batches leave them out. May be set before each iteration.
     """
 
     def __init__(
@@ -297,7 +297,7 @@ class RequestBatches:
         self._tokens_per_batch, self._generation_rows = tokens_per_batch, generation_rows
         self._rank, self._world_size = rank, world_size
         self.jobs: list[Job] = []
-        self.known: dict[int, Answer] = {}
+        self.known: Collection[int] = ()
         self._job_of: dict[Request, tuple[int, Job]] = {}
         by_key: dict[str, int] = {}
         requests = list(dict.fromkeys(requests))

@@ -93,14 +93,31 @@ def check_nulls(parser: ArgumentParser, config: Any) -> None:
 
 
 def check_trainer(trainer: Mapping[str, Any]) -> None:
-    """Refuses trainer settings that Lightning takes and that turn a run upside down.
+    """Refuses trainer settings that Lightning takes and that turn a run upside down, or make no evaluation of one.
+
+    Args:
+        trainer: Settings by name; one that is missing or null has its default.
 
     Raises:
-        UserError: the bound of gradient clipping is no number of at least 0; below 0 it would turn gradients around.
+        UserError: the bound of gradient clipping is no number of at least 0 (below 0 it would turn gradients around);
+            no step would be trained; only some batches of an evaluation would be run.
     """
     clip = trainer.get("gradient_clip_val")
     if clip is not None and not (isinstance(clip, int | float) and 0 <= clip <= sys.float_info.max):
         raise UserError(f"trainer.gradient_clip_val must be a finite number of at least 0, got {clip}")
+    sanity = trainer.get("num_sanity_val_steps")
+    if sanity is not None and sanity < -1:
+        raise UserError(f"trainer.num_sanity_val_steps must be -1 (the whole evaluation) or at least 0, got {sanity}")
+    if trainer.get("limit_train_batches") == 0:
+        raise UserError("trainer.limit_train_batches 0 trains nothing; evaluate the model with sga validate")
+    for name in ("limit_val_batches", "limit_test_batches", "limit_predict_batches"):
+        limit = trainer.get(name)
+        none = name == "limit_val_batches" and limit == 0
+        if limit is not None and not none and (isinstance(limit, int) or limit < 1):
+            raise UserError(
+                f"trainer.{name} must be {'0 (no evaluation) or ' * (name == 'limit_val_batches')}1.0 (the whole), got "
+                f"{limit}: metrics need every answer; for smaller evaluations set --data.evaluation_rows N"
+            )
 
 
 def check_seed(seed: object) -> None:
