@@ -294,7 +294,7 @@ CASES: dict[str, Case] = {
         "--trainer.gradient_clip_val=1",
         "--trainer.gradient_clip_algorithm=x",
     ),
-    "settings/batches": settings("invalid value -1", "--trainer.limit_val_batches=-1"),
+    "settings/batches": settings("must be 0 (no evaluation) or 1.0", "--trainer.limit_val_batches=-1"),
     "settings/callback": settings("nope", "--trainer.callbacks=[nope.Nope]"),
     "settings/long number": settings("Exceeds the limit", f"--data.batch_size={'9' * 5000}"),
     "settings/large clipping": settings("gradient_clip_val must be a finite", f"--trainer.gradient_clip_val={HUGE}"),
