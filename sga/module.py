@@ -138,7 +138,9 @@ class UnlearningModule(pl.LightningModule):
             if self.gradient_checkpointing:
                 self.model.gradient_checkpointing_enable()  # type: ignore[no-untyped-call]
             if self.compile_blocks:
-                # Block by block: the same code for all of them, and hooks on the head stay outside.
+                # Block by block: the same code for all of them, and hooks on the head stay outside. Training,
+                # evaluation and try-outs have variants; beyond PyTorch's limit of 8 a block would run uncompiled.
+                torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
                 for block in transformer_blocks(self.model):
                     block.compile(dynamic=True)
             shard(self.model, self.trainer.strategy, self.trainer.precision)
