@@ -46,6 +46,7 @@ from sga.datamodule import UnlearningData
 from sga.errors import UserError
 from sga.files import read_yaml, write_text, yaml_value
 from sga.module import UnlearningModule
+from sga.runs.config_files import composed
 from sga.runs.lock import write_lock
 from sga.runs.processes import end_together
 from sga.runs.restart import only_begun, remove_unfinished
@@ -457,7 +458,7 @@ def _cli(kind: type[UnlearningCLI], arguments: Sequence[str]) -> UnlearningCLI:
             "enable_model_summary": False,
             "use_distributed_sampler": False,  # the loaders deal rows to processes themselves
         },
-        args=list(arguments),
+        args=[verb, *composed(arguments[1:])],
     )
     return cli
 

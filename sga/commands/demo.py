@@ -7,9 +7,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from sga.data.builtin import packaged_path
 from sga.experiments.demo import demo_results, read_steps, run_step
 from sga.files import write_json
+from sga.runs.config_files import config_path
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -26,7 +26,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--folder", type=Path, default=Path("runs/demo"), help="where it goes (default runs/demo)")
     options = parser.parse_args(list(arguments))
     started = time.monotonic()
-    steps = read_steps(options.config or packaged_path("configs/demo/demo.yaml"), options.folder)
+    steps = read_steps(config_path(options.config or "configs/demo/demo.yaml"), options.folder)
     for number, step in enumerate(steps, start=1):
         run_step(step, options.folder, f"[{number}/{len(steps)}] {step.title}")
     folders = [options.folder / step.name for step in steps]

@@ -9,6 +9,7 @@ from pathlib import Path
 from sga.experiments.configuration import settings_from
 from sga.experiments.sequence import RESULTS_FILE, check, read_sequence, run_request, sequence_results
 from sga.files import write_json
+from sga.runs.config_files import config_path
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -20,7 +21,7 @@ def main(arguments: Sequence[str]) -> int:
         "interruption: finished requests are reused, the one that was under way goes on from its last checkpoint.",
     )
     parser.add_argument(
-        "--config", type=Path, required=True, metavar="FILE", help="such as configs/muse/sequential.yaml"
+        "--config", type=Path, required=True, metavar="FILE", help="such as configs/sequences/muse.yaml"
     )
     parser.add_argument("--folder", type=Path, help="where it goes (default runs/sequences/NAME_OF_THE_FILE)")
     parser.add_argument(
@@ -28,7 +29,7 @@ def main(arguments: Sequence[str]) -> int:
     )
     options = parser.parse_args(list(arguments))
     folder: Path = options.folder or Path("runs/sequences", options.config.stem)
-    requests = read_sequence(options.config, folder, settings_from(options.set))
+    requests = read_sequence(config_path(options.config), folder, settings_from(options.set))
     check(requests, folder)
     for number, request in enumerate(requests, start=1):
         code = run_request(request, folder, f"[{number}/{len(requests)}] {request.name}")

@@ -24,6 +24,7 @@ from sga.experiments.sweeps.definition import Sweep, Task, label, read_sweep
 from sga.experiments.sweeps.fit import end_with_parent
 from sga.experiments.sweeps.worker import Worker, forgive, terminable
 from sga.files import read_json_object, write_json, yaml_text
+from sga.runs.config_files import config_path
 
 SWEEP_FILE = "sweep.json"
 
@@ -64,7 +65,7 @@ def main(arguments: Sequence[str]) -> int:
         raise UserError(f"--workers must be at least 1, got {options.workers}")
     if options.stale_after <= 0:
         raise UserError(f"--stale-after must be positive, got {options.stale_after}")
-    sweep = read_sweep(options.config, settings_from(options.set))
+    sweep = read_sweep(config_path(options.config), settings_from(options.set))
     folder: Path = options.folder or Path("runs/sweeps", options.config.stem)
     worker = Worker(sweep, folder, options.storage, options.stale_after)
     if options.worker:

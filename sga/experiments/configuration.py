@@ -11,6 +11,7 @@ from typing import Any
 
 from sga.errors import UserError
 from sga.files import read_yaml, yaml_value
+from sga.runs.config_files import config_files
 from sga.runs.setting_checks import check_class_paths
 
 Values = dict[str, Any]
@@ -23,11 +24,11 @@ def read_config(files: Sequence[Path]) -> dict[str, Any]:
     """Configuration files one over the other; the last wins, and lists named ``key+`` are appended.
 
     Raises:
-        UserError: a file is missing, or not YAML with names and values.
+        UserError: as `config_files`, or a file holds something other than names and values.
     """
     config: dict[str, Any] = {}
-    for file in files:
-        _merge(config, mapping_value(read_settings(file), str(file)))
+    for file in config_files(files):
+        _merge(config, mapping_value(file.content, str(file.path)))
     return config
 
 

@@ -17,7 +17,9 @@ from typing import Any
 
 from sga.data.builtin import source_hash
 from sga.errors import UserError
+from sga.experiments.configuration import read_config
 from sga.files import read_json_lines, read_json_object, read_yaml, write_json
+from sga.runs.config_files import config_path
 from sga.runs.lock import write_lock
 
 STATE_FILE = "step.json"
@@ -30,20 +32,20 @@ class Step:
     Attributes:
         name: Folder of the step inside the demo's.
         title: What the user reads.
-        config: Configuration file.
+        files: Configuration files, one over the other.
         settings: Flags that are set on top of it.
         needs: Steps whose results it uses.
     """
 
     name: str
     title: str
-    config: Path
+    files: tuple[Path, ...]
     settings: dict[str, Any] = field(default_factory=dict)
     needs: tuple[Step, ...] = ()
 
     def key(self) -> str:
         """Hash of everything that the result depends on."""
-        content = [self.config.read_text(encoding="utf-8"), self.settings, source_hash()]
+        content = [read_config(self.files), self.settings, source_hash()]
         content += [need.key() for need in self.needs]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
@@ -57,27 +59,32 @@ def read_steps(config: Path, folder: Path) -> list[Step]:
     plan = read_yaml(config)
     try:
         fixed, runs, seeds = (plan["target"], plan["retain"]), dict(plan["runs"]), [int(seed) for seed in plan["seeds"]]
-        files = {name: config.parent / run["config"] for name, run in runs.items()}
+        files = {name: _files(run["config"], config) for name, run in runs.items()}
+        target, retain = (_files(names, config) for names in fixed)
+    except UserError as error:
+        raise UserError(f"{config}: names {error}") from None
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{config}: needs target, retain, seeds and runs with a config each ({error!r})") from None
-    for path in (*(config.parent / name for name in fixed), *files.values()):
-        if not path.is_file():
-            raise UserError(f"{config}: names {path}, which does not exist")
-    target = Step("target", "target: learns everything", config.parent / fixed[0])
-    retain = Step("retain", "retain model: never sees what is to be forgotten", config.parent / fixed[1])
-    steps = [target, retain]
+    first = Step("target", "target: learns everything", target)
+    second = Step("retain", "retain model: never sees what is to be forgotten", retain)
+    steps = [first, second]
     for seed in seeds:
         for name, run in runs.items():
             label = name if len(seeds) == 1 else f"{name}-seed{seed}"
             settings = {
                 **(run.get("settings") or {}),
                 "seed_everything": seed,
-                "model.language_model.name_or_path": str(folder / target.name),
-                "evaluation.reference": str(folder / retain.name),
+                "model.language_model.name_or_path": str(folder / first.name),
+                "evaluation.reference": str(folder / second.name),
                 "checkpoint.keep_epochs": True,
             }
-            steps.append(Step(label, f"unlearn: {label}", files[name], settings, (target, retain)))
+            steps.append(Step(label, f"unlearn: {label}", files[name], settings, (first, second)))
     return steps
+
+
+def _files(names: str | list[str], plan: Path) -> tuple[Path, ...]:
+    """The file or files that a plan names."""
+    return tuple(config_path(name, plan.parent) for name in ([names] if isinstance(names, str) else names))
 
 
 def run_step(step: Step, folder: Path, title: str) -> None:
@@ -105,7 +112,8 @@ def run_step(step: Step, folder: Path, title: str) -> None:
 
     from sga.cli import run_verb
 
-    arguments = ["fit", "--config", str(step.config), "--run.folder", str(run_folder), "--ckpt_path", "last"]
+    arguments = ["fit", *(f"--config={file}" for file in step.files), "--run.folder", str(run_folder)]
+    arguments += ["--ckpt_path", "last"]
     arguments += ["--trainer.devices", "1"]  # a second process would start the whole demo again
     for name, value in step.settings.items():
         arguments += [f"--{name}", json.dumps(value) if not isinstance(value, str) else value]

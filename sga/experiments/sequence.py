@@ -12,6 +12,7 @@ from typing import Any
 from sga.errors import UserError
 from sga.experiments.configuration import Values, applied, digest, read_config, set_value
 from sga.files import read_json_lines, read_json_object, write_json, write_text, yaml_text
+from sga.runs.config_files import config_path
 from sga.runs.lock import write_lock
 
 STATE_FILE = "request.json"
@@ -62,7 +63,7 @@ def read_sequence(path: Path, folder: Path, overrides: Values | None = None) -> 
     settings = plan.get("settings") or {}
     if not isinstance(names, list) or not names or not isinstance(settings, dict):
         raise UserError(f"{path}: config must be a file or a list of files, settings names with values")
-    base = applied(read_config([path.parent / str(name) for name in names]), {**settings, **(overrides or {})})
+    base = applied(read_config([config_path(str(name), path.parent) for name in names]), {**settings, **(overrides or {})})
     if base.get("export", {}).get("enabled") is False:
         raise UserError(f"{path}: export.enabled false keeps no model that the next request could start from")
     requests: list[RequestRun] = []

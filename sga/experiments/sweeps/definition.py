@@ -22,6 +22,7 @@ from sga.experiments.configuration import (
     read_settings,
     set_value,
 )
+from sga.runs.config_files import config_path
 
 Stage = Literal["model", "choose", "final"]
 
@@ -314,7 +315,7 @@ def read_sweep(path: Path, overrides: Values | None = None) -> Sweep:
 def _model(path: Path, role: str, wanted: Any, common: Values) -> Task | str:
     """A model that is to be trained, or the location of one that is there."""
     where = f"{path}: models: {role}"
-    wanted = {"config": wanted} if isinstance(wanted, str) else mapping_value(wanted, where)
+    wanted = {"config": wanted} if isinstance(wanted, str | list) else mapping_value(wanted, where)
     if set(wanted) == {"folder"}:
         return str(wanted["folder"])
     if not {"config"} <= set(wanted) <= {"config", "settings"}:
@@ -405,13 +406,11 @@ def _seeds(wanted: Any, where: str) -> tuple[int, ...]:
 
 def _merged(path: Path, names: Any) -> dict[str, Any]:
     """Configuration files that `path` names relative to itself, as `read_config`."""
-    files = [
-        path.parent / str(name)
-        for name in ([names] if isinstance(names, str) else list_value(names, f"{path}: config"))
-    ]
-    for file in files:
-        if not file.is_file():
-            raise UserError(f"{path}: names {file}, which does not exist")
+    names = [names] if isinstance(names, str) else list_value(names, f"{path}: config")
+    try:
+        files = [config_path(str(name), path.parent) for name in names]
+    except UserError as error:
+        raise UserError(f"{path}: names {error}") from None
     return read_config(files)
 
 

@@ -1,0 +1,179 @@
+"""Configuration files that are laid one over the other: a benchmark's, a method's, and what depends on both.
+
+Files in a folder ``benchmarks`` and in a folder ``methods`` belong together: ``pairs/BENCHMARK/METHOD.yaml``, beside
+either folder, is applied after them where it exists, and a run goes to ``runs/BENCHMARK/METHOD``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sga.data.builtin import packaged_path
+from sga.errors import UserError
+from sga.files import read_yaml
+from sga.runs.setting_checks import check_class_paths
+
+_REFUSED = "refused"
+_TIMES = re.compile(r"(\d+(?:\.\d+)?)x")
+_BEFORE_THE_SPLIT = re.compile(r"configs/(authors|book|muse|own|tofu)/(?:(phi-1\.5|llama-2-7b|opt-2\.7b|small)-)?(.+)")
+
+
+@dataclass(frozen=True)
+class ConfigFile:
+    """One configuration file among others.
+
+    Attributes:
+        path: Path of the file.
+        content: What it says, with relative values worked out: ``2x`` is twice what the files before it say, and
+            ``{benchmark}`` in a text is the benchmark's name.
+        relative: True if it has relative values, so that `content` is not what the file itself says.
+        added: True if it is a pair's, which nobody named.
+    """
+
+    path: Path
+    content: Any
+    relative: bool
+    added: bool
+
+
+def config_path(name: str | Path, beside: Path | None = None) -> Path:
+    """Path of a configuration file: as named, or else the one of this name that comes with the package.
+
+    Args:
+        name: Path of the file; ``configs/…`` may be the package's.
+        beside: Folder that a relative path starts from, where it is not the working directory.
+
+    Raises:
+        UserError: there is no such file; says what became of it, or which names are close.
+    """
+    path = Path(name) if beside is None else beside / name
+    if path.is_file():
+        return path
+    root = packaged_path("configs").parent
+    if Path(name).parts[:1] == ("configs",) and (root / name).is_file():
+        return root / name
+    known = {f"configs/{one.relative_to(root / 'configs').as_posix()}" for one in (root / "configs").rglob("*.yaml")}
+    before = _BEFORE_THE_SPLIT.search(path.with_suffix("").as_posix())
+    if before is not None:
+        benchmark, model, method = before.groups()
+        names = [f"configs/benchmarks/{benchmark}{model and f'-{model}' or ''}.yaml", f"configs/methods/{method}.yaml"]
+        if set(names) <= known:
+            raise UserError(f"{name}: no such file; it is now two: {' '.join(f'--config {one}' for one in names)}")
+        raise UserError(f"{name}: no such file; what there was in it is now in configs/benchmarks and configs/methods")
+    close = difflib.get_close_matches(path.as_posix(), known, n=3, cutoff=0.7)
+    raise UserError(f"{name}: no such file{'; is it ' * bool(close)}{' or '.join(close)}{'?' * bool(close)}")
+
+
+def config_files(files: Sequence[str | Path]) -> list[ConfigFile]:
+    """The files in the order in which they apply, the last one winning, with the pair's after the later of its two.
+
+    Args:
+        files: Files as named, by the user or by another file.
+
+    Raises:
+        UserError: a file is missing or not YAML; a value is relative to nothing; or the pair makes no sense, for the
+            reason that its file gives under ``refused``.
+    """
+    paths = [config_path(file) for file in files]
+    named = set(paths)
+    benchmark, method = _last_of("benchmarks", paths), _last_of("methods", paths)
+    if benchmark is not None and method is not None:
+        for root in dict.fromkeys((benchmark.parent.parent, method.parent.parent)):
+            pair = root / "pairs" / benchmark.stem / method.name
+            if pair.is_file() and pair not in named:
+                paths.insert(max(paths.index(benchmark), paths.index(method)) + 1, pair)
+                break
+    found: list[ConfigFile] = []
+    for path in paths:
+        said = read_yaml(path)
+        if isinstance(said, dict) and _REFUSED in said:
+            raise UserError(f"{path.stem} on {path.parent.name} makes no sense: {said[_REFUSED]}")
+        name = None if benchmark is None else benchmark.stem
+        content = _worked_out(said, [file.content for file in reversed(found)], name, str(path))
+        check_class_paths(content, path)
+        found.append(ConfigFile(path, content, content != said, path not in named))
+    return found
+
+
+def _last_of(folder: str, paths: Sequence[Path]) -> Path | None:
+    return next((path for path in reversed(paths) if path.parent.name == folder), None)
+
+
+def _worked_out(value: Any, before: Sequence[Any], benchmark: str | None, where: str) -> Any:
+    """A value without relative ones; `before` is what files before it say at its place, the last one first."""
+    if isinstance(value, dict):
+        return {
+            key: _worked_out(
+                inner, [one[key] for one in before if isinstance(one, dict) and key in one], benchmark, f"{where}: {key}"
+            )
+            for key, inner in value.items()
+        }
+    if isinstance(value, list):
+        return [_worked_out(inner, (), benchmark, where) for inner in value]
+    if not isinstance(value, str):
+        return value
+    times = _TIMES.fullmatch(value)
+    if times is None:
+        return value if benchmark is None else value.replace("{benchmark}", benchmark)
+    numbers = [one for one in before if isinstance(one, int | float) and not isinstance(one, bool)]
+    if not numbers:
+        raise UserError(
+            f"{where}: {value} is relative to what a file before it says, and none does; name a benchmark first "
+            "(--config configs/benchmarks/NAME.yaml)"
+        )
+    product = float(times[1]) * numbers[0]
+    return int(product) if isinstance(numbers[0], int) and product.is_integer() else product
+
+
+def default_folder(files: Sequence[ConfigFile]) -> str | None:
+    """``runs/BENCHMARK/METHOD``, with the names of further files after the method's; None without these two."""
+    benchmark = _last_of("benchmarks", [file.path for file in files])
+    others = [file.path.stem for file in files if not file.added and file.path.parent.name != "benchmarks"]
+    return None if benchmark is None or not others else f"runs/{benchmark.stem}/{'-'.join(others)}"
+
+
+def composed(arguments: Sequence[str]) -> list[str]:
+    """A command line whose ``--config`` options are what the parser is to read, in their order.
+
+    The default run folder comes first, so that everything else wins; the pair's file is added, and said; a file with
+    relative values is replaced by its content.
+
+    Raises:
+        UserError: as `config_files`.
+    """
+    parts: list[tuple[bool, str]] = []  # whether it is a file that --config names
+    rest = list(arguments)
+    while rest:
+        option, equals, value = rest.pop(0).partition("=")
+        if option not in ("--config", "-c") or not (equals or rest):
+            parts.append((False, f"{option}{equals}{value}"))
+            continue
+        value = value if equals else rest.pop(0)
+        is_text = re.search(r"[:{\n]", value) is not None and not Path(value).is_file()
+        parts.append((False, f"--config={value}") if is_text else (True, value))
+    files = config_files([value for is_file, value in parts if is_file])
+    folder, result = default_folder(files), []
+    for is_file, value in parts:
+        if not is_file:
+            result.append(value)
+            continue
+        if folder is not None:
+            result.append(f"--config={json.dumps({'run': {'folder': folder}})}")
+            folder = None
+        result.append(_option(files.pop(0)))
+        if files and files[0].added:
+            from lightning.pytorch.utilities import rank_zero_info  # takes a second to import
+
+            rank_zero_info(f"{files[0].path} applies too: what the method needs on this benchmark")
+            result.append(_option(files.pop(0)))
+    return result
+
+
+def _option(file: ConfigFile) -> str:
+    return f"--config={json.dumps(file.content) if file.relative else file.path}"
