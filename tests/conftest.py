@@ -37,6 +37,7 @@ from sga.data.builtin import packaged_path
 from sga.evaluation.inference import Inference
 from sga.evaluation.request_batches import RequestBatches
 from sga.evaluation.requests import Answer
+from sga.experiments.configuration import read_config
 from sga.likelihood.forward import sequence_nll
 from sga.models.small import SmallLlama
 
@@ -380,6 +381,12 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def shipped(benchmark: str, method: str) -> list[str]:
+    """Options of every verb: the configurations of a benchmark and of a method that come with the package."""
+    files = (f"configs/benchmarks/{benchmark}.yaml", f"configs/methods/{method}.yaml")
+    return [f"--config={packaged_path(file)}" for file in files]
+
+
 # ---- the demo on little data ----------------------------------------------------------------------------------------
 
 SMALL_DEMO = {
@@ -402,10 +409,10 @@ SMALL_DEMO = {
 @pytest.fixture
 def small_plan(tmp_path: Path) -> Path:
     """The packaged demo's plan with two unlearning runs on little data, as files of its own."""
-    authors = packaged_path("configs/authors")
+    configs = packaged_path("configs")
     runs = {}
     for name in ("target", "retain", "ga", "sga"):
-        config = yaml.safe_load((authors / f"{name}.yaml").read_text(encoding="utf-8"))
+        config = read_config([configs / "benchmarks" / "authors.yaml", configs / "methods" / f"{name}.yaml"])
         for key, value in SMALL_DEMO.items():
             section, option = key.split(".")
             config[section] = {**config.get(section, {}), option: value}

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import rows_about, write_rows
+from conftest import rows_about, shipped, write_rows
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from transformers import AutoModelForCausalLM
 
@@ -406,9 +406,9 @@ def test_data_show_says_what_is_absent(tmp_path: Path, capsys: pytest.CaptureFix
 
 # ---- options that are text ------------------------------------------------------------------------------------------
 
-TARGET = f"--config={Path(__file__).parents[1] / 'configs' / 'authors' / 'target.yaml'}"
-PLAIN_TEXT = (TARGET, "--data.template=PlainTemplate")
-CHAT = (TARGET, "--data.template=ChatTemplate")
+TARGET = shipped("authors", "target")
+PLAIN_TEXT = (*TARGET, "--data.template=PlainTemplate")
+CHAT = (*TARGET, "--data.template=ChatTemplate")
 TEXTS = [
     "Answer: briefly",
     "User: {question}\nAssistant: {answer}",
@@ -424,7 +424,7 @@ TEXTS = [
     " spaces ",
     "&a *b !c @d `e",
     "a: b: c",
-    "configs/authors/target.yaml",  # the name of a file is a name
+    "configs/methods/target.yaml",  # the name of a file is a name
     "-1",
     "",
 ]

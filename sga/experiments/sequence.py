@@ -63,7 +63,8 @@ def read_sequence(path: Path, folder: Path, overrides: Values | None = None) -> 
     settings = plan.get("settings") or {}
     if not isinstance(names, list) or not names or not isinstance(settings, dict):
         raise UserError(f"{path}: config must be a file or a list of files, settings names with values")
-    base = applied(read_config([config_path(str(name), path.parent) for name in names]), {**settings, **(overrides or {})})
+    files = [config_path(str(name), path.parent) for name in names]
+    base = applied(read_config(files), {**settings, **(overrides or {})})
     if base.get("export", {}).get("enabled") is False:
         raise UserError(f"{path}: export.enabled false keeps no model that the next request could start from")
     requests: list[RequestRun] = []

@@ -62,10 +62,12 @@ def config_path(name: str | Path, beside: Path | None = None) -> Path:
     before = _BEFORE_THE_SPLIT.search(path.with_suffix("").as_posix())
     if before is not None:
         benchmark, model, method = before.groups()
-        names = [f"configs/benchmarks/{benchmark}{model and f'-{model}' or ''}.yaml", f"configs/methods/{method}.yaml"]
-        if set(names) <= known:
-            raise UserError(f"{name}: no such file; it is now two: {' '.join(f'--config {one}' for one in names)}")
-        raise UserError(f"{name}: no such file; what there was in it is now in configs/benchmarks and configs/methods")
+        now = [
+            f"configs/benchmarks/{'-'.join(filter(None, (benchmark, model)))}.yaml",
+            f"configs/methods/{method}.yaml",
+        ]
+        where = " and ".join(now if set(now) <= known else ["configs/benchmarks", "configs/methods"])
+        raise UserError(f"{name}: no such file; what it said is now in {where}, each with a --config of its own")
     close = difflib.get_close_matches(path.as_posix(), known, n=3, cutoff=0.7)
     raise UserError(f"{name}: no such file{'; is it ' * bool(close)}{' or '.join(close)}{'?' * bool(close)}")
 
@@ -108,10 +110,9 @@ def _last_of(folder: str, paths: Sequence[Path]) -> Path | None:
 def _worked_out(value: Any, before: Sequence[Any], benchmark: str | None, where: str) -> Any:
     """A value without relative ones; `before` is what files before it say at its place, the last one first."""
     if isinstance(value, dict):
+        blocks = [one for one in before if isinstance(one, dict)]
         return {
-            key: _worked_out(
-                inner, [one[key] for one in before if isinstance(one, dict) and key in one], benchmark, f"{where}: {key}"
-            )
+            key: _worked_out(inner, [one[key] for one in blocks if key in one], benchmark, f"{where}: {key}")
             for key, inner in value.items()
         }
     if isinstance(value, list):

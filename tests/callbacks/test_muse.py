@@ -13,7 +13,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL_LLAMA, TinyNetwork, training_options
+from conftest import SMALL_LLAMA, TinyNetwork, shipped, training_options
 from rouge_score.rouge_scorer import RougeScorer
 from sklearn.metrics import roc_auc_score
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
@@ -23,7 +23,6 @@ from sga.batching.templates import PlainTemplate
 from sga.callbacks.muse import MUSE, knowmem_example, knowmem_prompt, until_stop
 from sga.cli import run_verb
 from sga.commands.score import main as score
-from sga.data.builtin import packaged_path
 from sga.data.muse import MUSENews
 from sga.data.records import EVALUATION_SETS, Record
 from sga.datamodule import EvaluationData
@@ -399,8 +398,7 @@ def test_cut_prompts_are_counted(tiny_network: TinyNetwork) -> None:
 # ---- runs -----------------------------------------------------------------------------------------------------------
 
 OPTIONS = [
-    "--config",
-    str(packaged_path("configs/muse/evaluate.yaml")),
+    *shipped("muse-llama-2-7b", "evaluate"),
     "--trainer.accelerator=cpu",
     "--trainer.enable_progress_bar=false",
 ]

@@ -66,11 +66,11 @@ def test_a_second_run_reuses_what_is_valid_and_says_so(
 def test_the_key_of_a_step_depends_on_configuration_settings_and_needs(tmp_path: Path) -> None:
     config = tmp_path / "a.yaml"
     config.write_text("seed_everything: 0\n", encoding="utf-8")
-    need = Step("need", "", config, {"x": 1})
-    step = Step("step", "", config, {"y": 1}, (need,))
-    assert step.key() == Step("step", "", config, {"y": 1}, (need,)).key()
-    assert step.key() != Step("step", "", config, {"y": 2}, (need,)).key()
-    assert step.key() != Step("step", "", config, {"y": 1}, (Step("need", "", config, {"x": 2}),)).key()
+    need = Step("need", "", (config,), {"x": 1})
+    step = Step("step", "", (config,), {"y": 1}, (need,))
+    assert step.key() == Step("step", "", (config,), {"y": 1}, (need,)).key()
+    assert step.key() != Step("step", "", (config,), {"y": 2}, (need,)).key()
+    assert step.key() != Step("step", "", (config,), {"y": 1}, (Step("need", "", (config,), {"x": 2}),)).key()
     before = step.key()
     config.write_text("seed_everything: 1\n", encoding="utf-8")
     assert step.key() != before

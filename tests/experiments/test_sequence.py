@@ -24,14 +24,14 @@ from sga.errors import UserError
 from sga.experiments.sequence import read_sequence
 from sga.files import write_text
 
-FILES = sorted(packaged_path("configs").rglob("sequential*.yaml"))
+FILES = sorted(packaged_path("configs/sequences").glob("*.yaml"))
 
 
 def test_there_are_sequences() -> None:
-    assert {path.parent.name for path in FILES} >= {"authors", "book", "muse"}
+    assert {path.stem for path in FILES} >= {"authors", "book", "muse"}
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.parent.name)
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_every_request_of_a_shipped_sequence_parses(path: Path, tmp_path: Path) -> None:
     requests = read_sequence(path, tmp_path)
     assert len(requests) >= 2

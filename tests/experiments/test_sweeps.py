@@ -40,6 +40,8 @@ from sga.experiments.sweeps.results import (
 )
 from sga.experiments.sweeps.worker import Worker, read_state, why_ended
 
+AUTHORS_SGA = ["configs/benchmarks/authors.yaml", "configs/methods/sga.yaml"]
+"""Of the package, found wherever a sweep file is."""
 SWEEPS = sorted(packaged_path("configs/sweeps").glob("*.yaml"))
 BASE = {
     "seed_everything": 7,
@@ -252,7 +254,7 @@ def test_every_value_of_the_packaged_sweeps_parses(path: Path, tmp_path: Path) -
 def test_a_setting_that_does_not_exist_is_refused_before_anything_runs(tmp_path: Path) -> None:
     plan = yaml.safe_load(packaged_path("configs/sweeps/quick.yaml").read_text(encoding="utf-8"))
     plan["grid"] = {"model.loss.smoothing_rat": [-4.0]}
-    plan["config"] = str(packaged_path("configs/authors/sga.yaml"))
+    plan["config"] = AUTHORS_SGA
     plan["models"] = {}
     path = tmp_path / "bad.yaml"
     path.write_text(yaml.safe_dump(plan), encoding="utf-8")
@@ -866,11 +868,10 @@ def test_a_killed_sweep_goes_on_where_it_stopped_and_ends_the_same(tmp_path: Pat
 def test_a_real_search_with_a_trial_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two trials, of which one draws smoothing_rate = 2, which the loss refuses, and is recorded as failed."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    authors = packaged_path("configs/authors")
     plan = yaml.safe_load(packaged_path("configs/sweeps/quick.yaml").read_text(encoding="utf-8"))
-    plan["config"] = str(authors / "sga.yaml")
+    plan["config"] = AUTHORS_SGA
     short = {"trainer.max_epochs": 3, "trainer.check_val_every_n_epoch": 3}
-    plan["models"] = {"target": {"config": str(authors / "target.yaml"), "settings": short}}
+    plan["models"] = {"target": {"config": [AUTHORS_SGA[0], "configs/methods/target.yaml"], "settings": short}}
     plan["settings"] |= {"evaluation.reference": None}
     del plan["grid"]
     plan["seeds"] = [0]

@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import golden_numbers
+from conftest import golden_numbers, shipped
 
 from sga.cli import run_verb
-from sga.data.builtin import packaged_path
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +36,7 @@ def test_every_row_equals_the_published_evaluator(
     run_verb(
         [
             "validate",
-            f"--config={packaged_path('configs/tofu/small-sga.yaml')}",
+            *shipped("tofu-small", "sga"),
             f"--model.language_model.name_or_path={tiny_models / 'retain'}",
             f"--data.root={tofu_root}",
             f"--run.folder={tmp_path / 'run'}",

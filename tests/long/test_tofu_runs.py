@@ -6,13 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
+from conftest import shipped
 
 from sga.cli import run_verb
-from sga.data.builtin import packaged_path
 
 TINY = [
-    "--config",
-    str(packaged_path("configs/tofu/small-sga.yaml")),
+    *shipped("tofu-small", "sga"),
     "--data.evaluation_rows=8",
     "--model_utility.max_new_tokens=8",
     "--trainer.enable_progress_bar=false",

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conftest import ROOT, SMALL_LLAMA, TinyNetwork
+from conftest import ROOT, SMALL_LLAMA, TinyNetwork, shipped
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -56,6 +56,7 @@ from sga.losses import (
 )
 from sga.models.combinations import TaskVector, WhosHarryPotter
 from sga.models.pretrained import Pretrained
+from sga.models.small import SmallLlama
 from sga.runs.starting_model import StartingModel
 
 LN2 = math.log(2)
@@ -477,11 +478,11 @@ def test_refusals(tmp_path: Path) -> None:
 
 # ---- runs -----------------------------------------------------------------------------------------------------------
 
-EVALUATED_ONLY = ("task-vector", "whp")
+EVALUATED_ONLY = ("evaluate", "task-vector", "whp")
 TRAINED = sorted(
     path.stem
-    for path in packaged_path("configs/authors").glob("*.yaml")
-    if path.stem not in ("target", "retain", "sequential", *EVALUATED_ONLY)
+    for path in packaged_path("configs/methods").glob("*.yaml")
+    if path.stem not in ("target", "retain", *EVALUATED_ONLY)
 )
 TINY_AUTHORS = [
     *SMALL_LLAMA,
@@ -502,17 +503,16 @@ UNEVALUATED = ["--trainer.num_sanity_val_steps=0", "--trainer.limit_val_batches=
 
 def fit(folder: Path, stem: str, *options: str) -> UnlearningCLI:
     """Two steps of a shipped method on very few built-in authors, with a random model."""
-    config = str(packaged_path(f"configs/authors/{stem}.yaml"))
-    return run_verb(["fit", "--config", config, *TINY_AUTHORS, f"--run.folder={folder}", *UNEVALUATED, *options])
+    return run_verb(["fit", *shipped("authors", stem), *TINY_AUTHORS, f"--run.folder={folder}", *UNEVALUATED, *options])
 
 
 def test_every_method_has_a_configuration() -> None:
-    """One at least for each; retrain is configs/authors/retain.yaml."""
+    """One at least for each; retrain is the method retain."""
     import sga.losses
 
     configured_losses = set()
     for stem in TRAINED:
-        config = yaml.safe_load(packaged_path(f"configs/authors/{stem}.yaml").read_text(encoding="utf-8"))
+        config = yaml.safe_load(packaged_path(f"configs/methods/{stem}.yaml").read_text(encoding="utf-8"))
         configured_losses.add(config["model"]["loss"]["class_path"].removeprefix("sga."))
     kinds = {
         name
@@ -704,35 +704,63 @@ ON_QUESTIONS = ("dpo", "flat-js", "flat-kl", "flat-pearson", "flat-tv", "idk", "
 """Methods that answer a question otherwise, which plain text does not have."""
 
 
-def shipped(benchmark: str, stem: str) -> Path:
-    """The configuration of a method on a benchmark."""
-    return packaged_path("configs") / benchmark / f"{'phi-1.5-' if benchmark == 'tofu' else ''}{stem}.yaml"
+PLAIN_TEXT = {
+    "book": ["--data.source.prompt_tokens=16", "--data.source.continuation_tokens=16"],
+    "muse": ["--data.source.texts=4", "--data.source.block_tokens=60"],
+}
+"""Benchmarks of plain texts, with what makes them small."""
 
 
-@pytest.mark.parametrize("benchmark", ["tofu", "muse", "book"])
-def test_every_method_that_makes_sense_has_a_configuration_that_differs_in_the_method_alone(benchmark: str) -> None:
-    own = [stem for stem in (*TRAINED, *EVALUATED_ONLY) if benchmark == "tofu" or stem not in ON_QUESTIONS]
-    assert len(own) > 20
-    base = yaml.safe_load(shipped(benchmark, "sga").read_text(encoding="utf-8"))
-    for stem in own:
-        config = yaml.safe_load(shipped(benchmark, stem).read_text(encoding="utf-8"))
-        authors = yaml.safe_load(shipped("authors", stem).read_text(encoding="utf-8"))
-        assert config["run"]["folder"].removeprefix("runs/") == f"{benchmark}/{shipped(benchmark, stem).stem}"
-        if stem == "reinforced":
-            assert config["data"].pop("group_size") == 1 and base["data"]["group_size"] == 4
-            config["data"]["group_size"] = 4
-        assert config["data"] == base["data"] and config["evaluation"] == base["evaluation"], stem
-        if stem in EVALUATED_ONLY:
-            assert "loss" not in config["model"] and "trainer" not in config
-            continue
-        if benchmark != "tofu" or stem not in ("rmu", "sga"):  # RMU's layers are the model's, SGA's rate is the paper's
-            assert config["model"]["loss"] == authors["model"]["loss"], stem
-        if stem == "alternating":
-            assert config["trainer"]["max_epochs"] == 2 * base["trainer"]["max_epochs"]
-        elif stem != "reinforced":
-            assert config["trainer"] == base["trainer"], stem
-    if benchmark != "tofu":
-        assert not [stem for stem in ON_QUESTIONS if shipped(benchmark, stem).exists()]
+def fit_on_text(benchmark: str, stem: str, folder: Path, *options: str) -> UnlearningCLI:
+    """Two steps of a shipped method on a benchmark of plain texts, with a random model."""
+    return run_verb(
+        [
+            "fit",
+            *shipped(benchmark, stem),
+            *SMALL_LLAMA,
+            *PLAIN_TEXT[benchmark],
+            "--data.max_length=64",
+            "--data.batch_size=4",
+            *([] if stem == "reinforced" else ["--data.group_size=3"]),
+            "--evaluation.reference=null",
+            "--trainer.accelerator=cpu",
+            "--trainer.enable_progress_bar=false",
+            "--trainer.logger=false",
+            "--export.enabled=false",
+            f"--run.folder={folder}",
+            *UNEVALUATED,
+            *options,
+        ]
+    )
+
+
+@pytest.mark.parametrize("stem", ["sga", "dpo", "llmu"])
+def test_a_method_takes_two_steps_on_text_or_says_why_not(
+    stem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is refused is refused before a model is made."""
+    if stem == "sga":
+        assert fit_on_text("book", stem, tmp_path).trainer.global_step == 2
+        return
+    monkeypatch.setattr(SmallLlama, "network", lambda *_: pytest.fail("a model was made"))
+    with pytest.raises(UserError, match="is plain text: it has no question"):
+        fit_on_text("book", stem, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("benchmark", PLAIN_TEXT)
+@pytest.mark.parametrize("stem", TRAINED)
+def test_every_method_takes_two_steps_on_text_or_says_why_not(
+    stem: str, benchmark: str, tofu_root: Path, tmp_path: Path
+) -> None:
+    root = [f"--data.root={tofu_root.parent / 'muse_news'}"] if benchmark == "muse" else []
+    if stem in ON_QUESTIONS:
+        with pytest.raises(UserError, match="is plain text: it has no question"):
+            fit_on_text(benchmark, stem, tmp_path, *root)
+        return
+    run = fit_on_text(benchmark, stem, tmp_path, *root)
+    assert run.trainer.global_step == 2
+    assert all(torch.isfinite(parameter).all() for parameter in run.model.parameters())
 
 
 @pytest.mark.slow
@@ -741,15 +769,13 @@ def test_every_method_takes_two_steps_on_tofu(stem: str, tofu_root: Path, tiny_m
     run = run_verb(
         [
             "fit",
-            f"--config={shipped('tofu', stem)}",
+            *shipped("tofu-small", stem),
             *("--data.source.forget_split=forget01", f"--data.root={tofu_root}"),
-            *("--data.batch_size=8", "--data.template.text=Question: {question}\nAnswer:\n{answer}"),
             f"--model.language_model.name_or_path={tiny_models / 'full'}",
             f"--run.folder={tmp_path / 'run'}",
             "--trainer.accelerator=cpu",
             "--trainer.enable_progress_bar=false",
             "--export.enabled=false",
-            *(["--model.loss.layer=2"] if stem == "rmu" else []),  # of four
             *UNEVALUATED,
         ]
     )
@@ -757,47 +783,24 @@ def test_every_method_takes_two_steps_on_tofu(stem: str, tofu_root: Path, tiny_m
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("benchmark", ["book", "muse"])
-@pytest.mark.parametrize("stem", TRAINED)
-def test_every_method_takes_two_steps_on_text_or_says_why_not(
-    stem: str, benchmark: str, tofu_root: Path, tmp_path: Path
+@pytest.mark.parametrize("stem", [*TRAINED, "target", "retain"])
+def test_every_method_takes_two_steps_on_own_data(
+    stem: str, own_options: list[str], own_target: Path, tmp_path: Path
 ) -> None:
-    small = {
-        "book": ["--data.source.prompt_tokens=16", "--data.source.continuation_tokens=16"],
-        "muse": [
-            f"--data.root={tofu_root.parent / 'muse_news'}",
-            "--data.source.texts=4",
-            "--data.source.block_tokens=60",
-        ],
-    }[benchmark]
-    refused = stem in ON_QUESTIONS
-    config = yaml.safe_load(shipped("authors" if refused else benchmark, stem).read_text(encoding="utf-8"))
-    if refused:  # the method's block on the benchmark's data, as a user would try it
-        config = {**yaml.safe_load(shipped(benchmark, "ga").read_text(encoding="utf-8")), "model": config["model"]}
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
-    options = [
-        "fit",
-        f"--config={tmp_path / 'config.yaml'}",
-        *SMALL_LLAMA,
-        *small,
-        "--data.max_length=64",
-        "--data.batch_size=4",
-        *([] if stem == "reinforced" else ["--data.group_size=3"]),
-        "--evaluation.reference=null",
-        "--trainer.accelerator=cpu",
-        "--trainer.enable_progress_bar=false",
-        "--trainer.logger=false",
-        "--export.enabled=false",
-        f"--run.folder={tmp_path / 'run'}",
-        *UNEVALUATED,
-    ]
-    if refused:
-        with pytest.raises(UserError, match="is plain text: it has no question"):
-            run_verb(options)
-        return
-    run = run_verb(options)
+    run = run_verb(
+        [
+            "fit",
+            *shipped("own", stem),
+            *own_options,
+            f"--model.language_model.name_or_path={own_target}",
+            "--data.batch_size=4",
+            f"--run.folder={tmp_path / 'run'}",
+            "--export.enabled=false",
+            *(["--model.loss.layer=1", "--model.loss.trained_layers=[0,1]"] if stem == "rmu" else []),  # of two
+            *UNEVALUATED,
+        ]
+    )
     assert run.trainer.global_step == 2
-    assert all(torch.isfinite(parameter).all() for parameter in run.model.parameters())
 
 
 # ---- the page -------------------------------------------------------------------------------------------------------

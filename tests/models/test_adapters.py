@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from architectures import small_model
-from conftest import TINY_TOFU_TEMPLATE, TinyNetwork, exact_norms
+from conftest import TINY_TOFU_TEMPLATE, TinyNetwork, exact_norms, shipped
 from peft import PeftModel
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
@@ -24,7 +24,6 @@ from sga.callbacks import checkpoints
 from sga.callbacks.evaluator import evaluation_of
 from sga.callbacks.stopping import Point, StoppingRule, Verdict
 from sga.cli import UnlearningCLI, run_verb
-from sga.data.builtin import packaged_path
 from sga.errors import UserError
 from sga.evaluation.cache import model_key
 from sga.experiments.sequence import read_sequence
@@ -454,8 +453,7 @@ def test_methods_on_the_built_in_authors(stem: str, finished_run: Path, tmp_path
     run = run_verb(
         [
             "fit",
-            "--config",
-            str(packaged_path(f"configs/authors/{stem}.yaml")),
+            *shipped("authors", stem),
             "--model.language_model=LoRA",
             f"--model.language_model.name_or_path={target}",
             "--data.source.retain_authors=4",

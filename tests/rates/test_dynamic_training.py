@@ -16,14 +16,13 @@ import lightning.pytorch as pl
 import pytest
 import torch
 import yaml
-from conftest import SMALL_LLAMA
+from conftest import SMALL_LLAMA, shipped
 from lightning.pytorch.plugins.precision import MixedPrecision
 from processes import EXACT, MARGIN, RECORD, environment, rates
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from sga.__main__ import main
 from sga.cli import UnlearningCLI, run_verb
-from sga.data.builtin import packaged_path
 from sga.errors import DivergenceError
 from sga.rates.geometry import Geometry
 from sga.rates.policies import DynamicRate
@@ -269,12 +268,10 @@ def test_settings_that_cannot_work_are_refused_before_anything_is_written(
 @pytest.mark.parametrize("stem", ["sga-paper-rate", "sga-margin", "gd-margin", "sga-cosine"])
 def test_the_shipped_configurations_take_a_few_steps(tmp_path: Path, stem: str) -> None:
     """Each on fewer and shorter authors, with the tests' tiny model."""
-    path = packaged_path(f"configs/authors/{stem}.yaml")
-    assert re.search(r"class_path: sga\.\w+(Rate|Weight)\b", path.read_text(encoding="utf-8"))
     run = run_verb(
         [
             "fit",
-            f"--config={path}",
+            *shipped("authors", stem),
             *SHORT,
             RECORD,
             f"--run.folder={tmp_path / 'run'}",

@@ -1,46 +1,219 @@
-"""Every shipped configuration parses under the verb it is for, and says where its values come from."""
+"""Every shipped benchmark parses with every method; how files are laid one over the other; names of classes."""
 
 from __future__ import annotations
 
+import inspect
+import logging
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
-from conftest import ROOT
+from conftest import ROOT, shipped
 
 import sga
-from sga.cli import configured_cli, parsed_config, plain_config
+from sga.cli import _cli, _ParsingCLI, configured_cli, parsed_config, plain_config, run_verb
 from sga.data.builtin import packaged_path
 from sga.errors import UserError
+from sga.experiments.configuration import read_config
 from sga.experiments.sweeps.definition import read_sweep
+from sga.runs.config_files import composed, config_files, config_path
 
-CONFIGS = sorted(
-    path
-    for path in packaged_path("configs").rglob("*.yaml")
-    if path.parent.name not in ("demo", "prompts", "sweeps") and path.stem != "sequential" and path.is_file()
-)
+ROOT_OF_CONFIGS = packaged_path("configs")
+BENCHMARKS = sorted((ROOT_OF_CONFIGS / "benchmarks").glob("*.yaml"))
+METHODS = sorted((ROOT_OF_CONFIGS / "methods").glob("*.yaml"))
+PAIRS = sorted((ROOT_OF_CONFIGS / "pairs").glob("*/*.yaml"))
+EVALUATED_ONLY = ("evaluate", "task-vector", "whp")
+MODELS_OF_THEIR_OWN = ("muse-llama-2-7b", "tofu-small")
+"""Benchmarks whose target and retain model come from elsewhere."""
+
+
+def content(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return found
+
+
+def parsed(benchmark: str, method: str, *options: str) -> Any:
+    """The configuration that a shipped benchmark and method make."""
+    verb = "validate" if method in EVALUATED_ONLY else "fit"
+    return parsed_config([verb, *shipped(benchmark, method), *options])[verb]
+
+
+# ---- benchmarks and methods -----------------------------------------------------------------------------------------
 
 
 def test_there_are_configurations() -> None:
-    assert len(CONFIGS) >= 100
+    assert len(BENCHMARKS) >= 8 and len(METHODS) >= 33 and len(PAIRS) >= 20
+    lines = sum(len(path.read_text(encoding="utf-8").splitlines()) for path in ROOT_OF_CONFIGS.rglob("*.yaml"))
+    assert lines < 1200
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}/{path.stem}")
-def test_it_parses(path: Path) -> None:
-    verb = "validate" if path.stem.endswith(("evaluate", "task-vector", "whp")) else "fit"
-    config = parsed_config([verb, "--config", str(path)])[verb]
-    assert config.run.folder.startswith("runs/")
-    assert config.data.language_model == config.model.language_model
+def test_every_pair_belongs_to_a_benchmark_and_a_method() -> None:
+    assert {path.parent.name for path in PAIRS} <= {path.stem for path in BENCHMARKS}
+    assert {path.name for path in PAIRS} <= {path.name for path in METHODS}
 
 
-@pytest.mark.parametrize("stem", ["llama-2-7b-sga", "phi-1.5-sga", "opt-2.7b-sga-r-2", "opt-2.7b-sga-r-8"])
-def test_the_papers_settings(stem: str) -> None:
-    config = yaml.safe_load(packaged_path(f"configs/tofu/{stem}.yaml").read_text(encoding="utf-8"))
-    assert config["data"]["group_size"] == 4
-    expected = {"llama-2-7b-sga": -0.8, "phi-1.5-sga": -0.8, "opt-2.7b-sga-r-2": -2, "opt-2.7b-sga-r-8": -8}[stem]
-    assert config["model"]["loss"]["init_args"]["smoothing_rate"] == expected
-    assert config["trainer"]["max_epochs"] == 5 and config["data"]["batch_size"] == 32
+@pytest.mark.parametrize("benchmark", [path.stem for path in BENCHMARKS])
+@pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_it_parses_with_every_method_or_says_why_not(benchmark: str, every: bool) -> None:
+    """One parser for a benchmark's methods; they differ from each other in what their files say and in nothing else.
+
+    In the quick tests, a method that is nothing but a loss, which no benchmark has, is parsed with one benchmark only.
+    """
+    parsers = {
+        verb: _cli(_ParsingCLI, [verb, *shipped(benchmark, method)])
+        for verb, method in (("fit", "sga"), ("validate", "evaluate"))
+    }
+    base = parsers["fit"].config["fit"]
+    for method in (path.stem for path in METHODS):
+        verb = "validate" if method in EVALUATED_ONLY else "fit"
+        models = ("target", "retain") if benchmark in MODELS_OF_THEIR_OWN else ()
+        without_tokenizer = ("task-vector", "whp") if benchmark == "muse-llama-2-7b" else ()
+        if method in (*models, *without_tokenizer):
+            with pytest.raises(UserError, match=f"{method} on {benchmark} makes no sense: "):
+                composed(shipped(benchmark, method))
+            continue
+        options = composed(shipped(benchmark, method))
+        file = ROOT_OF_CONFIGS / "methods" / f"{method}.yaml"
+        assert options[0] == f'--config={{"run": {{"folder": "runs/{benchmark}/{method}"}}}}'
+        said = content(file)
+        only_a_loss = list(said) == ["model"] and list(said["model"]) == ["loss"] and len(options) == 3
+        if only_a_loss and benchmark != "authors" and not every:
+            assert options[1:] == shipped(benchmark, method)
+            continue
+        config = parsers[verb].parser.parse_args([verb, *options])[verb]
+        assert config.run.folder == f"runs/{benchmark}/{method}"
+        assert config.data.language_model == config.model.language_model
+        assert (config.model.loss is None) == (method in EVALUATED_ONLY)
+        if method in ("target", "retain", "reinforced", *EVALUATED_ONLY):
+            continue
+        assert config.data == base.data and config.evaluation == base.evaluation, method
+        assert config.model.language_model == base.model.language_model, method
+        assert config.trainer.max_epochs == base.trainer.max_epochs * (2 if method == "alternating" else 1)
+
+
+@pytest.mark.parametrize("path", METHODS, ids=lambda path: path.stem)
+def test_a_method_says_every_hyper_parameter_and_nothing_of_a_benchmark(path: Path) -> None:
+    method = content(path)
+    assert "class_path: sga." in path.read_text(encoding="utf-8") or path.stem == "evaluate"
+    assert set(method) <= {"run", "trainer", "model", "data", "evaluation", "export"}
+    assert set(method.get("data", {})) <= {"train_on", "group_size", "evaluation_rows"}
+    loss = method.get("model", {}).get("loss")
+
+    def check(block: Any) -> None:
+        if isinstance(block, dict) and "class_path" in block:
+            kind = getattr(sga, block["class_path"].removeprefix("sga."))
+            wanted = {name for name in inspect.signature(kind).parameters if name not in ("args", "kwargs")}
+            assert set(block.get("init_args", {})) == wanted, block["class_path"]
+            for inner in block.get("init_args", {}).values():
+                check(inner)
+
+    check(loss)
+    if loss is not None:
+        assert content(BENCHMARKS[0])["model"].get("loss") is None
+
+
+def test_the_papers_settings() -> None:
+    rates = {"tofu-llama-2-7b": -0.8, "tofu-phi-1.5": -0.8, "tofu-opt-2.7b": -4.0}
+    for benchmark, rate in rates.items():
+        config = parsed(benchmark, "sga")
+        assert config.data.group_size == 4 and config.trainer.max_epochs == 5 and config.data.batch_size == 32
+        assert config.model.loss.init_args.smoothing_rate == rate
+    config = parsed("tofu-opt-2.7b", "sga", "--model.loss.smoothing_rate=-8")
+    assert config.model.loss.init_args.smoothing_rate == -8
+
+
+def test_an_adapter_goes_over_a_method() -> None:
+    """TOFU's settings of LoRA: twice the epochs at ten times the learning rate, of the benchmark's model."""
+    config = parsed("tofu-llama-2-7b", "sga", f"--config={ROOT_OF_CONFIGS / 'adapters' / 'lora.yaml'}")
+    model = config.model.language_model
+    assert model.class_path == "sga.LoRA" and model.init_args.name_or_path == "locuslab/tofu_ft_llama2-7b"
+    assert config.trainer.max_epochs == 10 and config.model.optimizer.init_args.lr == 1e-4
+    assert config.model.loss.init_args.smoothing_rate == -0.8, "the pair's"
+    assert config.run.folder == "runs/tofu-llama-2-7b/sga-lora"
+
+
+def test_a_model_that_no_loss_makes_is_evaluated(own_options: list[str], own_target: Path, tmp_path: Path) -> None:
+    start = [f"--model.language_model.{name}={own_target}" for name in ("name_or_path", "tuned")]
+    with pytest.raises(UserError, match=r"training needs a loss: .*or evaluate the model with sga validate"):
+        run_verb(["fit", *shipped("own", "task-vector"), *own_options, *start, f"--run.folder={tmp_path / 'run'}"])
+
+
+# ---- how files are laid one over the other --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A user's benchmark, method and pair."""
+    files = {
+        "benchmarks/b.yaml": "trainer: {max_epochs: 3}\nmodel: {optimizer: {init_args: {lr: 1.0e-5}}}\n",
+        "methods/m.yaml": "trainer: {max_epochs: 1.5x}\nrun: {role: unlearn}\nexport: {folder: 'a/{benchmark}'}\n",
+        "pairs/b/m.yaml": "model: {optimizer: {init_args: {lr: 10x}}}\n",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_relative_values_are_worked_out_and_the_pair_comes_last(mine: Path) -> None:
+    benchmark, method, pair = config_files(["benchmarks/b.yaml", "methods/m.yaml"])
+    assert not benchmark.relative and not method.added and pair.added
+    assert method.content["trainer"]["max_epochs"] == 4.5 and method.content["export"]["folder"] == "a/b"
+    assert pair.content["model"]["optimizer"]["init_args"]["lr"] == 1e-4
+    named = config_files(["benchmarks/b.yaml", "pairs/b/m.yaml", "methods/m.yaml"])
+    assert [file.path.parent.name for file in named] == ["benchmarks", "b", "methods"], "named by the user: as named"
+    merged = read_config([Path("benchmarks/b.yaml"), Path("methods/m.yaml")])
+    assert merged["model"]["optimizer"]["init_args"]["lr"] == 1e-4 and merged["trainer"]["max_epochs"] == 4.5
+
+
+def test_flags_between_files_stay_where_they_are(mine: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (mine / "own.yaml").write_text("seed_everything: 1\n", encoding="utf-8")
+    options = ["--a=1", "--config", "benchmarks/b.yaml", "--b", "2", "-c", "methods/m.yaml", "--config=own.yaml"]
+    with caplog.at_level(logging.INFO):
+        a, folder, benchmark, b, two, method, pair, own = composed([*options, "--config={c: 1}"])[:-1]
+    assert (a, b, two) == ("--a=1", "--b", "2")
+    assert folder == '--config={"run": {"folder": "runs/b/m-own"}}'
+    assert benchmark == "--config=benchmarks/b.yaml" and own == "--config=own.yaml"
+    assert '"max_epochs": 4.5' in method and '"lr": 0.0001' in pair
+    assert "pairs/b/m.yaml applies too" in caplog.text
+
+
+def test_a_value_relative_to_nothing_is_refused(mine: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"methods/m\.yaml: trainer: max_epochs: 1\.5x is relative to what a file before"
+    ):
+        config_files(["methods/m.yaml"])
+    with pytest.raises(UserError, match=r"methods/m\.yaml: trainer: max_epochs"):
+        config_files(["methods/m.yaml", "benchmarks/b.yaml"])
+
+
+def test_a_users_method_has_the_pairs_of_a_shipped_benchmark_and_files_are_found_from_anywhere(
+    mine: Path,
+) -> None:
+    """As for those who installed a wheel: no checkout in the working directory."""
+    assert config_path("configs/methods/ga.yaml") == ROOT_OF_CONFIGS / "methods" / "ga.yaml"
+    assert config_path("methods/m.yaml") == Path("methods/m.yaml"), "what is there comes first"
+    (mine / "methods" / "rmu.yaml").write_text("model: {loss: {class_path: sga.RMU}}\n", encoding="utf-8")
+    found = config_files(["configs/benchmarks/book.yaml", "methods/rmu.yaml"])
+    assert found[-1].path == ROOT_OF_CONFIGS / "pairs" / "book" / "rmu.yaml"
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("configs/authors/sga.yaml", r"now in configs/benchmarks/authors.yaml and configs/methods/sga.yaml, each"),
+        ("configs/tofu/phi-1.5-npo-kl.yaml", r"now in configs/benchmarks/tofu-phi-1.5.yaml and configs/methods/npo-kl"),
+        ("x/configs/muse/sequential.yaml", r"now in configs/benchmarks and configs/methods"),
+        ("configs/methods/sgd.yaml", r"no such file; is it .*configs/methods/sga.yaml"),
+        ("nowhere.yaml", r"nowhere.yaml: no such file$"),
+    ],
+)
+def test_a_file_that_is_not_there_is_named_with_what_became_of_it(name: str, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        composed([f"--config={name}"])
 
 
 def test_a_key_that_does_not_exist_is_refused(tmp_path: Path) -> None:
@@ -89,7 +262,7 @@ def test_a_module_path_gives_one_sentence_with_the_public_name(before: str, now:
         with pytest.raises(UserError, match=f"the command line: {said}"):
             parsed_config(["fit", *arguments])
     path.write_text(
-        f"config: {CONFIGS[0]}\nseeds: [0]\nobjectives: {{a: maximize}}\ngrid: {{model.loss: [{before}]}}\n"
+        f"config: {BENCHMARKS[0]}\nseeds: [0]\nobjectives: {{a: maximize}}\ngrid: {{model.loss: [{before}]}}\n"
     )
     with pytest.raises(UserError, match=f"old.yaml: {said}"):
         read_sweep(path)
@@ -98,7 +271,7 @@ def test_a_module_path_gives_one_sentence_with_the_public_name(before: str, now:
 def test_a_saved_configuration_has_public_names() -> None:
     """What a run folder keeps can be used again after a module has moved."""
     small = ["--model.language_model=sga.SmallLlama"]
-    cli = configured_cli(["--config", str(packaged_path("configs/authors/sga-margin.yaml")), *small])
+    cli = configured_cli([*shipped("authors", "sga-margin"), *small])
     saved = yaml.safe_dump(plain_config(cli._parser("fit"), cli.config["fit"]))
     assert "class_path: sga.SmoothedGradientAscent" in saved and "class_path: sga.MarginRate" in saved
     assert BY_MODULE.findall(saved) == []
