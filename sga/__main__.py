@@ -40,7 +40,7 @@ try it
   demo       do all of it on built-in data, with nothing to download
 
   sga demo
-  sga fit --config configs/tofu/phi-1.5-sga.yaml --data.root PATH/TO/TOFU
+  sga fit --config configs/benchmarks/authors.yaml --config configs/methods/target.yaml
 """
 
 
