@@ -105,7 +105,7 @@ class UnlearningModule(pl.LightningModule):
         check_strategy(self.trainer, self.language_model)
         if stage == "fit":
             if self.loss is None:
-                raise UserError("training needs a loss: set --model.loss=sga.NAME, or evaluate the model with sga validate")
+                raise UserError("training needs a loss: set model.loss, or evaluate the model with sga validate")
             if self.data.train_on != ("forget",) and not isinstance(self.loss, FineTuning):
                 raise UserError(
                     f"train_on {list(self.data.train_on)} is for plain fine-tuning; {type(self.loss).__name__} would "

@@ -136,7 +136,7 @@ def test_an_adapter_goes_over_a_method() -> None:
 
 def test_a_model_that_no_loss_makes_is_evaluated(own_options: list[str], own_target: Path, tmp_path: Path) -> None:
     start = [f"--model.language_model.{name}={own_target}" for name in ("name_or_path", "tuned")]
-    with pytest.raises(UserError, match=r"training needs a loss: set --model.loss=sga.NAME, or evaluate the model with sga validate"):
+    with pytest.raises(UserError, match=r"training needs a loss: .* evaluate the model with sga validate"):
         run_verb(["fit", *shipped("own", "task-vector"), *own_options, *start, f"--run.folder={tmp_path / 'run'}"])
 
 
