@@ -7,7 +7,7 @@ either folder, is applied after them where it exists, and a run goes to ``runs/B
 from __future__ import annotations
 
 import difflib
-import json
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from typing import Any
 
 from sga.data.builtin import packaged_path
 from sga.errors import UserError
-from sga.files import read_yaml
+from sga.files import read_yaml, yaml_text
 from sga.runs.setting_checks import check_class_paths
 
 _REFUSED = "refused"
@@ -53,10 +53,12 @@ def config_path(name: str | Path, beside: Path | None = None) -> Path:
         UserError: there is no such file; says what became of it, or which names are close.
     """
     path = Path(name) if beside is None else beside / name
-    if path.is_file():
+    if os.path.isfile(path):
         return path
+    if os.path.isdir(path):
+        raise UserError(f"{name}: a folder, not a file")
     root = packaged_path("configs").parent
-    if Path(name).parts[:1] == ("configs",) and (root / name).is_file():
+    if Path(name).parts[:1] == ("configs",) and os.path.isfile(root / name):
         return root / name
     known = {f"configs/{one.relative_to(root / 'configs').as_posix()}" for one in (root / "configs").rglob("*.yaml")}
     before = _BEFORE_THE_SPLIT.search(path.with_suffix("").as_posix())
@@ -156,8 +158,10 @@ def composed(arguments: Sequence[str]) -> list[str]:
             parts.append((False, f"{option}{equals}{value}"))
             continue
         value = value if equals else rest.pop(0)
-        is_text = re.search(r"[:{\n]", value) is not None and not Path(value).is_file()
-        parts.append((False, f"--config={value}") if is_text else (True, value))
+        # A configuration itself, or a pipe, which can be read only once, is for the parser as it is.
+        is_pipe = os.path.exists(value) and not os.path.isdir(value)
+        as_it_is = not os.path.isfile(value) and (is_pipe or re.search(r"[:{\n]", value) is not None)
+        parts.append((False, f"--config={value}") if as_it_is else (True, value))
     files = config_files([value for is_file, value in parts if is_file])
     folder, result = default_folder(files), []
     for is_file, value in parts:
@@ -165,7 +169,7 @@ def composed(arguments: Sequence[str]) -> list[str]:
             result.append(value)
             continue
         if folder is not None:
-            result.append(f"--config={json.dumps({'run': {'folder': folder}})}")
+            result.append(f"--config={yaml_text({'run': {'folder': folder}})}")
             folder = None
         result.append(_option(files.pop(0)))
         if files and files[0].added:
@@ -177,4 +181,4 @@ def composed(arguments: Sequence[str]) -> list[str]:
 
 
 def _option(file: ConfigFile) -> str:
-    return f"--config={json.dumps(file.content) if file.relative else file.path}"
+    return f"--config={yaml_text(file.content) if file.relative else file.path}"
