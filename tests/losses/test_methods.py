@@ -522,7 +522,7 @@ def test_every_method_has_a_configuration() -> None:
     assert kinds - configured_losses == {"Loss", "TokenLoss", "RetainingLoss", "WeighingLoss"}
 
 
-@pytest.mark.parametrize("stem", TRAINED)
+@pytest.mark.parametrize("stem", [*TRAINED, "target", "retain"])
 def test_every_method_takes_two_steps(stem: str, tmp_path: Path) -> None:
     run = fit(tmp_path, stem)
     assert run.trainer.global_step == 2
