@@ -19,6 +19,7 @@ from sga.batching.templates import PlainTemplate, Template
 from sga.data.authors import Authors
 from sga.data.records import Benchmark, Record, Source
 from sga.data.refusals import read_refusals
+from sga.data.reserved import check_reserved, reserved_and_pool, with_reserved
 from sga.errors import UserError
 from sga.evaluation.inference import most_rows, most_tokens
 from sga.evaluation.reference import RetainReference
@@ -30,7 +31,7 @@ from sga.groups.pairing import NearestNormals, Pairing, extended, make_groups, w
 from sga.groups.roles import ALTERNATIVE, FORGET, NORMAL, RETAIN, columns_of
 from sga.losses import Needs
 from sga.models.pretrained import LanguageModel
-from sga.runs.restart import only_begun
+from sga.runs.restart import check_reserved_rows, only_begun
 
 PAIRS_FILE = "pairs.jsonl"
 SCHEMA_VERSION = "2"
@@ -78,6 +79,7 @@ class UnlearningData(pl.LightningDataModule):
         pairing: Pairing = NearestNormals(),  # noqa: B008  (frozen)
         pairs: str | None = None,
         pool_size: int | None = None,
+        reserved: float = 0.2,
         batch_size: int = 32,
         micro_batch_size: int | None = None,
         template: Template = PlainTemplate(),  # noqa: B008  (frozen)
@@ -106,6 +108,9 @@ class UnlearningData(pl.LightningDataModule):
             pairs: A normal-data file, such as ``sga normals`` writes or a run's ``pairs.jsonl``; null pairs afresh, or
                 re-reads the run folder's on resume.
             pool_size: Normals that each forget sample is paired with, from which each epoch draws K−1; null for K−1.
+            reserved: Retain questions that unlearning never draws from, so that ``model_utility_unseen`` is measured on
+                rows it has not seen: a share (below 1) of those that are evaluated, or their number; 0 for none. Which
+                ones follows from data and seed; a target's or retain model's own training has them all.
             batch_size: Groups per optimiser step, over all processes and accumulation.
             micro_batch_size: Groups per forward pass and process; null takes a step's groups in one pass. Changes
                 memory and speed, never the result.
@@ -131,6 +136,7 @@ class UnlearningData(pl.LightningDataModule):
         for name, value in (("evaluation_tokens", evaluation_tokens), ("generation_rows", generation_rows)):
             if value is not None and value < 1:
                 raise UserError(f"{name} must be at least 1, got {value}")
+        check_reserved(reserved)
         if not train_on:
             raise UserError("train_on must name at least one split, such as [forget]")
         wrong = [number for number in forget_folds or () if not 1 <= number <= folds]
@@ -148,7 +154,7 @@ class UnlearningData(pl.LightningDataModule):
         self.train_on, self.group_size = tuple(train_on), group_size
         self.folds, self.forget_folds = folds, None if forget_folds is None else tuple(forget_folds)
         self.pairing = with_model(pairing, getattr(language_model, "name_or_path", None))
-        self.pairs, self.pool_size = pairs, pool_size
+        self.pairs, self.pool_size, self.reserved = pairs, pool_size, reserved
         self.batch_size, self.micro_batch_size = batch_size, micro_batch_size
         self.template, self.max_length, self.special_tokens = template, max_length, special_tokens
         self.evaluation_rows, self.predict_sets = evaluation_rows, tuple(predict_sets)
@@ -157,6 +163,8 @@ class UnlearningData(pl.LightningDataModule):
         self.seed = seed
         self.benchmark: Benchmark | None = None
         self.groups: list[Group] = []
+        self.pool: Sequence[Record] = ()
+        """Retain records that unlearning may draw from: all but the reserved ones."""
         self._loader: GroupLoader | None = None
         self._whole: tuple[str, ...] = ()
         self._request_batches: dict[str, RequestBatches] = {}
@@ -189,24 +197,35 @@ class UnlearningData(pl.LightningDataModule):
         if self.forget_folds is not None:
             wanted = in_folds(benchmark.training["forget"], self.folds, self.forget_folds)
             benchmark = replace(benchmark, training={**benchmark.training, "forget": wanted})
-        forget, pool = benchmark.training["forget"], benchmark.training["retain"]
+        benchmark = with_reserved(benchmark, self.reserved, self.seed)
+        forget, (reserved, pool) = benchmark.training["forget"], reserved_and_pool(benchmark)
         kept = run_folder / PAIRS_FILE if run_folder is not None and not only_begun(run_folder) else None
+
+        if kept is not None:
+            check_reserved_rows(kept.parent, benchmark)
 
         @cache
         def make() -> list[Group]:
-            return make_groups(forget, pool, self.group_size, self.pairing, self.seed, self.pool_size)
+            return make_groups(forget, pool, self.group_size, self.pairing, self.seed, self.pool_size, reserved)
 
         if self.train_on != ("forget",):
-            self.groups = [Group(record) for split in self.train_on for record in benchmark.training[split]]
+            splits = {**benchmark.training, **({"retain": pool} if reserved and self._unlearns_by_tuning else {})}
+            self.groups = [Group(record) for split in self.train_on for record in splits[split]]
         elif self.pairs is not None or (kept is not None and kept.is_file()):
             path = kept if self.pairs is None else Path(self.pairs)
             assert path is not None, "one of the two is there"
-            self.groups = read_groups(path, forget, pool, self.group_size, self.pool_size, make)
+            self.groups = read_groups(path, forget, pool, self.group_size, self.pool_size, make, reserved)
         else:
             self.groups = make()
         sets = (*benchmark.training.values(), *benchmark.evaluation.values())
         self._check_texts([record for records in sets for record in records] + _members(self.groups))
-        self.benchmark = benchmark
+        self.benchmark, self.pool = benchmark, pool
+
+    @property
+    def _unlearns_by_tuning(self) -> bool:
+        """True if a model is unlearned by fine-tuning on what is to be kept: reserved rows are then left out."""
+        callbacks = self.trainer.callbacks if self.trainer is not None else ()  # type: ignore[attr-defined]
+        return "forget" not in self.train_on and any(getattr(one, "role", None) == "unlearn" for one in callbacks)
 
     def _check_texts(self, records: Sequence[Record]) -> None:
         # Where nothing to train on has a question, the template is of no use.
@@ -243,8 +262,8 @@ class UnlearningData(pl.LightningDataModule):
     def extend(self, needs: Needs) -> None:
         """Adds to the groups what a loss reads besides forget and normal samples; notes what it reads as a whole."""
         assert self.benchmark is not None, "read() first"
-        pool, refusals = self.benchmark.training["retain"], read_refusals(self.refusals)
-        self.groups = extended(self.groups, needs.alternative, needs.retain, pool, refusals, self.seed)
+        refusals = read_refusals(self.refusals)
+        self.groups = extended(self.groups, needs.alternative, needs.retain, self.pool, refusals, self.seed)
         self._check_texts([record for group in self.groups for record in group.alternatives])
         self._whole = needs.whole
 

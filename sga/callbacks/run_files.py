@@ -26,8 +26,10 @@ from sga.callbacks.evaluator import Evaluator, evaluation_of
 from sga.callbacks.export import HuggingFaceExport
 from sga.callbacks.room import check_room
 from sga.callbacks.stopping import Stopping
+from sga.data.reserved import RETAIN_UNSEEN
 from sga.datamodule import PAIRS_FILE, prediction_request
 from sga.errors import UserError
+from sga.evaluation.aggregation import UTILITY_UNSEEN
 from sga.evaluation.evaluation import Evaluation
 from sga.evaluation.metrics import frontier_area, frontier_area_ks
 from sga.evaluation.requests import Generation
@@ -151,6 +153,7 @@ class RunFiles(pl.Callback):
                 "texts": self.texts,
                 "forget_records": len(data.benchmark.training["forget"]),
                 "retain_records": len(data.benchmark.training["retain"]),
+                "reserved": [record.id for record in data.benchmark.evaluation.get(RETAIN_UNSEEN, ())],
                 "evaluation": data.evaluation_data(every_row=stage == "test").settings,
                 "versions": versions(),
                 "device": _device(trainer),
@@ -354,12 +357,15 @@ def _summary(points: list[dict[str, Any]], evaluation: Evaluation, stopping: Sto
             absent, notes = choice.absent, choice.notes
         if stopping.stopped is not None:
             summary["stopped"] = stopping.stopped
-    prefix = next((key.split("/")[0] for key in points[-1] if key.endswith("/model_utility")), None)
+    keys = [key for name in (UTILITY_UNSEEN, "model_utility") for key in points[-1] if key.endswith(f"/{name}")]
+    utility, prefix = keys[0] if keys else "", keys[0].split("/")[0] if keys else ""
     trade_off = [
-        (point[f"{prefix}/forget_quality_log10"], 1 - point[f"{prefix}/ks_statistic"], point[f"{prefix}/model_utility"])
+        (point[f"{prefix}/forget_quality_log10"], 1 - point[f"{prefix}/ks_statistic"], point[utility])
         for point in points
-        if f"{prefix}/forget_quality_log10" in point and f"{prefix}/model_utility" in point
+        if f"{prefix}/forget_quality_log10" in point and utility in point
     ]
+    if trade_off and not utility.endswith(UTILITY_UNSEEN):
+        notes = [*notes, "frontier areas are over model_utility, whose retain rows unlearning may have seen"]
     if trade_off:
         summary["frontier_area"] = frontier_area([(quality, utility) for quality, _, utility in trade_off])
         summary["frontier_area_ks"] = frontier_area_ks([(near, utility) for _, near, utility in trade_off])

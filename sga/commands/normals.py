@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from sga.commands.data import side_by_side
 from sga.data.builtin import packaged_path
 from sga.data.records import Record
+from sga.data.reserved import reserved_and_pool, with_reserved
 from sga.errors import UserError
 from sga.files import read_json_lines
 from sga.groups.checks import Checker, Checks
@@ -327,12 +328,12 @@ def _check_output(path: Path, overwrite: bool) -> None:
 
 
 def _data(rest: Sequence[str]) -> tuple[UnlearningData, Sequence[Record], Sequence[Record]]:
-    """The data module that the options mean, and its forget and retain records; no tokenizer and no model is read."""
+    """The data module that the options mean, its forget records and its pool; no tokenizer and no model is read."""
     from sga.cli import configured_cli
 
     data = configured_cli(rest).datamodule
-    benchmark = data.source.load(data.root)
-    return data, benchmark.training["forget"], benchmark.training["retain"]
+    benchmark = with_reserved(data.source.load(data.root), data.reserved, data.seed)
+    return data, benchmark.training["forget"], reserved_and_pool(benchmark)[1]
 
 
 def _checks(data: UnlearningData) -> Checks:

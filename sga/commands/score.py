@@ -10,8 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
+from sga.data.reserved import RETAIN_UNSEEN
 from sga.errors import UserError
 from sga.evaluation.aggregation import (
+    KEPT_SETS,
     MEMBERSHIP_SCORES,
     MEMORIZATION_SCORES,
     UTILITY_SETS,
@@ -256,7 +258,8 @@ def _fill_reference_scores(evaluation: Evaluation, aligned: RetainReference) -> 
 def _reasons(evaluation: Evaluation, aligned: RetainReference | None) -> dict[str, str]:
     """Why something is not there, in the form that `sga.evaluation.aggregation` takes."""
     needs: dict[str, dict[str, tuple[str, ...]]] = {}
-    for name in ("forget", *UTILITY_SETS):
+    kept = KEPT_SETS if evaluation.of_set(RETAIN_UNSEEN) else UTILITY_SETS
+    for name in ("forget", *kept):
         options = ("perturbed_nll",) if name in ("real_authors", "world_facts") else ()
         needs[name] = {
             "probability": ("avg_nll", *options),
@@ -320,7 +323,7 @@ def _add_membership(
 
 def _add_perplexity(evaluation: Evaluation, reasons: dict[str, str]) -> None:
     """Adds the token-weighted perplexity of the forget and retain answers, and its logarithm."""
-    for set_name in ("forget", "retain"):
+    for set_name in ("forget", "retain", *([RETAIN_UNSEEN] if evaluation.of_set(RETAIN_UNSEEN) else [])):
         name = f"perplexity/{set_name}"
         nll, tokens = evaluation.column(set_name, "avg_nll"), evaluation.column(set_name, "tokens")
         if nll is None or tokens is None:

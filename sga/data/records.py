@@ -15,6 +15,7 @@ from sga.files import read_json_lines
 EVALUATION_SETS = (
     "forget",
     "retain",
+    "retain_unseen",
     "real_authors",
     "world_facts",
     "holdout",

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from sga.data.reserved import RETAIN_UNSEEN
 from sga.errors import UserError
 from sga.evaluation.evaluation import Evaluation
 from sga.evaluation.metrics import (
@@ -34,6 +35,9 @@ from sga.evaluation.metrics import (
 from sga.evaluation.reference import RetainReference
 
 UTILITY_SETS = ("retain", "real_authors", "world_facts")
+KEPT_SETS = (*UTILITY_SETS, RETAIN_UNSEEN)
+"""Sets of what the model is to keep: those of model utility, and the retain rows that unlearning has not seen."""
+UTILITY_UNSEEN = "model_utility_unseen"
 MEMBERSHIP_SCORES = ("loss", "min_k", "min_k_plus_plus", "zlib", "reference")
 MUSE_SETS = ("verbmem", "knowmem_forget", "knowmem_retain")
 PASSAGE_SETS = ("forget_passages", "holdout_passages")
@@ -66,11 +70,14 @@ def add_truth_ratios(evaluation: Evaluation, set_name: str, mean: TruthRatioMean
 def add_utility(evaluation: Evaluation, reasons: Reasons) -> None:
     """Adds model utility and its nine parts, and the same parts of the forget set but its truth ratio.
 
-    The interval of model utility resamples the three sets apart and recomputes all nine parts on each resample.
+    ``model_utility`` is over every row, as published; ``model_utility_unseen`` takes the reserved rows for its three
+    retain parts, where there are any. Intervals resample the three sets apart and recompute all nine parts each time.
     """
     parts: dict[str, float] = {}
     draws: dict[str, Floats | None] = {}
-    for set_name in ("forget", *UTILITY_SETS):
+    for set_name in ("forget", *KEPT_SETS):
+        if set_name == RETAIN_UNSEEN and not evaluation.of_set(RETAIN_UNSEEN):
+            continue
         columns = {
             "probability": probabilities(evaluation, set_name),
             "rouge_l_recall": evaluation.column(set_name, "rouge_l_recall"),
@@ -87,21 +94,34 @@ def add_utility(evaluation: Evaluation, reasons: Reasons) -> None:
             draws[key] = evaluation.add_mean(name, set_name, values)
             if name in evaluation.metrics:
                 parts[key] = evaluation.metrics[name]
-    name = f"{evaluation.name}/model_utility"
-    missing = [part for part in MODEL_UTILITY_PARTS if part not in parts]
+    _add_harmonic_mean(evaluation, "model_utility", "retain", parts, draws)
+    if evaluation.of_set(RETAIN_UNSEEN):
+        _add_harmonic_mean(evaluation, UTILITY_UNSEEN, RETAIN_UNSEEN, parts, draws)
+    elif RETAIN_UNSEEN in reasons:
+        evaluation.absent[f"{evaluation.name}/{UTILITY_UNSEEN}"] = reasons[RETAIN_UNSEEN]
+
+
+def _add_harmonic_mean(
+    evaluation: Evaluation, metric: str, retain: str, parts: Mapping[str, float], draws: Mapping[str, Floats | None]
+) -> None:
+    """Adds the harmonic mean of the nine parts, those of the retain set taken from the set `retain`."""
+    name = f"{evaluation.name}/{metric}"
+    keys = {part: part.replace("retain", retain, 1) for part in MODEL_UTILITY_PARTS}
+    missing = [key for key in keys.values() if key not in parts]
     if missing:
         evaluation.absent[name] = f"{len(missing)} of its nine parts are absent: {', '.join(missing)}"
         return
-    resampled = [draws[part] for part in MODEL_UTILITY_PARTS]
-    sets = {set_name: len(evaluation.of_set(set_name)) for set_name in UTILITY_SETS}
-    evaluation.add(name, model_utility(parts), _harmonic([part for part in resampled if part is not None]), sets)
+    resampled = [draws[key] for key in keys.values()]
+    sets = {set_name: len(evaluation.of_set(set_name)) for set_name in (retain, *UTILITY_SETS[1:])}
+    value = model_utility({part: parts[key] for part, key in keys.items()})
+    evaluation.add(name, value, _harmonic([part for part in resampled if part is not None]), sets)
 
 
 def probabilities(evaluation: Evaluation, set_name: str) -> Floats | None:
     """[N], whose mean is TOFU's Probability of the set: of the answer, or among the options where a set is of questions
     about the world. None where the rows lack what it needs."""
     nll = evaluation.column(set_name, "avg_nll")
-    if nll is None or set_name in ("forget", "retain"):
+    if nll is None or set_name in ("forget", "retain", RETAIN_UNSEEN):
         return None if nll is None else np.exp(-nll)
     wrong = evaluation.lists(set_name, "perturbed_nll")
     if wrong is None:

@@ -48,6 +48,7 @@ def read_groups(
     group_size: int,
     pool_size: int | None = None,
     remade: Callable[[], Sequence[Group]] | None = None,
+    reserved: Sequence[Record] = (),
 ) -> list[Group]:
     """Reads a normal-data file back against the records that it names.
 
@@ -57,17 +58,19 @@ def read_groups(
     Args:
         path: The file.
         forget: The records to forget; each needs a line.
-        pool: The retain records.
+        pool: The retain records, without the reserved ones.
         group_size: K; a line has K−1 normals.
         pool_size: With it a line has from K−1 to so many.
         remade: The same groups made again, for files without texts whose normals are not all of the pool.
+        reserved: Retain records that utility is measured on, which no line may have.
 
     Raises:
         UserError: a line is malformed, names a record that is not there or whose text has changed, is repeated, has
-            another number of normals, a forget sample among them, or a forget record has no line.
+            another number of normals, a forget or a reserved record among them, or a forget record has no line.
     """
     forget_by_id, pool_by_id = ({record.id: record for record in records} for records in (forget, pool))
     contents = {record.content: record.id for record in forget}
+    set_aside = {record.id for record in reserved}, {record.content for record in reserved}
     own: dict[str, Record] = {}
     groups: dict[str, Group] = {}
 
@@ -130,8 +133,12 @@ def read_groups(
                 "set --data.group_size or --data.pool_size to match, or delete the file to pair afresh"
             )
         forgotten = _named(forget_by_id, forget_id, forget_hash, where)
+        for item in items:
+            _refuse_reserved(item["id"] in set_aside[0] and item.get("source", "retain") == "retain", item, where)
         found = [normal(item, where) for item in items]
         records = [record for record, _ in found]
+        for item, record in zip(items, records, strict=True):
+            _refuse_reserved(record.content in set_aside[1], item, where)
         if len({record.id for record in records}) < len(records):
             raise UserError(f"{where}: a normal sample stands twice in the group of {forget_id}; replace one of them")
         for record in records:
@@ -150,6 +157,14 @@ def read_groups(
             f"{path}: no line for {len(missing)} forget records, first {missing[0]}; delete it to pair afresh"
         )
     return [groups[record.id] for record in forget]
+
+
+def _refuse_reserved(reserved: bool, item: Mapping[str, Any], where: str) -> None:
+    if reserved:
+        raise UserError(
+            f"{where}: normal {item['id']} is one of the reserved rows, on which utility is measured; pair afresh, or "
+            "reserve none, as before there were reserved rows (--data.reserved 0)"
+        )
 
 
 def _unscored(item: Mapping[str, Any]) -> bool:

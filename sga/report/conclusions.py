@@ -178,7 +178,7 @@ def _forget_quality(settings: Sequence[SeedGroup]) -> str:
     if best is None:
         return "No unlearning run is here, so no forget quality was reached."
     found = [
-        (quality, run.value("model_utility", evaluation), evaluation["step"], run.seed)
+        (quality, run.value("utility", evaluation), evaluation["step"], run.seed)
         for run in best.runs
         for evaluation in run.evaluations
         if (quality := run.value("forget_quality_log10", evaluation)) is not None
@@ -189,7 +189,7 @@ def _forget_quality(settings: Sequence[SeedGroup]) -> str:
     known = best.mean("frontier_area") is not None
     title = "The run with the highest frontier area" if known else "Without frontier areas to choose by, the first run"
     who = f"{title}, {best.label}, {f'with {count} seeds' if count > 1 else 'on one seed'},"
-    retain = retain_mean("model_utility", settings)
+    retain = retain_mean("utility", settings)
     beside = "" if retain is None else f" (retain model: {fixed(retain)})"
     good = [point for point in found if point[0] > math.log10(FORGET_QUALITY_LEVEL)]
     if not good:

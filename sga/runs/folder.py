@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from sga.errors import UserError
+from sga.evaluation.aggregation import UTILITY_UNSEEN
 from sga.evaluation.metrics import frontier_area
 from sga.files import read_json_lines, read_json_object
 from sga.rates.smoothing import equivalent_normal_weight
@@ -118,13 +119,17 @@ class Run:
 
     def key(self, name: str) -> str:
         """The name that a metric has in this run's files: perplexities have no prefix, the rest the benchmark's."""
+        if name == "utility":
+            unseen = any(self.key(UTILITY_UNSEEN) in row for row in self.evaluations)
+            name = UTILITY_UNSEEN if unseen else "model_utility"
         return name if name.startswith("perplexity/") else f"{self.benchmark}/{name}"
 
     def value(self, name: str, evaluation: Mapping[str, Any] | None = None) -> float | None:
         """A finite metric of one evaluation, by default the chosen one; None where it is absent.
 
         Args:
-            name: Such as ``model_utility``, ``forget/rouge_l_recall``, ``perplexity/normal/log``; logarithms are
+            name: Such as ``model_utility``, ``forget/rouge_l_recall``, ``perplexity/normal/log``; ``utility`` is
+                ``model_utility_unseen``, or ``model_utility`` where a run has no reserved rows. Logarithms are
                 also worked out from the plain value.
             evaluation: One of `evaluations`.
         """
@@ -147,7 +152,7 @@ class Run:
         if name in ("frontier_area", "ks_statistic", "ks_n"):
             candidates += [self.key("forget_quality_log10"), self.key("forget_quality")]
         if name == "frontier_area":
-            candidates.append(self.key("model_utility"))
+            candidates.append(self.key("utility"))
         for candidate in candidates:
             if candidate in reasons:
                 return str(reasons[candidate])
@@ -155,10 +160,10 @@ class Run:
 
     @property
     def frontier(self) -> list[tuple[float, float]]:
-        """(log10 forget quality, model utility) of each evaluation that has both, by step."""
+        """(log10 forget quality, utility) of each evaluation that has both, by step."""
         points = []
         for evaluation in self.evaluations:
-            quality, utility = self.value("forget_quality_log10", evaluation), self.value("model_utility", evaluation)
+            quality, utility = self.value("forget_quality_log10", evaluation), self.value("utility", evaluation)
             if quality is not None and utility is not None:
                 points.append((quality, utility))
         return points
