@@ -17,6 +17,7 @@ from sga.batching.encoding import Encoded, Encoder
 from sga.batching.loader import GroupLoader
 from sga.batching.templates import PlainTemplate, Template
 from sga.data.authors import Authors
+from sga.data.folds import in_folds
 from sga.data.records import Benchmark, Record, Source
 from sga.data.refusals import read_refusals
 from sga.data.reserved import check_reserved, reserved_and_pool, with_reserved
@@ -25,6 +26,7 @@ from sga.evaluation.inference import most_rows, most_tokens
 from sga.evaluation.reference import RetainReference
 from sga.evaluation.request_batches import RequestBatches
 from sga.evaluation.requests import Generate, Request
+from sga.groups.alternatives import Alternatives, check_alternatives, measured_answers, with_alternatives
 from sga.groups.group import Group
 from sga.groups.group_file import read_groups
 from sga.groups.pairing import NearestNormals, Pairing, extended, make_groups, with_model
@@ -80,6 +82,7 @@ class UnlearningData(pl.LightningDataModule):
         pairs: str | None = None,
         pool_size: int | None = None,
         reserved: float = 0.2,
+        alternatives: Alternatives | None = None,
         batch_size: int = 32,
         micro_batch_size: int | None = None,
         template: Template = PlainTemplate(),  # noqa: B008  (frozen)
@@ -111,6 +114,8 @@ class UnlearningData(pl.LightningDataModule):
             reserved: Retain questions that unlearning never draws from, so that ``model_utility_unseen`` is measured on
                 rows it has not seen: a share (below 1) of those that are evaluated, or their number; 0 for none. Which
                 ones follows from data and seed; a target's or retain model's own training has them all.
+            alternatives: Other answers to the forget questions among the K−1 normals; null for none, so that all are
+                neighbours, records of the retain split.
             batch_size: Groups per optimiser step, over all processes and accumulation.
             micro_batch_size: Groups per forward pass and process; null takes a step's groups in one pass. Changes
                 memory and speed, never the result.
@@ -137,6 +142,12 @@ class UnlearningData(pl.LightningDataModule):
             if value is not None and value < 1:
                 raise UserError(f"{name} must be at least 1, got {value}")
         check_reserved(reserved)
+        self.alternatives, self.neighbors = alternatives, group_size - 1 - (alternatives.count if alternatives else 0)
+        if alternatives is not None and self.neighbors < 0:
+            raise UserError(
+                f"group_size {group_size} has no room for {alternatives.count} alternatives beside the forget sample; "
+                f"set --data.group_size {alternatives.count + 1} or more"
+            )
         if not train_on:
             raise UserError("train_on must name at least one split, such as [forget]")
         wrong = [number for number in forget_folds or () if not 1 <= number <= folds]
@@ -198,28 +209,42 @@ class UnlearningData(pl.LightningDataModule):
             wanted = in_folds(benchmark.training["forget"], self.folds, self.forget_folds)
             benchmark = replace(benchmark, training={**benchmark.training, "forget": wanted})
         benchmark = with_reserved(benchmark, self.reserved, self.seed)
-        forget, (reserved, pool) = benchmark.training["forget"], reserved_and_pool(benchmark)
+        reserved, self.pool = reserved_and_pool(benchmark)
         kept = run_folder / PAIRS_FILE if run_folder is not None and not only_begun(run_folder) else None
-
         if kept is not None:
             check_reserved_rows(kept.parent, benchmark)
 
+        self.groups = self._grouped(benchmark, reserved, kept)
+        sets = (*benchmark.training.values(), *benchmark.evaluation.values())
+        self._check_texts([record for records in sets for record in records] + _members(self.groups))
+        self.benchmark = benchmark
+
+    def _grouped(self, benchmark: Benchmark, reserved: Sequence[Record], kept: Path | None) -> list[Group]:
+        """The groups: made, or re-read from the file that was given or, on resume, from the run folder's (`kept`)."""
+        forget, pool = benchmark.training["forget"], self.pool
+
+        def alternated(groups: list[Group]) -> list[Group]:
+            measured = measured_answers(benchmark)
+            if self.alternatives is not None and not any(group.alternatives for group in groups):
+                return with_alternatives(groups, self.alternatives, pool, measured, self.seed)
+            check_alternatives(groups, measured)
+            return groups
+
         @cache
         def make() -> list[Group]:
-            return make_groups(forget, pool, self.group_size, self.pairing, self.seed, self.pool_size, reserved)
+            pairing = (self.pairing, self.seed, self.pool_size, reserved)
+            return alternated(make_groups(forget, pool, self.neighbors + 1, *pairing))
 
         if self.train_on != ("forget",):
             splits = {**benchmark.training, **({"retain": pool} if reserved and self._unlearns_by_tuning else {})}
-            self.groups = [Group(record) for split in self.train_on for record in splits[split]]
-        elif self.pairs is not None or (kept is not None and kept.is_file()):
+            return [Group(record) for split in self.train_on for record in splits[split]]
+        if self.pairs is not None or (kept is not None and kept.is_file()):
             path = kept if self.pairs is None else Path(self.pairs)
             assert path is not None, "one of the two is there"
-            self.groups = read_groups(path, forget, pool, self.group_size, self.pool_size, make, reserved)
-        else:
-            self.groups = make()
-        sets = (*benchmark.training.values(), *benchmark.evaluation.values())
-        self._check_texts([record for records in sets for record in records] + _members(self.groups))
-        self.benchmark, self.pool = benchmark, pool
+            asked = 0 if self.alternatives is None else self.alternatives.size
+            expected = (self.neighbors + 1, self.pool_size, make, reserved, asked)
+            return alternated(read_groups(path, forget, pool, *expected))
+        return make()
 
     @property
     def _unlearns_by_tuning(self) -> bool:
@@ -326,6 +351,7 @@ class UnlearningData(pl.LightningDataModule):
         if stage == "fit":
             loss: Any = trainer.lightning_module.loss
             if loss is not None:
+                loss.check_alternatives(self.alternatives.count if self.alternatives else 0)
                 self.extend(loss.needs)
             self._loader = GroupLoader(
                 self.encode(self.groups),
@@ -336,7 +362,8 @@ class UnlearningData(pl.LightningDataModule):
                 trainer.world_size,
                 self.tokenizer.pad_token_id or 0,
                 self.roles if self.groups else None,
-                self.group_size,
+                self.neighbors + 1,
+                self.alternatives.count if self.alternatives else None,
             )
             if trainer.accumulate_grad_batches not in (1, self._loader.accumulation):
                 raise UserError(
@@ -429,22 +456,6 @@ def _predictions(data: UnlearningData) -> Iterator[Request]:
 def prediction_request(record: Record) -> Generate:
     """What `sga predict` asks about a record: its greedy answer, 200 tokens as in open-unlearning."""
     return Generate(record.question, 200)
-
-
-def in_folds(records: Sequence[Record], folds: int, wanted: Sequence[int]) -> tuple[Record, ...]:
-    """The records of the wanted folds, in order: fold k of n has those from (k−1)·N/n up to k·N/n, rounded down.
-
-    >>> records = [Record(str(number), "", "text") for number in range(5)]
-    >>> [record.id for record in in_folds(records, 2, [2])]
-    ['2', '3', '4']
-
-    Raises:
-        UserError: there are fewer records than folds.
-    """
-    if len(records) < folds:
-        raise UserError(f"{len(records)} forget records cannot be cut into {folds} folds; lower --data.folds")
-    ends = [number * len(records) // folds for number in range(folds + 1)]
-    return tuple(record for fold in sorted(wanted) for record in records[ends[fold - 1] : ends[fold]])
 
 
 def _members(groups: Sequence[Group]) -> list[Record]:

@@ -124,8 +124,8 @@ class GroupLoader:
     @property
     def _drawn_roles(self) -> list[str]:
         """Role of each sequence of a group as an epoch has it."""
-        surplus = {place for role, (limit, _) in self._limits.items() for place in columns_of(self.roles, [role])[limit:]
-                   if limit is not None}  # fmt: skip
+        limits = {role: limit for role, (limit, _) in self._limits.items() if limit is not None}
+        surplus = {place for role, limit in limits.items() for place in columns_of(self.roles, [role])[limit:]}
         return [role for place, role in enumerate(self.roles) if place not in surplus]
 
     def _plan(self, epoch: int) -> Iterator[tuple[list[int], float]]:

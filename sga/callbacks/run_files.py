@@ -132,7 +132,11 @@ class RunFiles(pl.Callback):
         self.began_anew = stage != "test" and only_begun(folder)
         if self.began_anew:
             clear_start(folder)
-        if stage == "fit" and any(group.normals for group in data.groups) and not (folder / PAIRS_FILE).exists():
+        if (
+            stage == "fit"
+            and any(group.normals or group.alternative_origins for group in data.groups)
+            and not (folder / PAIRS_FILE).exists()
+        ):
             write_groups(folder / PAIRS_FILE, data.groups, self.texts)
         if stage == "fit":
             self._similarity = similarity_of_normals(data.groups, data.benchmark.training["retain"])
@@ -146,6 +150,7 @@ class RunFiles(pl.Callback):
                 "parameters": _parameters(trainer, module.loss),
                 "seed": data.seed,
                 "group_size": data.group_size,
+                "alternatives": data.alternatives.count if data.alternatives is not None else 0,
                 "benchmark": data.benchmark.name,
                 "model": getattr(module.language_model, "name_or_path", type(module.language_model).__name__),
                 "checkpoint": trainer.ckpt_path,

@@ -55,7 +55,7 @@ class Alternatives(ABC):
 
     def __post_init__(self) -> None:
         if self.count < 1:
-            raise UserError(f"alternatives: count must be at least 1, got {self.count}; leave alternatives out for none")
+            raise UserError(f"alternatives: count must be at least 1, got {self.count} (leave alternatives out)")
         if self.pool is not None and self.pool < self.count:
             raise UserError(f"alternatives: pool must be at least count = {self.count}, got {self.pool}")
 
@@ -179,7 +179,7 @@ class FileAnswers(Alternatives):
                 continue  # of a question that this run does not forget
             if spelled(answer) in taken.get(spelled(question), set()):
                 raise UserError(
-                    f"{where}: {answer[:60]!r} is the true answer to {question[:60]!r} or one that metrics measure with "
+                    f"{where}: {answer[:60]!r} is the true answer to {question[:50]!r}, or metrics measure with it "
                     "(perturbed_answer, paraphrased_answer); training on it would make them say forgotten. Give other "
                     "answers"
                 )

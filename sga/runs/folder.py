@@ -95,15 +95,17 @@ class Run:
             parameters = self.info["parameters"]
             return _number(parameters.get("normal_weight", parameters.get("retain_weight")))
         rate = self.smoothing_rate
+        if self.method == "SGA" and _number(self.info["parameters"].get("alternative_rate")) is not None:
+            return None  # neighbours and alternatives have a weight each
         return None if rate is None else equivalent_normal_weight(self.group_size, rate) + 0.0
 
     @property
     def label(self) -> str:
         """What the run is called in tables and charts: ``GA``, ``SGA r = −0.8``, ``GD λ = 1``, ``retain``."""
         if self.method == "SGA" and self.smoothing_rate is not None:
-            return f"SGA r = {plain(self.smoothing_rate)}"
+            return f"SGA r = {plain(self.smoothing_rate)}{self._alternatives('alternative_rate', 'r')}"
         if self.method == "GD" and self.normal_weight is not None:
-            return f"GD λ = {plain(self.normal_weight)}"
+            return f"GD λ = {plain(self.normal_weight)}{self._alternatives('alternative_weight', 'λ')}"
         if self.role != "unlearn" or not self.info["parameters"]:
             return self.method
         settings = ", ".join(
@@ -111,6 +113,13 @@ class Run:
             for name, value in self.info["parameters"].items()
         )
         return f"{self.method} {settings}"
+
+    def _alternatives(self, parameter: str, symbol: str) -> str:
+        """What the label says of alternatives among the normals, and of a number of their own."""
+        count, own = self.info.get("alternatives"), _number(self.info["parameters"].get(parameter))
+        if not count:
+            return ""
+        return f", {count} alternatives" + (f" {symbol} = {plain(own)}" if own is not None else "")
 
     @property
     def chosen_step(self) -> int:
