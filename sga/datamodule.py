@@ -17,7 +17,7 @@ from sga.batching.encoding import Encoded, Encoder
 from sga.batching.loader import GroupLoader
 from sga.batching.templates import PlainTemplate, Template
 from sga.data.authors import Authors
-from sga.data.folds import in_folds
+from sga.data.folds import evenly, in_folds
 from sga.data.records import Benchmark, Record, Source
 from sga.data.refusals import read_refusals
 from sga.data.reserved import check_reserved, reserved_and_pool, with_reserved
@@ -26,7 +26,7 @@ from sga.evaluation.inference import most_rows, most_tokens
 from sga.evaluation.reference import RetainReference
 from sga.evaluation.request_batches import RequestBatches
 from sga.evaluation.requests import Generate, Request
-from sga.groups.alternatives import Alternatives, check_alternatives, measured_answers, with_alternatives
+from sga.groups import alternatives as others
 from sga.groups.group import Group
 from sga.groups.group_file import read_groups
 from sga.groups.pairing import NearestNormals, Pairing, extended, make_groups, with_model
@@ -82,7 +82,7 @@ class UnlearningData(pl.LightningDataModule):
         pairs: str | None = None,
         pool_size: int | None = None,
         reserved: float = 0.2,
-        alternatives: Alternatives | None = None,
+        alternatives: others.Alternatives | None = None,
         batch_size: int = 32,
         micro_batch_size: int | None = None,
         template: Template = PlainTemplate(),  # noqa: B008  (frozen)
@@ -210,6 +210,8 @@ class UnlearningData(pl.LightningDataModule):
             benchmark = replace(benchmark, training={**benchmark.training, "forget": wanted})
         benchmark = with_reserved(benchmark, self.reserved, self.seed)
         reserved, self.pool = reserved_and_pool(benchmark)
+        if self.alternatives is not None:
+            benchmark = others.with_paraphrased_questions(benchmark)
         kept = run_folder / PAIRS_FILE if run_folder is not None and not only_begun(run_folder) else None
         if kept is not None:
             check_reserved_rows(kept.parent, benchmark)
@@ -224,10 +226,10 @@ class UnlearningData(pl.LightningDataModule):
         forget, pool = benchmark.training["forget"], self.pool
 
         def alternated(groups: list[Group]) -> list[Group]:
-            measured = measured_answers(benchmark)
+            measured = others.measured_answers(benchmark)
             if self.alternatives is not None and not any(group.alternatives for group in groups):
-                return with_alternatives(groups, self.alternatives, pool, measured, self.seed)
-            check_alternatives(groups, measured)
+                return others.with_alternatives(groups, self.alternatives, pool, measured, self.seed)
+            others.check_alternatives(groups, measured)
             return groups
 
         @cache
@@ -306,9 +308,9 @@ class UnlearningData(pl.LightningDataModule):
         scored = [record for name in ("forget", "holdout") for record in self.benchmark.evaluation.get(name, ())]
         return EvaluationData(
             name=self.benchmark.name,
-            sets={name: _evenly(records, limit) for name, records in self.benchmark.evaluation.items()},
+            sets={name: evenly(records, limit) for name, records in self.benchmark.evaluation.items()},
             absent=dict(self.benchmark.absent),
-            normals=_evenly(tuple(normals), limit),
+            normals=evenly(tuple(normals), limit),
             settings={
                 **self.evaluation_settings,
                 "benchmark": self.benchmark.name,
@@ -471,13 +473,6 @@ def _roles(group: Group) -> tuple[str, ...]:
         *[ALTERNATIVE] * len(group.alternatives),
         *[RETAIN] * len(group.retain),
     )
-
-
-def _evenly(records: Sequence[Record], limit: int | None) -> tuple[Record, ...]:
-    """At most `limit` records, evenly spaced, the first one included."""
-    if limit is None or len(records) <= limit:
-        return tuple(records)
-    return tuple(records[index * len(records) // limit] for index in range(limit))
 
 
 def _content_hash(records: Sequence[Record]) -> str:

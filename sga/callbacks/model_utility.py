@@ -6,10 +6,10 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from sga.callbacks.evaluator import EvaluationCallback
 from sga.callbacks.overlap import fill_rouge, rouge_settings
-from sga.data.records import Record
+from sga.data.records import FORGET_PARAPHRASED, Record
 from sga.datamodule import EvaluationData
 from sga.errors import UserError
-from sga.evaluation.aggregation import KEPT_SETS, UTILITY_UNSEEN, add_utility
+from sga.evaluation.aggregation import ANSWERED_SETS, KEPT_SETS, UTILITY_UNSEEN, add_utility
 from sga.evaluation.evaluation import Evaluation
 from sga.evaluation.metrics import RougeTokenizer, probability
 from sga.evaluation.requests import Answers, Generate, Request, Score, record_score
@@ -85,6 +85,8 @@ def is_plain_text(data: EvaluationData) -> bool:
 def reasons(data: EvaluationData) -> dict[str, str]:
     """Why something about a set cannot be had from its records, by set or by ``set/part``."""
     found = {name: data.absent.get(name, f"there is no {name} set") for name in ("forget", *KEPT_SETS, "holdout")}
+    if FORGET_PARAPHRASED in data.absent:
+        found[FORGET_PARAPHRASED] = data.absent[FORGET_PARAPHRASED]
     for name, records in data.sets.items():
         found.pop(name, None)
         lacking = [record.id for record in records if not record.perturbed_answers]
@@ -140,7 +142,7 @@ class ModelUtility(EvaluationCallback):
         }
 
     def requests(self, data: EvaluationData) -> Iterable[Request]:
-        for name in ("forget", *KEPT_SETS):
+        for name in ANSWERED_SETS:
             records = data.sets.get(name, ())
             yield from likelihood_requests(records)
             if self._generates(records):
@@ -154,7 +156,7 @@ class ModelUtility(EvaluationCallback):
 
     def evaluate(self, data: EvaluationData, answers: Answers, evaluation: Evaluation) -> None:
         why = reasons(data)
-        for name in ("forget", *KEPT_SETS):
+        for name in ANSWERED_SETS:
             records = data.sets.get(name, ())
             add_likelihoods(name, data, answers, evaluation)
             if not records or not self._generates(records):

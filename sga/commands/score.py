@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
+from sga.data.records import FORGET_PARAPHRASED
 from sga.data.reserved import RETAIN_UNSEEN
 from sga.errors import UserError
 from sga.evaluation.aggregation import (
-    KEPT_SETS,
     MEMBERSHIP_SCORES,
     MEMORIZATION_SCORES,
     UTILITY_SETS,
@@ -258,8 +258,7 @@ def _fill_reference_scores(evaluation: Evaluation, aligned: RetainReference) -> 
 def _reasons(evaluation: Evaluation, aligned: RetainReference | None) -> dict[str, str]:
     """Why something is not there, in the form that `sga.evaluation.aggregation` takes."""
     needs: dict[str, dict[str, tuple[str, ...]]] = {}
-    kept = KEPT_SETS if evaluation.of_set(RETAIN_UNSEEN) else UTILITY_SETS
-    for name in ("forget", *kept):
+    for name in ("forget", *UTILITY_SETS, *filter(evaluation.of_set, (RETAIN_UNSEEN, FORGET_PARAPHRASED))):
         options = ("perturbed_nll",) if name in ("real_authors", "world_facts") else ()
         needs[name] = {
             "probability": ("avg_nll", *options),

@@ -1,4 +1,4 @@
-"""Folds: a forget split in parts of successive records."""
+"""Parts of a set of records: folds, and evenly spaced rows."""
 
 from __future__ import annotations
 
@@ -22,3 +22,10 @@ def in_folds(records: Sequence[Record], folds: int, wanted: Sequence[int]) -> tu
         raise UserError(f"{len(records)} forget records cannot be cut into {folds} folds; lower --data.folds")
     ends = [number * len(records) // folds for number in range(folds + 1)]
     return tuple(record for fold in sorted(wanted) for record in records[ends[fold - 1] : ends[fold]])
+
+
+def evenly(records: Sequence[Record], limit: int | None) -> tuple[Record, ...]:
+    """At most `limit` records, evenly spaced, the first one included."""
+    if limit is None or len(records) <= limit:
+        return tuple(records)
+    return tuple(records[index * len(records) // limit] for index in range(limit))

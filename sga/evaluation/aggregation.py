@@ -13,6 +13,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from sga.data.records import FORGET_PARAPHRASED
 from sga.data.reserved import RETAIN_UNSEEN
 from sga.errors import UserError
 from sga.evaluation.evaluation import Evaluation
@@ -37,6 +38,8 @@ from sga.evaluation.reference import RetainReference
 UTILITY_SETS = ("retain", "real_authors", "world_facts")
 KEPT_SETS = (*UTILITY_SETS, RETAIN_UNSEEN)
 """Sets of what the model is to keep: those of model utility, and the retain rows that unlearning has not seen."""
+ANSWERED_SETS = ("forget", FORGET_PARAPHRASED, *KEPT_SETS)
+"""Sets of questions whose answers have a probability and a ROUGE score."""
 UTILITY_UNSEEN = "model_utility_unseen"
 MEMBERSHIP_SCORES = ("loss", "min_k", "min_k_plus_plus", "zlib", "reference")
 MUSE_SETS = ("verbmem", "knowmem_forget", "knowmem_retain")
@@ -75,14 +78,16 @@ def add_utility(evaluation: Evaluation, reasons: Reasons) -> None:
     """
     parts: dict[str, float] = {}
     draws: dict[str, Floats | None] = {}
-    for set_name in ("forget", *KEPT_SETS):
-        if set_name == RETAIN_UNSEEN and not evaluation.of_set(RETAIN_UNSEEN):
+    for set_name in ANSWERED_SETS:
+        if set_name in (RETAIN_UNSEEN, FORGET_PARAPHRASED) and not evaluation.of_set(set_name):
+            if set_name == FORGET_PARAPHRASED and set_name in reasons:
+                evaluation.absent[f"{evaluation.name}/{set_name}/probability"] = reasons[set_name]
             continue
         columns = {
             "probability": probabilities(evaluation, set_name),
             "rouge_l_recall": evaluation.column(set_name, "rouge_l_recall"),
         }
-        if set_name != "forget":  # whose truth ratio belongs to forget quality
+        if set_name not in ("forget", FORGET_PARAPHRASED):  # whose truth ratio belongs to forget quality
             # Always of the geometric mean: model utility is compared with published values.
             columns["truth_ratio"] = truth_ratio_scores(evaluation, set_name)
         for part, values in columns.items():
@@ -121,7 +126,7 @@ def probabilities(evaluation: Evaluation, set_name: str) -> Floats | None:
     """[N], whose mean is TOFU's Probability of the set: of the answer, or among the options where a set is of questions
     about the world. None where the rows lack what it needs."""
     nll = evaluation.column(set_name, "avg_nll")
-    if nll is None or set_name in ("forget", "retain", RETAIN_UNSEEN):
+    if nll is None or set_name not in ("real_authors", "world_facts"):
         return None if nll is None else np.exp(-nll)
     wrong = evaluation.lists(set_name, "perturbed_nll")
     if wrong is None:

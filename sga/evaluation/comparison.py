@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from sga.data.records import EVALUATION_SETS, Record
+from sga.data.records import EVALUATION_SETS, FORGET_PARAPHRASED, Record
 from sga.data.reserved import RETAIN_UNSEEN
 from sga.errors import UserError
 from sga.evaluation.aggregation import (
+    ANSWERED_SETS,
     KEPT_SETS,
     MEMBERSHIP_SCORES,
     MEMORIZATION_SCORES,
@@ -216,7 +217,7 @@ def direction(metric: str) -> str | None:
         return None
     if set_name in (*KEPT_SETS, "knowmem_retain"):
         return "lower is better" if name == "avg_nll" else "higher is better"
-    if set_name in ("forget", "verbmem", "knowmem_forget"):
+    if set_name in ("forget", FORGET_PARAPHRASED, "verbmem", "knowmem_forget"):
         return f"{'higher' if name in ('avg_nll', 'truth_ratio') else 'lower'} = more forgotten"
     return None
 
@@ -341,10 +342,10 @@ def _set_columns(side: Evaluation, set_name: str) -> dict[str, Floats]:
     if "avg_nll" in columns:
         found["avg_nll"] = columns["avg_nll"]
         columns.setdefault("loss", columns["avg_nll"])  # the membership score of that name
-    if set_name in ("forget", *KEPT_SETS):
+    if set_name in ANSWERED_SETS:
         for part, values in (
             ("probability", probabilities(side, set_name)),
-            ("truth_ratio", truth_ratio_scores(side, set_name)),
+            ("truth_ratio", None if set_name == FORGET_PARAPHRASED else truth_ratio_scores(side, set_name)),
         ):
             if values is not None:
                 found[part] = values

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sga.data.records import Benchmark, Record, comparable
+from sga.data.records import FORGET_PARAPHRASED, Benchmark, Record, comparable
 from sga.data.refusals import read_refusals
 from sga.errors import UserError
 from sga.files import read_json_lines
@@ -217,6 +217,22 @@ def with_alternatives(
         found.append(replace(group, alternatives=records, alternative_origins=origins))
     check_alternatives(found, measured)
     return found
+
+
+def with_paraphrased_questions(benchmark: Benchmark) -> Benchmark:
+    """The benchmark with the evaluation set ``forget_paraphrased``: forget questions in another form of sentence.
+
+    A model that has been taught another answer to a question may still give the true one when it is asked otherwise.
+    """
+    asked = tuple(
+        Record(record.id, record.paraphrased_question, record.answer)
+        for record in benchmark.evaluation.get("forget", ())
+        if record.paraphrased_question is not None
+    )
+    if asked:
+        return replace(benchmark, evaluation={**benchmark.evaluation, FORGET_PARAPHRASED: asked})
+    why = "no forget record has a paraphrased_question"
+    return replace(benchmark, absent={**benchmark.absent, FORGET_PARAPHRASED: why})
 
 
 def check_alternatives(groups: Sequence[Group], measured: MeasuredAnswers) -> None:

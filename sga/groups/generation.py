@@ -70,9 +70,8 @@ def read_prompt(path: Path) -> PromptTemplate:
     value = read_yaml(path)
     if not isinstance(value, dict) or set(value) != {"kind", "system", "user"}:
         raise UserError(f"{path}: a prompt has the keys kind, system and user")
-    if value["kind"] not in ("qa", "text", "alternative") or not all(
-        isinstance(value[name], str) for name in ("system", "user")
-    ):
+    kinds, texts = ("qa", "text", "alternative"), (value["system"], value["user"])
+    if value["kind"] not in kinds or not all(isinstance(text, str) for text in texts):
         raise UserError(f"{path}: kind must be qa, text or alternative, system and user must be texts")
     if "{answer}" not in value["user"]:
         raise UserError(f"{path}: user must contain {{answer}}, the forget sample's")
@@ -102,9 +101,10 @@ def parsed_reply(kind: str, reply: str) -> tuple[str, str] | None:
         value = {"question": lines[1], "answer": lines[2]} if lines else None
     if not isinstance(value, dict):
         return None
-    pair = "" if kind == "alternative" else value.get("question"), value.get("answer")
-    good = all(isinstance(part, str) for part in pair) and all(part.strip() for part in pair[kind == "alternative" :])
-    return (pair[0].strip(), pair[1].strip()) if good else None  # type: ignore[union-attr]
+    pair: tuple[Any, Any] = ("" if kind == "alternative" else value.get("question"), value.get("answer"))
+    asked = kind != "alternative"
+    good = all(isinstance(part, str) for part in pair) and all(part.strip() for part in pair[0 if asked else 1 :])
+    return (pair[0].strip(), pair[1].strip()) if good else None
 
 
 class Journal:
@@ -346,7 +346,8 @@ class NormalGenerator:
         others = [one.normal for one in self._by_forget[slot.forget.id] if one.normal is not None]
         if self.prompt.kind == "alternative":
             others = [replace(other, question="") for other in others]
-        reasons = self.checker.failures(normal, slot.forget, others)
+        known = slot.forget.question if self.prompt.kind == "alternative" else ""
+        reasons = self.checker.failures(normal, slot.forget, others, known)
         if self.prompt.kind == "alternative":  # the checks have seen the answer alone: its question is to be the same
             normal = replace(normal, question=slot.forget.question)
             if spelled(normal.answer) in self.measured.get(spelled(normal.question), set()):

@@ -119,7 +119,8 @@ class Run:
         count, own = self.info.get("alternatives"), _number(self.info["parameters"].get(parameter))
         if not count:
             return ""
-        return f", {count} alternatives" + (f" {symbol} = {plain(own)}" if own is not None else "")
+        number = "" if own is None else f" {symbol} = {plain(own)}"
+        return f", {count} alternative{'s' if count > 1 else ''}{number}"
 
     @property
     def chosen_step(self) -> int:

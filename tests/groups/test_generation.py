@@ -506,13 +506,13 @@ def test_requests_per_minute_spaces_requests() -> None:
 # ---- prompts, replies, local models ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["qa", "news", "book"])
+@pytest.mark.parametrize("name", ["qa", "news", "book", "alternative"])
 def test_a_shipped_prompt_holds_the_sample_and_no_open_slot(name: str) -> None:
     prompt = read_prompt(packaged_path(f"configs/prompts/{name}.yaml"))
-    forget = Record("f/0", "Who {answer}?" if prompt.kind == "qa" else "", "It was {number}.")
+    forget = Record("f/0", "Who {answer}?" if prompt.kind != "text" else "", "It was {number}.")
     text = prompt.messages(forget, 2, 3)[1]["content"]
     assert "It was {number}." in text and "2 of 3" in text, "braces of the data stay as they are"
-    assert ("Who {answer}?" in text) == (prompt.kind == "qa")
+    assert ("Who {answer}?" in text) == (prompt.kind != "text")
 
 
 @pytest.mark.parametrize(
@@ -520,7 +520,7 @@ def test_a_shipped_prompt_holds_the_sample_and_no_open_slot(name: str) -> None:
     [
         ("[1", "not YAML"),
         ("{kind: qa, system: s}", "has the keys"),
-        ("{kind: poem, system: s, user: '{answer}'}", "kind must be qa or text"),
+        ("{kind: poem, system: s, user: '{answer}'}", "kind must be qa, text or alternative"),
         ("{kind: qa, system: s, user: u}", "must contain {answer}"),
     ],
 )
