@@ -53,7 +53,7 @@ class EvaluationData:
             a reference.
         encoder: For metrics that cut texts by their tokens.
         examples: Worked examples that stand before each question of an evaluation set, by set.
-        reference: The retain model's numbers for the forget set, in its order; None without a reference.
+        references: Each retain model's numbers for the forget set, in its order; none without a reference.
     """
 
     name: str
@@ -63,7 +63,7 @@ class EvaluationData:
     settings: dict[str, str | None]
     encoder: Encoder
     examples: dict[str, tuple[Record, ...]] = field(default_factory=dict)
-    reference: RetainReference | None = None
+    references: tuple[RetainReference, ...] = ()
 
 
 class UnlearningData(pl.LightningDataModule):

@@ -391,7 +391,7 @@ def _stopping(trainer: pl.Trainer) -> Stopping | None:
     return next((callback for callback in callbacks if isinstance(callback, Stopping)), None)
 
 
-def _reference(trainer: pl.Trainer) -> str | None:
+def _reference(trainer: pl.Trainer) -> list[str] | str | None:
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
     return next((callback.reference_path for callback in callbacks if isinstance(callback, Evaluator)), None)
 

@@ -300,19 +300,23 @@ class Stopping(pl.Callback):
         data = pl_module.data.evaluation_data()  # type: ignore[operator, union-attr]
         needs = self.rule.needs()
         if any(name in needs for name in _OF_REFERENCE):
-            path = evaluators[0].reference_path
-            if path is None:
+            paths = evaluators[0].reference_paths
+            if not paths:
                 raise self._lacks(
                     next(name for name in needs if name in _OF_REFERENCE),
                     "there is no reference: give the run folder of a model trained without the forget data "
                     "(--evaluation.reference)",
                 )
             ids = [record.id for record in data.sets.get("forget", ())]
-            reference = reference_for(read_retain_reference(path), ids, data.settings)
-            if reference.answer_nll is not None:
-                self._reference_nll, self._reference_rows = float(reference.answer_nll.mean()), len(reference)
+            found = [reference_for(read_retain_reference(path), ids, data.settings) for path in paths]
+            losses = [one.answer_nll for one in found if one.answer_nll is not None]
+            if len(losses) == len(found):
+                self._reference_rows = min(len(one) for one in losses)
+                means = [float(one[: self._reference_rows].mean()) for one in losses]
+                self._reference_nll = sum(means) / len(means)
             elif REFERENCE_NLL in needs:
-                raise self._lacks(REFERENCE_NLL, f"{path} has ready-made truth ratios only; use a log with losses")
+                source = next(one.source for one in found if one.answer_nll is None)
+                raise self._lacks(REFERENCE_NLL, f"{source} has ready-made truth ratios only; use a log with losses")
         if UTILITY in needs and any(isinstance(c, ModelUtility) and not c.generate for c in callbacks):
             raise self._lacks(UTILITY, "generation is switched off (--model_utility.generate)")
         if UTILITY in needs and RETAIN_UNSEEN in data.absent:
