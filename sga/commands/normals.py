@@ -309,7 +309,7 @@ def _named_group(line: dict[str, Any], where: str) -> Group:
     """A line of the file as it stands, without the data that it names."""
     try:
         forget = line["forget"]
-        normals = line["normals"]
+        normals, others = line["normals"], line.get("alternatives") or ()
         return Group(
             Record(line["forget_id"], forget.get("question", ""), forget.get("answer", _NO_TEXT)),
             tuple(Record(one["id"], one.get("question") or "", one.get("answer", _NO_TEXT)) for one in normals),
@@ -318,6 +318,8 @@ def _named_group(line: dict[str, Any], where: str) -> Group:
                 Origin(one.get("source", "retain"), one.get("by"), one.get("prompt"), tuple(one.get("checks") or ()))
                 for one in normals
             ),
+            tuple(Record(one["id"], forget.get("question", ""), one.get("answer", _NO_TEXT)) for one in others),
+            tuple(Origin(one["source"], one.get("by"), one.get("prompt")) for one in others),
         )
     except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
         raise UserError(f"{where}: not a line of a normal-data file ({error!r})") from None

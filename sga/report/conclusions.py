@@ -47,6 +47,11 @@ def cautions(settings: Sequence[SeedGroup]) -> list[str]:
         )
     if len({tuple(evaluation["step"] for evaluation in run.evaluations) for run in runs}) > 1:
         notes.append("The runs were evaluated at different steps, which moves frontier areas.")
+    if len({run.key("utility") for run in runs if run.role == "unlearn" and run.frontier}) > 1:
+        notes.append(
+            "Only some runs have reserved rows: the frontier areas of the others are over rows that unlearning may "
+            "have seen, which flatters them."
+        )
     for key, what in (("model", "starting models"), ("reference", "retain references")):
         if len({str(run.info.get(key)) for run in runs if run.info.get(key) is not None}) > 1:
             notes.append(f"The runs have different {what}.")

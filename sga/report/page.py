@@ -223,6 +223,7 @@ def _frontier(settings: Sequence[SeedGroup], styles: Mapping[str, Style]) -> str
     return (
         f"{heading}<figure>{_legend(shown, styles, rings=True)}{chart}<figcaption>Each run from the starting model "
         "along its evaluations to its last (large marker; a ring is the chosen one); up and to the right is better. "
+        "Utility is over the retain rows that unlearning has not seen, where a run has reserved some. "
         f"In the shaded region the KS test sees no difference from the retain model (p &gt; "
         f"{FORGET_QUALITY_LEVEL}); values below 10<sup>−12</sup> are drawn at the left edge.</figcaption></figure>"
         "</section>"
