@@ -226,8 +226,10 @@ class UnlearningData(pl.LightningDataModule):
         forget, pool = benchmark.training["forget"], self.pool
 
         def alternated(groups: list[Group]) -> list[Group]:
+            if self.alternatives is None:
+                return groups
             measured = others.measured_answers(benchmark)
-            if self.alternatives is not None and not any(group.alternatives for group in groups):
+            if not any(group.alternatives for group in groups):
                 return others.with_alternatives(groups, self.alternatives, pool, measured, self.seed)
             others.check_alternatives(groups, measured)
             return groups

@@ -332,6 +332,10 @@ def test_without_an_evaluation_that_qualifies_the_last_one_stays_the_result(asce
         ("--stop.rule=ForgetNLLReached --evaluation.reference=null", "by reference_forget_nll, which is absent"),
         ("--stop.rule=FailureSignatures --model_utility.generate=false", "by model_utility_unseen, which is absent"),
         (
+            "--stop.rule=FailureSignatures --data.reserved=0",
+            "by model_utility_unseen, which is absent: no retain row is reserved",
+        ),
+        (
             "--stop.rule=FailureSignatures --data.group_size=1",
             "by perplexity/normal/log, which is absent: these groups have no normal samples",
         ),
