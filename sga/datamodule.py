@@ -17,20 +17,23 @@ from sga.batching.encoding import Encoded, Encoder
 from sga.batching.loader import GroupLoader
 from sga.batching.templates import PlainTemplate, Template
 from sga.data.authors import Authors
+from sga.data.folds import evenly, in_folds
 from sga.data.records import Benchmark, Record, Source
 from sga.data.refusals import read_refusals
+from sga.data.reserved import check_reserved, reserved_and_pool, with_reserved
 from sga.errors import UserError
 from sga.evaluation.inference import most_rows, most_tokens
 from sga.evaluation.reference import RetainReference
 from sga.evaluation.request_batches import RequestBatches
 from sga.evaluation.requests import Generate, Request
+from sga.groups import alternatives as others
 from sga.groups.group import Group
 from sga.groups.group_file import read_groups
 from sga.groups.pairing import NearestNormals, Pairing, extended, make_groups, with_model
 from sga.groups.roles import ALTERNATIVE, FORGET, NORMAL, RETAIN, columns_of
 from sga.losses import Needs
 from sga.models.pretrained import LanguageModel
-from sga.runs.restart import only_begun
+from sga.runs.restart import check_reserved_rows, only_begun
 
 PAIRS_FILE = "pairs.jsonl"
 SCHEMA_VERSION = "2"
@@ -50,7 +53,7 @@ class EvaluationData:
             a reference.
         encoder: For metrics that cut texts by their tokens.
         examples: Worked examples that stand before each question of an evaluation set, by set.
-        reference: The retain model's numbers for the forget set, in its order; None without a reference.
+        references: Each retain model's numbers for the forget set, in its order; none without a reference.
     """
 
     name: str
@@ -60,7 +63,7 @@ class EvaluationData:
     settings: dict[str, str | None]
     encoder: Encoder
     examples: dict[str, tuple[Record, ...]] = field(default_factory=dict)
-    reference: RetainReference | None = None
+    references: tuple[RetainReference, ...] = ()
 
 
 class UnlearningData(pl.LightningDataModule):
@@ -78,6 +81,8 @@ class UnlearningData(pl.LightningDataModule):
         pairing: Pairing = NearestNormals(),  # noqa: B008  (frozen)
         pairs: str | None = None,
         pool_size: int | None = None,
+        reserved: float = 0.2,
+        alternatives: others.Alternatives | None = None,
         batch_size: int = 32,
         micro_batch_size: int | None = None,
         template: Template = PlainTemplate(),  # noqa: B008  (frozen)
@@ -106,6 +111,11 @@ class UnlearningData(pl.LightningDataModule):
             pairs: A normal-data file, such as ``sga normals`` writes or a run's ``pairs.jsonl``; null pairs afresh, or
                 re-reads the run folder's on resume.
             pool_size: Normals that each forget sample is paired with, from which each epoch draws K−1; null for K−1.
+            reserved: Retain questions that unlearning never draws from, so that ``model_utility_unseen`` is measured on
+                rows it has not seen: a share (below 1) of those that are evaluated, or their number; 0 for none. Which
+                ones follows from data and seed; a target's or retain model's own training has them all.
+            alternatives: Other answers to the forget questions among the K−1 normals; null for none, so that all are
+                neighbours, records of the retain split.
             batch_size: Groups per optimiser step, over all processes and accumulation.
             micro_batch_size: Groups per forward pass and process; null takes a step's groups in one pass. Changes
                 memory and speed, never the result.
@@ -131,6 +141,13 @@ class UnlearningData(pl.LightningDataModule):
         for name, value in (("evaluation_tokens", evaluation_tokens), ("generation_rows", generation_rows)):
             if value is not None and value < 1:
                 raise UserError(f"{name} must be at least 1, got {value}")
+        check_reserved(reserved)
+        self.alternatives, self.neighbors = alternatives, group_size - 1 - (alternatives.count if alternatives else 0)
+        if alternatives is not None and self.neighbors < 0:
+            raise UserError(
+                f"group_size {group_size} has no room for {alternatives.count} alternatives beside the forget sample; "
+                f"set --data.group_size {alternatives.count + 1} or more"
+            )
         if not train_on:
             raise UserError("train_on must name at least one split, such as [forget]")
         wrong = [number for number in forget_folds or () if not 1 <= number <= folds]
@@ -148,7 +165,7 @@ class UnlearningData(pl.LightningDataModule):
         self.train_on, self.group_size = tuple(train_on), group_size
         self.folds, self.forget_folds = folds, None if forget_folds is None else tuple(forget_folds)
         self.pairing = with_model(pairing, getattr(language_model, "name_or_path", None))
-        self.pairs, self.pool_size = pairs, pool_size
+        self.pairs, self.pool_size, self.reserved = pairs, pool_size, reserved
         self.batch_size, self.micro_batch_size = batch_size, micro_batch_size
         self.template, self.max_length, self.special_tokens = template, max_length, special_tokens
         self.evaluation_rows, self.predict_sets = evaluation_rows, tuple(predict_sets)
@@ -157,6 +174,8 @@ class UnlearningData(pl.LightningDataModule):
         self.seed = seed
         self.benchmark: Benchmark | None = None
         self.groups: list[Group] = []
+        self.pool: Sequence[Record] = ()
+        """Retain records that unlearning may draw from: all but the reserved ones."""
         self._loader: GroupLoader | None = None
         self._whole: tuple[str, ...] = ()
         self._request_batches: dict[str, RequestBatches] = {}
@@ -189,24 +208,53 @@ class UnlearningData(pl.LightningDataModule):
         if self.forget_folds is not None:
             wanted = in_folds(benchmark.training["forget"], self.folds, self.forget_folds)
             benchmark = replace(benchmark, training={**benchmark.training, "forget": wanted})
-        forget, pool = benchmark.training["forget"], benchmark.training["retain"]
+        benchmark = with_reserved(benchmark, self.reserved, self.seed)
+        reserved, self.pool = reserved_and_pool(benchmark)
+        if self.alternatives is not None:
+            benchmark = others.with_paraphrased_questions(benchmark)
         kept = run_folder / PAIRS_FILE if run_folder is not None and not only_begun(run_folder) else None
+        if kept is not None:
+            check_reserved_rows(kept.parent, benchmark)
 
-        @cache
-        def make() -> list[Group]:
-            return make_groups(forget, pool, self.group_size, self.pairing, self.seed, self.pool_size)
-
-        if self.train_on != ("forget",):
-            self.groups = [Group(record) for split in self.train_on for record in benchmark.training[split]]
-        elif self.pairs is not None or (kept is not None and kept.is_file()):
-            path = kept if self.pairs is None else Path(self.pairs)
-            assert path is not None, "one of the two is there"
-            self.groups = read_groups(path, forget, pool, self.group_size, self.pool_size, make)
-        else:
-            self.groups = make()
+        self.groups = self._grouped(benchmark, reserved, kept)
         sets = (*benchmark.training.values(), *benchmark.evaluation.values())
         self._check_texts([record for records in sets for record in records] + _members(self.groups))
         self.benchmark = benchmark
+
+    def _grouped(self, benchmark: Benchmark, reserved: Sequence[Record], kept: Path | None) -> list[Group]:
+        """The groups: made, or re-read from the file that was given or, on resume, from the run folder's (`kept`)."""
+        forget, pool = benchmark.training["forget"], self.pool
+
+        def alternated(groups: list[Group]) -> list[Group]:
+            if self.alternatives is None:
+                return groups
+            measured = others.measured_answers(benchmark)
+            if not any(group.alternatives for group in groups):
+                return others.with_alternatives(groups, self.alternatives, pool, measured, self.seed)
+            others.check_alternatives(groups, measured)
+            return groups
+
+        @cache
+        def make() -> list[Group]:
+            pairing = (self.pairing, self.seed, self.pool_size, reserved)
+            return alternated(make_groups(forget, pool, self.neighbors + 1, *pairing))
+
+        if self.train_on != ("forget",):
+            splits = {**benchmark.training, **({"retain": pool} if reserved and self._unlearns_by_tuning else {})}
+            return [Group(record) for split in self.train_on for record in splits[split]]
+        if self.pairs is not None or (kept is not None and kept.is_file()):
+            path = kept if self.pairs is None else Path(self.pairs)
+            assert path is not None, "one of the two is there"
+            asked = 0 if self.alternatives is None else self.alternatives.size
+            expected = (self.neighbors + 1, self.pool_size, make, reserved, asked)
+            return alternated(read_groups(path, forget, pool, *expected))
+        return make()
+
+    @property
+    def _unlearns_by_tuning(self) -> bool:
+        """True if a model is unlearned by fine-tuning on what is to be kept: reserved rows are then left out."""
+        callbacks = self.trainer.callbacks if self.trainer is not None else ()  # type: ignore[attr-defined]
+        return "forget" not in self.train_on and any(getattr(one, "role", None) == "unlearn" for one in callbacks)
 
     def _check_texts(self, records: Sequence[Record]) -> None:
         # Where nothing to train on has a question, the template is of no use.
@@ -243,8 +291,8 @@ class UnlearningData(pl.LightningDataModule):
     def extend(self, needs: Needs) -> None:
         """Adds to the groups what a loss reads besides forget and normal samples; notes what it reads as a whole."""
         assert self.benchmark is not None, "read() first"
-        pool, refusals = self.benchmark.training["retain"], read_refusals(self.refusals)
-        self.groups = extended(self.groups, needs.alternative, needs.retain, pool, refusals, self.seed)
+        refusals = read_refusals(self.refusals)
+        self.groups = extended(self.groups, needs.alternative, needs.retain, self.pool, refusals, self.seed)
         self._check_texts([record for group in self.groups for record in group.alternatives])
         self._whole = needs.whole
 
@@ -262,9 +310,9 @@ class UnlearningData(pl.LightningDataModule):
         scored = [record for name in ("forget", "holdout") for record in self.benchmark.evaluation.get(name, ())]
         return EvaluationData(
             name=self.benchmark.name,
-            sets={name: _evenly(records, limit) for name, records in self.benchmark.evaluation.items()},
+            sets={name: evenly(records, limit) for name, records in self.benchmark.evaluation.items()},
             absent=dict(self.benchmark.absent),
-            normals=_evenly(tuple(normals), limit),
+            normals=evenly(tuple(normals), limit),
             settings={
                 **self.evaluation_settings,
                 "benchmark": self.benchmark.name,
@@ -307,6 +355,7 @@ class UnlearningData(pl.LightningDataModule):
         if stage == "fit":
             loss: Any = trainer.lightning_module.loss
             if loss is not None:
+                loss.check_alternatives(self.alternatives.count if self.alternatives else 0)
                 self.extend(loss.needs)
             self._loader = GroupLoader(
                 self.encode(self.groups),
@@ -317,7 +366,8 @@ class UnlearningData(pl.LightningDataModule):
                 trainer.world_size,
                 self.tokenizer.pad_token_id or 0,
                 self.roles if self.groups else None,
-                self.group_size,
+                self.neighbors + 1,
+                self.alternatives.count if self.alternatives else None,
             )
             if trainer.accumulate_grad_batches not in (1, self._loader.accumulation):
                 raise UserError(
@@ -412,22 +462,6 @@ def prediction_request(record: Record) -> Generate:
     return Generate(record.question, 200)
 
 
-def in_folds(records: Sequence[Record], folds: int, wanted: Sequence[int]) -> tuple[Record, ...]:
-    """The records of the wanted folds, in order: fold k of n has those from (k−1)·N/n up to k·N/n, rounded down.
-
-    >>> records = [Record(str(number), "", "text") for number in range(5)]
-    >>> [record.id for record in in_folds(records, 2, [2])]
-    ['2', '3', '4']
-
-    Raises:
-        UserError: there are fewer records than folds.
-    """
-    if len(records) < folds:
-        raise UserError(f"{len(records)} forget records cannot be cut into {folds} folds; lower --data.folds")
-    ends = [number * len(records) // folds for number in range(folds + 1)]
-    return tuple(record for fold in sorted(wanted) for record in records[ends[fold - 1] : ends[fold]])
-
-
 def _members(groups: Sequence[Group]) -> list[Record]:
     """All records of groups, in the order in which they are encoded."""
     return [record for group in groups for record in (group.forget, *group.normals, *group.alternatives, *group.retain)]
@@ -441,13 +475,6 @@ def _roles(group: Group) -> tuple[str, ...]:
         *[ALTERNATIVE] * len(group.alternatives),
         *[RETAIN] * len(group.retain),
     )
-
-
-def _evenly(records: Sequence[Record], limit: int | None) -> tuple[Record, ...]:
-    """At most `limit` records, evenly spaced, the first one included."""
-    if limit is None or len(records) <= limit:
-        return tuple(records)
-    return tuple(records[index * len(records) // limit] for index in range(limit))
 
 
 def _content_hash(records: Sequence[Record]) -> str:

@@ -203,7 +203,10 @@ SETTINGS: dict[str, tuple[list[str], list[str]]] = {
     ),
     "unknown TOFU split": (["--data.source=TOFU", "--data.source.forget_split=forget07"], ["forget_split", "forget07"]),
     "own file missing": (["--data.source.retain=none.jsonl"], ["none.jsonl: no such file"]),
-    "group too large": (["--data.group_size=12"], ["group_size 12 needs 11 normal samples", "pool has 10"]),
+    "group too large": (
+        ["--data.group_size=12"],
+        ["group_size 12 needs 11 normal samples", "pool has 8 beside 2 reserved rows"],
+    ),
     "group of none": (["--data.group_size=0"], ["group_size must be at least 1, got 0"]),
     "plain fine-tuning with normals": (["--data.train_on=[forget,retain]"], ["set --data.group_size 1 (got 4)"]),
     "unknown split to train on": (

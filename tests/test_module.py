@@ -340,13 +340,14 @@ def test_metrics_have_their_names_and_are_finite(run_folder: tuple[Path, Unlearn
     folder, _ = run_folder
     points = lines(folder / "metrics.jsonl")
     assert [(point["step"], point["epoch"]) for point in points] == [(0, 0.0), (2, 1.0), (4, 2.0)]
-    sets = ("forget", "retain", "real_authors", "world_facts")
+    sets = ("forget", "retain", "retain_unseen", "real_authors", "world_facts")
     parts = ("probability", "rouge_l_recall", "truth_ratio")
     means = {f"own/{name}/{part}" for name in sets for part in parts}
     means |= {f"own/forget/{part}" for part in ("avg_nll", "exact_memorization", "extraction_strength")}
     means |= {f"own/mia/{score}" for score in ("loss", "min_k", "min_k_plus_plus", "zlib", "reference")}
-    means |= {"own/model_utility", "own/privleak"}
-    means |= {f"perplexity/{name}{log}" for name in ("forget", "retain", "normal") for log in ("", "/log")}
+    means |= {"own/model_utility", "own/model_utility_unseen", "own/privleak"}
+    texts = ("forget", "retain", "retain_unseen", "normal")
+    means |= {f"perplexity/{name}{log}" for name in texts for log in ("", "/log")}
     single = {"own/ks_statistic", "own/ks_n", "own/forget_quality", "own/forget_quality_log10"}
     single |= {"own/privleak_reference_auc"}
     for point in points:
@@ -370,12 +371,13 @@ def test_run_json_and_config_say_what_was_run(run_folder: tuple[Path, Unlearning
     folder, _ = run_folder
     run = json.loads((folder / "run.json").read_text())
     assert (run["verb"], run["role"], run["method"]) == ("fit", "unlearn", "SmoothedGradientAscent")
-    assert run["parameters"] == {"smoothing_rate": -4.0}
+    assert run["parameters"] == {"smoothing_rate": -4.0, "alternative_rate": None}
+    assert len(run["reserved"]) == 2 and run["alternatives"] == 0
     assert (run["group_size"], run["forget_records"], run["retain_records"], run["processes"]) == (4, 6, 10, 1)
     assert run["model"] == str(own_target / "model")
     assert run["evaluation"]["precision"] == "32-true"
     config = yaml.safe_load((folder / "config.yaml").read_text())
-    assert config["model"]["loss"]["init_args"] == {"smoothing_rate": -4.0}
+    assert config["model"]["loss"]["init_args"] == {"smoothing_rate": -4.0, "alternative_rate": None}
     assert config["data"]["batch_size"] == 4
 
 
@@ -384,16 +386,16 @@ def test_rows_are_there_for_every_record_and_step_and_metrics_are_their_means(
 ) -> None:
     folder, _ = run_folder
     rows = lines(folder / "rows.jsonl")
-    counts = {"forget": 6, "retain": 10, "holdout": 4, "real_authors": 2, "world_facts": 2}
+    counts = {"forget": 6, "retain": 10, "retain_unseen": 2, "holdout": 4, "real_authors": 2, "world_facts": 2}
     for point in lines(folder / "metrics.jsonl"):
         here = [row for row in rows if row["step"] == point["step"]]
         assert {name: sum(row["set"] == name for row in here) for name in counts} == counts
-        assert len({(row["set"], row["id"]) for row in here}) == 24
+        assert len({(row["set"], row["id"]) for row in here}) == 26
         forget = [row for row in here if row["set"] == "forget"]
         assert sum(row["avg_nll"] for row in forget) / 6 == pytest.approx(point["own/forget/avg_nll"])
         assert sum(row["rouge_l_recall"] for row in forget) / 6 == pytest.approx(point["own/forget/rouge_l_recall"])
         assert all(row["question"] and row["answer"] and len(row["perturbed_nll"]) == 3 for row in forget)
-    assert len(rows) == 3 * 24
+    assert len(rows) == 3 * 26
     starting = [row for row in rows if row["step"] == 0 and row["set"] == "forget"]
     assert sum(row["generation"] == row["answer"] for row in starting) >= 3, "the target knows what is to be forgotten"
 
@@ -450,7 +452,7 @@ def test_evaluation_rows_thin_out_every_set_but_not_in_sga_test(
         ["test", *without_loss, f"--run.folder={tmp_path / 'run'}", "--data.evaluation_rows=3", "--ckpt_path=last"]
     )
     tested = lines(tmp_path / "run" / "test" / "rows.jsonl")
-    assert len(tested) == 24
+    assert len(tested) == 26
     assert set(files(tmp_path / "run" / "test")) == {
         "config.yaml",
         "metrics.json",

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sga.batching.encoding import Encoded
-from sga.groups.roles import FORGET, NORMAL, columns_of
+from sga.groups.roles import ALTERNATIVE, FORGET, NORMAL, columns_of
 
 
 @dataclass  # not frozen: Lightning moves and converts dataclasses field by field
@@ -48,8 +48,8 @@ class Batch:
         return self.select(FORGET)
 
     def normals_only(self) -> Batch:
-        """The same groups without their forget samples (K−1 columns); K is at least 2."""
-        return self.select(NORMAL)
+        """The same groups without their forget samples (K−1 columns, alternatives too); K is at least 2."""
+        return self.select(NORMAL, ALTERNATIVE)
 
     def select(self, *roles: str) -> Batch:
         """The sequences of some roles alone, without the padding that they do not need."""

@@ -16,7 +16,7 @@ import numpy as np
 from sga.batching.batch import Batch, collate
 from sga.batching.encoding import Encoded
 from sga.errors import UserError
-from sga.groups.roles import FORGET, NORMAL, columns_of
+from sga.groups.roles import ALTERNATIVE, FORGET, NORMAL, columns_of
 
 
 class GroupLoader:
@@ -33,8 +33,9 @@ class GroupLoader:
         world_size: Number of processes.
         pad_id: Id that fills up short rows; never attended to.
         roles: Role of each sequence of a group; see `collate`.
-        group_size: K; of a group with more normal samples each epoch takes K−1, drawn from (seed, epoch, group). None
-            takes groups whole.
+        group_size: Number of forget and normal samples of a group; of a group with more normal samples each epoch takes
+            so many less one, drawn from (seed, epoch, group). None takes all.
+        alternatives: Number of alternatives, drawn likewise. None takes all.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class GroupLoader:
         pad_id: int = 0,
         roles: Sequence[str] | None = None,
         group_size: int | None = None,
+        alternatives: int | None = None,
     ) -> None:
         if not groups:
             raise UserError("there is nothing to train on: the training splits hold no record")
@@ -62,7 +64,11 @@ class GroupLoader:
         self.roles = (FORGET, *[NORMAL] * (len(groups[0]) - 1)) if roles is None else tuple(roles)
         self.reference: Mapping[Encoded, float] | None = None
         """Negative log-likelihoods under the starting model, once they are known; see `collate`."""
-        self.group_size = group_size
+        self._limits = {
+            NORMAL: (None if group_size is None else group_size - 1, 0xD4A3),
+            ALTERNATIVE: (alternatives, 0xA17D),
+        }
+        """Number of samples that an epoch takes, and the stream that they are drawn from, by role."""
         self.steps_per_epoch = -(-len(groups) // batch_size)
         """Optimiser steps of an epoch."""
         self.repeats = False
@@ -107,17 +113,19 @@ class GroupLoader:
 
     def _drawn(self, index: int) -> Sequence[Encoded]:
         """A group as this epoch has it; whatever process asks, and wherever in the epoch."""
-        group, normals = self.groups[index], columns_of(self.roles, [NORMAL])
-        if self.group_size is None or len(normals) < self.group_size:
-            return group
-        draws = np.random.default_rng([self.seed, self._drawn_epoch, index, 0xD4A3])
-        kept = {normals[place] for place in draws.choice(len(normals), size=self.group_size - 1, replace=False)}
-        return [row for place, row in enumerate(group) if place in kept or place not in normals]
+        group, kept = self.groups[index], set(range(len(self.roles)))
+        for role, (limit, stream) in self._limits.items():
+            places = columns_of(self.roles, [role])
+            if limit is not None and len(places) > limit:
+                draws = np.random.default_rng([self.seed, self._drawn_epoch, index, stream])
+                kept -= set(places) - {places[i] for i in draws.choice(len(places), size=limit, replace=False)}
+        return [row for place, row in enumerate(group) if place in kept]
 
     @property
     def _drawn_roles(self) -> list[str]:
         """Role of each sequence of a group as an epoch has it."""
-        surplus = columns_of(self.roles, [NORMAL])[self.group_size - 1 :] if self.group_size is not None else []
+        limits = {role: limit for role, (limit, _) in self._limits.items() if limit is not None}
+        surplus = {place for role, limit in limits.items() for place in columns_of(self.roles, [role])[limit:]}
         return [role for place, role in enumerate(self.roles) if place not in surplus]
 
     def _plan(self, epoch: int) -> Iterator[tuple[list[int], float]]:

@@ -51,13 +51,16 @@ class Evaluator(pl.Callback):
     It also sees to it that the last weights are evaluated. An evaluation is made whole or not at all.
     """
 
-    def __init__(self, reference: str | None = None, answers: str | None = "auto", resamples: int = 1000) -> None:
+    def __init__(
+        self, reference: list[str] | str | None = None, answers: str | None = "auto", resamples: int = 1000
+    ) -> None:
         """Notes where the reference is; it is read before training starts.
 
         Args:
             reference: What forget quality and PrivLeak compare with, made by a model trained without the forget data:
                 its run folder, a rows.jsonl, TOFU's eval_log_aggregated.json or open-unlearning's TOFU_EVAL.json.
-                Without it they are absent.
+                Several of them, models of different seeds, as a list: forget quality is then the mean log10 p with its
+                range. Without it they are absent.
             answers: Folder of answers that are kept, by the content of weights, tokens and settings, so that nothing is
                 computed twice; ``auto`` is ``.answers`` beside the run folder, null keeps none. While training only the
                 starting model's answers are kept.
@@ -66,6 +69,9 @@ class Evaluator(pl.Callback):
         if resamples < 0:
             raise UserError(f"resamples must be at least 0, got {resamples}")
         self.reference_path = reference
+        """As it was given; see `reference_paths`."""
+        if len(set(self.reference_paths)) < len(self.reference_paths):
+            raise UserError(f"--evaluation.reference names a reference twice: {', '.join(self.reference_paths)}")
         self.answers_folder = answers
         self.resamples = resamples
         self.keeps_texts = True
@@ -75,7 +81,7 @@ class Evaluator(pl.Callback):
         self._batches: RequestBatches | None = None
         self._answers: dict[int, Answer] = {}
         """Of the evaluation that is under way, by job: what is known, and what this process has computed."""
-        self._reference: RetainReference | None = None
+        self._references: list[RetainReference] = []
         self._store: AnswerCache | None = None
         self._evaluated_step = -1
 
@@ -107,22 +113,29 @@ class Evaluator(pl.Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self._set_limits(trainer)
-        if self.reference_path is not None and stage != "predict":
-            self._reference = read_retain_reference(self.reference_path)
+        if self.reference_paths and stage != "predict":
+            self._references = [read_retain_reference(path) for path in self.reference_paths]
             data: Any = trainer.datamodule  # type: ignore[attr-defined]
             self._aligned(data.evaluation_data(every_row=stage == "test"))  # differences are said before training
 
-    def _aligned(self, data: EvaluationData) -> RetainReference | None:
-        """The reference's numbers for the forget set, in its order; None without a reference."""
-        if self._reference is None or "forget" not in data.sets:
-            return None
+    @property
+    def reference_paths(self) -> list[str]:
+        """Where the references are; empty without one."""
+        given = self.reference_path
+        return given if isinstance(given, list) else [] if given is None else [given]
+
+    def _aligned(self, data: EvaluationData) -> tuple[RetainReference, ...]:
+        """The references' numbers for the forget set, in its order; none without a reference."""
+        if not self._references or "forget" not in data.sets:
+            return ()
         ids = [record.id for record in data.sets["forget"]]
-        if self._reference.ids is None and not are_first_rows(ids):
+        without = next((one.source for one in self._references if one.ids is None), None)
+        if without is not None and not are_first_rows(ids):
             raise UserError(
-                f"{self.reference_path} has no ids, so its rows belong to the first rows of the forget set; leave "
+                f"{without} has no ids, so its rows belong to the first rows of the forget set; leave "
                 "out --data.evaluation_rows and --data.source.forget_rows, or use a reference run of this program"
             )
-        return reference_for(self._reference, ids, data.settings)
+        return tuple(reference_for(reference, ids, data.settings) for reference in self._references)
 
     # ---- answers that are there already ------------------------------------------------------------------------
 
@@ -218,9 +231,10 @@ class Evaluator(pl.Callback):
         self._evaluated_step = trainer.global_step
         bootstrap = Bootstrap(self.resamples, module.data.seed) if self.resamples else None
         evaluation = Evaluation(data.name, bootstrap=bootstrap)
-        data = replace(data, reference=self._aligned(data))
-        if data.reference is not None:
-            evaluation.notes += data.reference.notes
+        data = replace(data, references=self._aligned(data))
+        for reference in data.references:
+            for note in reference.notes:
+                evaluation.note(note)
         answers, self._answers = self._batches.answers(self._answers), {}
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, EvaluationCallback):

@@ -40,7 +40,7 @@ class ForgetQuality(EvaluationCallback):
             return
         add_forget_quality(
             evaluation,
-            data.reference,
+            data.references,
             {
                 **reasons(data),
                 "forget/reference": "no reference: give the run folder of a model trained without the forget data "

@@ -11,6 +11,7 @@ from sga.errors import UserError
 from sga.evaluation.aggregation import add_membership
 from sga.evaluation.evaluation import Evaluation
 from sga.evaluation.metrics import min_k_plus_plus_score, min_k_score, zlib_score
+from sga.evaluation.reference import fill_reference_scores, min_k_aucs
 from sga.evaluation.requests import Answers, Request, record_score
 
 
@@ -50,17 +51,17 @@ class MembershipInference(EvaluationCallback):
                 self._fill(name, data, answers, evaluation)
                 note_cut_texts(name, data, answers, evaluation)
             note_empty_answers("holdout", map(record_score, data.sets["holdout"]), answers, evaluation)
-        auc = self.reference_auc
-        if auc is None and data.reference is not None:
-            auc = (data.reference.membership_auc or {}).get("min_k")
-            why["forget/privleak"] = f"{data.reference.source} has no AUC of Min-K % for these rows"
-        elif auc is None:
+        aucs = [] if self.reference_auc is None else [self.reference_auc]
+        if not aucs and data.references:
+            aucs, lacking = min_k_aucs(data.references)
+            why["forget/privleak"] = f"{' and '.join(lacking)} has no AUC of Min-K % for these rows"
+        elif not aucs:
             why["forget/privleak"] = "no reference: give a retrained model's run (--evaluation.reference)"
         why.setdefault("holdout/reference", "no reference with losses of forget and holdout (--evaluation.reference)")
-        add_membership(evaluation, auc, why)
+        add_membership(evaluation, aucs, why)
 
     def _fill(self, name: str, data: EvaluationData, answers: Answers, evaluation: Evaluation) -> None:
-        losses = self._reference_losses(name, data)
+        losses = [reference.losses(name) for reference in data.references]
         for record in data.sets.get(name, ()):
             row = evaluation.row(name, record)
             scores = answers.scores(record_score(record))
@@ -70,16 +71,4 @@ class MembershipInference(EvaluationCallback):
             row["min_k"] = min_k_score(text.log_probs, self.min_k_share)
             row["min_k_plus_plus"] = min_k_plus_plus_score(text.log_probs, text.means, text.variances, self.min_k_share)
             row["zlib"] = zlib_score(scores.avg_nll, record.answer)
-            if record.id in losses:
-                row["reference"] = scores.avg_nll - losses[record.id]
-
-    def _reference_losses(self, name: str, data: EvaluationData) -> dict[str, float]:
-        """avg_nll under the reference model by record id, as far as its log has them."""
-        reference = data.reference
-        if reference is None:
-            return {}
-        if name == "holdout":
-            return dict(reference.holdout_nll or {})
-        if reference.answer_nll is None or reference.ids is None:
-            return {}
-        return {record_id: float(nll) for record_id, nll in zip(reference.ids, reference.answer_nll, strict=True)}
+            fill_reference_scores(row, record.id, losses)

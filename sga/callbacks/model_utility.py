@@ -6,10 +6,10 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from sga.callbacks.evaluator import EvaluationCallback
 from sga.callbacks.overlap import fill_rouge, rouge_settings
-from sga.data.records import Record
+from sga.data.records import FORGET_PARAPHRASED, Record
 from sga.datamodule import EvaluationData
 from sga.errors import UserError
-from sga.evaluation.aggregation import UTILITY_SETS, add_utility
+from sga.evaluation.aggregation import ANSWERED_SETS, KEPT_SETS, UTILITY_UNSEEN, add_utility
 from sga.evaluation.evaluation import Evaluation
 from sga.evaluation.metrics import RougeTokenizer, probability
 from sga.evaluation.requests import Answers, Generate, Request, Score, record_score
@@ -47,7 +47,7 @@ def add_likelihoods(name: str, data: EvaluationData, answers: Answers, evaluatio
             stand_ins += 1
         wrong = [Score(record.question, text) for text in record.perturbed_answers]
         row["perturbed_nll"] = [answers.scores(request).avg_nll for request in wrong]
-    if stand_ins and name in ("forget", "retain"):
+    if stand_ins and name in ("forget", "retain"):  # a reserved row is one of the latter
         evaluation.note(
             f"{stand_ins} of {len(records)} {name} records have no paraphrased answer: the answer itself stands in"
         )
@@ -84,7 +84,9 @@ def is_plain_text(data: EvaluationData) -> bool:
 
 def reasons(data: EvaluationData) -> dict[str, str]:
     """Why something about a set cannot be had from its records, by set or by ``set/part``."""
-    found = {name: data.absent.get(name, f"there is no {name} set") for name in ("forget", *UTILITY_SETS, "holdout")}
+    found = {name: data.absent.get(name, f"there is no {name} set") for name in ("forget", *KEPT_SETS, "holdout")}
+    if FORGET_PARAPHRASED in data.absent:
+        found[FORGET_PARAPHRASED] = data.absent[FORGET_PARAPHRASED]
     for name, records in data.sets.items():
         found.pop(name, None)
         lacking = [record.id for record in records if not record.perturbed_answers]
@@ -103,7 +105,10 @@ def reasons(data: EvaluationData) -> dict[str, str]:
 
 
 class ModelUtility(EvaluationCallback):
-    """TOFU's model utility with its nine parts, and the same parts of the forget set; greedy answers for ROUGE-L."""
+    """TOFU's model utility with its nine parts, and the same parts of the forget set; greedy answers for ROUGE-L.
+
+    ``model_utility_unseen`` takes the reserved retain rows, which unlearning has not seen, in place of all.
+    """
 
     def __init__(
         self,
@@ -137,7 +142,7 @@ class ModelUtility(EvaluationCallback):
         }
 
     def requests(self, data: EvaluationData) -> Iterable[Request]:
-        for name in ("forget", *UTILITY_SETS):
+        for name in ANSWERED_SETS:
             records = data.sets.get(name, ())
             yield from likelihood_requests(records)
             if self._generates(records):
@@ -151,7 +156,7 @@ class ModelUtility(EvaluationCallback):
 
     def evaluate(self, data: EvaluationData, answers: Answers, evaluation: Evaluation) -> None:
         why = reasons(data)
-        for name in ("forget", *UTILITY_SETS):
+        for name in ANSWERED_SETS:
             records = data.sets.get(name, ())
             add_likelihoods(name, data, answers, evaluation)
             if not records or not self._generates(records):
@@ -162,7 +167,8 @@ class ModelUtility(EvaluationCallback):
             if absent is not None:
                 why[f"{name}/rouge_l_recall"] = absent
         if is_plain_text(data):  # one reason instead of one for each of its parts
-            evaluation.absent[f"{evaluation.name}/model_utility"] = "plain text has no question to answer"
+            for metric in ("model_utility", UTILITY_UNSEEN):
+                evaluation.absent[f"{evaluation.name}/{metric}"] = "plain text has no question to answer"
             return
         switched_off = {} if self.generate else {
             f"{name}/rouge_l_recall": "generation is switched off" for name in data.sets

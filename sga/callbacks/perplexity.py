@@ -9,6 +9,7 @@ import numpy as np
 
 from sga.callbacks.evaluator import EvaluationCallback
 from sga.data.records import Record
+from sga.data.reserved import RETAIN_UNSEEN
 from sga.datamodule import EvaluationData
 from sga.evaluation.aggregation import add_perplexity
 from sga.evaluation.evaluation import Evaluation
@@ -17,7 +18,7 @@ from sga.evaluation.requests import Answers, Request, record_score
 
 
 class Perplexity(EvaluationCallback):
-    """Token-weighted perplexity of answers: forget and retain evaluation sets, normal samples of the groups."""
+    """Token-weighted perplexity of answers: forget, retain, reserved rows, normal samples of the groups."""
 
     def requests(self, data: EvaluationData) -> Iterable[Request]:
         for records in _texts(data).values():
@@ -41,4 +42,5 @@ class Perplexity(EvaluationCallback):
 
 
 def _texts(data: EvaluationData) -> dict[str, tuple[Record, ...]]:
-    return {"forget": data.sets.get("forget", ()), "retain": data.sets.get("retain", ()), "normal": data.normals}
+    found = {"forget": data.sets.get("forget", ()), "retain": data.sets.get("retain", ()), "normal": data.normals}
+    return found | ({RETAIN_UNSEEN: data.sets[RETAIN_UNSEEN]} if RETAIN_UNSEEN in data.sets else {})

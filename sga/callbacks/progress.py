@@ -13,7 +13,14 @@ from lightning.pytorch.utilities import rank_zero_only
 from sga.callbacks.evaluator import evaluation_of
 from sga.evaluation.table import duration
 
-_SHOWN = ("forget_quality_log10", "model_utility", "forget/avg_nll", "privleak", "perplexity/normal/log")
+_SHOWN = (
+    "forget_quality_log10",
+    "model_utility",
+    "model_utility_unseen",
+    "forget/avg_nll",
+    "privleak",
+    "perplexity/normal/log",
+)
 """Metrics of an evaluation's line, as far as it has them."""
 
 _Bar: Any = RichProgressBar if find_spec("rich") else TQDMProgressBar

@@ -26,8 +26,10 @@ from sga.callbacks.evaluator import Evaluator, evaluation_of
 from sga.callbacks.export import HuggingFaceExport
 from sga.callbacks.room import check_room
 from sga.callbacks.stopping import Stopping
+from sga.data.reserved import RETAIN_UNSEEN
 from sga.datamodule import PAIRS_FILE, prediction_request
 from sga.errors import UserError
+from sga.evaluation.aggregation import UTILITY_UNSEEN
 from sga.evaluation.evaluation import Evaluation
 from sga.evaluation.metrics import frontier_area, frontier_area_ks
 from sga.evaluation.requests import Generation
@@ -130,7 +132,11 @@ class RunFiles(pl.Callback):
         self.began_anew = stage != "test" and only_begun(folder)
         if self.began_anew:
             clear_start(folder)
-        if stage == "fit" and any(group.normals for group in data.groups) and not (folder / PAIRS_FILE).exists():
+        if (
+            stage == "fit"
+            and any(group.normals or group.alternative_origins for group in data.groups)
+            and not (folder / PAIRS_FILE).exists()
+        ):
             write_groups(folder / PAIRS_FILE, data.groups, self.texts)
         if stage == "fit":
             self._similarity = similarity_of_normals(data.groups, data.benchmark.training["retain"])
@@ -144,6 +150,7 @@ class RunFiles(pl.Callback):
                 "parameters": _parameters(trainer, module.loss),
                 "seed": data.seed,
                 "group_size": data.group_size,
+                "alternatives": data.alternatives.count if data.alternatives is not None else 0,
                 "benchmark": data.benchmark.name,
                 "model": getattr(module.language_model, "name_or_path", type(module.language_model).__name__),
                 "checkpoint": trainer.ckpt_path,
@@ -151,6 +158,7 @@ class RunFiles(pl.Callback):
                 "texts": self.texts,
                 "forget_records": len(data.benchmark.training["forget"]),
                 "retain_records": len(data.benchmark.training["retain"]),
+                "reserved": [record.id for record in data.benchmark.evaluation.get(RETAIN_UNSEEN, ())],
                 "evaluation": data.evaluation_data(every_row=stage == "test").settings,
                 "versions": versions(),
                 "device": _device(trainer),
@@ -354,12 +362,15 @@ def _summary(points: list[dict[str, Any]], evaluation: Evaluation, stopping: Sto
             absent, notes = choice.absent, choice.notes
         if stopping.stopped is not None:
             summary["stopped"] = stopping.stopped
-    prefix = next((key.split("/")[0] for key in points[-1] if key.endswith("/model_utility")), None)
+    keys = [key for name in (UTILITY_UNSEEN, "model_utility") for key in points[-1] if key.endswith(f"/{name}")]
+    utility, prefix = keys[0] if keys else "", keys[0].split("/")[0] if keys else ""
     trade_off = [
-        (point[f"{prefix}/forget_quality_log10"], 1 - point[f"{prefix}/ks_statistic"], point[f"{prefix}/model_utility"])
+        (point[f"{prefix}/forget_quality_log10"], 1 - point[f"{prefix}/ks_statistic"], point[utility])
         for point in points
-        if f"{prefix}/forget_quality_log10" in point and f"{prefix}/model_utility" in point
+        if f"{prefix}/forget_quality_log10" in point and utility in point
     ]
+    if trade_off and not utility.endswith(UTILITY_UNSEEN):
+        notes = [*notes, "frontier areas are over model_utility, whose retain rows unlearning may have seen"]
     if trade_off:
         summary["frontier_area"] = frontier_area([(quality, utility) for quality, _, utility in trade_off])
         summary["frontier_area_ks"] = frontier_area_ks([(near, utility) for _, near, utility in trade_off])
@@ -380,7 +391,7 @@ def _stopping(trainer: pl.Trainer) -> Stopping | None:
     return next((callback for callback in callbacks if isinstance(callback, Stopping)), None)
 
 
-def _reference(trainer: pl.Trainer) -> str | None:
+def _reference(trainer: pl.Trainer) -> list[str] | str | None:
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
     return next((callback.reference_path for callback in callbacks if isinstance(callback, Evaluator)), None)
 

@@ -22,7 +22,9 @@ from sga.callbacks.checkpoints import BEST, FOLDER, is_whole, save
 from sga.callbacks.evaluator import Evaluator, evaluation_of
 from sga.callbacks.export import HuggingFaceExport
 from sga.callbacks.model_utility import ModelUtility
+from sga.data.reserved import RETAIN_UNSEEN
 from sga.errors import DivergenceError, UserError
+from sga.evaluation.aggregation import UTILITY_UNSEEN
 from sga.evaluation.evaluation import Evaluation
 from sga.evaluation.reference import reference_for
 from sga.models.sharding import load_whole_weights
@@ -30,7 +32,7 @@ from sga.runs.references import read_retain_reference
 
 FORGET_NLL = "forget_nll"
 REFERENCE_NLL = "reference_forget_nll"
-UTILITY = "model_utility"
+UTILITY = UTILITY_UNSEEN
 QUALITY = "forget_quality_log10"
 NORMAL_PERPLEXITY = "perplexity/normal/log"
 PRIVLEAK = "privleak"
@@ -46,7 +48,7 @@ class Point:
 
     Attributes:
         step: Optimiser steps taken.
-        metrics: Value by name, without the benchmark's prefix: ``model_utility``, ``forget_quality_log10``,
+        metrics: Value by name, without the benchmark's prefix: ``model_utility_unseen``, ``forget_quality_log10``,
             ``perplexity/normal/log``, ``privleak``, …; also ``forget_nll`` (mean avg_nll of the forget set, nats per
             token) and, where the reference's log has it, ``reference_forget_nll`` over the same rows.
     """
@@ -104,7 +106,8 @@ class BestForgetQuality(StoppingRule):
     """Chooses the highest forget quality among evaluations that keep a share of the starting model's utility.
 
     Args:
-        utility_share: Utility budget: least model utility as a share of the starting model's, above 0 and at most 1.
+        utility_share: Utility budget: least model utility, over the reserved retain rows, as a share of the starting
+            model's, above 0 and at most 1.
         stop_below_budget: End the run at the first evaluation below the budget. Off by default: utility can come back
             later in a run.
     """
@@ -161,8 +164,8 @@ class FailureSignatures(StoppingRule):
 
     Args:
         normal_perplexity: Divergence: perplexity on normal text above this.
-        model_utility: Over-unlearning: model utility below this. The paper's 0.4 is of TOFU's models; take a share of
-            the starting model's utility for others.
+        model_utility: Over-unlearning: model utility, over the reserved retain rows, below this. The paper's 0.4 is of
+            TOFU's models; take a share of the starting model's utility for others.
         forget_quality: Over-unlearning: forget quality below this (the paper: 0.01) while the forget nll is above the
             reference's. Below the reference's, a low forget quality means that there is more to unlearn.
         privleak: Over-unlearning: PrivLeak above this, which is at least 0 (a percentage).
@@ -297,21 +300,27 @@ class Stopping(pl.Callback):
         data = pl_module.data.evaluation_data()  # type: ignore[operator, union-attr]
         needs = self.rule.needs()
         if any(name in needs for name in _OF_REFERENCE):
-            path = evaluators[0].reference_path
-            if path is None:
+            paths = evaluators[0].reference_paths
+            if not paths:
                 raise self._lacks(
                     next(name for name in needs if name in _OF_REFERENCE),
                     "there is no reference: give the run folder of a model trained without the forget data "
                     "(--evaluation.reference)",
                 )
             ids = [record.id for record in data.sets.get("forget", ())]
-            reference = reference_for(read_retain_reference(path), ids, data.settings)
-            if reference.answer_nll is not None:
-                self._reference_nll, self._reference_rows = float(reference.answer_nll.mean()), len(reference)
+            found = [reference_for(read_retain_reference(path), ids, data.settings) for path in paths]
+            losses = [one.answer_nll for one in found if one.answer_nll is not None]
+            if len(losses) == len(found):
+                self._reference_rows = min(len(one) for one in losses)
+                means = [float(one[: self._reference_rows].mean()) for one in losses]
+                self._reference_nll = sum(means) / len(means)
             elif REFERENCE_NLL in needs:
-                raise self._lacks(REFERENCE_NLL, f"{path} has ready-made truth ratios only; use a log with losses")
+                source = next(one.source for one in found if one.answer_nll is None)
+                raise self._lacks(REFERENCE_NLL, f"{source} has ready-made truth ratios only; use a log with losses")
         if UTILITY in needs and any(isinstance(c, ModelUtility) and not c.generate for c in callbacks):
             raise self._lacks(UTILITY, "generation is switched off (--model_utility.generate)")
+        if UTILITY in needs and RETAIN_UNSEEN in data.absent:
+            raise self._lacks(UTILITY, data.absent[RETAIN_UNSEEN])
         if NORMAL_PERPLEXITY in needs and not data.normals:
             raise self._lacks(NORMAL_PERPLEXITY, "these groups have no normal samples")
 

@@ -72,23 +72,28 @@ def main(arguments: Sequence[str]) -> int:
 
 def side_by_side(group: Group, width: int = 100) -> str:
     """A group as columns, the forget sample first."""
-    records = [("forget", group.forget)] + [
-        ("normal" if score is None else f"normal {score:.3f}", record)
-        for record, score in zip(group.normals, group.scores, strict=True)
+    records = [("forget", group.forget, "")] + [
+        ("normal" if score is None else f"normal {score:.3f}", record, _origin(group.origin(place)))
+        for place, (record, score) in enumerate(zip(group.normals, group.scores, strict=True))
     ]
-    records += [("alternative", record) for record in group.alternatives]
-    records += [("retain", record) for record in group.retain]
+    origins = group.alternative_origins or [Origin()] * len(group.alternatives)
+    pairs = zip(group.alternatives, origins, strict=True)
+    records += [("alternative", record, _origin(origin)) for record, origin in pairs]
+    records += [("retain", record, "") for record in group.retain]
     column = max(18, width // len(records) - 2)
     cells = [
         [title, record.id, *textwrap.wrap(notes, column), ""]
         + ([*textwrap.wrap(f"Q {record.question}", column), ""] if record.question else [])
         + textwrap.wrap(f"A {record.answer}" if record.question else record.answer, column)
-        for (title, record), notes in zip(
-            records, ("", *map(_origin, group.origins or [Origin()] * len(records[1:]))), strict=True
-        )
+        for title, record, notes in records
     ]
     lines = ["  ".join(cell.ljust(column) for cell in row).rstrip() for row in zip_longest(*cells, fillvalue="")]
     return "\n".join([*lines, ""])
+
+
+def _alternatives(data: UnlearningData) -> str:
+    count = len(data.groups[0].alternatives)
+    return f" and {count} alternatives" if count else ""
 
 
 def _origin(origin: Origin) -> str:
@@ -107,7 +112,7 @@ def _overview(data: UnlearningData) -> str:
         f"training    {training} records; trained on: {', '.join(data.train_on)}",
         f"evaluation  {evaluation} records",
         *(f"absent      {name}: {reason}" for name, reason in benchmark.absent.items()),
-        f"groups      {len(data.groups)} of {1 + len(data.groups[0].normals)}",
+        f"groups      {len(data.groups)} of {1 + len(data.groups[0].normals)}{_alternatives(data)}",
         f"tokenizer   {type(data.tokenizer).__name__}, {len(data.tokenizer)} tokens, "
         f"end of sequence {data.tokenizer.eos_token!r}",
         f"template    {data.template}",

@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING, Any
 from sga.commands.data import side_by_side
 from sga.data.builtin import packaged_path
 from sga.data.records import Record
+from sga.data.reserved import reserved_and_pool, with_reserved
 from sga.errors import UserError
-from sga.files import read_json_lines
+from sga.files import read_json_lines, write_json_lines
+from sga.groups.alternatives import measured_answers
 from sga.groups.checks import Checker, Checks
 from sga.groups.generation import Journal, NormalGenerator, read_prompt
 from sga.groups.group import Group, Origin
-from sga.groups.group_file import read_groups, write_groups
+from sga.groups.group_file import described, read_groups, write_groups
 from sga.groups.pairing import NearestNormals, make_groups
 from sga.groups.repair import Failure, OnFailure, mended
 from sga.groups.writers import Endpoint, LocalModel, Writer
@@ -72,7 +74,7 @@ def _retrieve(arguments: list[str]) -> int:
     pairing = data.pairing
     if isinstance(pairing, NearestNormals):
         pairing = replace(pairing, checks=checks if options.on_failure == "replace" else None)
-    groups = make_groups(forget, pool, data.group_size, pairing, data.seed, data.pool_size)
+    groups = make_groups(forget, pool, data.neighbors + 1, pairing, data.seed, data.pool_size)
     checker = Checker(checks, forget, pool)
     groups, failures = mended(groups, checker, options.on_failure, pool, _nearest(data))
     _report(failures, sum(len(group.normals) for group in groups))
@@ -99,7 +101,9 @@ def _generate(arguments: list[str]) -> int:
     parser.add_argument(
         "--key-variable", default="OPENAI_API_KEY", metavar="NAME", help="environment variable with the key"
     )
-    parser.add_argument("--prompt", metavar="NAME", help="qa, news, book or a file (default: qa, for passages news)")
+    parser.add_argument(
+        "--prompt", metavar="NAME", help="qa, news, book, alternative or a file (default: qa; for passages news)"
+    )
     parser.add_argument("--temperature", type=float, default=1.0)
     parser.add_argument("--max-tokens", type=int, default=512, metavar="N", help="of an answer (default 512)")
     parser.add_argument("--concurrency", type=int, default=8, metavar="N", help="requests in flight (default 8)")
@@ -124,18 +128,25 @@ def _generate(arguments: list[str]) -> int:
         raise UserError(f"--attempts must be at least 1, got {options.attempts}")
     writer = _writer(options)
     data, forget, pool = _data(rest)
-    count = data.pool_size or data.group_size - 1
+    name = options.prompt or ("news" if forget[0].is_text else "qa")
+    packaged = name in ("qa", "news", "book", "alternative")
+    prompt = read_prompt(packaged_path(f"configs/prompts/{name}.yaml") if packaged else Path(name))
+    count = data.pool_size or data.neighbors
+    if prompt.kind == "alternative":
+        if data.alternatives is None:
+            raise UserError(
+                f"prompt {name} writes alternatives: say how many with --data.alternatives=FileAnswers "
+                f"--data.alternatives.count N, and give fit the file with --data.alternatives.file {options.output}"
+            )
+        count = data.alternatives.size
     if count < 1:
         raise UserError(f"group_size {data.group_size} has no normals to write; set --data.group_size")
-    name = options.prompt or ("news" if forget[0].is_text else "qa")
-    prompt = read_prompt(
-        packaged_path(f"configs/prompts/{name}.yaml") if name in ("qa", "news", "book") else Path(name)
-    )
-    if prompt.kind == "qa" and any(record.is_text for record in forget):
+    if prompt.kind != "text" and any(record.is_text for record in forget):
         raise UserError(f"prompt {name} is for questions with answers, but the forget data has passages: take news")
     checker = Checker(_checks(data), forget, pool)
     taken = {record.content for record in pool}
-    generation = NormalGenerator(forget, count, prompt, writer, checker, options.attempts, taken)
+    measured = measured_answers(data.source.load(data.root)) if prompt.kind == "alternative" else {}
+    generation = NormalGenerator(forget, count, prompt, writer, checker, options.attempts, taken, measured)
     if options.dry_run:
         for record in forget[:2]:
             for message in prompt.messages(record, 1, count):
@@ -181,6 +192,16 @@ def _conclude(generation: NormalGenerator, asked: int, data: UnlearningData, opt
             file=sys.stderr,
         )
         return 1
+    if generation.prompt.kind == "alternative":
+        lines = [
+            {"question": group.forget.question, "answer": normal.answer, **described(group.origin(place))}
+            for group in groups
+            for place, normal in enumerate(group.normals)
+        ]
+        write_json_lines(options.output, lines)
+        print(f"{len(lines)} answers written to {options.output}; train on them with --data.alternatives=FileAnswers "
+              f"--data.alternatives.file {options.output}")  # fmt: skip
+        return 0
     return _write(options.output, groups, data)
 
 
@@ -247,7 +268,8 @@ def _check(arguments: list[str]) -> int:
     if options.output is not None:
         _check_output(options.output, options.overwrite)
     data, forget, pool = _data(rest)
-    groups = read_groups(options.file, forget, pool, data.group_size, data.pool_size)
+    asked = data.alternatives.size if data.alternatives is not None else 0
+    groups = read_groups(options.file, forget, pool, data.neighbors + 1, data.pool_size, alternatives=asked)
     checker = Checker(_checks(data), forget, pool)
     way: OnFailure = options.on_failure if options.output is not None else "keep"
     mended_groups, failures = mended(groups, checker, way, pool, _nearest(data))
@@ -287,7 +309,7 @@ def _named_group(line: dict[str, Any], where: str) -> Group:
     """A line of the file as it stands, without the data that it names."""
     try:
         forget = line["forget"]
-        normals = line["normals"]
+        normals, others = line["normals"], line.get("alternatives") or ()
         return Group(
             Record(line["forget_id"], forget.get("question", ""), forget.get("answer", _NO_TEXT)),
             tuple(Record(one["id"], one.get("question") or "", one.get("answer", _NO_TEXT)) for one in normals),
@@ -296,6 +318,8 @@ def _named_group(line: dict[str, Any], where: str) -> Group:
                 Origin(one.get("source", "retain"), one.get("by"), one.get("prompt"), tuple(one.get("checks") or ()))
                 for one in normals
             ),
+            tuple(Record(one["id"], forget.get("question", ""), one.get("answer", _NO_TEXT)) for one in others),
+            tuple(Origin(one["source"], one.get("by"), one.get("prompt")) for one in others),
         )
     except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
         raise UserError(f"{where}: not a line of a normal-data file ({error!r})") from None
@@ -327,12 +351,12 @@ def _check_output(path: Path, overwrite: bool) -> None:
 
 
 def _data(rest: Sequence[str]) -> tuple[UnlearningData, Sequence[Record], Sequence[Record]]:
-    """The data module that the options mean, and its forget and retain records; no tokenizer and no model is read."""
+    """The data module that the options mean, its forget records and its pool; no tokenizer and no model is read."""
     from sga.cli import configured_cli
 
     data = configured_cli(rest).datamodule
-    benchmark = data.source.load(data.root)
-    return data, benchmark.training["forget"], benchmark.training["retain"]
+    benchmark = with_reserved(data.source.load(data.root), data.reserved, data.seed)
+    return data, benchmark.training["forget"], reserved_and_pool(benchmark)[1]
 
 
 def _checks(data: UnlearningData) -> Checks:
@@ -363,11 +387,11 @@ def _report(failures: Sequence[Failure], normals: int) -> None:
 
 def _write(path: Path, groups: Sequence[Group], data: UnlearningData) -> int:
     write_groups(path, groups)
-    short = [group.forget.id for group in groups if len(group.normals) < data.group_size - 1]
+    short = [group.forget.id for group in groups if len(group.normals) < data.neighbors]
     print(f"{len(groups)} groups written to {path}; train on them with --data.pairs {path}")
     if short:
         print(
-            f"{len(short)} groups have fewer than {data.group_size - 1} normals, first {short[0]}: sga fit will refuse "
+            f"{len(short)} groups have fewer than {data.neighbors} normals, first {short[0]}: sga fit will refuse "
             "the file until they are filled up"
         )
     return 0

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
+from sga.data.records import FORGET_PARAPHRASED
+from sga.data.reserved import RETAIN_UNSEEN
 from sga.errors import UserError
 from sga.evaluation.aggregation import (
     MEMBERSHIP_SCORES,
@@ -41,6 +43,8 @@ from sga.evaluation.reference import (
     UNSTATED,
     RetainReference,
     are_first_rows,
+    fill_reference_scores,
+    min_k_aucs,
     reference_for,
     reference_for_positions,
 )
@@ -70,7 +74,14 @@ def main(arguments: Sequence[str]) -> int:
         "sga score", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("log", type=Path, metavar="LOG", help="what to score")
-    parser.add_argument("--reference", type=Path, metavar="LOG", help="log of a model that never saw the forget set")
+    parser.add_argument(
+        "--reference",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="LOG",
+        help="log of a model that never saw the forget set; after LOG also several, for the mean log10 p against them",
+    )
     parser.add_argument("--step", type=int, metavar="N", help="evaluation step of a run of ours (default: the last)")
     parser.add_argument("--reference-step", type=int, metavar="N", help="likewise, of the reference")
     parser.add_argument(
@@ -89,7 +100,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--output", type=Path, metavar="FILE.json", help="also write all of it there")
     parser.add_argument("--no-intervals", action="store_true", help="leave the bootstrap intervals out")
     options = parser.parse_args(list(arguments))
-    if options.reference_step is not None and options.reference is None:
+    if options.reference_step is not None and not options.reference:
         raise UserError(f"--reference-step {options.reference_step} needs --reference")
     if options.reference_auc is not None and not 0 <= options.reference_auc < 1:
         raise UserError(f"--reference-auc must be at least 0 and below 1, got {options.reference_auc}")
@@ -97,20 +108,24 @@ def main(arguments: Sequence[str]) -> int:
         raise UserError(f"--output {options.output} is a folder; name a file in it")
 
     log = read_log(options.log, options.step)
-    reference = None if options.reference is None else read_retain_reference(options.reference, options.reference_step)
+    if len(set(options.reference)) < len(options.reference):
+        raise UserError(f"--reference names a log twice: {', '.join(map(str, options.reference))}")
+    references = [read_retain_reference(path, options.reference_step) for path in options.reference]
     evaluation = score_log(
-        log, reference, options.truth_ratio_mean, options.reference_auc, None if options.no_intervals else Bootstrap()
+        log, references, options.truth_ratio_mean, options.reference_auc, None if options.no_intervals else Bootstrap()
     )
     theirs = None
-    if options.reference is not None:
-        theirs = _own_values(options.reference, options.reference_step, log, options.truth_ratio_mean, evaluation)
-    print(_heading(log, reference))
+    if options.reference:
+        step, mean = options.reference_step, options.truth_ratio_mean
+        own = [_own_values(path, step, log, mean, evaluation) for path in options.reference]
+        theirs = _mean_values([values for values in own if values is not None])
+    print(_heading(log, references))
     print()
     print(evaluation_table(evaluation, theirs))
     if options.output is not None:
         content = {
             "log": _origin(log),
-            "reference": None if reference is None else _origin(reference),
+            "reference": _origin(references[0]) if len(references) == 1 else [*map(_origin, references)] or None,
             "truth_ratio_mean": options.truth_ratio_mean,
             "metrics": evaluation.metrics,
             "reference_metrics": theirs,
@@ -129,7 +144,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def score_log(
     log: Log,
-    reference: RetainReference | None = None,
+    references: Sequence[RetainReference] = (),
     mean: TruthRatioMean = "geometric",
     reference_auc: float | None = None,
     bootstrap: Bootstrap | None = None,
@@ -138,7 +153,7 @@ def score_log(
 
     Args:
         log: What `sga.runs.logs.read_log` gave.
-        reference: What `sga.runs.references.read_retain_reference` gave, not yet aligned.
+        references: What `sga.runs.references.read_retain_reference` gave of each, not yet aligned.
         mean: The mean over the perturbed answers of the forget set.
         reference_auc: AUC of Min-K % of a retrained model, in place of the reference's.
         bootstrap: Where intervals come from; None leaves them out.
@@ -164,13 +179,13 @@ def score_log(
         evaluation.note(f"the forget set's truth ratios take the {mean} mean, not TOFU's geometric one")
     if log.settings.get("rouge_tokenizer"):
         evaluation.note(f"ROUGE counts words by rouge_tokenizer {log.settings['rouge_tokenizer']}, not as published")
-    for note in _settings_notes(log, reference):
+    for note in dict.fromkeys(note for one in references or (None,) for note in _settings_notes(log, one)):
         evaluation.note(note)
-    aligned = None if reference is None else _aligned(log, reference)
-    if reference is not None and aligned is not None:
-        for note in aligned.notes:
+    aligned = [_aligned(log, reference) for reference in references]
+    for reference, one in zip(references, aligned, strict=True):
+        for note in one.notes:
             evaluation.note(f"reference: {note}" if note in reference.notes else note)
-    refilled = aligned is not None and log.has_ids and _fill_reference_scores(evaluation, aligned)
+    refilled = bool(aligned) and log.has_ids and _fill_reference_scores(evaluation, aligned)
     if not refilled and evaluation.column("holdout", "reference") is not None:
         evaluation.note(f"{log.benchmark}/mia/reference: against the reference model that the log was made with")
     reasons = _reasons(evaluation, aligned)
@@ -198,7 +213,7 @@ def _own_values(
     try:
         theirs = read_log(path, step)
         rows = {key: row for key, row in theirs.rows.items() if key in log.rows} or theirs.rows
-        found = score_log(replace(theirs, rows=rows, benchmark=log.benchmark), None, mean).metrics
+        found = score_log(replace(theirs, rows=rows, benchmark=log.benchmark), (), mean).metrics
     except UserError as error:
         evaluation.note(f"the reference's own values are not shown: {error}")
         return None
@@ -209,6 +224,14 @@ def _own_values(
         if here.get(name) and there.get(name) and here[name] != there[name]:
             evaluation.note(f"the reference's own values were made with {name} {there[name]}, not {here[name]}")
     return {name: value for name, value in found.items() if not name.endswith("/mia/reference")}
+
+
+def _mean_values(found: Sequence[dict[str, float]]) -> dict[str, float] | None:
+    """Means of the references' own values, as far as all have them; None without one."""
+    if not found:
+        return None
+    names = [name for name in found[0] if all(name in values for values in found)]
+    return {name: math.fsum(values[name] for values in found) / len(found) for name in names}
 
 
 def _aligned(log: Log, reference: RetainReference) -> RetainReference:
@@ -240,23 +263,23 @@ def _settings_notes(log: Log, reference: RetainReference | None) -> list[str]:
     return notes
 
 
-def _fill_reference_scores(evaluation: Evaluation, aligned: RetainReference) -> bool:
+def _fill_reference_scores(evaluation: Evaluation, aligned: Sequence[RetainReference]) -> bool:
     """Fills the membership score ``reference``, avg_nll beyond the reference model's; False where that is unknown."""
-    if aligned.ids is None or aligned.answer_nll is None or aligned.holdout_nll is None:
+    losses = {name: [one.losses(name) for one in aligned] for name in ("forget", "holdout")}
+    if not all(found for sides in losses.values() for found in sides):
         return False
-    losses = {("forget", record_id): float(nll) for record_id, nll in zip(aligned.ids, aligned.answer_nll, strict=True)}
-    losses |= {("holdout", record_id): nll for record_id, nll in aligned.holdout_nll.items()}
-    for key, row in evaluation.rows.items():
-        row.pop("reference", None)  # of the reference that the run was evaluated with, which may be another
-        if key in losses and "avg_nll" in row:
-            row["reference"] = row["avg_nll"] - losses[key]
+    for (set_name, record_id), row in evaluation.rows.items():
+        for name in ("reference", "reference_each"):
+            row.pop(name, None)  # of the reference that the run was evaluated with, which may be another
+        if "avg_nll" in row:
+            fill_reference_scores(row, record_id, losses.get(set_name, ()))
     return True
 
 
-def _reasons(evaluation: Evaluation, aligned: RetainReference | None) -> dict[str, str]:
+def _reasons(evaluation: Evaluation, aligned: Sequence[RetainReference]) -> dict[str, str]:
     """Why something is not there, in the form that `sga.evaluation.aggregation` takes."""
     needs: dict[str, dict[str, tuple[str, ...]]] = {}
-    for name in ("forget", *UTILITY_SETS):
+    for name in ("forget", *UTILITY_SETS, *filter(evaluation.of_set, (RETAIN_UNSEEN, FORGET_PARAPHRASED))):
         options = ("perturbed_nll",) if name in ("real_authors", "world_facts") else ()
         needs[name] = {
             "probability": ("avg_nll", *options),
@@ -279,9 +302,9 @@ def _reasons(evaluation: Evaluation, aligned: RetainReference | None) -> dict[st
                 if lacking:
                     reasons.setdefault(f"{set_name}/{part}", f"{lacking} of {len(rows)} {set_name} rows have no {name}")
     reasons["forget/reference"] = "no reference (--reference LOG)"
-    if "holdout" not in reasons and (aligned is None or aligned.holdout_nll is None):
+    if "holdout" not in reasons and (not aligned or any(one.holdout_nll is None for one in aligned)):
         reasons["holdout/reference"] = "no reference with losses of forget and holdout rows (--reference RUN)"
-    if aligned is None:
+    if not aligned:
         reasons["forget/privleak"] = "no reference (--reference LOG or --reference-auc X)"
     else:
         reasons["forget/privleak"] = "the reference has no AUC of Min-K % for these rows (--reference-auc X)"
@@ -296,7 +319,7 @@ def _column(membership_score: str) -> str:
 def _add_membership(
     evaluation: Evaluation,
     log: Log,
-    aligned: RetainReference | None,
+    aligned: Sequence[RetainReference],
     reference_auc: float | None,
     reasons: dict[str, str],
 ) -> None:
@@ -308,19 +331,20 @@ def _add_membership(
             taken.append(f"{evaluation.name}/mia/{name}")
     if taken:
         evaluation.note(f"{', '.join(taken)}: as stated in the log, which has no rows of it, so without an interval")
-    theirs = None if aligned is None else (aligned.membership_auc or {}).get("min_k")
-    if reference_auc is not None and theirs is not None and theirs != reference_auc:
+    theirs, _ = min_k_aucs(aligned)
+    if reference_auc is not None and theirs and theirs != [reference_auc]:
+        stated = " and ".join(map(str, theirs))
         evaluation.note(
-            f"PrivLeak takes {reference_auc} as the reference's AUC (--reference-auc), which states {theirs}"
+            f"PrivLeak takes {reference_auc} as the reference's AUC (--reference-auc), which states {stated}"
         )
-    add_membership(evaluation, theirs if reference_auc is None else reference_auc, reasons)
+    add_membership(evaluation, theirs if reference_auc is None else [reference_auc], reasons)
     for name in taken:
         evaluation.absent.pop(name, None)
 
 
 def _add_perplexity(evaluation: Evaluation, reasons: dict[str, str]) -> None:
     """Adds the token-weighted perplexity of the forget and retain answers, and its logarithm."""
-    for set_name in ("forget", "retain"):
+    for set_name in ("forget", "retain", *([RETAIN_UNSEEN] if evaluation.of_set(RETAIN_UNSEEN) else [])):
         name = f"perplexity/{set_name}"
         nll, tokens = evaluation.column(set_name, "avg_nll"), evaluation.column(set_name, "tokens")
         if nll is None or tokens is None:
@@ -333,7 +357,7 @@ def _add_perplexity(evaluation: Evaluation, reasons: dict[str, str]) -> None:
 
 
 def _compare_with_stated(
-    evaluation: Evaluation, log: Log, aligned: RetainReference | None, mean: TruthRatioMean
+    evaluation: Evaluation, log: Log, aligned: Sequence[RetainReference], mean: TruthRatioMean
 ) -> None:
     """Notes each aggregate of a foreign log that its own rows do not give, and why not where that is known.
 
@@ -342,7 +366,7 @@ def _compare_with_stated(
     stated = dict(log.stated)
     if log.kind != "sga":
         stated |= {f"mia/{name}": auc for name, auc in (log.membership_auc or {}).items()}
-    theirs = _as_open_unlearning(evaluation, aligned) if stated else {}
+    theirs = _as_open_unlearning(evaluation, aligned[0] if len(aligned) == 1 else None) if stated else {}
     for name, value in stated.items():
         ours = evaluation.metrics.get(f"{evaluation.name}/{name}")
         if f"{evaluation.name}/{name}" in evaluation.absent:
@@ -428,10 +452,10 @@ def _origin(source: Log | RetainReference) -> dict[str, object]:
     }
 
 
-def _heading(log: Log, reference: RetainReference | None) -> str:
+def _heading(log: Log, references: Sequence[RetainReference]) -> str:
     rows = ", ".join(f"{name} {count}" for name, count in log.sets.items())
     lines = [hanging("log        ", f"{log.source} ({_made_by(log)}; rows: {rows})")]
-    if reference is not None:
+    for reference in references:
         made = f"{reference.source} ({_made_by(reference)}; {len(reference)} forget rows)"
         lines.append(hanging("reference  ", made))
     return "\n".join(lines)

@@ -14,7 +14,8 @@ class OwnData(Source):
     """Your own forget and retain records as JSONL, one object a line.
 
     Each line has ``question`` and ``answer``, or ``text``; forget and retain lines may have ``paraphrased_answer``
-    (string) and ``perturbed_answer`` (list of wrong answers) for the truth ratio. Paths are relative to the data
+    (string) and ``perturbed_answer`` (list of wrong answers) for the truth ratio, and forget lines a
+    ``paraphrased_question`` (string), which runs with alternatives ask as well. Paths are relative to the data
     module's `root` where that is given. What is not given makes the metrics that need it absent, with the reason.
 
     Args:

@@ -14,7 +14,9 @@ from sga.files import read_json_lines
 
 EVALUATION_SETS = (
     "forget",
+    "forget_paraphrased",
     "retain",
+    "retain_unseen",
     "real_authors",
     "world_facts",
     "holdout",
@@ -27,6 +29,10 @@ EVALUATION_SETS = (
 """Names of the sets that metrics refer to. A benchmark has those of them that its data allows."""
 
 
+FORGET_PARAPHRASED = "forget_paraphrased"
+"""Evaluation set of the forget questions in another form of sentence."""
+
+
 @dataclass(frozen=True)
 class Record:
     """One question with its answer, or one passage of plain text.
@@ -37,6 +43,7 @@ class Record:
         answer: The answer, or the passage. Never empty.
         paraphrased_answer: The same answer in other words (TOFU's truth ratio); None where there is none.
         perturbed_answers: Wrong answers of the same form as the paraphrase (TOFU's truth ratio).
+        paraphrased_question: The same question in another form of sentence (TOFU has some); None where there is none.
         where: File and line that it was read from, for messages; None where it is of no file. Records are the same
             wherever they stand.
     """
@@ -47,11 +54,18 @@ class Record:
     paraphrased_answer: str | None = None
     perturbed_answers: tuple[str, ...] = ()
     where: str | None = field(default=None, compare=False, repr=False)
+    paraphrased_question: str | None = None
 
     @property
     def texts(self) -> tuple[str, ...]:
         """All its texts, the question first; none is empty."""
-        some = (self.question, self.answer, self.paraphrased_answer, *self.perturbed_answers)
+        some = (
+            self.question,
+            self.answer,
+            self.paraphrased_answer,
+            self.paraphrased_question,
+            *self.perturbed_answers,
+        )
         return tuple(text for text in some if text)
 
     @property
@@ -138,12 +152,13 @@ class Source(ABC):
 def record_from_row(row: Mapping[str, Any], record_id: str, where: str) -> Record:
     """Makes a record of one row in TOFU's columns, or of ``{"text": …}``.
 
-    Columns: ``question`` and ``answer``, or ``text``; optionally ``paraphrased_answer`` (string) and
-    ``perturbed_answer`` (list of strings). Other columns are left alone.
+    Columns: ``question`` and ``answer``, or ``text``; optionally ``paraphrased_answer`` and
+    ``paraphrased_question`` (strings) and ``perturbed_answer`` (list of strings). Other columns are left alone.
 
     Args:
         row: The row.
         record_id: Id of the record to make.
+        paraphrased_question: The same question in another form of sentence (TOFU has some); None where there is none.
         where: File and line, for the error message.
 
     Raises:
@@ -159,7 +174,10 @@ def record_from_row(row: Mapping[str, Any], record_id: str, where: str) -> Recor
             f"{where}: missing {' and '.join(repr(name) for name in missing)}; "
             "a record needs 'question' and 'answer', or 'text'"
         )
-    paraphrase = None if row.get("paraphrased_answer") is None else _string(row, "paraphrased_answer", where)
+    paraphrase, reworded = (
+        None if row.get(name) is None else _string(row, name, where)
+        for name in ("paraphrased_answer", "paraphrased_question")
+    )
     perturbed = row.get("perturbed_answer")
     if perturbed is None:
         perturbed = []
@@ -168,7 +186,7 @@ def record_from_row(row: Mapping[str, Any], record_id: str, where: str) -> Recor
     if not isinstance(perturbed, list) or not all(isinstance(item, str) and item.strip() for item in perturbed):
         raise UserError(f"{where}: 'perturbed_answer' must be a list of non-empty strings, got {perturbed!r:.80}")
     question, answer = _string(row, "question", where), _string(row, "answer", where)
-    return Record(record_id, question, answer, paraphrase, tuple(perturbed), where)
+    return Record(record_id, question, answer, paraphrase, tuple(perturbed), where, reworded)
 
 
 def _string(row: Mapping[str, Any], name: str, where: str) -> str:
@@ -211,6 +229,8 @@ def record_to_row(record: Record) -> dict[str, Any]:
     row: dict[str, Any] = {"question": record.question, "answer": record.answer}
     if record.paraphrased_answer is not None:
         row["paraphrased_answer"] = record.paraphrased_answer
+    if record.paraphrased_question is not None:
+        row["paraphrased_question"] = record.paraphrased_question
     if record.perturbed_answers:
         row["perturbed_answer"] = list(record.perturbed_answers)
     return row

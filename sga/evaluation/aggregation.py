@@ -9,10 +9,14 @@ paraphrase), ``perturbed_nll`` (a list), ``log_truth_ratio``, ``rouge_l_recall``
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from typing import TypeVar
 
 import numpy as np
 
+from sga.data.records import FORGET_PARAPHRASED
+from sga.data.reserved import RETAIN_UNSEEN
 from sga.errors import UserError
 from sga.evaluation.evaluation import Evaluation
 from sga.evaluation.metrics import (
@@ -34,11 +38,17 @@ from sga.evaluation.metrics import (
 from sga.evaluation.reference import RetainReference
 
 UTILITY_SETS = ("retain", "real_authors", "world_facts")
+KEPT_SETS = (*UTILITY_SETS, RETAIN_UNSEEN)
+"""Sets of what the model is to keep: those of model utility, and the retain rows that unlearning has not seen."""
+ANSWERED_SETS = ("forget", FORGET_PARAPHRASED, *KEPT_SETS)
+"""Sets of questions whose answers have a probability and a ROUGE score."""
+UTILITY_UNSEEN = "model_utility_unseen"
 MEMBERSHIP_SCORES = ("loss", "min_k", "min_k_plus_plus", "zlib", "reference")
 MUSE_SETS = ("verbmem", "knowmem_forget", "knowmem_retain")
 PASSAGE_SETS = ("forget_passages", "holdout_passages")
 MEMORIZATION_SCORES = ("exact_memorization", "extraction_strength")
 
+T = TypeVar("T")
 Reasons = Mapping[str, str]
 """Why something is not there, by evaluation set or by ``set/part``; a set's reason holds for all its parts."""
 
@@ -66,16 +76,21 @@ def add_truth_ratios(evaluation: Evaluation, set_name: str, mean: TruthRatioMean
 def add_utility(evaluation: Evaluation, reasons: Reasons) -> None:
     """Adds model utility and its nine parts, and the same parts of the forget set but its truth ratio.
 
-    The interval of model utility resamples the three sets apart and recomputes all nine parts on each resample.
+    ``model_utility`` is over every row, as published; ``model_utility_unseen`` takes the reserved rows for its three
+    retain parts, where there are any. Intervals resample the three sets apart and recompute all nine parts each time.
     """
     parts: dict[str, float] = {}
     draws: dict[str, Floats | None] = {}
-    for set_name in ("forget", *UTILITY_SETS):
+    for set_name in ANSWERED_SETS:
+        if set_name in (RETAIN_UNSEEN, FORGET_PARAPHRASED) and not evaluation.of_set(set_name):
+            if set_name == FORGET_PARAPHRASED and set_name in reasons:
+                evaluation.absent[f"{evaluation.name}/{set_name}/probability"] = reasons[set_name]
+            continue
         columns = {
             "probability": probabilities(evaluation, set_name),
             "rouge_l_recall": evaluation.column(set_name, "rouge_l_recall"),
         }
-        if set_name != "forget":  # whose truth ratio belongs to forget quality
+        if set_name not in ("forget", FORGET_PARAPHRASED):  # whose truth ratio belongs to forget quality
             # Always of the geometric mean: model utility is compared with published values.
             columns["truth_ratio"] = truth_ratio_scores(evaluation, set_name)
         for part, values in columns.items():
@@ -87,21 +102,34 @@ def add_utility(evaluation: Evaluation, reasons: Reasons) -> None:
             draws[key] = evaluation.add_mean(name, set_name, values)
             if name in evaluation.metrics:
                 parts[key] = evaluation.metrics[name]
-    name = f"{evaluation.name}/model_utility"
-    missing = [part for part in MODEL_UTILITY_PARTS if part not in parts]
+    _add_harmonic_mean(evaluation, "model_utility", "retain", parts, draws)
+    if evaluation.of_set(RETAIN_UNSEEN):
+        _add_harmonic_mean(evaluation, UTILITY_UNSEEN, RETAIN_UNSEEN, parts, draws)
+    elif RETAIN_UNSEEN in reasons:
+        evaluation.absent[f"{evaluation.name}/{UTILITY_UNSEEN}"] = reasons[RETAIN_UNSEEN]
+
+
+def _add_harmonic_mean(
+    evaluation: Evaluation, metric: str, retain: str, parts: Mapping[str, float], draws: Mapping[str, Floats | None]
+) -> None:
+    """Adds the harmonic mean of the nine parts, those of the retain set taken from the set `retain`."""
+    name = f"{evaluation.name}/{metric}"
+    keys = {part: part.replace("retain", retain, 1) for part in MODEL_UTILITY_PARTS}
+    missing = [key for key in keys.values() if key not in parts]
     if missing:
         evaluation.absent[name] = f"{len(missing)} of its nine parts are absent: {', '.join(missing)}"
         return
-    resampled = [draws[part] for part in MODEL_UTILITY_PARTS]
-    sets = {set_name: len(evaluation.of_set(set_name)) for set_name in UTILITY_SETS}
-    evaluation.add(name, model_utility(parts), _harmonic([part for part in resampled if part is not None]), sets)
+    resampled = [draws[key] for key in keys.values()]
+    sets = {set_name: len(evaluation.of_set(set_name)) for set_name in (retain, *UTILITY_SETS[1:])}
+    value = model_utility({part: parts[key] for part, key in keys.items()})
+    evaluation.add(name, value, _harmonic([part for part in resampled if part is not None]), sets)
 
 
 def probabilities(evaluation: Evaluation, set_name: str) -> Floats | None:
     """[N], whose mean is TOFU's Probability of the set: of the answer, or among the options where a set is of questions
     about the world. None where the rows lack what it needs."""
     nll = evaluation.column(set_name, "avg_nll")
-    if nll is None or set_name in ("forget", "retain"):
+    if nll is None or set_name not in ("real_authors", "world_facts"):
         return None if nll is None else np.exp(-nll)
     wrong = evaluation.lists(set_name, "perturbed_nll")
     if wrong is None:
@@ -127,17 +155,24 @@ def _harmonic(parts: list[Floats]) -> Floats | None:
 
 
 def add_forget_quality(
-    evaluation: Evaluation, reference: RetainReference | None, reasons: Reasons, mean: TruthRatioMean = "geometric"
+    evaluation: Evaluation,
+    references: RetainReference | Sequence[RetainReference] | None,
+    reasons: Reasons,
+    mean: TruthRatioMean = "geometric",
 ) -> None:
-    """Adds the forget set's mean nll and truth ratio, and forget quality against an aligned reference.
+    """Adds the forget set's mean nll and truth ratio, and forget quality against aligned references.
+
+    With several references log10 p is the mean of that against each, never that of averaged rows; its range and their
+    number stand beside it, and as ceiling what they have against each other. D is the mean likewise.
 
     Args:
         evaluation: With forget rows.
-        reference: The retain model's numbers for the first rows of the forget set, or for all of them
-            (`sga.evaluation.reference.reference_for`).
+        references: Each retain model's numbers for the first rows of the forget set, or for all of them
+            (`sga.evaluation.reference.reference_for`); one or several, none where there is no reference.
         reasons: Why the forget set, its truth ratio or the reference (``forget/reference``) is not there.
         mean: The mean over the perturbed answers.
     """
+    references = _several(references)
     prefix = evaluation.name
     name = f"{prefix}/forget_quality"
     nll = evaluation.column("forget", "avg_nll")
@@ -149,34 +184,68 @@ def add_forget_quality(
         evaluation.absent[name] = evaluation.absent[f"{prefix}/forget/truth_ratio"] = why
         return
     evaluation.add_mean(f"{prefix}/forget/truth_ratio", "forget", scores)
-    if reference is None:
+    if not references:
         evaluation.absent[name] = _reason(reasons, "forget", "reference", "no reference")
         return
-    kept = slice(0, len(reference))  # a foreign log of 300 rows cuts ours to its first 300
-    quality = forget_quality(
-        ratios[kept],
-        reference.log_truth_ratio(mean),
-        None if nll is None else float(nll[kept].mean()),
-        None if reference.answer_nll is None else float(reference.answer_nll.mean()),
-    )
-    if quality.direction in ("under-unlearned", "over-unlearned"):
-        evaluation.note(
-            f"forget quality is below {LOW_FORGET_QUALITY} because the model is {quality.direction}, by its forget nll"
+    found = [
+        forget_quality(
+            ratios[: len(reference)],  # a foreign log of 300 rows cuts ours to its first 300
+            reference.log_truth_ratio(mean),
+            None if nll is None else float(nll[: len(reference)].mean()),
+            None if reference.answer_nll is None else float(reference.answer_nll.mean()),
         )
-    evaluation.add(name, quality.p_value)
-    evaluation.add(f"{name}_log10", quality.log10_p)
-    evaluation.add(f"{prefix}/ks_statistic", quality.ks_statistic)
-    evaluation.add(f"{prefix}/ks_n", quality.n)
+        for reference in references
+    ]
+    directions = {quality.direction for quality in found}
+    if directions in ({"under-unlearned"}, {"over-unlearned"}):
+        evaluation.note(
+            f"forget quality is below {LOW_FORGET_QUALITY} because the model is {found[0].direction}, by its forget nll"
+        )
+    logs = [quality.log10_p for quality in found]
+    evaluation.add(name, found[0].p_value if len(found) == 1 else 10 ** _mean(logs))
+    _add_with_range(evaluation, f"{name}_log10", logs)
+    evaluation.add(f"{prefix}/ks_statistic", _mean([quality.ks_statistic for quality in found]))
+    evaluation.add(f"{prefix}/ks_n", min(quality.n for quality in found))
+    if len(found) > 1:
+        evaluation.add(f"{prefix}/forget_quality_references", len(found))
+        ceiling = [
+            forget_quality(one.log_truth_ratio(mean)[:rows], other.log_truth_ratio(mean)[:rows]).log10_p
+            for one, other in combinations(references, 2)
+            for rows in [min(len(one), len(other))]
+        ]
+        _add_with_range(evaluation, f"{name}_log10_ceiling", ceiling)
+
+
+def _several(given: T | Sequence[T] | None) -> Sequence[T]:
+    """One or several as several, none as empty."""
+    return () if given is None else given if isinstance(given, Sequence) else (given,)
+
+
+def _mean(values: Sequence[float]) -> float:
+    """The mean; of one value that value, to the last bit."""
+    return math.fsum(values) / len(values)
+
+
+def _add_with_range(evaluation: Evaluation, name: str, values: Sequence[float]) -> float:
+    """Adds the mean of values of several references and, of more than one, ``_min`` and ``_max``; returns the mean."""
+    evaluation.add(name, _mean(values))
+    if len(values) > 1:
+        evaluation.add(f"{name}_min", min(values))
+        evaluation.add(f"{name}_max", max(values))
+    return _mean(values)
 
 
 def add_membership(
-    evaluation: Evaluation, reference_min_k_auc: float | None, reasons: Reasons, all_scores: bool = True
+    evaluation: Evaluation,
+    reference_min_k_aucs: float | Sequence[float] | None,
+    reasons: Reasons,
+    all_scores: bool = True,
 ) -> None:
     """Adds the AUC of each membership score between forget (members) and holdout, and PrivLeak.
 
     Args:
         evaluation: With forget and holdout rows that have the scores of `MEMBERSHIP_SCORES`.
-        reference_min_k_auc: AUC of Min-K % of the retrained model, for PrivLeak. Its interval takes this as fixed.
+        reference_min_k_aucs: AUC of Min-K % of each retrained model, for PrivLeak. Its interval takes them as fixed.
         reasons: Why the holdout set, a score (``holdout/min_k``) or the reference (``forget/privleak``) is not there.
         all_scores: Also name the scores that are not there.
     """
@@ -198,35 +267,56 @@ def add_membership(
             min_k_draws = draws
         sets = {"forget": len(members), "holdout": len(nonmembers)}
         evaluation.add(name, membership_auc(members, nonmembers), draws, sets, min(sets.values()))
-    add_privleak(evaluation, reference_min_k_auc, reasons, min_k_draws)
+        if score == "reference":
+            _average_over_references(evaluation, name)
+    add_privleak(evaluation, reference_min_k_aucs, reasons, min_k_draws)
+
+
+def _average_over_references(evaluation: Evaluation, name: str) -> None:
+    """Makes the AUC of the score ``reference`` the mean over references, where the rows have a score against each."""
+    members, others = (evaluation.lists(side, "reference_each") for side in ("forget", "holdout"))
+    if not members or not others:
+        return
+    pairs = list(zip(np.array(members).T, np.array(others).T, strict=True))  # [references] of [N], [M]
+    for end in ("ci_low", "ci_high"):
+        evaluation.metrics.pop(f"{name}/{end}", None)
+    _add_with_range(evaluation, name, [membership_auc(one, other) for one, other in pairs])
+    if evaluation.bootstrap is not None:
+        draws = [evaluation.bootstrap.aucs("forget", one, "holdout", other) for one, other in pairs]
+        sets = {"forget": len(members), "holdout": len(others)}
+        evaluation.add(name, evaluation.metrics[name], np.mean(draws, axis=0), sets, min(sets.values()))
 
 
 def add_privleak(
-    evaluation: Evaluation, reference_min_k_auc: float | None, reasons: Reasons, min_k_draws: Floats | None = None
+    evaluation: Evaluation,
+    reference_min_k_aucs: float | Sequence[float] | None,
+    reasons: Reasons,
+    min_k_draws: Floats | None = None,
 ) -> None:
-    """Adds PrivLeak from the AUC of Min-K % that is there, and the reference's AUC beside it."""
+    """Adds PrivLeak from the AUC of Min-K % that is there, and the references' AUC beside it; of several the mean."""
+    reference_min_k_aucs = _several(reference_min_k_aucs)
     name = f"{evaluation.name}/privleak"
     auc = evaluation.metrics.get(f"{evaluation.name}/mia/min_k")
     if auc is None:
         evaluation.absent[name] = evaluation.absent.get(f"{evaluation.name}/mia/min_k", "there is no AUC of Min-K %")
-    elif reference_min_k_auc is None:
+    elif not reference_min_k_aucs:
         evaluation.absent[name] = _reason(reasons, "forget", "privleak", "no reference")
     else:
         try:
-            value = privleak(auc, reference_min_k_auc)
+            values = [privleak(auc, reference) for reference in reference_min_k_aucs]
         except UserError as error:  # nothing to divide by: a property of the reference, not of this model
             evaluation.absent[name] = str(error)
             return
         ends = [evaluation.metrics.get(f"{evaluation.name}/mia/min_k/ci_{end}") for end in ("high", "low")]
-        if min_k_draws is None or None in ends:
-            evaluation.add(name, value)
-        elif np.ptp(min_k_draws) > 0:
-            evaluation.add(name, value, 100 * (reference_min_k_auc - min_k_draws) / (1 - reference_min_k_auc))
-        else:  # an AUC at its end has Wilson's interval; PrivLeak falls as the AUC rises
-            evaluation.add(name, value)
-            low, high = (privleak(end, reference_min_k_auc) for end in ends if end is not None)
+        value = _add_with_range(evaluation, name, values)
+        if min_k_draws is not None and None not in ends and np.ptp(min_k_draws) > 0:
+            draws = [100 * (reference - min_k_draws) / (1 - reference) for reference in reference_min_k_aucs]
+            evaluation.add(name, value, np.mean(draws, axis=0))
+        elif min_k_draws is not None and None not in ends:
+            # An AUC at its end has Wilson's interval; PrivLeak falls as the AUC rises.
+            low, high = (_mean([privleak(end, r) for r in reference_min_k_aucs]) for end in ends if end is not None)
             evaluation.metrics |= {f"{name}/ci_low": low, f"{name}/ci_high": high}
-        evaluation.metrics[f"{name}_reference_auc"] = reference_min_k_auc
+        _add_with_range(evaluation, f"{name}_reference_auc", reference_min_k_aucs)
 
 
 def add_memorization(evaluation: Evaluation, reasons: Reasons) -> None:

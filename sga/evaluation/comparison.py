@@ -10,12 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from sga.data.records import EVALUATION_SETS, Record
+from sga.data.records import EVALUATION_SETS, FORGET_PARAPHRASED, Record
+from sga.data.reserved import RETAIN_UNSEEN
 from sga.errors import UserError
 from sga.evaluation.aggregation import (
+    ANSWERED_SETS,
+    KEPT_SETS,
     MEMBERSHIP_SCORES,
     MEMORIZATION_SCORES,
     UTILITY_SETS,
+    UTILITY_UNSEEN,
     probabilities,
     truth_ratio_scores,
 )
@@ -206,14 +210,14 @@ def direction(metric: str) -> str | None:
     On the forget set more forgotten is better only up to what a model gives that never saw the set. Membership AUCs
     have no direction for that reason: both ends are signs of trouble.
     """
-    if metric == "model_utility":
+    if metric in ("model_utility", UTILITY_UNSEEN):
         return "higher is better"
     set_name, _, name = metric.rpartition("/")
     if name not in ("avg_nll", "probability", "truth_ratio", *MEMORIZATION_SCORES) and not name.startswith("rouge"):
         return None
-    if set_name in (*UTILITY_SETS, "knowmem_retain"):
+    if set_name in (*KEPT_SETS, "knowmem_retain"):
         return "lower is better" if name == "avg_nll" else "higher is better"
-    if set_name in ("forget", "verbmem", "knowmem_forget"):
+    if set_name in ("forget", FORGET_PARAPHRASED, "verbmem", "knowmem_forget"):
         return f"{'higher' if name in ('avg_nll', 'truth_ratio') else 'lower'} = more forgotten"
     return None
 
@@ -338,10 +342,10 @@ def _set_columns(side: Evaluation, set_name: str) -> dict[str, Floats]:
     if "avg_nll" in columns:
         found["avg_nll"] = columns["avg_nll"]
         columns.setdefault("loss", columns["avg_nll"])  # the membership score of that name
-    if set_name in ("forget", *UTILITY_SETS):
+    if set_name in ANSWERED_SETS:
         for part, values in (
             ("probability", probabilities(side, set_name)),
-            ("truth_ratio", truth_ratio_scores(side, set_name)),
+            ("truth_ratio", None if set_name == FORGET_PARAPHRASED else truth_ratio_scores(side, set_name)),
         ):
             if values is not None:
                 found[part] = values
@@ -364,6 +368,11 @@ def _differences(tests: PairedTests, a: Columns, b: Columns) -> tuple[dict[str, 
     else:
         found["model_utility"] = tests.harmonic_mean(
             [(set_name, a[set_name][part], b[set_name][part]) for set_name, part in parts]
+        )
+    unseen = [(RETAIN_UNSEEN if set_name == "retain" else set_name, part) for set_name, part in parts]
+    if all(part in a.get(set_name, {}) for set_name, part in unseen):
+        found[UTILITY_UNSEEN] = tests.harmonic_mean(
+            [(set_name, a[set_name][part], b[set_name][part]) for set_name, part in unseen]
         )
     for set_name, columns in a.items():
         for name, values in columns.items():

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 _SHARES = {
     "exact_memorization", "extraction_strength", "forget_quality", "frontier_area", "frontier_area_ks", "ks_statistic",
-    "model_utility", "privleak_reference_auc", "probability", "rouge_l_recall", "similarity", "truth_ratio",
+    "model_utility", "model_utility_unseen", "privleak_reference_auc", "probability", "rouge_l_recall", "similarity",
+    "truth_ratio",
 }  # fmt: skip
 _HUNDREDS = {"bleu", "knowmem_forget", "knowmem_retain", "verbmem"}
 _FROM_ZERO = {"avg_nll", "log", "seconds", "tokens", "reference_tokens", "peak_memory_bytes", "peak_gpu_memory_bytes"}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from sga.errors import UserError
 from sga.evaluation.log import Kind
@@ -78,6 +79,14 @@ class RetainReference:
                 return len(rows)
         raise AssertionError("a reference has losses or truth ratios")
 
+    def losses(self, set_name: str) -> dict[str, float]:
+        """avg_nll of the forget or holdout records by id, nats per token; empty where the log does not have them."""
+        if set_name == "holdout":
+            return dict(self.holdout_nll or {})
+        if self.answer_nll is None or self.ids is None:
+            return {}
+        return {record_id: float(nll) for record_id, nll in zip(self.ids, self.answer_nll, strict=True)}
+
     def log_truth_ratio(self, mean: TruthRatioMean = "geometric") -> Floats:
         """log R of each row, [N], as `sga.evaluation.metrics.log_truth_ratio`; any real number.
 
@@ -98,6 +107,31 @@ class RetainReference:
                 "use a reference that was evaluated on records with 'perturbed_answer'"
             )
         return log_truth_ratio(self.right_nll, self.wrong_nll, mean)
+
+
+def min_k_aucs(references: Sequence[RetainReference]) -> tuple[list[float], list[str]]:
+    """AUC of Min-K % of each reference, and the sources of those that lack it; all of them or none."""
+    found = [(reference.membership_auc or {}).get("min_k") for reference in references]
+    lacking = [reference.source for reference, auc in zip(references, found, strict=True) if auc is None]
+    return ([] if lacking else [auc for auc in found if auc is not None]), lacking
+
+
+def fill_reference_scores(row: dict[str, Any], record_id: str, losses: Sequence[Mapping[str, float]]) -> None:
+    """Fills a row's membership score ``reference``: its avg_nll beyond the reference model's.
+
+    With several references it is the mean, and ``reference_each`` has the score against each of them.
+
+    Args:
+        row: The row, with avg_nll.
+        record_id: Its record.
+        losses: avg_nll by record under each reference; where one of them lacks the record there is no score.
+    """
+    if not losses or not all(record_id in one for one in losses):
+        return
+    scores = [row["avg_nll"] - one[record_id] for one in losses]
+    row["reference"] = sum(scores) / len(scores)
+    if len(scores) > 1:
+        row["reference_each"] = scores
 
 
 def reference_for(

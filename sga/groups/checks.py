@@ -93,13 +93,14 @@ class Checker:
         self._function_words = {word for word, _ in words.most_common(_FUNCTION_WORDS)}
         self._usual_share = sum(words[word] for word in self._function_words) / max(1, words.total())
 
-    def failures(self, normal: Record, forget: Record, others: Iterable[Record] = ()) -> list[str]:
+    def failures(self, normal: Record, forget: Record, others: Iterable[Record] = (), known: str = "") -> list[str]:
         """Why `normal` should not stand beside `forget`; empty if nothing is wrong.
 
         Args:
             normal: The sample to look at.
             forget: Its group's forget sample, one of those that the checker was made for.
             others: The group's other normals.
+            known: Text whose facts may be said again: the question, where `normal` is another answer to it.
         """
         checks, found = self.checks, []
         if normal.content in self._forget:
@@ -112,7 +113,7 @@ class Checker:
             found.append(f"repeats {repeated.id}")
         facts = self._facts.get(forget.id)
         if facts:
-            said = facts & _terms(normal)
+            said = (facts & _terms(normal)) - (_terms(Record("", known, "")) if known else set())
             if said:
                 named = ", ".join(sorted((" ".join(fact) for fact in said), key=lambda fact: (len(fact), fact))[:3])
                 found.append(f"contains facts of the forget answer ({named})")

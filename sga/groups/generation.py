@@ -12,13 +12,14 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from sga.data.records import Record
 from sga.errors import UserError
 from sga.files import json_value, read_json_lines, read_yaml
+from sga.groups.alternatives import MeasuredAnswers, spelled
 from sga.groups.checks import Checker
 from sga.groups.embedders import TFIDF
 from sga.groups.group import Group, Origin
@@ -34,12 +35,12 @@ class PromptTemplate:
     """A prompt template.
 
     Attributes:
-        kind: Whether a question with an answer is asked for, or a passage.
+        kind: Whether a question with an answer is asked for, a passage, or another answer to the forget question.
         system: System message.
         user: User message, with ``{question}``, ``{answer}``, ``{number}`` and ``{count}`` to be filled in.
     """
 
-    kind: Literal["qa", "text"]
+    kind: Literal["qa", "text", "alternative"]
     system: str
     user: str
 
@@ -65,12 +66,13 @@ def read_prompt(path: Path) -> PromptTemplate:
         UserError: the file is missing or has other keys than kind, system and user.
     """
     if not path.is_file():
-        raise UserError(f"{path}: no such prompt; those that come with the package are qa, news and book")
+        raise UserError(f"{path}: no such prompt; those that come with the package are qa, news, book and alternative")
     value = read_yaml(path)
     if not isinstance(value, dict) or set(value) != {"kind", "system", "user"}:
         raise UserError(f"{path}: a prompt has the keys kind, system and user")
-    if value["kind"] not in ("qa", "text") or not all(isinstance(value[name], str) for name in ("system", "user")):
-        raise UserError(f"{path}: kind must be qa or text, system and user must be texts")
+    kinds, texts = ("qa", "text", "alternative"), (value["system"], value["user"])
+    if value["kind"] not in kinds or not all(isinstance(text, str) for text in texts):
+        raise UserError(f"{path}: kind must be qa, text or alternative, system and user must be texts")
     if "{answer}" not in value["user"]:
         raise UserError(f"{path}: user must contain {{answer}}, the forget sample's")
     return PromptTemplate(value["kind"], value["system"], value["user"])
@@ -78,6 +80,8 @@ def read_prompt(path: Path) -> PromptTemplate:
 
 def parsed_reply(kind: str, reply: str) -> tuple[str, str] | None:
     """Question and answer of a reply; None where there are none. JSON, or lines that begin so, fenced or not.
+
+    A passage and an alternative are the reply itself, or JSON with an ``answer``, and have no question.
 
     >>> parsed_reply("qa", '```json\\n{"question": "Who?", "answer": "Ann."}\\n```')
     ('Who?', 'Ann.')
@@ -90,13 +94,17 @@ def parsed_reply(kind: str, reply: str) -> tuple[str, str] | None:
     try:
         value = json_value(text)
     except json.JSONDecodeError:
+        if kind == "alternative":
+            text = text.removeprefix("Answer:").strip()
+            return ("", text) if text and "\n" not in text else None
         lines = re.fullmatch(r"\s*Question:\s*(.+?)\s*\n+\s*Answer:\s*(.+?)\s*", text, flags=re.DOTALL)
         value = {"question": lines[1], "answer": lines[2]} if lines else None
     if not isinstance(value, dict):
         return None
-    pair = value.get("question"), value.get("answer")
-    good = all(isinstance(part, str) and part.strip() for part in pair)
-    return (pair[0].strip(), pair[1].strip()) if good else None  # type: ignore[union-attr]
+    pair: tuple[Any, Any] = ("" if kind == "alternative" else value.get("question"), value.get("answer"))
+    asked = kind != "alternative"
+    good = all(isinstance(part, str) for part in pair) and all(part.strip() for part in pair[0 if asked else 1 :])
+    return (pair[0].strip(), pair[1].strip()) if good else None
 
 
 class Journal:
@@ -223,6 +231,7 @@ class NormalGenerator:
         checker: What an answer must satisfy.
         attempts: Answers that may be asked for until one passes.
         taken: Contents that no answer may have: of the retain pool.
+        measured: Answers that no alternative may be; see `sga.groups.alternatives.measured_answers`.
     """
 
     forget: Sequence[Record]
@@ -232,6 +241,7 @@ class NormalGenerator:
     checker: Checker
     attempts: int = 3
     taken: set[tuple[str, str]] = field(default_factory=set)
+    measured: MeasuredAnswers = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.slots = [Slot(record, number) for record in self.forget for number in range(1, self.count + 1)]
@@ -334,7 +344,14 @@ class NormalGenerator:
             return
         normal = Record(f"{slot.forget.id}/generated-{slot.number}", *pair)
         others = [one.normal for one in self._by_forget[slot.forget.id] if one.normal is not None]
-        reasons = self.checker.failures(normal, slot.forget, others)
+        if self.prompt.kind == "alternative":
+            others = [replace(other, question="") for other in others]
+        known = slot.forget.question if self.prompt.kind == "alternative" else ""
+        reasons = self.checker.failures(normal, slot.forget, others, known)
+        if self.prompt.kind == "alternative":  # the checks have seen the answer alone: its question is to be the same
+            normal = replace(normal, question=slot.forget.question)
+            if spelled(normal.answer) in self.measured.get(spelled(normal.question), set()):
+                reasons.append("is the true answer, or metrics measure with it")
         if line.get("cut_off"):
             reasons.append("cut off at max_tokens")
         if normal.content in self.taken and not any(reason.startswith("repeats") for reason in reasons):

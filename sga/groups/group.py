@@ -12,11 +12,12 @@ from sga.data.records import Record
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a normal sample comes from.
+    """Where a normal sample or an alternative comes from.
 
     Attributes:
         source: ``retain`` for a record of the retain pool, which a file need only name; any other word (``generated``,
-            ``edited``, ``corrupted``, …) for text that stands in the file.
+            ``edited``, ``corrupted``, …) for text that stands in the file; of an alternative ``neighbor_answer``,
+            ``refusal``, ``file``, ``generated``, ….
         by: The embedder that found it, or the model that wrote it.
         prompt: Hash of the prompt template that it was written by.
         checks: Reasons for which it would have been refused, had it not been kept by choice.
@@ -43,7 +44,9 @@ class Group:
         scores: Their similarity to the forget sample, one each; cosine in [−1, 1] for embedders, 0 for random ones,
             None where nobody has computed one.
         origins: Where they come from, one each; empty where all are plain records of the retain pool.
-        alternatives: The forget question with another answer, for methods that ask for one.
+        alternatives: The forget question with another answer: one for methods that ask for it, or several that are
+            trained on as normals of a second kind.
+        alternative_origins: Where the latter come from, one each; empty for the former.
         retain: Random records of the retain pool that are none of the normals, for methods that ask for them.
     """
 
@@ -52,10 +55,12 @@ class Group:
     scores: tuple[float | None, ...] = ()
     origins: tuple[Origin, ...] = ()
     alternatives: tuple[Record, ...] = ()
+    alternative_origins: tuple[Origin, ...] = ()
     retain: tuple[Record, ...] = ()
 
     def __post_init__(self) -> None:
         assert len(self.normals) == len(self.scores) and len(self.origins) in (0, len(self.normals)), "one each"
+        assert len(self.alternative_origins) in (0, len(self.alternatives)), "one each"
 
     def origin(self, index: int) -> Origin:
         """Where a normal comes from."""

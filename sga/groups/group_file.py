@@ -18,7 +18,8 @@ from sga.groups.group import Group, Origin, record_hash
 def write_groups(path: Path, groups: Sequence[Group], texts: bool = True) -> None:
     """Writes a normal-data file: JSONL, one forget record with its normals a line.
 
-    Each normal has id, hash, score and origin, and its text unless `texts` is False.
+    Each normal has id, hash, score and origin, and its text unless `texts` is False; so has each alternative that is
+    trained on, without a score.
     """
 
     def row(record: Record) -> dict[str, Any]:
@@ -28,15 +29,20 @@ def write_groups(path: Path, groups: Sequence[Group], texts: bool = True) -> Non
     lines = []
     for group in groups:
         normals = [
-            {**row(record), "score": group.scores[index], **_described(group.origin(index))}
+            {**row(record), "score": group.scores[index], **described(group.origin(index))}
             for index, record in enumerate(group.normals)
         ]
         forget = row(group.forget)
-        lines.append({"forget_id": forget.pop("id"), "forget": forget, "normals": normals})
+        line = {"forget_id": forget.pop("id"), "forget": forget, "normals": normals}
+        if group.alternative_origins:
+            pairs = zip(group.alternatives, group.alternative_origins, strict=True)
+            line["alternatives"] = [{**row(record), **described(origin)} for record, origin in pairs]
+        lines.append(line)
     write_json_lines(path, lines)
 
 
-def _described(origin: Origin) -> dict[str, Any]:
+def described(origin: Origin) -> dict[str, Any]:
+    """An origin as a file has it, without what is not known."""
     found = {"by": origin.by, "prompt": origin.prompt, "checks": list(origin.checks)}
     return {"source": origin.source} | {name: value for name, value in found.items() if value}
 
@@ -48,6 +54,8 @@ def read_groups(
     group_size: int,
     pool_size: int | None = None,
     remade: Callable[[], Sequence[Group]] | None = None,
+    reserved: Sequence[Record] = (),
+    alternatives: int = 0,
 ) -> list[Group]:
     """Reads a normal-data file back against the records that it names.
 
@@ -57,23 +65,27 @@ def read_groups(
     Args:
         path: The file.
         forget: The records to forget; each needs a line.
-        pool: The retain records.
+        pool: The retain records, without the reserved ones.
         group_size: K; a line has K−1 normals.
         pool_size: With it a line has from K−1 to so many.
         remade: The same groups made again, for files without texts whose normals are not all of the pool.
+        reserved: Retain records that utility is measured on, which no line may have.
+        alternatives: Number of alternatives of a line; a file may have none of them at all, which leaves them out.
 
     Raises:
         UserError: a line is malformed, names a record that is not there or whose text has changed, is repeated, has
-            another number of normals, a forget sample among them, or a forget record has no line.
+            another number of normals, a forget or a reserved record among them, or a forget record has no line.
     """
     forget_by_id, pool_by_id = ({record.id: record for record in records} for records in (forget, pool))
     contents = {record.content: record.id for record in forget}
+    set_aside = {record.id for record in reserved}, {record.content for record in reserved}
     own: dict[str, Record] = {}
     groups: dict[str, Group] = {}
 
     @cache  # once for all normals of the file
     def made() -> dict[str, Record]:
-        return {record.id: record for group in (remade() if remade is not None else ()) for record in group.normals}
+        groups = remade() if remade is not None else ()
+        return {record.id: record for group in groups for record in (*group.normals, *group.alternatives)}
 
     def normal(item: Mapping[str, Any], where: str) -> tuple[Record, Origin]:
         origin = Origin(
@@ -130,8 +142,12 @@ def read_groups(
                 "set --data.group_size or --data.pool_size to match, or delete the file to pair afresh"
             )
         forgotten = _named(forget_by_id, forget_id, forget_hash, where)
+        for item in items:
+            _refuse_reserved(item["id"] in set_aside[0] and item.get("source", "retain") == "retain", item, where)
         found = [normal(item, where) for item in items]
         records = [record for record, _ in found]
+        for item, record in zip(items, records, strict=True):
+            _refuse_reserved(record.content in set_aside[1], item, where)
         if len({record.id for record in records}) < len(records):
             raise UserError(f"{where}: a normal sample stands twice in the group of {forget_id}; replace one of them")
         for record in records:
@@ -141,15 +157,59 @@ def read_groups(
                     "replace it"
                 )
         origins = tuple(origin for _, origin in found)
+        others = _read_alternatives(line.get("alternatives") or [], forgotten, made, where)
         groups[forget_id] = Group(
-            forgotten, tuple(records), scores, origins if any(one != Origin() for one in origins) else ()
+            forgotten,
+            tuple(records),
+            scores,
+            origins if any(one != Origin() for one in origins) else (),
+            tuple(record for record, _ in others),
+            tuple(origin for _, origin in others),
         )
     missing = [record.id for record in forget if record.id not in groups]
     if missing:
         raise UserError(
             f"{path}: no line for {len(missing)} forget records, first {missing[0]}; delete it to pair afresh"
         )
-    return [groups[record.id] for record in forget]
+    found_groups = [groups[record.id] for record in forget]
+    counts = {len(group.alternatives) for group in found_groups}
+    if counts not in ({0}, {alternatives}):
+        raise UserError(
+            f"{path}: the groups have {' or '.join(map(str, sorted(counts)))} alternatives, and {alternatives} are "
+            "asked for; set --data.alternatives, its count and pool as the file has them, or pair afresh"
+        )
+    return found_groups
+
+
+def _read_alternatives(
+    items: Any, forget: Record, made: Callable[[], Mapping[str, Record]], where: str
+) -> list[tuple[Record, Origin]]:
+    """The alternatives of a line with their origins; a text that is not the one of the hash was edited by hand."""
+    found: list[tuple[Record, Origin]] = []
+    try:
+        for item in items:
+            origin = Origin(item["source"], item.get("by"), item.get("prompt"))
+            if "answer" not in item:  # a run that keeps no texts
+                record = _named(made(), item["id"], item["sha256"], where)
+            else:
+                row = {"question": forget.question, "answer": item["answer"]}
+                record = record_from_row(row, item["id"], where)
+                if item.get("sha256") not in (None, record_hash(record)):
+                    origin = Origin("edited")
+            found.append((record, origin))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{where}: each of 'alternatives' needs id, source and answer ({error!r})") from None
+    if len({record.id for record, _ in found}) < len(found):
+        raise UserError(f"{where}: two alternatives have one id; give each its own")
+    return found
+
+
+def _refuse_reserved(reserved: bool, item: Mapping[str, Any], where: str) -> None:
+    if reserved:
+        raise UserError(
+            f"{where}: normal {item['id']} is one of the reserved rows, on which utility is measured; pair afresh, or "
+            "reserve none, as before there were reserved rows (--data.reserved 0)"
+        )
 
 
 def _unscored(item: Mapping[str, Any]) -> bool:

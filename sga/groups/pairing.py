@@ -162,8 +162,18 @@ def make_groups(
     pairing: Pairing,
     seed: int,
     pool_size: int | None = None,
+    reserved: Sequence[Record] = (),
 ) -> list[Group]:
     """Pairs every forget record with group_size − 1 records of the pool, or with `pool_size` to draw those from.
+
+    Args:
+        forget: The records to forget.
+        pool: The retain records that normals are drawn from, without the reserved ones.
+        group_size: K.
+        pairing: How normals are chosen.
+        seed: Seed of random pairings.
+        pool_size: Normals of each forget record; None for K−1.
+        reserved: Retain records that are set aside, for messages and the check of duplicates.
 
     Raises:
         UserError: K is below 1 or larger than the pool allows, or a forget record also stands in the pool (same
@@ -171,7 +181,7 @@ def make_groups(
     """
     if group_size < 1:
         raise UserError(f"group_size must be at least 1, got {group_size} (1 is gradient ascent without normal data)")
-    kept = {record.content: record for record in pool}
+    kept = {record.content: record for record in (*pool, *reserved)}
     for record in forget:
         if record.content in kept:
             raise UserError(
@@ -183,9 +193,11 @@ def make_groups(
     count = group_size - 1 if pool_size is None else pool_size
     if count > len(pool):
         asked = f"group_size {group_size}" if pool_size is None else f"pool_size {pool_size}"
+        aside = f" beside {len(reserved)} reserved rows" if reserved else ""
+        cure = ", or reserve fewer (--data.reserved)" if reserved else ""
         raise UserError(
-            f"{asked} needs {count} normal samples for each forget sample, but the retain pool has {len(pool)}; lower "
-            f"--data.{asked.split()[0]} or give more retain records"
+            f"{asked} needs {count} normal samples for each forget sample, but the retain pool has {len(pool)}{aside}; "
+            f"lower --data.{asked.split()[0]} or give more retain records{cure}"
         )
     if group_size == 1:
         return [Group(record) for record in forget]

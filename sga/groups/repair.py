@@ -91,5 +91,5 @@ def mended(
                 outcome = kept[-1][0].id
             failures.append(Failure(group.forget.id, normal.id, found[row, place], outcome))
         records, scores, origins = zip(*kept, strict=True) if kept else ((), (), ())
-        mended_groups.append(Group(group.forget, tuple(records), tuple(scores), tuple(origins)))
+        mended_groups.append(replace(group, normals=tuple(records), scores=tuple(scores), origins=tuple(origins)))
     return mended_groups, failures

@@ -12,19 +12,33 @@ from abc import ABC, abstractmethod
 from torch import Tensor
 
 from sga.errors import UserError
+from sga.groups.roles import ALTERNATIVE, FORGET, NORMAL, columns_of
+from sga.likelihood.answer_tokens import AnswerTokens
 from sga.losses.base import Loss
 from sga.rates.policies import RatePolicy
 from sga.rates.smoothing import check_smoothing_rate, smoothing_vector
 
 
 class WeighingLoss(Loss, ABC):
-    """A loss w_f·ℓ_f + w_n·ℓ̄_n whose two weights follow from one number, fixed or set by a policy as training goes."""
+    """A loss w_f·ℓ_f + w_n·ℓ̄_n whose two weights follow from one number, fixed or set by a policy as training goes.
+
+    Normals are neighbours and, where the data has them, alternatives in the last columns. They count alike unless
+    alternatives have a number of their own.
+    """
 
     parameter: str
     """Name of that number among the arguments."""
+    alternative_parameter: str
+    """Name of the alternatives' own number."""
 
-    def __init__(self, setting: float | RatePolicy) -> None:
+    def __init__(self, setting: float | RatePolicy, of_alternatives: float | None = None) -> None:
         super().__init__()
+        if isinstance(setting, RatePolicy) and of_alternatives is not None:
+            raise UserError(
+                f"{self.alternative_parameter} {of_alternatives:g} cannot be combined with {type(setting).__name__}, "
+                f"which sets one {self.parameter} for all normals: leave {self.alternative_parameter} out, or fix both"
+            )
+        self._of_alternatives = of_alternatives
         if isinstance(setting, RatePolicy) and setting.parameter not in (None, self.parameter):
             other = {"smoothing_rate": SmoothedGradientAscent, "normal_weight": GradientDifference}
             cure = f"; use it with {other[setting.parameter].__name__}" if setting.parameter in other else ""
@@ -37,6 +51,21 @@ class WeighingLoss(Loss, ABC):
     @property
     def policy(self) -> RatePolicy | None:
         return self._setting if isinstance(self._setting, RatePolicy) else None
+
+    def roles(self, step: int) -> tuple[str, ...]:
+        return (FORGET, NORMAL, ALTERNATIVE) if self.uses_normals else (FORGET,)
+
+    def of(self, tokens: AnswerTokens, *settings: float) -> Tensor:
+        alternatives = len(columns_of(tokens.roles, [ALTERNATIVE]))
+        loss: Tensor = self(tokens.nll, *settings, **({"alternatives": alternatives} if alternatives else {}))
+        return loss
+
+    def check_alternatives(self, count: int) -> None:
+        if not count and self._of_alternatives is not None:
+            raise UserError(
+                f"{self.alternative_parameter} {self._of_alternatives:g} weighs alternatives, and the groups have "
+                f"none: set --data.alternatives, or leave {self.alternative_parameter} out"
+            )
 
     @abstractmethod
     def weights(self, group_size: int, value: float) -> tuple[float, float]:
@@ -66,31 +95,37 @@ class SmoothedGradientAscent(WeighingLoss):
     L = mean over groups of −Σ_k y_k·nll_k, y = `smoothing_vector(K, r)`:
     the forget weight is −(1 − r(K−1)/K), each normal weight −r/K. r = 0 and K = 1 are gradient ascent to the last bit.
     For r ≤ 0 the gradient is parallel to that of gradient difference with λ = `equivalent_normal_weight(K, r)` < 1.
+    Alternatives may have a rate r_a of their own: their weights are −r_a/K, and y still sums to 1.
 
     Source: Pang et al., arXiv 2510.22376. Differs from the paper's Algorithm in sign only where the paper contradicts
     its own label vector; see docs/smoothing-rate.md.
     """
 
-    parameter = "smoothing_rate"
+    parameter, alternative_parameter = "smoothing_rate", "alternative_rate"
 
-    def __init__(self, smoothing_rate: RatePolicy | float = -0.8) -> None:
-        """Checks the rate; r > 0 is allowed and warned about once.
+    def __init__(self, smoothing_rate: RatePolicy | float = -0.8, alternative_rate: float | None = None) -> None:
+        """Checks the rates; r > 0 is allowed and warned about once.
 
         Args:
             smoothing_rate: r in (−∞, 1], or a policy that sets it as training goes, such as sga.MarginRate. The
                 paper's best fixed values are between −0.8 and −8.
+            alternative_rate: r_a in (−∞, 1], the rate of the alternatives among the normals; null for r, which is
+                label smoothing as published.
         """
-        super().__init__(smoothing_rate)
+        super().__init__(smoothing_rate, alternative_rate)
         highest = smoothing_rate.bounds[1] if isinstance(smoothing_rate, RatePolicy) else smoothing_rate
-        check_smoothing_rate(highest)
-        if highest > 0:
-            warnings.warn(
-                f"smoothing_rate = {highest:g} is positive: the normal samples are ascended too, which destroys "
-                "utility. The useful range is r < 0.",
-                stacklevel=2,
-            )
-        self.smoothing_rate = self._setting
-        self.uses_normals = smoothing_rate != 0
+        for name, rate in ((self.parameter, highest), (self.alternative_parameter, alternative_rate)):
+            if rate is None:
+                continue
+            check_smoothing_rate(rate, name)
+            if rate > 0:
+                warnings.warn(
+                    f"{name} = {rate:g} is positive: the normal samples are ascended too, which destroys "
+                    "utility. The useful range is r < 0.",
+                    stacklevel=2,
+                )
+        self.smoothing_rate, self.alternative_rate = self._setting, alternative_rate
+        self.uses_normals = smoothing_rate != 0 or alternative_rate not in (None, 0)
 
     def weights(self, group_size: int, value: float) -> tuple[float, float]:
         """−(1 − ρ) and −ρ with ρ = r(K−1)/K."""
@@ -98,8 +133,10 @@ class SmoothedGradientAscent(WeighingLoss):
         rho = value * (group_size - 1) / group_size
         return -(1 - rho), -rho
 
-    def forward(self, nll: Tensor, smoothing_rate: float | None = None) -> Tensor:  # [B, K] -> []
-        weights = -smoothing_vector(nll.shape[1], self._number(smoothing_rate)).to(nll)  # [K]
+    def forward(self, nll: Tensor, smoothing_rate: float | None = None, alternatives: int = 0) -> Tensor:
+        # [B, K] -> []; the last `alternatives` columns are alternatives
+        vector = smoothing_vector(nll.shape[1], self._number(smoothing_rate), alternatives, self.alternative_rate)
+        weights = -vector.to(nll)  # [K]
         # The forget column apart: r = 0 adds exact zeros to what GradientAscent computes, and is equal to the last bit.
         return (weights[0] * nll[:, 0] + (weights[1:] * nll[:, 1:]).sum(dim=1)).mean()
 
@@ -121,22 +158,27 @@ class GradientDifference(WeighingLoss):
 
     L = mean over groups of −nll_0 + λ·mean_k nll_k, k = 1..K−1. λ = 1 is TOFU's gradient difference (on normal samples
     of our choice instead of random retain samples) and the limit r → −∞ of Smoothed Gradient Ascent; λ > 1 is beyond
-    its reach. Source: TOFU, Maini et al., arXiv 2401.06121.
+    its reach. Alternatives may have a weight of their own: L = −nll_0 + λ·(mean over neighbours) + λ_a·(mean over
+    alternatives). Source: TOFU, Maini et al., arXiv 2401.06121; the alternatives' weight is ours.
     """
 
-    parameter = "normal_weight"
+    parameter, alternative_parameter = "normal_weight", "alternative_weight"
 
-    def __init__(self, normal_weight: RatePolicy | float = 1.0) -> None:
-        """Checks the weight.
+    def __init__(self, normal_weight: RatePolicy | float = 1.0, alternative_weight: float | None = None) -> None:
+        """Checks the weights.
 
         Args:
             normal_weight: λ ≥ 0, the weight of the normal samples' mean nll, or a policy that sets it as training goes,
-                such as sga.MarginWeight.
+                such as sga.MarginWeight. With `alternative_weight` it is that of the neighbours' mean nll.
+            alternative_weight: λ_a ≥ 0, the weight of the alternatives' mean nll; null takes them as normals like any
+                other.
         """
-        super().__init__(normal_weight)
+        super().__init__(normal_weight, alternative_weight)
         lowest = normal_weight.bounds[0] if isinstance(normal_weight, RatePolicy) else normal_weight
         _check_normal_weight(lowest)
-        self.normal_weight = self._setting
+        if alternative_weight is not None:
+            _check_normal_weight(alternative_weight, self.alternative_parameter)
+        self.normal_weight, self.alternative_weight = self._setting, alternative_weight
 
     def check_group_size(self, group_size: int) -> None:
         if group_size < 2:
@@ -150,13 +192,18 @@ class GradientDifference(WeighingLoss):
         _check_normal_weight(value)
         return -1.0, value
 
-    def forward(self, nll: Tensor, normal_weight: float | None = None) -> Tensor:  # [B, K] -> []
-        return (-nll[:, 0] + self._number(normal_weight) * nll[:, 1:].mean(dim=1)).mean()
+    def forward(self, nll: Tensor, normal_weight: float | None = None, alternatives: int = 0) -> Tensor:
+        # [B, K] -> []; the last `alternatives` columns are alternatives
+        weight, first = self._number(normal_weight), nll.shape[1] - alternatives
+        if not alternatives or self.alternative_weight is None:
+            return (-nll[:, 0] + weight * nll[:, 1:].mean(dim=1)).mean()
+        loss = -nll[:, 0] + self.alternative_weight * nll[:, first:].mean(dim=1)
+        return (loss + weight * nll[:, 1:first].mean(dim=1) if first > 1 else loss).mean()
 
 
-def _check_normal_weight(normal_weight: float) -> None:
+def _check_normal_weight(normal_weight: float, name: str = "normal_weight") -> None:
     if not (math.isfinite(normal_weight) and normal_weight >= 0):
-        raise UserError(f"normal_weight must be a finite number of at least 0, got {normal_weight}")
+        raise UserError(f"{name} must be a finite number of at least 0, got {normal_weight}")
 
 
 class FineTuning(Loss):

@@ -73,6 +73,14 @@ class Loss(nn.Module):
     def check_group_size(self, group_size: int) -> None:
         """Raises a UserError where this loss cannot work with groups of K = `group_size`."""
 
+    def check_alternatives(self, count: int) -> None:
+        """Raises a UserError where this loss cannot work with `count` alternatives among a group's normals."""
+        if count and (self.uses_normals or self.needs.alternative is not None):
+            raise UserError(
+                f"{type(self).__name__} has no use for alternatives among the normals, which are for "
+                "SmoothedGradientAscent and GradientDifference: leave --data.alternatives out"
+            )
+
     def roles(self, step: int) -> tuple[str, ...]:
         """Roles of the sequences that take part in the forward pass after `step` optimiser steps."""
         return (FORGET, NORMAL) if self.uses_normals else (FORGET,)

@@ -47,6 +47,11 @@ def cautions(settings: Sequence[SeedGroup]) -> list[str]:
         )
     if len({tuple(evaluation["step"] for evaluation in run.evaluations) for run in runs}) > 1:
         notes.append("The runs were evaluated at different steps, which moves frontier areas.")
+    if len({run.key("utility") for run in runs if run.role == "unlearn" and run.frontier}) > 1:
+        notes.append(
+            "Only some runs have reserved rows: the frontier areas of the others are over rows that unlearning may "
+            "have seen, which flatters them."
+        )
     for key, what in (("model", "starting models"), ("reference", "retain references")):
         if len({str(run.info.get(key)) for run in runs if run.info.get(key) is not None}) > 1:
             notes.append(f"The runs have different {what}.")
@@ -178,7 +183,7 @@ def _forget_quality(settings: Sequence[SeedGroup]) -> str:
     if best is None:
         return "No unlearning run is here, so no forget quality was reached."
     found = [
-        (quality, run.value("model_utility", evaluation), evaluation["step"], run.seed)
+        (quality, run.value("utility", evaluation), evaluation["step"], run.seed)
         for run in best.runs
         for evaluation in run.evaluations
         if (quality := run.value("forget_quality_log10", evaluation)) is not None
@@ -189,7 +194,7 @@ def _forget_quality(settings: Sequence[SeedGroup]) -> str:
     known = best.mean("frontier_area") is not None
     title = "The run with the highest frontier area" if known else "Without frontier areas to choose by, the first run"
     who = f"{title}, {best.label}, {f'with {count} seeds' if count > 1 else 'on one seed'},"
-    retain = retain_mean("model_utility", settings)
+    retain = retain_mean("utility", settings)
     beside = "" if retain is None else f" (retain model: {fixed(retain)})"
     good = [point for point in found if point[0] > math.log10(FORGET_QUALITY_LEVEL)]
     if not good:

@@ -217,12 +217,13 @@ def _frontier(settings: Sequence[SeedGroup], styles: Mapping[str, Style]) -> str
             (s.first.why_absent("frontier_area") for s in settings if s.first.role == "unlearn"), "no such run"
         )
         return f'{heading}<p class="note">No unlearning run has both numbers: {_text(reason)}.</p></section>'
-    utility = retain_mean("model_utility", settings)
+    utility = retain_mean("utility", settings)
     line = None if utility is None else ReferenceLine(f"retain model {fixed(utility)}", utility, style_of("retain", 0))
     chart = frontier_chart(curves, line, FORGET_QUALITY_LEVEL, "frontier-chart")
     return (
         f"{heading}<figure>{_legend(shown, styles, rings=True)}{chart}<figcaption>Each run from the starting model "
         "along its evaluations to its last (large marker; a ring is the chosen one); up and to the right is better. "
+        "Utility is over the retain rows that unlearning has not seen, where a run has reserved some. "
         f"In the shaded region the KS test sees no difference from the retain model (p &gt; "
         f"{FORGET_QUALITY_LEVEL}); values below 10<sup>−12</sup> are drawn at the left edge.</figcaption></figure>"
         "</section>"
@@ -448,7 +449,7 @@ def _moment(evaluation: Mapping[str, Any]) -> str:
 
 
 def _both(run: Run, evaluation: Mapping[str, Any]) -> bool:
-    return None not in (run.value("forget_quality_log10", evaluation), run.value("model_utility", evaluation))
+    return None not in (run.value("forget_quality_log10", evaluation), run.value("utility", evaluation))
 
 
 def _plain(value: float | None) -> str:

@@ -92,6 +92,14 @@ COLUMNS = (
     ),
     Column("ks_statistic", "KS D", "KS D", "low", fixed, "KS statistic of that test, 0 to 1"),
     Column("model_utility", "Model utility", "util", "high", fixed, "harmonic mean of nine scores, 0 to 1"),
+    Column(
+        "model_utility_unseen",
+        "Utility, unseen",
+        "util unseen",
+        "high",
+        fixed,
+        "model utility over the retain rows that unlearning has not seen, 0 to 1",
+    ),
     Column("forget/rouge_l_recall", "Forget ROUGE‑L", "RL f", "retain", fixed, "recall of greedy answers, forget set"),
     Column("retain/rouge_l_recall", "Retain ROUGE‑L", "RL r", "high", fixed, "recall of greedy answers, retain set"),
     Column("mia/loss", "MIA AUC", "AUC", "retain", fixed, "membership inference by loss; 1 = members recognised"),
@@ -112,6 +120,8 @@ COLUMNS = (
 def columns(settings: Sequence[SeedGroup]) -> list[Column]:
     """`COLUMNS`, with MIA by Min-K % where no run has the loss attack."""
     chosen = list(COLUMNS)
+    if not any(setting.values("model_utility_unseen") for setting in settings):
+        chosen = [column for column in chosen if column.name != "model_utility_unseen"]
     has = {name: any(setting.values(name) for setting in settings) for name in ("mia/loss", "mia/min_k")}
     if has["mia/min_k"] and not has["mia/loss"]:
         place = next(i for i, column in enumerate(chosen) if column.name == "mia/loss")

@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from sga.errors import UserError
+from sga.evaluation.aggregation import UTILITY_UNSEEN
 from sga.evaluation.metrics import frontier_area
 from sga.files import read_json_lines, read_json_object
 from sga.rates.smoothing import equivalent_normal_weight
@@ -94,15 +95,17 @@ class Run:
             parameters = self.info["parameters"]
             return _number(parameters.get("normal_weight", parameters.get("retain_weight")))
         rate = self.smoothing_rate
+        if self.method == "SGA" and _number(self.info["parameters"].get("alternative_rate")) is not None:
+            return None  # neighbours and alternatives have a weight each
         return None if rate is None else equivalent_normal_weight(self.group_size, rate) + 0.0
 
     @property
     def label(self) -> str:
         """What the run is called in tables and charts: ``GA``, ``SGA r = −0.8``, ``GD λ = 1``, ``retain``."""
         if self.method == "SGA" and self.smoothing_rate is not None:
-            return f"SGA r = {plain(self.smoothing_rate)}"
+            return f"SGA r = {plain(self.smoothing_rate)}{self._alternatives('alternative_rate', 'r')}"
         if self.method == "GD" and self.normal_weight is not None:
-            return f"GD λ = {plain(self.normal_weight)}"
+            return f"GD λ = {plain(self.normal_weight)}{self._alternatives('alternative_weight', 'λ')}"
         if self.role != "unlearn" or not self.info["parameters"]:
             return self.method
         settings = ", ".join(
@@ -111,6 +114,14 @@ class Run:
         )
         return f"{self.method} {settings}"
 
+    def _alternatives(self, parameter: str, symbol: str) -> str:
+        """What the label says of alternatives among the normals, and of a number of their own."""
+        count, own = self.info.get("alternatives"), _number(self.info["parameters"].get(parameter))
+        if not count:
+            return ""
+        number = "" if own is None else f" {symbol} = {plain(own)}"
+        return f", {count} alternative{'s' if count > 1 else ''}{number}"
+
     @property
     def chosen_step(self) -> int:
         """Step of the chosen evaluation."""
@@ -118,13 +129,17 @@ class Run:
 
     def key(self, name: str) -> str:
         """The name that a metric has in this run's files: perplexities have no prefix, the rest the benchmark's."""
+        if name == "utility":
+            unseen = any(self.key(UTILITY_UNSEEN) in row for row in self.evaluations)
+            name = UTILITY_UNSEEN if unseen else "model_utility"
         return name if name.startswith("perplexity/") else f"{self.benchmark}/{name}"
 
     def value(self, name: str, evaluation: Mapping[str, Any] | None = None) -> float | None:
         """A finite metric of one evaluation, by default the chosen one; None where it is absent.
 
         Args:
-            name: Such as ``model_utility``, ``forget/rouge_l_recall``, ``perplexity/normal/log``; logarithms are
+            name: Such as ``model_utility``, ``forget/rouge_l_recall``, ``perplexity/normal/log``; ``utility`` is
+                ``model_utility_unseen``, or ``model_utility`` where a run has no reserved rows. Logarithms are
                 also worked out from the plain value.
             evaluation: One of `evaluations`.
         """
@@ -147,7 +162,7 @@ class Run:
         if name in ("frontier_area", "ks_statistic", "ks_n"):
             candidates += [self.key("forget_quality_log10"), self.key("forget_quality")]
         if name == "frontier_area":
-            candidates.append(self.key("model_utility"))
+            candidates.append(self.key("utility"))
         for candidate in candidates:
             if candidate in reasons:
                 return str(reasons[candidate])
@@ -155,10 +170,10 @@ class Run:
 
     @property
     def frontier(self) -> list[tuple[float, float]]:
-        """(log10 forget quality, model utility) of each evaluation that has both, by step."""
+        """(log10 forget quality, utility) of each evaluation that has both, by step."""
         points = []
         for evaluation in self.evaluations:
-            quality, utility = self.value("forget_quality_log10", evaluation), self.value("model_utility", evaluation)
+            quality, utility = self.value("forget_quality_log10", evaluation), self.value("utility", evaluation)
             if quality is not None and utility is not None:
                 points.append((quality, utility))
         return points

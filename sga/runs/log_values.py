@@ -18,6 +18,10 @@ def checked_value(name: str, value: Any, where: str) -> Any:
         if not isinstance(value, list):
             raise UserError(f"{where} must be a list of numbers, got {value!r:.60}; evaluate again")
         return [_nll(entry, f"{where}, entry {index}") for index, entry in enumerate(value)]
+    if name == "reference_each":
+        if not isinstance(value, list):
+            raise UserError(f"{where} must be a list of numbers, got {value!r:.60}; evaluate again")
+        return [finite_number(entry, f"{where}, entry {index}") for index, entry in enumerate(value)]
     if name in ("avg_nll", "paraphrased_nll"):
         return _nll(value, where)
     if name in SHARES:

@@ -146,7 +146,7 @@ def _own_row(row: Mapping[str, Any], where: str, part: Part) -> dict[str, Any]:
     if row["set"] == "forget" or "perturbed_nll" in row:
         values["perturbed_nll"] = checked("perturbed_nll", row.get("perturbed_nll", []))
     if part == "all":
-        for name in (*SHARES, *MEMBERSHIP, "tokens"):
+        for name in (*SHARES, *MEMBERSHIP, "reference_each", "tokens"):
             if row.get(name) is not None:
                 values[name] = checked(name, row[name])
         if not values.get("perturbed_nll") and row.get("log_truth_ratio") is not None:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from sga.files import is_unfinished
+from sga.data.records import Benchmark
+from sga.data.reserved import RETAIN_UNSEEN
+from sga.errors import UserError
+from sga.files import is_unfinished, read_json_object
 
 _START = ("run.json", "pairs.jsonl", "reference.json", "config.yaml")
 """Files that a run writes before its first evaluation; to it belongs TensorBoard's folder, which the logger clears."""
@@ -58,3 +61,15 @@ def remove_unfinished(folder: Path) -> None:
                 shutil.rmtree(path)
             else:
                 path.unlink()
+
+
+def check_reserved_rows(folder: Path, benchmark: Benchmark) -> None:
+    """Raises a UserError where the run of a folder had other retain rows reserved than the benchmark has now."""
+    path = folder / "run.json"
+    before = read_json_object(path).get("reserved") if path.is_file() else None
+    now = [record.id for record in benchmark.evaluation.get(RETAIN_UNSEEN, ())]
+    if before is not None and before != now:
+        raise UserError(
+            f"{path}: the run had {len(before)} other rows reserved for measuring utility than data, seed and "
+            f"--data.reserved give now ({len(now)} rows): go on with the run's configuration, or in another run.folder"
+        )

@@ -443,6 +443,7 @@ def test_a_small_model_on_a_small_folder(folder: Path, tmp_path: Path) -> None:
     assert run.metrics["absent"] == {
         "muse/forget_quality": "plain text has no wrong answers to compare with",
         "muse/model_utility": "plain text has no question to answer",
+        "muse/model_utility_unseen": "plain text has no question to answer",
         "muse/mia/reference": "no reference with losses of forget and holdout (--evaluation.reference)",
         "perplexity/normal": "these groups have no normal samples",
     }
@@ -523,7 +524,12 @@ def test_privleak_is_against_the_retrained_model(
         assert metrics["muse/privleak_reference_auc"] == reference
         assert metrics["muse/privleak"] == pytest.approx(privleak(metrics["muse/mia/min_k"], reference), abs=1e-9)
         assert "muse/mia/reference" in metrics
-        assert set(metrics["absent"]) == {"muse/forget_quality", "muse/model_utility", "perplexity/normal"}
+        assert set(metrics["absent"]) == {
+            "muse/forget_quality",
+            "muse/model_utility",
+            "muse/model_utility_unseen",
+            "perplexity/normal",
+        }
     assert Run.read(tmp_path / "retain").metrics["muse/privleak"] == 0
 
 

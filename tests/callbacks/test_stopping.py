@@ -56,7 +56,7 @@ def follow(rule: StoppingRule, sequence: Sequence[Point]) -> tuple[int | None, i
 
 TRADE_OFF = points(
     *(
-        {"model_utility": utility, "forget_quality_log10": quality}
+        {"model_utility_unseen": utility, "forget_quality_log10": quality}
         for utility, quality in ((0.80, -6.0), (0.78, -4.0), (0.74, -2.0), (0.60, -0.1), (0.75, -1.5), (0.73, -3.0))
     )
 )
@@ -77,7 +77,10 @@ def test_the_best_forget_quality_within_the_budget(rule: StoppingRule, chosen: i
 
 def test_of_equal_forget_quality_the_higher_utility_and_of_equals_the_earlier() -> None:
     of = {"forget_quality_log10": -2.0}
-    assert follow(BestForgetQuality(0.5), points(*({"model_utility": u} | of for u in (0.5, 0.6, 0.6)))) == (1, None)
+    assert follow(BestForgetQuality(0.5), points(*({"model_utility_unseen": u} | of for u in (0.5, 0.6, 0.6)))) == (
+        1,
+        None,
+    )
 
 
 @pytest.mark.parametrize(
@@ -98,7 +101,7 @@ def test_the_forget_nll_of_the_reference(nlls: Sequence[float], chosen: int, end
 def failing(**changes: float) -> list[Point]:
     """Healthy, healthy, and then with some metrics changed."""
     healthy = {
-        "model_utility": 0.6,
+        "model_utility_unseen": 0.6,
         "forget_quality_log10": -6.0,  # low, but on the side where there is more to unlearn
         "forget_nll": 0.5,
         "reference_forget_nll": 2.0,
@@ -114,8 +117,8 @@ def failing(**changes: float) -> list[Point]:
         (FailureSignatures(), {"perplexity__normal__log": math.log(1.01e10)}, True),
         (FailureSignatures(), {"perplexity__normal__log": math.log(0.99e10)}, False),
         (FailureSignatures(), {"perplexity__normal__log": 5000.0}, True),  # no float holds e^5000
-        (FailureSignatures(), {"model_utility": 0.39}, True),
-        (FailureSignatures(model_utility=None), {"model_utility": 0.0}, False),
+        (FailureSignatures(), {"model_utility_unseen": 0.39}, True),
+        (FailureSignatures(model_utility=None), {"model_utility_unseen": 0.0}, False),
         (FailureSignatures(normal_perplexity=None), {"perplexity__normal__log": 5000.0}, False),
         (FailureSignatures(), {"forget_nll": 30.0, "privleak": 90.0}, False),  # not looked at by default
         (FailureSignatures(forget_quality=0.01), {"forget_nll": 30.0}, True),
@@ -129,7 +132,7 @@ def test_failure_signatures(rule: StoppingRule, changes: dict[str, float], ends:
 
 
 def test_every_signature_is_named_and_a_bad_start_is_never_chosen() -> None:
-    start = Point(0, {"model_utility": 0.1, "perplexity/normal/log": 50.0})
+    start = Point(0, {"model_utility_unseen": 0.1, "perplexity/normal/log": 50.0})
     verdict = FailureSignatures().judge(start, start, None)
     assert not verdict.choose
     assert verdict.stop == ("perplexity on normal text is e^50.0, above 1e+10; model utility 0.100 is below 0.4")
@@ -277,9 +280,9 @@ def test_choosing_changes_nothing_but_the_result(ascend: Fit, tmp_path: Path, ow
     assert all(torch.equal(exported[name], theirs[f"model.{name}"]) for name in exported)
 
     start, *_ = points_of = evaluations(ruled)
-    affordable = [p for p in points_of if p["own/model_utility"] >= 0.8 * start["own/model_utility"]]
+    affordable = [p for p in points_of if p["own/model_utility_unseen"] >= 0.8 * start["own/model_utility_unseen"]]
     assert len(affordable) < len(points_of), "the budget rules something out"
-    best = max(affordable, key=lambda p: (p["own/forget_quality_log10"], p["own/model_utility"], -p["step"]))
+    best = max(affordable, key=lambda p: (p["own/forget_quality_log10"], p["own/model_utility_unseen"], -p["step"]))
     found = summary(ruled)
     assert found["chosen"] == "best forget quality with at least 0.8 of the starting model's utility"
     assert {key: found[key] for key in best} == best
@@ -327,7 +330,11 @@ def test_without_an_evaluation_that_qualifies_the_last_one_stays_the_result(asce
             "BestForgetQuality decides by forget_quality_log10, which is absent: there is no reference",
         ),
         ("--stop.rule=ForgetNLLReached --evaluation.reference=null", "by reference_forget_nll, which is absent"),
-        ("--stop.rule=FailureSignatures --model_utility.generate=false", "by model_utility, which is absent"),
+        ("--stop.rule=FailureSignatures --model_utility.generate=false", "by model_utility_unseen, which is absent"),
+        (
+            "--stop.rule=FailureSignatures --data.reserved=0",
+            "by model_utility_unseen, which is absent: no retain row is reserved",
+        ),
         (
             "--stop.rule=FailureSignatures --data.group_size=1",
             "by perplexity/normal/log, which is absent: these groups have no normal samples",

@@ -18,9 +18,10 @@ from sga.cli import run_verb
 from sga.commands.score import main as score
 from sga.data.book import Book
 from sga.data.builtin import builtin_path
+from sga.data.folds import in_folds
 from sga.data.records import Record
 from sga.data.text_blocks import cut_records, pieces, split_after, text_blocks
-from sga.datamodule import EvaluationData, UnlearningData, in_folds
+from sga.datamodule import EvaluationData, UnlearningData
 from sga.errors import UserError
 from sga.evaluation.evaluation import Evaluation
 from sga.evaluation.metrics import bleu

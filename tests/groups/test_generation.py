@@ -24,10 +24,13 @@ from misbehaving import Misbehaving, completion, pair
 
 from sga.__main__ import main
 from sga.data.builtin import packaged_path
+from sga.data.own import OwnData
 from sga.data.records import Record
 from sga.errors import UserError
+from sga.groups.alternatives import FileAnswers, with_alternatives
 from sga.groups.checks import Checker, Checks
 from sga.groups.generation import Journal, NormalGenerator, PromptTemplate, parsed_reply, read_prompt
+from sga.groups.group import Group
 from sga.groups.writers import Endpoint, GaveUp, LocalModel, Refused, _retry_after
 
 Reply = Callable[[str, int], tuple[int, dict[str, str], bytes] | None]
@@ -80,6 +83,21 @@ def check_complete(output: Path, forget: int, count: int) -> None:
     assert len({line["key"] for line in journal}) == len(journal), "no answer is stored twice"
     assert all(normal["source"] == "generated" and normal["by"] == "m" for g in groups for normal in g["normals"])
     assert all(0 < normal["score"] < 1 for group in groups for normal in group["normals"])
+
+
+def test_alternatives_are_written_to_a_file_that_a_run_takes(data: list[str], tmp_path: Path) -> None:
+    """Answers alone, several to each forget question; how many has to be said."""
+    output = tmp_path / "answers.jsonl"
+    options = ["--prompt=alternative", "--data.alternatives=FileAnswers"]
+    with Misbehaving(kinds=()) as server:
+        assert main(command(server, output, data, "--prompt=alternative")) == 2 and not output.exists()
+        assert main(command(server, output, data, *options, "--data.alternatives.count=2")) == 0
+    found = lines(output)
+    forget = OwnData(*(option.split("=")[1] for option in data[1:3])).load(None).training["forget"]
+    assert [line["question"] for line in found] == [record.question for record in forget for _ in range(2)]
+    assert {(line["source"], line["by"]) for line in found} == {("generated", "m")}
+    groups = with_alternatives([Group(r) for r in forget], FileAnswers(count=2, file=str(output)), (), {}, 0)
+    assert [a.answer for group in groups for a in group.alternatives] == [line["answer"] for line in found]
 
 
 def test_a_server_that_fails_in_every_way_leaves_nothing_out(
@@ -506,13 +524,13 @@ def test_requests_per_minute_spaces_requests() -> None:
 # ---- prompts, replies, local models ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["qa", "news", "book"])
+@pytest.mark.parametrize("name", ["qa", "news", "book", "alternative"])
 def test_a_shipped_prompt_holds_the_sample_and_no_open_slot(name: str) -> None:
     prompt = read_prompt(packaged_path(f"configs/prompts/{name}.yaml"))
-    forget = Record("f/0", "Who {answer}?" if prompt.kind == "qa" else "", "It was {number}.")
+    forget = Record("f/0", "Who {answer}?" if prompt.kind != "text" else "", "It was {number}.")
     text = prompt.messages(forget, 2, 3)[1]["content"]
     assert "It was {number}." in text and "2 of 3" in text, "braces of the data stay as they are"
-    assert ("Who {answer}?" in text) == (prompt.kind == "qa")
+    assert ("Who {answer}?" in text) == (prompt.kind != "text")
 
 
 @pytest.mark.parametrize(
@@ -520,7 +538,7 @@ def test_a_shipped_prompt_holds_the_sample_and_no_open_slot(name: str) -> None:
     [
         ("[1", "not YAML"),
         ("{kind: qa, system: s}", "has the keys"),
-        ("{kind: poem, system: s, user: '{answer}'}", "kind must be qa or text"),
+        ("{kind: poem, system: s, user: '{answer}'}", "kind must be qa, text or alternative"),
         ("{kind: qa, system: s, user: u}", "must contain {answer}"),
     ],
 )

@@ -164,7 +164,7 @@ def test_the_rate_and_what_it_follows_from_are_logged(fit: Fit, tmp_path: Path) 
     assert found["clamped_low"][-1] == state.clamped_low and found["infeasible"][-1] == state.infeasible
     assert {"model.embed_tokens", "model.layers.0", "model.layers.1", "model.norm"} <= set(run.model.geometry)
     described = json.loads((tmp_path / "run" / "run.json").read_text())
-    assert described["parameters"] == {"smoothing_rate": "MarginRate(margin=0.6)"}
+    assert described["parameters"] == {"smoothing_rate": "MarginRate(margin=0.6)", "alternative_rate": None}
 
 
 def test_a_margin_weight_is_logged_as_lambda_and_may_exceed_one(fit: Fit, tmp_path: Path) -> None:

@@ -723,3 +723,23 @@ def test_a_resumed_run_counts_a_step_once(tmp_path: Path) -> None:
     read: Run = load_run(run)
     assert [evaluation["step"] for evaluation in read.evaluations] == [0, 10, 20, 30, 40]
     assert read.value("model_utility", read.evaluations[2]) == 0.5
+
+
+def test_rankings_go_by_the_rows_that_unlearning_has_not_seen(tmp_path: Path) -> None:
+    """Run b is ahead by model utility and behind on reserved rows; beside a run without such rows that is said."""
+    ahead = write_run(tmp_path / "b", "SGA", MILD_POINTS, {"smoothing_rate": -2.0})
+    plain = write_run(tmp_path / "a", "SGA", STRONG_POINTS, {"smoothing_rate": -4.0})
+    reads = {path: load_run(path) for path in (ahead, plain)}
+    assert reads[ahead].key("utility") == "authors/model_utility"
+    before = reads[ahead].frontier_area
+    lines = [json.loads(line) for line in (ahead / "metrics.jsonl").read_text().splitlines()]
+    lines = [line | {"authors/model_utility_unseen": line["authors/model_utility"] / 10} for line in lines]
+    (ahead / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    read = load_run(ahead)
+    assert read.frontier == [(x, pytest.approx(y / 10)) for x, y in reads[ahead].frontier]
+    assert before is not None and read.frontier_area == pytest.approx(before / 10)
+    best = pick(by_seed_group([read, reads[plain]]))
+    assert best is not None and best.first.path == plain
+    page = write_report([ahead, plain], tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "Only some runs have reserved rows" in page
+    assert "Only some runs have reserved rows" not in write_report([plain], tmp_path / "one.html").read_text()

@@ -69,7 +69,7 @@ def sweep_page(sweep: Sweep, rows: Sequence[Row], folder: Path, left_over: Seque
 
 
 def mean_points(runs: Sequence[Run]) -> dict[int, Point]:
-    """Mean (log10 forget quality, model utility) over runs at each step that all of them evaluated.
+    """Mean (log10 forget quality, utility) over runs at each step that all of them evaluated.
 
     The logarithm is raised to the floor first, below which differences do not count.
     """
@@ -77,7 +77,7 @@ def mean_points(runs: Sequence[Run]) -> dict[int, Point]:
     for run in runs:
         points = {}
         for evaluation in run.evaluations:
-            quality, utility = run.value("forget_quality_log10", evaluation), run.value("model_utility", evaluation)
+            quality, utility = run.value("forget_quality_log10", evaluation), run.value("utility", evaluation)
             if quality is not None and utility is not None:
                 points[int(evaluation["step"])] = (max(quality, FLOOR), utility)
         found.append(points)
@@ -109,7 +109,7 @@ def _retain_utility(sweep: Sweep, folder: Path) -> float | None:
     if retain is None:
         return None
     place = folder / retain.folder if isinstance(retain, Task) else Path(retain)
-    return load_run(place).value("model_utility") if (place / "metrics.json").is_file() else None
+    return load_run(place).value("utility") if (place / "metrics.json").is_file() else None
 
 
 def _head(sweep: Sweep, rows: Sequence[Row]) -> str:

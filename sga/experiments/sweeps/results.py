@@ -20,7 +20,7 @@ from sga.experiments.sweeps.definition import Outcome, Stage, Sweep, Task, label
 from sga.experiments.sweeps.worker import STATE_FILE, objective, read_state
 from sga.files import read_json_lines, read_json_object
 
-METRICS = ("frontier_area", "frontier_area_ks", "forget_quality_log10", "model_utility")
+METRICS = ("frontier_area", "frontier_area_ks", "forget_quality_log10", "model_utility", "model_utility_unseen")
 """Shown beside the objectives; frontier areas are of whole runs, the others of the chosen evaluation."""
 NORMAL_DATA = ("normals/similarity", "normals/gradient_cosine", "normals/paper_rate")
 """Shown where the normal data is what varies: mean TF-IDF cosine to the forget sample, and of the first epoch's looks

@@ -1,0 +1,247 @@
+"""Alternatives: the forget question with another answer, trained on as normals of a second kind.
+
+A neighbour keeps what lies around the forget sample; an alternative says what to answer in its place. No alternative is
+an answer that metrics measure with: training on TOFU's perturbed answers would make truth ratio and forget quality look
+forgotten.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from sga.data.records import FORGET_PARAPHRASED, Benchmark, Record, comparable
+from sga.data.refusals import read_refusals
+from sga.errors import UserError
+from sga.files import read_json_lines
+from sga.groups.embedders import TFIDF, Embedder
+from sga.groups.group import Group, Origin, record_hash
+from sga.groups.search import nearest
+
+MeasuredAnswers = Mapping[str, Set[str]]
+"""Answers that metrics measure with, by question; both as `spelled`."""
+
+
+def spelled(text: str) -> str:
+    """The text as it is compared: white space, case and Unicode form apart."""
+    return " ".join(comparable(text).split()).casefold()
+
+
+def measured_answers(benchmark: Benchmark) -> MeasuredAnswers:
+    """Perturbed and paraphrased answers of all evaluation sets, and the true answers, by question."""
+    found: dict[str, set[str]] = {}
+    for record in (*benchmark.training["forget"], *(r for rows in benchmark.evaluation.values() for r in rows)):
+        answers = (record.answer, record.paraphrased_answer, *record.perturbed_answers)
+        found.setdefault(spelled(record.question), set()).update(spelled(answer) for answer in answers if answer)
+    return found
+
+
+@dataclass(frozen=True)
+class Alternatives(ABC):
+    """Gives each forget question other answers. Implementations are frozen dataclasses, chosen by class path.
+
+    Args:
+        count: Number of alternatives in a group. ``group_size`` counts them: a group has K − 1 − count neighbours.
+        pool: Number of answers that each forget question has, from which each epoch draws `count`; null for `count`,
+            the same in every epoch.
+    """
+
+    count: int = 1
+    pool: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise UserError(f"alternatives: count must be at least 1, got {self.count} (leave alternatives out)")
+        if self.pool is not None and self.pool < self.count:
+            raise UserError(f"alternatives: pool must be at least count = {self.count}, got {self.pool}")
+
+    @property
+    def size(self) -> int:
+        """Number of answers that each forget question has."""
+        return self.pool or self.count
+
+    @abstractmethod
+    def answers(
+        self, forget: Sequence[Record], pool: Sequence[Record], taken: MeasuredAnswers, seed: int
+    ) -> list[list[tuple[str, Origin]]]:
+        """At least `size` different answers to each forget question, with their origin; the first `size` are used.
+
+        Args:
+            forget: The records to forget.
+            pool: The retain records that may be drawn from.
+            taken: Answers that none may be; see `measured_answers`.
+            seed: Seed of random choices.
+
+        Raises:
+            UserError: there are too few.
+        """
+
+
+@dataclass(frozen=True)
+class NeighborAnswers(Alternatives):
+    """Answers of the retain questions that are most alike in form, by cosine of the embedded questions.
+
+    They have the shape of a right answer and say something else.
+
+    Args:
+        embedder: What makes vectors of questions.
+    """
+
+    embedder: Embedder = TFIDF()  # noqa: RUF009  (frozen)
+
+    def answers(
+        self, forget: Sequence[Record], pool: Sequence[Record], taken: MeasuredAnswers, seed: int
+    ) -> list[list[tuple[str, Origin]]]:
+        pool = [record for record in pool if not record.is_text]
+        if not pool:
+            raise UserError("alternatives: NeighborAnswers takes answers of retain questions, and there are none")
+        questions = [(record.question, "") for record in pool]
+        embed = self.embedder.fitted(questions)
+        decimals = 9 if isinstance(self.embedder, TFIDF) else 6  # float64 and float32
+        queries, vectors = embed([(record.question, "") for record in forget]), embed(questions)
+        origin = Origin("neighbor_answer", by=repr(self.embedder))
+        examined = min(len(pool), 4 * self.size + 8)
+        while True:
+            _, found = nearest(queries, vectors, examined, decimals)
+            chosen = []
+            for record, indices in zip(forget, found.tolist(), strict=True):
+                refused = taken.get(spelled(record.question), set())
+                answers = {spelled(pool[i].answer): pool[i].answer for i in reversed(indices)}
+                order = dict.fromkeys(spelled(pool[i].answer) for i in indices)
+                chosen.append([answers[key] for key in order if key not in refused][: self.size])
+            short = next((row for row, answers in enumerate(chosen) if len(answers) < self.size), None)
+            if short is None:
+                return [[(answer, origin) for answer in answers] for answers in chosen]
+            if examined == len(pool):
+                raise UserError(
+                    f"alternatives: forget record {forget[short].id} finds {len(chosen[short])} of {self.size} answers "
+                    f"of {len(pool)} retain questions that are none of its own or of those that metrics measure with"
+                )
+            examined = min(len(pool), 4 * examined)
+
+
+@dataclass(frozen=True)
+class RefusalAnswers(Alternatives):
+    """Refusals, drawn at random for each forget question.
+
+    Args:
+        file: A text file with one refusal a line; null takes those that come with the package.
+    """
+
+    file: str | None = None
+
+    def answers(
+        self, forget: Sequence[Record], pool: Sequence[Record], taken: MeasuredAnswers, seed: int
+    ) -> list[list[tuple[str, Origin]]]:
+        refusals = read_refusals(self.file)
+        if len(refusals) < self.size:
+            raise UserError(f"alternatives: {self.size} refusals are asked for, and there are {len(refusals)}")
+        found = []
+        for record in forget:
+            draws = np.random.default_rng([seed, 0x4EF5, int(record_hash(record), 16)])
+            places = draws.choice(len(refusals), size=self.size, replace=False)
+            found.append([(refusals[place], Origin("refusal", by=self.file)) for place in places.tolist()])
+        return found
+
+
+@dataclass(frozen=True)
+class FileAnswers(Alternatives):
+    """Answers from a file of your own, or one that ``sga normals generate --prompt alternative`` wrote.
+
+    JSON Lines, one answer a line: ``{"question": …, "answer": …}`` with a forget question, spelled as in the data; also
+    ``source`` and ``by``, which go to the group file. Of each question the first `count` lines (or `pool`) are used.
+
+    Args:
+        file: The file.
+    """
+
+    file: str = ""
+
+    def answers(
+        self, forget: Sequence[Record], pool: Sequence[Record], taken: MeasuredAnswers, seed: int
+    ) -> list[list[tuple[str, Origin]]]:
+        if not self.file:
+            raise UserError("alternatives: FileAnswers needs the name of its file (--data.alternatives.file)")
+        found: dict[str, dict[str, tuple[str, Origin]]] = {spelled(record.question): {} for record in forget}
+        for number, line in read_json_lines(Path(self.file)):
+            where = f"{self.file}:{number}"
+            question, answer = line.get("question"), line.get("answer")
+            words = {name: line.get(name) for name in ("source", "by", "prompt")}
+            if not (isinstance(question, str) and isinstance(answer, str) and answer.strip()):
+                raise UserError(f"{where}: needs 'question' and 'answer', both text")
+            if not all(word is None or isinstance(word, str) for word in words.values()):
+                raise UserError(f"{where}: source, by and prompt must be strings")
+            if spelled(question) not in found:
+                continue  # of a question that this run does not forget
+            if spelled(answer) in taken.get(spelled(question), set()):
+                raise UserError(
+                    f"{where}: {answer[:60]!r} is the true answer to {question[:50]!r}, or metrics measure with it "
+                    "(perturbed_answer, paraphrased_answer); training on it would make them say forgotten. Give other "
+                    "answers"
+                )
+            origin = Origin(words["source"] or "file", words["by"] or Path(self.file).name, words["prompt"])
+            found[spelled(question)].setdefault(spelled(answer), (answer, origin))
+        chosen = [list(found[spelled(record.question)].values())[: self.size] for record in forget]
+        short = next((row for row, answers in enumerate(chosen) if len(answers) < self.size), None)
+        if short is not None:
+            raise UserError(
+                f"{self.file}: {len(chosen[short])} of {self.size} answers to the question of forget record "
+                f"{forget[short].id} ({forget[short].question[:60]!r}); add some, or lower alternatives.count or pool"
+            )
+        return chosen
+
+
+def with_alternatives(
+    groups: Sequence[Group], alternatives: Alternatives, pool: Sequence[Record], measured: MeasuredAnswers, seed: int
+) -> list[Group]:
+    """Groups with the alternatives of each forget question; the same arguments give the same groups.
+
+    Raises:
+        UserError: a forget record is plain text, there are too few answers, or one of them is measured with.
+    """
+    forget = [group.forget for group in groups]
+    text = next((record.id for record in forget if record.is_text), None)
+    if text is not None:
+        raise UserError(f"alternatives: forget record {text} is plain text, which has no question to answer otherwise")
+    found = []
+    for group, answers in zip(groups, alternatives.answers(forget, pool, measured, seed), strict=True):
+        records = tuple(
+            Record(f"{group.forget.id}/alternative-{number}", group.forget.question, answer)
+            for number, (answer, _) in enumerate(answers[: alternatives.size], start=1)
+        )
+        origins = tuple(origin for _, origin in answers[: alternatives.size])
+        found.append(replace(group, alternatives=records, alternative_origins=origins))
+    check_alternatives(found, measured)
+    return found
+
+
+def with_paraphrased_questions(benchmark: Benchmark) -> Benchmark:
+    """The benchmark with the evaluation set ``forget_paraphrased``: forget questions in another form of sentence.
+
+    A model that has been taught another answer to a question may still give the true one when it is asked otherwise.
+    """
+    asked = tuple(
+        Record(record.id, record.paraphrased_question, record.answer)
+        for record in benchmark.evaluation.get("forget", ())
+        if record.paraphrased_question is not None
+    )
+    if asked:
+        return replace(benchmark, evaluation={**benchmark.evaluation, FORGET_PARAPHRASED: asked})
+    why = "no forget record has a paraphrased_question"
+    return replace(benchmark, absent={**benchmark.absent, FORGET_PARAPHRASED: why})
+
+
+def check_alternatives(groups: Sequence[Group], measured: MeasuredAnswers) -> None:
+    """Raises a UserError where an alternative is an answer that metrics measure with, or the true one."""
+    for group in groups:
+        for record in group.alternatives:
+            if spelled(record.answer) in measured.get(spelled(record.question), set()):
+                raise UserError(
+                    f"alternative {record.id} ({record.answer[:60]!r}) is the true answer of {group.forget.id} or one "
+                    "that metrics measure with (perturbed_answer, paraphrased_answer); training on it would make them "
+                    "say forgotten. Take alternatives of another source"
+                )
