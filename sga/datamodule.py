@@ -30,9 +30,9 @@ from sga.groups.pairing import NearestNormals, Pairing, extended, make_groups, w
 from sga.groups.roles import ALTERNATIVE, FORGET, NORMAL, RETAIN, columns_of
 from sga.losses import Needs
 from sga.models.pretrained import LanguageModel
+from sga.runs.folder import RunFolder
 from sga.runs.restart import only_begun
 
-PAIRS_FILE = "pairs.jsonl"
 SCHEMA_VERSION = "2"
 """Raised when a change to the code changes numbers; results of different versions are never compared."""
 
@@ -190,7 +190,7 @@ class UnlearningData(pl.LightningDataModule):
             wanted = in_folds(benchmark.training["forget"], self.folds, self.forget_folds)
             benchmark = replace(benchmark, training={**benchmark.training, "forget": wanted})
         forget, pool = benchmark.training["forget"], benchmark.training["retain"]
-        kept = run_folder / PAIRS_FILE if run_folder is not None and not only_begun(run_folder) else None
+        kept = RunFolder(run_folder).pairs_path if run_folder is not None and not only_begun(run_folder) else None
 
         @cache
         def make() -> list[Group]:

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import lightning.pytorch as pl
 import numpy as np
@@ -414,6 +414,18 @@ class UnlearningModule(pl.LightningModule):
                 f"the checkpoint is of another model than the configuration's ({said:.300}); give "
                 "--model.language_model and --ckpt_path of one run"
             ) from None
+
+    @classmethod
+    def load_from_checkpoint(cls, *arguments: Any, **options: Any) -> NoReturn:  # type: ignore[override]
+        """Says what to use instead: a checkpoint holds weights, not the network that they belong to.
+
+        Raises:
+            UserError: always.
+        """
+        raise UserError(
+            "a checkpoint of UnlearningModule holds weights without their model, which the run folder names: use "
+            "sga.load_run(FOLDER).load_model(CHECKPOINT), which returns model and tokenizer"
+        )
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # Optimiser states are named by parameter under FSDP2, and elsewhere by place among those that are trained.

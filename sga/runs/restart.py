@@ -6,36 +6,21 @@ import shutil
 from pathlib import Path
 
 from sga.files import is_unfinished
-
-_START = ("run.json", "pairs.jsonl", "reference.json", "config.yaml")
-"""Files that a run writes before its first evaluation; to it belongs TensorBoard's folder, which the logger clears."""
-
-_RESULTS = (
-    "checkpoints",
-    "metrics.jsonl",
-    "metrics.json",
-    "rows.jsonl",
-    "predictions.jsonl",
-    "model",
-    "adapter",
-    "test",
-)
-_PLACES = ("", "checkpoints", "test")
-"""Folders of a run to which it writes by way of temporary files."""
+from sga.runs.folder import RunFolder
 
 
 def only_begun(folder: Path) -> bool:
-    """Whether a run has started here and left nothing to go on from: no checkpoint and no evaluation.
+    """True if a run has started here and left nothing to resume from: no checkpoint and no evaluation.
 
-    So it is where one was killed before its first evaluation. A configuration that this program has not written is the
-    user's own, and the folder then is not such a one.
+    A process that is killed before its first evaluation leaves such a folder. A configuration that this program has not
+    written is the user's own, and the folder then is not such a one.
     """
-    config = folder / "config.yaml"
-    if not config.is_file():
+    run = RunFolder(folder)
+    if not run.config_path.is_file():
         return False
-    with config.open("rb") as file:
+    with run.config_path.open("rb") as file:
         ours = file.readline().startswith(b"# lightning.pytorch==")
-    return ours and not any(_holds_something(folder / name) for name in _RESULTS)
+    return ours and not any(_holds_something(path) for path in run.results)
 
 
 def _holds_something(path: Path) -> bool:
@@ -43,14 +28,16 @@ def _holds_something(path: Path) -> bool:
 
 
 def clear_start(folder: Path) -> None:
-    """Takes away what a run that has only begun has written."""
-    for name in _START:
-        (folder / name).unlink(missing_ok=True)
+    """Deletes what a run that has only begun has written; TensorBoard's folder is the logger's to clear."""
+    run = RunFolder(folder)
+    for path in (run.info_path, run.pairs_path, run.reference_path, run.config_path):
+        path.unlink(missing_ok=True)
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Takes away temporary files and folders of a killed process; for the holder of the run folder's lock only."""
-    for place in (folder / name for name in _PLACES):
+    """Deletes temporary files and folders of a killed process; for the holder of the run folder's lock only."""
+    run, test = RunFolder(folder), RunFolder(folder).test
+    for place in (run.path, run.checkpoints_path, run.rows_path, test.path, test.rows_path):
         for path in place.iterdir() if place.is_dir() else ():
             if not is_unfinished(path.name):
                 continue

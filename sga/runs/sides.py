@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sga.errors import UserError
 from sga.evaluation.comparison import Side
-from sga.runs.logs import read_log, read_own_rows, read_run_settings
+from sga.runs.logs import read_log, read_own_rows
 
 
 def read_side(path: str | Path, step: int | None = None) -> Side:
@@ -17,24 +17,16 @@ def read_side(path: str | Path, step: int | None = None) -> Side:
     the texts and whatever other numbers they hold.
 
     Args:
-        path: A run folder of ours, its ``rows.jsonl``, or a foreign log that `read_log` knows.
+        path: A run folder of ours, a file of its rows, or a foreign log that `read_log` knows.
         step: Which evaluation of a run of ours; the last one by default.
 
     Raises:
         UserError: as `read_log`.
     """
-    path = Path(path)
-    if (path / "rows.jsonl").is_file():
-        path = path / "rows.jsonl"
-    if path.suffix == ".jsonl":
-        return _read_rows(path, step)
-    log = read_log(path, step)
-    return Side(log.source, log.kind, log.step, log.settings or None, log.rows, log.notes)
-
-
-def _read_rows(path: Path, step: int | None) -> Side:
-    own = read_own_rows(path, step)
-    settings, _ = read_run_settings(path.parent / "run.json")
+    own = read_own_rows(Path(path), step)
+    if own is None:
+        log = read_log(path, step)
+        return Side(log.source, log.kind, log.step, log.settings or None, log.rows, log.notes)
     rows = {}
     for key, (where, row) in own.rows.items():
         for name, value in row.items():
@@ -42,6 +34,6 @@ def _read_rows(path: Path, step: int | None) -> Side:
                 if isinstance(entry, float) and not math.isfinite(entry):
                     raise UserError(f"{where}: {name!r} must be finite, got {entry}; evaluate again")
         if "avg_nll" in row and row.get("paraphrased_nll") is None:
-            row["paraphrased_nll"] = row["avg_nll"]  # the answer stands in where there is no paraphrase
+            row = {**row, "paraphrased_nll": row["avg_nll"]}  # the answer stands in where there is no paraphrase
         rows[key] = row
-    return Side(str(path), "sga", own.step, settings, rows)
+    return Side(str(own.source), "sga", own.step, own.settings, rows)
