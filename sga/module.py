@@ -416,7 +416,7 @@ class UnlearningModule(pl.LightningModule):
             ) from None
 
     @classmethod
-    def load_from_checkpoint(cls, *arguments: Any, **options: Any) -> NoReturn:  # type: ignore[override]
+    def load_from_checkpoint(cls, *arguments: Any, **options: Any) -> NoReturn:
         """Says what to use instead: a checkpoint holds weights, not the network that they belong to.
 
         Raises:

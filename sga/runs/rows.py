@@ -22,7 +22,7 @@ def read_rows(path: Path) -> dict[int, Rows]:
     for number, row in read_json_lines(path):
         where, key = f"{path}:{number}", (row.get("set"), row.get("id"))
         if type(row.get("step")) is not int or not all(isinstance(name, str) for name in key):
-            raise UserError(f"{where}: needs 'step' (an integer), 'set' and 'id' (strings); is this of a run?")
+            raise UserError(f"{where}: needs 'step' (an integer), 'set' and 'id' (strings); are these rows of a run?")
         rows = found.setdefault(row["step"], {})
         if key in rows:
             raise UserError(f"{where}: {key[1]!r} occurs twice in {key[0]!r} at step {row['step']}; were runs joined?")
