@@ -417,9 +417,6 @@ class Run(RunFolder):
 def load_run(path: str | Path) -> Run:
     """A finished run; its rows, groups and weights are read when they are asked for.
 
-    >>> load_run("runs/mine").chosen["authors/model_utility"]  # doctest: +SKIP
-    0.61
-
     Raises:
         UserError: the folder or a file of it is missing, the run has not finished, or a file is malformed.
     """
