@@ -45,15 +45,12 @@ from sga.datamodule import UnlearningData
 from sga.errors import UserError
 from sga.files import yaml_value
 from sga.module import UnlearningModule
-from sga.runs.folder import RunFolder
+from sga.runs.folder import OWN_CHECKPOINTS, RunFolder
 from sga.runs.lock import write_lock
 from sga.runs.processes import end_together
 from sga.runs.restart import only_begun, remove_unfinished
 from sga.runs.setting_checks import check_config_files, check_nulls, check_place, check_seed, check_trainer
 from sga.runs.weights import check_checkpoint
-
-KEPT = ("best", "last")
-"""What --ckpt_path may be called by name: checkpoints of the run folder."""
 
 
 class _Raw(str):
@@ -152,7 +149,7 @@ class UnlearningCLI(LightningCLI):
             _check_folder(run, config.ckpt_path, self._parser("fit"), config)
         elif self.subcommand in ("test", "predict") and config.ckpt_path is None:
             # The run's result, which is the rule's choice where it has one; not the model that it started from.
-            config.ckpt_path = next((name for name in KEPT if run.checkpoint(name).is_file()), None)
+            config.ckpt_path = run.result_checkpoint and str(run.result_checkpoint)
         elif self.subcommand == "validate" and only_begun(folder):
             pass  # as if the folder were empty
         elif self.subcommand == "validate" and run.checkpoints_path.exists():
@@ -322,7 +319,7 @@ def checkpoint_file(run: RunFolder, checkpoint: str | None, required: bool) -> s
     """The file that --ckpt_path means; ``best`` and ``last`` are the run folder's own, if it has got that far."""
     if checkpoint is None:
         return None
-    path = run.checkpoint(checkpoint) if checkpoint in KEPT else Path(checkpoint)
+    path = run.checkpoint(checkpoint) if checkpoint in OWN_CHECKPOINTS else Path(checkpoint)
     if path.name == run.checkpoint("best").name and not required:
         raise UserError(
             f"--ckpt_path {checkpoint}: {path.name} holds weights only; to train on from them, start a new run from "

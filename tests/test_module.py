@@ -173,7 +173,7 @@ def snapshots(monkeypatch: pytest.MonkeyPatch) -> dict[int, Path]:
     def save_and_copy(trainer: pl.Trainer, name: str, weights_only: bool = False) -> None:
         save(trainer, name, weights_only)
         folder = Path(trainer.default_root_dir)
-        if name == "last.ckpt":
+        if name == "last":
             found[len(found)] = folder.with_name(f"{folder.name}-{len(found)}")
             shutil.copytree(folder, found[len(found) - 1], ignore=shutil.ignore_patterns("tensorboard"))
 

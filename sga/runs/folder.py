@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 RUN_ROLES = ("target", "retain", "unlearn")
 """A run trains the model that is to forget, trains the one that never saw the forget set, or unlearns."""
 
+OWN_CHECKPOINTS = ("last", "best", "good")
+"""Names of a run's own checkpoints: the last one, the stopping rule's choice, the last one before divergence."""
+
 _SHORT_METHODS = {"GradientAscent": "GA", "SmoothedGradientAscent": "SGA", "GradientDifference": "GD"}
 
 
@@ -200,6 +203,11 @@ class RunFolder:
     def checkpoint(self, name: str) -> Path:
         """Path of a checkpoint: ``last``, ``best``, ``good``, or of an epoch; it need not be there."""
         return self.checkpoints_path / f"{name}.ckpt"
+
+    @property
+    def result_checkpoint(self) -> Path | None:
+        """The checkpoint that holds the run's result: the stopping rule's choice, or without one the last."""
+        return next((path for name in ("best", "last") if (path := self.checkpoint(name)).is_file()), None)
 
     @property
     def checkpoints(self) -> list[Path]:

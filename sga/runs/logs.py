@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +37,8 @@ def read_log(path: str | Path, step: int | None = None, part: Part = "all") -> L
         path: A run folder of ours, a file of its rows, or a foreign log.
         step: Which evaluation step of a log of ours; the last one by default.
         part: ``"reference"`` looks only at what a retain reference needs, which are the forget set's losses or truth
-            ratios, the losses of a holdout set, and AUCs; it refuses a foreign log without the first.
+            ratios, the losses of a holdout set, and AUCs; it refuses a foreign log without the first. ``"raw"`` gives
+            rows of ours as they were written, texts included, and foreign ones like ``"all"``.
 
     Raises:
         UserError: there is nothing to read, the format is none of the three, or the content is not whole: truncated
@@ -55,7 +57,7 @@ def read_log(path: str | Path, step: int | None = None, part: Part = "all") -> L
     if "eval_log_forget.json" in content:
         return read_tofu_log(path, content, part)
     known = {"forget_truth_ratio", "forget_Q_A_PARA_Prob", "forget_Q_A_PERT_Prob"}
-    if part == "all":
+    if part != "reference":
         known |= {"forget_Q_A_Prob", "forget_Q_A_ROUGE", "exact_memorization", "extraction_strength"}
     if known & set(content):
         return read_open_unlearning_log(path, content, part)
@@ -129,9 +131,9 @@ def read_own_rows(path: Path, step: int | None) -> OwnRows | None:
 
 def _own_log(own: OwnRows, part: Part) -> Log:
     rows = {
-        key: _own_row(row, where, part)
+        key: _raw_row(row, where) if part == "raw" else _own_row(row, where, part)
         for key, (where, row) in own.rows.items()
-        if part == "all" or key[0] in ("forget", "holdout")
+        if part != "reference" or key[0] in ("forget", "holdout")
     }
     return Log(
         source=str(own.source),
@@ -145,6 +147,15 @@ def _own_log(own: OwnRows, part: Part) -> Log:
     )
 
 
+def _raw_row(row: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+    for name, value in row.items():
+        for entry in value if isinstance(value, list) else [value]:
+            if isinstance(entry, float) and not math.isfinite(entry):
+                raise UserError(f"{where}: {name!r} must be finite, got {entry}; evaluate again")
+    stands_in = "avg_nll" in row and row.get("paraphrased_nll") is None  # where there is no paraphrase
+    return {**row, "paraphrased_nll": row["avg_nll"]} if stands_in else row
+
+
 def _own_row(row: Mapping[str, Any], where: str, part: Part) -> dict[str, Any]:
     def checked(name: str, value: Any) -> Any:
         return checked_value(name, value, f"{where}: {name!r}")
@@ -156,7 +167,7 @@ def _own_row(row: Mapping[str, Any], where: str, part: Part) -> dict[str, Any]:
         values["paraphrased_nll"] = nll if paraphrased is None else checked("paraphrased_nll", paraphrased)
     if row["set"] == "forget" or "perturbed_nll" in row:
         values["perturbed_nll"] = checked("perturbed_nll", row.get("perturbed_nll", []))
-    if part == "all":
+    if part != "reference":
         for name in (*SHARES, *MEMBERSHIP, "tokens"):
             if row.get(name) is not None:
                 values[name] = checked(name, row[name])

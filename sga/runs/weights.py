@@ -17,10 +17,7 @@ from sga.errors import UserError
 from sga.evaluation.cache import weights_key
 from sga.models.adapters import has_adapter, is_adapter_weight
 from sga.models.pretrained import LanguageModel, Pretrained
-from sga.runs.folder import RunFolder
-
-OWN_CHECKPOINTS = ("last", "best", "good")
-"""Names of a run's own checkpoints: the last one, the stopping rule's choice, the last one before divergence."""
+from sga.runs.folder import OWN_CHECKPOINTS, RunFolder
 
 _PREFIX = "model."
 """Of the network's weights in a checkpoint of `UnlearningModule`."""
@@ -154,7 +151,7 @@ def load_model(run: RunFolder, checkpoint: str | Path | None) -> tuple[PreTraine
 
 def _result(run: RunFolder) -> Path | None:
     """The checkpoint that a run without an exported model ended with; None where it evaluated the configured model."""
-    own = next((path for name in ("best", "last") if (path := run.checkpoint(name)).is_file()), None)
+    own = run.result_checkpoint
     if own is None and run.info.get("verb") == "fit":
         raise UserError(f"{run.path}: holds neither an exported model nor a checkpoint; run it again")
     evaluated = run.info.get("checkpoint")
