@@ -458,7 +458,7 @@ def test_evaluation_rows_thin_out_every_set_but_not_in_sga_test(
         "config.yaml",
         "metrics.json",
         "metrics.jsonl",
-        "rows/000002.jsonl",
+        "rows/000000.jsonl",
         "run.json",
     }
     assert len(lines(tmp_path / "run" / "metrics.jsonl")) == 2, "the run's own evaluations stay"

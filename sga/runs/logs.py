@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from sga.files import read_json_object
 from sga.runs.folder import RunFolder
 from sga.runs.foreign_logs import read_open_unlearning_log, read_tofu_log
 from sga.runs.log_values import MEMBERSHIP, SHARES, auc_value, checked_value
-from sga.runs.rows import Rows, read_rows
+from sga.runs.rows import read_rows
 
 _FORMATS = (
     "a log is a run folder of this package, a file of its rows, TOFU's eval_log_aggregated.json "
@@ -46,9 +45,9 @@ def read_log(path: str | Path, step: int | None = None, part: Part = "all") -> L
             file, the place and what to do.
     """
     path = Path(path)
-    own = read_own_rows(path, step)
+    own = _own_log(path, step, part)
     if own is not None:
-        return _own_log(own, part)
+        return own
     if not path.is_file():
         raise UserError(f"{path}: no such file or folder; {_FORMATS}")
     content = read_json_object(path, _CURE)
@@ -68,83 +67,33 @@ def read_log(path: str | Path, step: int | None = None, part: Part = "all") -> L
     )
 
 
-@dataclass(frozen=True)
-class OwnRows:
-    """Rows of one evaluation of a run of ours.
-
-    Attributes:
-        run: The run folder.
-        source: The file that holds them.
-        step: Step of the evaluation.
-        last_step: Last step of the run.
-        rows: The rows, each with its place in the file.
-        settings: What their numbers depend on.
-        benchmark: Name of the benchmark, if the run says it.
-    """
-
-    run: RunFolder
-    source: Path
-    step: int
-    last_step: int
-    rows: Rows
-    settings: dict[str, str | None]
-    benchmark: str | None
-
-
-def read_own_rows(path: Path, step: int | None) -> OwnRows | None:
-    """Reads the rows of one evaluation step, the last one by default; the numbers in them are not looked at.
-
-    Args:
-        path: A run folder, or a file of rows in one.
-        step: The step.
-
-    Returns:
-        The rows; None where `path` is no such folder or file.
-
-    Raises:
-        UserError: there is no row or none of the step, a row has no step, set and id, or occurs twice in the step, or
-            the folder does not say how they were made.
-    """
+def _own_log(path: Path, step: int | None, part: Part) -> Log | None:
+    """The log of a run of ours; None where `path` is neither a folder nor a file of rows."""
     if path.is_dir():
         run = RunFolder(path)
         steps = run.row_steps
-        if not steps and not run.rows_file(0).exists():
-            raise UserError(f"{path}: no {run.rows_path.name} in this folder; {_FORMATS}")
         source = run.rows_file(steps[-1] if step is None and steps else step or 0)
+        if not source.exists() and not steps:
+            raise UserError(f"{path}: no {run.rows_path.name} in this folder; {_FORMATS}")
     elif path.suffix == ".jsonl" and path.is_file():
-        run = RunFolder.of_rows(path)
-        by_step, source = read_rows(path), path
-        steps = sorted(by_step)
+        run, source, in_file = RunFolder.of_rows(path), path, read_rows(path)
+        steps = sorted(in_file)
     else:
         return None
     if not steps:
         raise UserError(f"{source}: holds no row; the run ended before its first evaluation")
     if step is not None and step not in steps:
         raise UserError(f"{source}: no rows of step {step}; it has {', '.join(map(str, steps))}")
-    chosen = steps[-1] if step is None else step
-    rows = run.numbered_rows(chosen) if path.is_dir() else by_step[chosen]
-    if not rows:
-        raise UserError(f"{source}: holds no row; evaluate again")
-    settings, benchmark = _run_settings(run)
-    return OwnRows(run, source, chosen, steps[-1], rows, settings, benchmark)
-
-
-def _own_log(own: OwnRows, part: Part) -> Log:
+    step = steps[-1] if step is None else step
+    found = run.numbered_rows(step) if path.is_dir() else in_file[step]
     rows = {
         key: _raw_row(row, where) if part == "raw" else _own_row(row, where, part)
-        for key, (where, row) in own.rows.items()
+        for key, (where, row) in found.items()
         if part != "reference" or key[0] in ("forget", "holdout")
     }
-    return Log(
-        source=str(own.source),
-        kind="sga",
-        benchmark=own.benchmark,
-        settings=own.settings,
-        rows=rows,
-        has_ids=True,
-        step=own.step,
-        membership_auc=_read_aucs(own),
-    )
+    settings, benchmark = _run_settings(run)
+    aucs = _read_aucs(run, step, steps[-1])
+    return Log(str(source), "sga", benchmark, settings, rows, has_ids=True, step=step, membership_auc=aucs)
 
 
 def _raw_row(row: Mapping[str, Any], where: str) -> Mapping[str, Any]:
@@ -192,16 +141,15 @@ def _run_settings(run: RunFolder) -> tuple[dict[str, str | None], str | None]:
     return settings, benchmark if isinstance(benchmark, str) and benchmark else None
 
 
-def _read_aucs(own: OwnRows) -> dict[str, float] | None:
+def _read_aucs(run: RunFolder, step: int, last_step: int) -> dict[str, float] | None:
     """AUC by score, from names such as ``tofu/mia/min_k`` in the metrics of this very step; None without any."""
-    run = own.run
     evaluations = []
     if run.chosen_path.is_file():  # the chosen step, which need not be the one that is read
         evaluations.append((str(run.chosen_path), run.chosen))
     evaluations += [(f"{run.evaluations_path}, step {line['step']}", line) for line in run.evaluations]
     aucs: dict[str, float] = {}
     for where, metrics in evaluations:
-        if metrics.get("step", own.last_step) != own.step:
+        if metrics.get("step", last_step) != step:
             continue
         for name, value in metrics.items():
             _, separator, score = name.rpartition("mia/")

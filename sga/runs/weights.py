@@ -112,14 +112,14 @@ def load_checkpoint(network: nn.Module, path: Path, where: str) -> None:
     frozen = None
     if has_adapter(network):
         state = network.state_dict()
-        frozen = weights_key({_PREFIX + name: w for name, w in state.items() if not is_adapter_weight(name)})
+        frozen = weights_key({name: w for name, w in state.items() if not is_adapter_weight(name)})
         weights = {**state, **weights}
+    if checkpoint.get("frozen_weights") != frozen:
+        raise UserError(f"{where}: made with another model beside its adapter, or one of the two has no adapter")
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:
         raise UserError(f"{where}: not of this model ({' '.join(str(error).split()):.200})") from None
-    if checkpoint.get("frozen_weights") != frozen:
-        raise UserError(f"{where}: made with another model beside its adapter, or one of the two has no adapter")
 
 
 def load_model(run: RunFolder, checkpoint: str | Path | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import sga
 from sga import RunFolder, load_run
@@ -185,3 +186,27 @@ def test_a_tokenizer_that_was_trained_on_the_data_has_to_be_there(written: Path)
 def test_lightning_s_own_way_to_load_says_what_to_use_instead(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"use sga\.load_run\(FOLDER\)\.load_model\(CHECKPOINT\)"):
         UnlearningModule.load_from_checkpoint(tmp_path / "last.ckpt")
+
+
+def test_a_checkpoint_of_an_adapter_goes_onto_the_model_that_it_belongs_to(
+    unlearn_options: list[str], own_target: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("peft")
+    folder = tmp_path / "run"
+    lora = ["--model.language_model=sga.LoRA", f"--model.language_model.name_or_path={own_target}"]
+    others = [option for option in unlearn_options if not option.startswith("--model.language_model")]
+    run_verb(["fit", *others, *lora, f"--run.folder={folder}"])
+    run = load_run(folder)
+    first, *_, last = [line["own/forget/avg_nll"] for line in run.evaluations]
+    assert abs(first - last) > 1e-3
+    assert forget_nll(run) == pytest.approx(last, rel=1e-5), "merged"
+    assert forget_nll(run, "last") == pytest.approx(last, rel=1e-5), "the adapter beside the model"
+    other = tmp_path / "other"
+    shutil.copytree(own_target, other)
+    weights = load_file(other / "model" / "model.safetensors")
+    save_file(
+        {name: 1.01 * value for name, value in weights.items()}, other / "model" / "model.safetensors", {"format": "pt"}
+    )
+    run.write_config(run.config_path.read_text().replace(str(own_target), str(other)))
+    with pytest.raises(UserError, match=r"last\.ckpt: made with another model beside its adapter"):
+        run.load_model("last")
