@@ -25,6 +25,7 @@ def read_rows(path: Path) -> dict[int, Rows]:
             raise UserError(f"{where}: needs 'step' (an integer), 'set' and 'id' (strings); are these rows of a run?")
         rows = found.setdefault(row["step"], {})
         if key in rows:
-            raise UserError(f"{where}: {key[1]!r} occurs twice in {key[0]!r} at step {row['step']}; were runs joined?")
+            at = f"in {key[0]!r} at step {row['step']}"
+            raise UserError(f"{where}: {key[1]!r} occurs twice {at}; were two runs joined?")
         rows[row["set"], row["id"]] = where, row
     return found

@@ -414,7 +414,7 @@ def test_a_malformed_row_is_refused_with_its_line(tmp_path, runs, change, messag
 
 
 def test_other_files_are_refused(tmp_path, runs):
-    with pytest.raises(UserError, match=r"no rows\.jsonl in this folder"):
+    with pytest.raises(UserError, match=r"no rows in this folder"):
         raw_log(tmp_path)
     with pytest.raises(UserError, match="no such file"):
         raw_log(tmp_path / "absent")
