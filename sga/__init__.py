@@ -55,7 +55,7 @@ _MODULES = {
     "sga.losses.preference": "PreferenceOptimization Mismatch DPO NPO SimNPO",
     "sga.losses.representation": "RMU",
     "sga.losses.weighted": "WGA SatImp",
-    "sga.runs.folder": "load_run",
+    "sga.runs.folder": "load_run RunFolder",
     "sga.datamodule": "UnlearningData",
     "sga.optimization": "Schedule LinearSchedule ConstantSchedule AdamW8bit adamw",
     "sga.module": "UnlearningModule",

@@ -40,21 +40,18 @@ from sga.callbacks import (
     RunFiles,
     Stopping,
 )
-from sga.callbacks.checkpoints import BEST, FOLDER, LAST, check_checkpoint
 from sga.callbacks.progress import ProgressLines, RunProgressBar
 from sga.datamodule import UnlearningData
 from sga.errors import UserError
-from sga.files import read_yaml, write_text, yaml_value
+from sga.files import yaml_value
 from sga.module import UnlearningModule
 from sga.runs.config_files import composed
+from sga.runs.folder import OWN_CHECKPOINTS, RunFolder
 from sga.runs.lock import write_lock
 from sga.runs.processes import end_together
 from sga.runs.restart import only_begun, remove_unfinished
 from sga.runs.setting_checks import check_config_files, check_nulls, check_place, check_seed, check_trainer
-
-CONFIG_FILE = "config.yaml"
-KEPT = {"best": BEST, "last": LAST}
-"""What --ckpt_path may be called by name: files of the run folder."""
+from sga.runs.weights import check_checkpoint
 
 
 class _Raw(str):
@@ -141,7 +138,8 @@ class UnlearningCLI(LightningCLI):
         _set_precision(config.trainer)
         if config.weights_only is None:
             config.weights_only = True  # a checkpoint is data: code that came with it is never run
-        folder = Path(config.run.folder)
+        run = RunFolder(config.run.folder)
+        folder = run.path
         check_trainer(config.trainer)
         check_place(folder)
         if _is_first_process():
@@ -149,23 +147,21 @@ class UnlearningCLI(LightningCLI):
             if locked:
                 remove_unfinished(folder)
         if self.subcommand == "fit":
-            _check_folder(folder, config.ckpt_path, self._parser("fit"), config)
+            _check_folder(run, config.ckpt_path, self._parser("fit"), config)
         elif self.subcommand in ("test", "predict") and config.ckpt_path is None:
             # The run's result, which is the rule's choice where it has one; not the model that it started from.
-            config.ckpt_path = next((name for name in KEPT if (folder / FOLDER / KEPT[name]).is_file()), None)
+            config.ckpt_path = run.result_checkpoint and str(run.result_checkpoint)
         elif self.subcommand == "validate" and only_begun(folder):
             pass  # as if the folder were empty
-        elif self.subcommand == "validate" and (folder / FOLDER).exists():
+        elif self.subcommand == "validate" and run.checkpoints_path.exists():
             raise UserError(
                 f"{folder} holds a training run, whose results an evaluation would replace: choose another "
-                f"--run.folder (and, for its checkpoint, --ckpt_path {folder / FOLDER / LAST})"
+                f"--run.folder (and, for its checkpoint, --ckpt_path {run.checkpoint('last')})"
             )
-        elif self.subcommand == "validate" and (folder / CONFIG_FILE).exists():
+        elif self.subcommand == "validate" and run.config_path.exists():
             parser = self._parser("validate")
-            _check_same(
-                folder, parser, plain_config(parser, config), "already holds another evaluation", ("ckpt_path",)
-            )
-        config.ckpt_path = checkpoint_file(folder, config.ckpt_path, required=self.subcommand != "fit")
+            _check_same(run, parser, plain_config(parser, config), "already holds another evaluation", ("ckpt_path",))
+        config.ckpt_path = checkpoint_file(run, config.ckpt_path, required=self.subcommand != "fit")
         if config.ckpt_path is not None:
             config.trainer.num_sanity_val_steps = 0  # the evaluation before the first step has been made
         elif self.subcommand == "fit" and config.stop.rule is not None and config.trainer.num_sanity_val_steps == 0:
@@ -296,11 +292,10 @@ class _SaveConfig(SaveConfigCallback):
         self._write(trainer, "test")
 
     def _write(self, trainer: pl.Trainer, stage: str) -> None:
-        path = _run_files(trainer).folder_of(stage) / CONFIG_FILE
-        if trainer.is_global_zero and not (
-            stage == "fit" and path.exists()
-        ):  # a resumed run keeps what it started with
-            write_text(path, self.parser.dump(self.config))
+        run = _run_files(trainer).folder_of(stage)
+        resumed = stage == "fit" and run.config_path.exists()  # which keeps what it started with
+        if trainer.is_global_zero and not resumed:
+            run.write_config(self.parser.dump(self.config))
 
 
 def _run_files(trainer: pl.Trainer) -> RunFiles:
@@ -321,22 +316,22 @@ def _set_precision(trainer: Any) -> None:
         trainer.precision = "bf16-mixed" if fast else "32-true"
 
 
-def checkpoint_file(folder: Path, checkpoint: str | None, required: bool) -> str | None:
+def checkpoint_file(run: RunFolder, checkpoint: str | None, required: bool) -> str | None:
     """The file that --ckpt_path means; ``best`` and ``last`` are the run folder's own, if it has got that far."""
     if checkpoint is None:
         return None
-    path = folder / FOLDER / KEPT[checkpoint] if checkpoint in KEPT else Path(checkpoint)
-    if path.name == BEST and not required:
+    path = run.checkpoint(checkpoint) if checkpoint in OWN_CHECKPOINTS else Path(checkpoint)
+    if path.name == run.checkpoint("best").name and not required:
         raise UserError(
-            f"--ckpt_path {checkpoint}: {BEST} holds weights only; to train on from them, start a new run from the "
-            f"model folder (--model.language_model.name_or_path {folder})"
+            f"--ckpt_path {checkpoint}: {path.name} holds weights only; to train on from them, start a new run from "
+            f"the model folder (--model.language_model.name_or_path {run.path})"
         )
     if path.is_file():
-        check_checkpoint(path)
+        check_checkpoint(path, f"--ckpt_path {path}")
         return str(path)
     if checkpoint == "last" and not required:
-        if (folder / CONFIG_FILE).exists() and not only_begun(folder):
-            print(f"{folder} has no checkpoint yet: starting from the beginning")
+        if run.config_path.exists() and not only_begun(run.path):
+            print(f"{run.path} has no checkpoint yet: starting from the beginning")
         return None
     raise UserError(f"--ckpt_path {checkpoint}: no such file as {path}")
 
@@ -348,14 +343,14 @@ def plain_config(parser: LightningArgumentParser, config: Any) -> dict[str, Any]
     return values
 
 
-def _check_folder(folder: Path, checkpoint: str | None, parser: LightningArgumentParser, config: Any) -> None:
+def _check_folder(run: RunFolder, checkpoint: str | None, parser: LightningArgumentParser, config: Any) -> None:
     """Refuses to write over a run, and to resume one under another model, method, data or seed."""
-    stored = folder / CONFIG_FILE
+    stored, folder = run.config_path, run.path
     if only_begun(folder):
         print(f"{folder} holds a run that ended before its first evaluation: beginning anew")
         return
     if checkpoint is None:
-        if stored.exists() or (folder / FOLDER).exists():
+        if stored.exists() or run.checkpoints_path.exists():
             raise UserError(
                 f"{folder} already holds a run: go on with it (--ckpt_path last), choose another folder "
                 "(--run.folder), or delete it"
@@ -364,25 +359,22 @@ def _check_folder(folder: Path, checkpoint: str | None, parser: LightningArgumen
     if not stored.exists():
         return
     what = "was started with another configuration and cannot go on with this one"
-    _check_same(folder, parser, plain_config(parser, config), what, ("stop",))
+    _check_same(run, parser, plain_config(parser, config), what, ("stop",))
 
 
 def _check_same(
-    folder: Path, parser: LightningArgumentParser, config: dict[str, Any], what: str, parts: Sequence[str] = ()
+    run: RunFolder, parser: LightningArgumentParser, config: dict[str, Any], what: str, parts: Sequence[str] = ()
 ) -> None:
     """Refuses to go on in a folder whose configuration names another model, method, data or seed, or other `parts`."""
-    before = read_yaml(folder / CONFIG_FILE)
-    if not isinstance(before, dict):
-        raise UserError(f"{folder / CONFIG_FILE}: not a run's configuration; choose another --run.folder")
     differences = [
         f"{name}: {old!r} before, {new!r} now"
         for part in ("seed_everything", "model", "data", *parts)
-        for stored in [_completed(parser, part, before.get(part), config.get(part))]
+        for stored in [_completed(parser, part, run.config.get(part), config.get(part))]
         for name, old, new in _differences(part, stored, config.get(part))
     ]
     if differences:
         raise UserError(
-            f"{folder} {what} ({'; '.join(differences[:5])}); use --config {folder / CONFIG_FILE}, "
+            f"{run.path} {what} ({'; '.join(differences[:5])}); use --config {run.config_path}, "
             "or choose another --run.folder"
         )
 

@@ -33,9 +33,9 @@ from sga.groups.pairing import NearestNormals, Pairing, extended, make_groups, w
 from sga.groups.roles import ALTERNATIVE, FORGET, NORMAL, RETAIN, columns_of
 from sga.losses import Needs
 from sga.models.pretrained import LanguageModel
+from sga.runs.folder import RunFolder
 from sga.runs.restart import check_reserved_rows, only_begun
 
-PAIRS_FILE = "pairs.jsonl"
 SCHEMA_VERSION = "2"
 """Raised when a change to the code changes numbers; results of different versions are never compared."""
 
@@ -212,11 +212,11 @@ class UnlearningData(pl.LightningDataModule):
         reserved, self.pool = reserved_and_pool(benchmark)
         if self.alternatives is not None:
             benchmark = others.with_paraphrased_questions(benchmark)
-        kept = run_folder / PAIRS_FILE if run_folder is not None and not only_begun(run_folder) else None
+        kept = RunFolder(run_folder) if run_folder is not None and not only_begun(run_folder) else None
         if kept is not None:
-            check_reserved_rows(kept.parent, benchmark)
+            check_reserved_rows(kept, benchmark)
 
-        self.groups = self._grouped(benchmark, reserved, kept)
+        self.groups = self._grouped(benchmark, reserved, kept.pairs_path if kept is not None else None)
         sets = (*benchmark.training.values(), *benchmark.evaluation.values())
         self._check_texts([record for records in sets for record in records] + _members(self.groups))
         self.benchmark = benchmark

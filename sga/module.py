@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import lightning.pytorch as pl
 import numpy as np
@@ -391,9 +391,7 @@ class UnlearningModule(pl.LightningModule):
     def state_dict(self, *arguments: Any, **options: Any) -> dict[str, Any]:  # type: ignore[override]
         """All weights; of a model with an adapter the adapter's alone, because the others are where they were."""
         state: dict[str, Any] = super().state_dict(*arguments, **options)
-        if self._frozen is not None:
-            state = {name: value for name, value in state.items() if is_adapter_weight(name)}
-        return state
+        return state if self._frozen is None else {name: w for name, w in state.items() if is_adapter_weight(name)}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self._frozen is not None:
@@ -409,11 +407,13 @@ class UnlearningModule(pl.LightningModule):
         try:
             return super().load_state_dict(state_dict, strict, assign)
         except RuntimeError as error:
-            said = " ".join(str(error).split())
-            raise UserError(
-                f"the checkpoint is of another model than the configuration's ({said:.300}); give "
-                "--model.language_model and --ckpt_path of one run"
-            ) from None
+            said = f"the checkpoint is of another model than the configuration's ({' '.join(str(error).split()):.300})"
+            raise UserError(f"{said}; give --model.language_model and --ckpt_path of one run") from None
+
+    @classmethod
+    def load_from_checkpoint(cls, *arguments: Any, **options: Any) -> NoReturn:
+        """Refused: a checkpoint holds weights without the network that they belong to, which the run folder names."""
+        raise UserError("a checkpoint is not a whole model: use sga.load_run(FOLDER).load_model(CHECKPOINT) instead")
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # Optimiser states are named by parameter under FSDP2, and elsewhere by place among those that are trained.

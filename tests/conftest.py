@@ -40,6 +40,7 @@ from sga.evaluation.requests import Answer
 from sga.experiments.configuration import read_config
 from sga.likelihood.forward import sequence_nll
 from sga.models.small import SmallLlama
+from sga.runs.folder import RunFolder
 
 atexit.register(shutil.rmtree, os.environ["HF_DATASETS_CACHE"], ignore_errors=True)
 # Lightning's log handlers keep the standard error of the test that imported it first; later tests have another one.
@@ -89,6 +90,15 @@ def golden_numbers(name: str) -> dict[str, Any]:
         pytest.skip(f"SGA_DATA has no golden/{name}")
     content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return content
+
+
+# ---- what a run has written ------------------------------------------------------------------------------------------
+
+
+def all_rows(folder: Path) -> list[dict[str, Any]]:
+    """Rows of every evaluation of a run folder, by ascending step."""
+    run = RunFolder(folder)
+    return [row for step in run.row_steps for row in run.row_dicts(step)]
 
 
 # ---- a tiny model that has learned something ------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM
 from sga import __main__ as command_line
 from sga import __version__
 from sga.errors import DivergenceError, UserError
+from sga.runs.folder import RunFolder
 
 main = command_line.main
 
@@ -511,7 +512,7 @@ def test_a_run_of_before_an_option_goes_on_by_its_default_and_by_nothing_else(tm
 
     def check(*options: str) -> None:
         cli = _cli(_ParsingCLI, ["fit", *PLAIN_TEXT, *options])
-        _check_folder(tmp_path, "last.ckpt", cli._parser("fit"), cli.config["fit"])
+        _check_folder(RunFolder(tmp_path), "last.ckpt", cli._parser("fit"), cli.config["fit"])
 
     cli = _cli(_ParsingCLI, ["fit", *PLAIN_TEXT])
     stored = plain_config(cli._parser("fit"), cli.config["fit"])

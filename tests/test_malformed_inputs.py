@@ -348,7 +348,7 @@ CASES: dict[str, Case] = {
     # References.
     "reference/empty folder": (
         lambda: (Path("inputs/ref").mkdir(parents=True), fit("--evaluation.reference=inputs/ref"))[1],
-        "no rows.jsonl in this folder",
+        "no rows in this folder",
     ),
     "reference/rows are text": file("evaluation.reference", "nope\n", "not JSON"),
     "reference/list": file("evaluation.reference", "[]", "expected a JSON object, found list"),

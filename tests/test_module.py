@@ -15,6 +15,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 import yaml
+from conftest import all_rows
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -172,7 +173,7 @@ def snapshots(monkeypatch: pytest.MonkeyPatch) -> dict[int, Path]:
     def save_and_copy(trainer: pl.Trainer, name: str, weights_only: bool = False) -> None:
         save(trainer, name, weights_only)
         folder = Path(trainer.default_root_dir)
-        if name == "last.ckpt":
+        if name == "last":
             found[len(found)] = folder.with_name(f"{folder.name}-{len(found)}")
             shutil.copytree(folder, found[len(found) - 1], ignore=shutil.ignore_patterns("tensorboard"))
 
@@ -198,7 +199,7 @@ def test_the_dropout_of_the_resume_tests_is_felt(fit: Fit, dropout_target: Path,
 def assert_same_run(resumed: UnlearningCLI, folder: Path, whole: Weights, whole_folder: Path) -> None:
     assert distance(weights(resumed), whole) == 0, "bit-equal weights"
     assert metrics(folder) == metrics(whole_folder)
-    assert lines(folder / "rows.jsonl") == lines(whole_folder / "rows.jsonl")
+    assert all_rows(folder) == all_rows(whole_folder)
 
 
 @pytest.mark.parametrize("micro", [4, 1])
@@ -329,7 +330,9 @@ def test_every_file_of_a_run_is_there(run_folder: tuple[Path, UnlearningCLI]) ->
         "metrics.json",
         "metrics.jsonl",
         "pairs.jsonl",
-        "rows.jsonl",
+        "rows/000000.jsonl",
+        "rows/000002.jsonl",
+        "rows/000004.jsonl",
         "run.json",
     }
     assert {"model/config.json", "model/model.safetensors", "model/tokenizer.json"} <= set(found)
@@ -385,7 +388,7 @@ def test_rows_are_there_for_every_record_and_step_and_metrics_are_their_means(
     run_folder: tuple[Path, UnlearningCLI],
 ) -> None:
     folder, _ = run_folder
-    rows = lines(folder / "rows.jsonl")
+    rows = all_rows(folder)
     counts = {"forget": 6, "retain": 10, "retain_unseen": 2, "holdout": 4, "real_authors": 2, "world_facts": 2}
     for point in lines(folder / "metrics.jsonl"):
         here = [row for row in rows if row["step"] == point["step"]]
@@ -444,20 +447,20 @@ def test_evaluation_rows_thin_out_every_set_but_not_in_sga_test(
     unlearn_options: list[str], fit: Fit, tmp_path: Path
 ) -> None:
     fit(tmp_path / "run", "--data.evaluation_rows=3", "--trainer.max_epochs=1")
-    step = [row for row in lines(tmp_path / "run" / "rows.jsonl") if row["step"] == 0]
+    step = [row for row in all_rows(tmp_path / "run") if row["step"] == 0]
     assert [row["id"] for row in step if row["set"] == "retain"] == ["retain/0", "retain/3", "retain/6"]
     assert sum(row["set"] == "world_facts" for row in step) == 2
     without_loss = [option for option in unlearn_options if "model.loss" not in option and "optimizer" not in option]
     run_verb(
         ["test", *without_loss, f"--run.folder={tmp_path / 'run'}", "--data.evaluation_rows=3", "--ckpt_path=last"]
     )
-    tested = lines(tmp_path / "run" / "test" / "rows.jsonl")
+    tested = all_rows(tmp_path / "run" / "test")
     assert len(tested) == 26
     assert set(files(tmp_path / "run" / "test")) == {
         "config.yaml",
         "metrics.json",
         "metrics.jsonl",
-        "rows.jsonl",
+        "rows/000000.jsonl",
         "run.json",
     }
     assert len(lines(tmp_path / "run" / "metrics.jsonl")) == 2, "the run's own evaluations stay"
@@ -501,7 +504,7 @@ def test_validating_a_checkpoint_in_its_run_folder_does_not_destroy_the_run(
     """`--ckpt_path last` means the checkpoint of --run.folder, so a user may try this: refused, with what to do."""
     folder = tmp_path / "copy"
     shutil.copytree(run_folder[0], folder)
-    kept = ("metrics.jsonl", "rows.jsonl", "pairs.jsonl", "config.yaml", "run.json")
+    kept = ("metrics.jsonl", "rows/000004.jsonl", "pairs.jsonl", "config.yaml", "run.json")
     before = {name: (folder / name).read_bytes() for name in kept}
     options = ["validate", *evaluate_options, f"--model.language_model.name_or_path={own_target}"]
     with pytest.raises(UserError, match="holds a training run"):
@@ -572,7 +575,7 @@ def all_texts(own_root: Path, run_folder: tuple[Path, UnlearningCLI]) -> set[str
     """Everything that is said in the data, and the answers that the model generated."""
     sets = ("forget", "retain", "holdout", "real_authors", "world_facts")
     benchmark = OwnData(*(f"{name}.jsonl" for name in sets)).load(str(own_root))
-    texts = {row["generation"] for row in lines(run_folder[0] / "rows.jsonl") if "generation" in row}
+    texts = {row["generation"] for row in all_rows(run_folder[0]) if "generation" in row}
     for records in benchmark.evaluation.values():
         for record in records:
             texts |= {record.question, record.answer, record.paraphrased_answer or "", *record.perturbed_answers}
@@ -601,10 +604,10 @@ def test_without_texts_a_run_folder_holds_hashes_and_numbers_only(
     )
     assert len(all_texts) > 80
     told = telling(run_folder[0], all_texts)
-    assert {name.split("/")[0] for name, _ in told} == {"rows.jsonl", "pairs.jsonl", "tensorboard"}, "negative control"
+    assert {name.split("/")[0] for name, _ in told} == {"rows", "pairs.jsonl", "tensorboard"}, "negative control"
     assert telling(folder, all_texts) == set()
     assert metrics(folder) == metrics(run_folder[0]), "the numbers are the same"
-    rows = lines(folder / "rows.jsonl")
+    rows = all_rows(folder)
     assert all(len(row["sha256"]) == 16 and "question" not in row and "generation" not in row for row in rows)
 
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-import pickle
 import shutil
 import signal
 import sys
 import threading
-import zipfile
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -21,15 +19,13 @@ from lightning.pytorch.callbacks import Checkpoint
 from sga.callbacks.evaluator import evaluation_of
 from sga.errors import DivergenceError, Interruption, StoppedError, UserError
 from sga.evaluation.metrics import DIVERGED
-
-FOLDER = "checkpoints"
-LAST = "last.ckpt"
-BEST = "best.ckpt"
-GOOD = "good.ckpt"
+from sga.runs.folder import RunFolder
 
 
 def save(trainer: pl.Trainer, name: str, weights_only: bool = False) -> None:
-    """Writes a checkpoint into the run folder whole or not at all; every process has to call it.
+    """Writes a checkpoint of the run folder, named as `RunFolder.checkpoint` has it; every process has to call it.
+
+    It is written whole or not at all.
 
     Lightning's own way moves a file there from the folder for temporary files, which on another file system is a copy
     over the old checkpoint: a run that is killed meanwhile has neither.
@@ -42,7 +38,7 @@ def save(trainer: pl.Trainer, name: str, weights_only: bool = False) -> None:
     if trainer.fast_dev_run:  # type: ignore[attr-defined]
         return  # no weights are left, as with Lightning's own checkpoints
     path = _path(trainer, name)
-    unfinished = path.with_name(f".{name}.unfinished")
+    unfinished = path.with_name(f".{path.name}.unfinished")
     try:
         trainer.save_checkpoint(unfinished, weights_only)
     except BaseException:
@@ -133,74 +129,6 @@ class SignalWatch:
         )
 
 
-def damage(path: Path) -> str | None:
-    """Which part of a checkpoint file is not what was written; None where all are.
-
-    torch.save writes a CRC-32 of each part, and torch.load does not look at it. The whole file is read, about a
-    gigabyte a second, a megabyte at a time; what reads it next finds it in the system's cache.
-
-    Raises:
-        zipfile.BadZipFile: it is no archive.
-        OSError: it cannot be read.
-    """
-    with zipfile.ZipFile(path) as file:
-        return file.testzip()
-
-
-def is_whole(path: Path) -> bool:
-    """Whether a checkpoint file is there as it was written."""
-    try:
-        return damage(path) is None
-    except (OSError, zipfile.BadZipFile):
-        return False
-
-
-def what_is_left(path: Path) -> str:
-    """What there is to go on from in place of a checkpoint: the newest whole one beside it, in words."""
-    others = {other for other in path.parent.glob("*.ckpt") if other != path and other.name != BEST}
-    for other in sorted(others, key=lambda other: other.stat().st_mtime, reverse=True):
-        if is_whole(other):
-            content = torch.load(other, map_location="cpu", mmap=True, weights_only=True)
-            return f"go on from {other}, of step {content['global_step']}"
-    return "there is no other one beside it to go on from: start the run again in another folder"
-
-
-def check_checkpoint(path: Path) -> None:
-    """Looks through a checkpoint file of unknown origin without running code that came with it or copying weights.
-
-    Raises:
-        UserError: it is not whole, holds more than numbers and texts, or is not a checkpoint of Lightning's.
-    """
-    where = f"--ckpt_path {path}"
-    try:
-        with zipfile.ZipFile(path) as file:
-            members = file.infolist()
-        # Compressed members, which torch.save never writes, could fill the memory.
-        if any(one.compress_type != zipfile.ZIP_STORED for one in members):
-            raise UserError(f"{where}: not written by torch.save; go on from another one")
-        damaged = damage(path)
-        if damaged is not None:
-            raise UserError(f"{where}: damaged, {damaged} in it is not what was written; {what_is_left(path)}")
-        content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-    except UserError:
-        raise
-    except pickle.UnpicklingError:
-        raise UserError(
-            f"{where}: holds more than numbers and texts, and may run code when it is read, which is not done; go on "
-            "from a checkpoint of this program"
-        ) from None
-    except Exception as error:  # zipfile and torch.load have no common error for damaged files
-        said = " ".join(str(error).split())
-        raise UserError(f"{where}: not a checkpoint, or a damaged one ({said:.200}); {what_is_left(path)}") from None
-    expected = ("state_dict", "global_step", "pytorch-lightning_version")
-    missing = [name for name in expected if not isinstance(content, dict) or name not in content]
-    if missing:
-        raise UserError(
-            f"{where}: not a checkpoint of a run, it has no {', '.join(missing)}; for weights alone give their folder "
-            "in Hugging Face format as --model.language_model.name_or_path"
-        )
-
-
 class RunCheckpoints(Checkpoint):
     """Writes ``checkpoints/last.ckpt`` after each epoch's evaluation, and between if asked to.
 
@@ -250,7 +178,9 @@ class RunCheckpoints(Checkpoint):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._last_step = trainer.global_step
-        went_on = trainer.ckpt_path is not None and Path(trainer.ckpt_path).resolve() == _path(trainer, LAST).resolve()
+        went_on = (
+            trainer.ckpt_path is not None and Path(trainer.ckpt_path).resolve() == _path(trainer, "last").resolve()
+        )
         self._last_is_good = went_on and self._good_step == trainer.global_step
         if trainer.world_size == 1:  # several have to stop at the same step, which is Lightning's doing
             self._watch.on()
@@ -282,7 +212,7 @@ class RunCheckpoints(Checkpoint):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.keep_epochs:
-            save(trainer, f"epoch-{trainer.current_epoch + 1:03}-step-{trainer.global_step:06}.ckpt")
+            save(trainer, f"epoch-{trainer.current_epoch + 1:03}-step-{trainer.global_step:06}")
         if trainer.is_last_batch or self._saved_step != trainer.global_step:
             self._save_last(trainer)
         if self._watch.received is not None and not _is_over(trainer):
@@ -303,7 +233,7 @@ class RunCheckpoints(Checkpoint):
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         self._watch.off()
         if isinstance(exception, DivergenceError):
-            kept = [path for path in (_path(trainer, GOOD), _path(trainer, LAST)) if path.is_file()]
+            kept = [path for path in (_path(trainer, "good"), _path(trainer, "last")) if path.is_file()]
             exception.kept = (
                 f"{kept[0]} holds the last weights that were kept: sga test --ckpt_path {kept[0]} evaluates them"
                 if kept
@@ -311,16 +241,18 @@ class RunCheckpoints(Checkpoint):
             )
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        good = _path(trainer, GOOD)
+        last, good = _path(trainer, "last"), _path(trainer, "good")
         if trainer.is_global_zero and self._good_step is None and good.is_file():
-            print(f"{good} is the last checkpoint that was evaluated and had not diverged; {LAST} is of a later step")
+            print(
+                f"{good} is the last checkpoint that was evaluated and had not diverged; {last.name} is of a later step"
+            )
 
     def _save_last(self, trainer: pl.Trainer) -> None:
-        last, good = _path(trainer, LAST), _path(trainer, GOOD)
+        last, good = _path(trainer, "last"), _path(trainer, "good")
         is_good = self._good_step == trainer.global_step
         if self.keep_good and self._last_is_good and not is_good and trainer.is_global_zero and last.is_file():
             _copy(last, good)
-        save(trainer, LAST)
+        save(trainer, "last")
         self._saved_step = trainer.global_step
         if is_good and trainer.is_global_zero:
             good.unlink(missing_ok=True)
@@ -335,7 +267,7 @@ def _is_over(trainer: pl.Trainer) -> bool:
 
 
 def _path(trainer: pl.Trainer, name: str) -> Path:
-    return Path(trainer.default_root_dir) / FOLDER / name
+    return RunFolder(trainer.default_root_dir).checkpoint(name)
 
 
 def _copy(file: Path, copy: Path) -> None:

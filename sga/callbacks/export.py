@@ -11,6 +11,7 @@ import lightning.pytorch as pl
 
 from sga.models.adapters import has_adapter, save_merged
 from sga.models.sharding import whole_weights
+from sga.runs.folder import RunFolder
 
 
 class HuggingFaceExport(pl.Callback):
@@ -31,17 +32,17 @@ class HuggingFaceExport(pl.Callback):
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.enabled:
-            export(pl_module, Path(trainer.default_root_dir) / "model", trainer.is_global_zero)
+            export(pl_module, RunFolder(trainer.default_root_dir), trainer.is_global_zero)
         trainer.strategy.barrier("export")
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.evaluated and trainer.state.fn == "validate":
-            export(pl_module, Path(trainer.default_root_dir) / "model", trainer.is_global_zero)
+            export(pl_module, RunFolder(trainer.default_root_dir), trainer.is_global_zero)
             trainer.strategy.barrier("export")
 
 
-def export(module: Any, folder: Path, writes: bool = True) -> None:
-    """Writes a module's model and tokenizer in Hugging Face format; an adapter merged, and alone in ``adapter/``.
+def export(module: Any, run: RunFolder, writes: bool = True) -> None:
+    """Writes a module's model and tokenizer in Hugging Face format; an adapter merged, and beside it alone.
 
     Every process has to call it, because weights may be in parts; one of them `writes`.
     """
@@ -59,10 +60,8 @@ def export(module: Any, folder: Path, writes: bool = True) -> None:
         module.data.tokenizer.save_pretrained(unfinished)
 
     if adapted:
-        _write_whole(folder.with_name("adapter"), write)
-        _write_whole(folder, write_merged)
-    else:
-        _write_whole(folder, write)
+        _write_whole(run.adapter_path, write)
+    _write_whole(run.model_path, write_merged if adapted else write)
 
 
 def _write_whole(folder: Path, write: Callable[[Path], None]) -> None:

@@ -11,11 +11,12 @@ from typing import Any
 import lightning.pytorch as pl
 from torch import Tensor
 
-from sga.callbacks.checkpoints import FOLDER, LAST, RunCheckpoints
+from sga.callbacks.checkpoints import RunCheckpoints
 from sga.callbacks.export import HuggingFaceExport
 from sga.callbacks.stopping import Stopping
 from sga.errors import StoppedError
 from sga.optimization import optimizer_bytes
+from sga.runs.folder import RunFolder
 
 GB = 1e9
 
@@ -32,6 +33,8 @@ def check_room(trainer: pl.Trainer, module: Any) -> None:
         StoppedError: there is no room for a checkpoint and, where one is written over, for the new one beside it.
     """
     folder = Path(trainer.default_root_dir)
+    run = RunFolder(folder)
+    last, good, best = (run.checkpoint(name) for name in ("last", "good", "best"))
     weights = module.state_dict(keep_vars=True)
     checkpoint = _size(weights.values()) + _states(trainer, module)
     settings: dict[type, Any] = {type(one): one for one in trainer.callbacks}  # type: ignore[attr-defined]
@@ -40,23 +43,24 @@ def check_room(trainer: pl.Trainer, module: Any) -> None:
         return
     epochs = max(1, trainer.max_epochs or 1)
     written_over = epochs > 1 or saving.every_n_steps is not None
-    at_once = checkpoint * (2 if written_over and not (folder / FOLDER / LAST).exists() else 1)
+    at_once = checkpoint * (2 if written_over and not last.exists() else 1)
     free = free_bytes(folder)
     if free < at_once:
         raise StoppedError(
-            f"{folder} has {free / GB:.3g} GB of free space, and last.ckpt takes {checkpoint / GB:.3g} GB"
+            f"{folder} has {free / GB:.3g} GB of free space, and {last.name} takes {checkpoint / GB:.3g} GB"
             f"{', twice that while a new one is written' if written_over else ''}: make room, or choose another "
             "--run.folder"
         )
     kept = {
-        "last.ckpt and the new one": 2 * checkpoint,
-        "good.ckpt": checkpoint * (saving.keep_good and written_over),
+        f"{last.name} and the new one": 2 * checkpoint,
+        good.name: checkpoint * (saving.keep_good and written_over),
         f"{epochs} of epochs": epochs * checkpoint * saving.keep_epochs,
-        "best.ckpt and the new one": 2 * _size(weights.values()) * (rule is not None and rule.rule is not None),
+        f"{best.name} and the new one": 2 * _size(weights.values()) * (rule is not None and rule.rule is not None),
         # Of a model with an adapter the merged weights, and the adapter beside them.
-        "model/": _size(module.model.state_dict(keep_vars=True).values()) * (export is not None and export.enabled),
+        f"{run.model_path.name}/": _size(module.model.state_dict(keep_vars=True).values())
+        * (export is not None and export.enabled),
     }
-    there = sum(path.stat().st_size for path in (folder / FOLDER).glob("*.ckpt") if path.is_file())
+    there = sum(path.stat().st_size for path in run.checkpoints)
     if free + there < sum(kept.values()) and trainer.is_global_zero:
         parts = ", ".join(f"{name} {size / GB:.3g}" for name, size in kept.items() if size)
         warnings.warn(

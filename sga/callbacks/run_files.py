@@ -27,24 +27,23 @@ from sga.callbacks.export import HuggingFaceExport
 from sga.callbacks.room import check_room
 from sga.callbacks.stopping import Stopping
 from sga.data.reserved import RETAIN_UNSEEN
-from sga.datamodule import PAIRS_FILE, prediction_request
+from sga.datamodule import prediction_request
 from sga.errors import UserError
 from sga.evaluation.aggregation import UTILITY_UNSEEN
 from sga.evaluation.evaluation import Evaluation
 from sga.evaluation.metrics import frontier_area, frontier_area_ks
 from sga.evaluation.requests import Generation
 from sga.evaluation.table import evaluation_table
-from sga.files import read_json_lines, read_json_object, write_json, write_json_lines
 from sga.groups.group import record_hash
-from sga.groups.group_file import write_groups
 from sga.groups.similarity import similarity_of_normals
 from sga.losses import Loss
 from sga.rates.geometry import Geometry, paper_rate, total
+from sga.runs.folder import RunFolder
 from sga.runs.restart import clear_start, only_begun
 
 
 class RunFiles(pl.Callback):
-    """Writes run.json, pairs.jsonl, metrics.jsonl, metrics.json, rows.jsonl and predictions.jsonl, whole or not at all.
+    """Writes what `RunFolder` reads back: description, groups, metrics, rows and predictions; whole or not at all.
 
     Evaluations are keyed by step: one that is made again after a resume replaces the old one.
     """
@@ -122,26 +121,22 @@ class RunFiles(pl.Callback):
         self._describe(trainer, pl_module, "test")
 
     def _describe(self, trainer: pl.Trainer, module: Any, stage: str) -> None:
-        """Writes run.json and, for a fit, the pairing."""
+        """Writes the run's description and, for a fit, the groups."""
         self._started = time.monotonic() - (self._before if stage == "fit" else 0.0)
         if not trainer.is_global_zero:
             return
         data = module.data
-        folder = self.folder_of(stage)
-        folder.mkdir(parents=True, exist_ok=True)
-        self.began_anew = stage != "test" and only_begun(folder)
+        run = self.folder_of(stage)
+        run.path.mkdir(parents=True, exist_ok=True)
+        self.began_anew = stage != "test" and only_begun(run.path)
         if self.began_anew:
-            clear_start(folder)
-        if (
-            stage == "fit"
-            and any(group.normals or group.alternative_origins for group in data.groups)
-            and not (folder / PAIRS_FILE).exists()
-        ):
-            write_groups(folder / PAIRS_FILE, data.groups, self.texts)
+            clear_start(run.path)
+        grouped = any(group.normals or group.alternative_origins for group in data.groups)
+        if stage == "fit" and grouped and not run.pairs_path.exists():
+            run.write_groups(data.groups, self.texts)
         if stage == "fit":
             self._similarity = similarity_of_normals(data.groups, data.benchmark.training["retain"])
-        write_json(
-            folder / "run.json",
+        run.write_info(
             {
                 "name": self.folder.name,
                 "verb": stage,
@@ -166,9 +161,10 @@ class RunFiles(pl.Callback):
             },
         )
 
-    def folder_of(self, stage: str) -> Path:
+    def folder_of(self, stage: str) -> RunFolder:
         """``sga test`` writes to a folder of its own inside the run's, everything else to the run's."""
-        return self.folder / "test" if stage == "test" else self.folder
+        run = RunFolder(self.folder)
+        return run.test if stage == "test" else run
 
     # ---- training ----------------------------------------------------------------------------------------------
 
@@ -185,20 +181,20 @@ class RunFiles(pl.Callback):
     # ---- evaluations -------------------------------------------------------------------------------------------
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._write(trainer, pl_module, self.folder)
+        self._write(trainer, pl_module, self.folder_of("fit"))
         if trainer.state.fn == "validate":
-            self._show(trainer, self.folder)
+            self._show(trainer, self.folder_of("validate"))
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._write(trainer, pl_module, self.folder_of("test"))
         self._show(trainer, self.folder_of("test"))
 
-    def _show(self, trainer: pl.Trainer, folder: Path) -> None:
+    def _show(self, trainer: pl.Trainer, run: RunFolder) -> None:
         if trainer.is_global_zero:
             print(f"\n{evaluation_table(_evaluation(trainer))}\n")
-            print(f"written to {folder / 'metrics.json'}, rows to rows.jsonl")
+            print(f"written to {run.chosen_path}, rows to {run.rows_path.name}/")
 
-    def _write(self, trainer: pl.Trainer, pl_module: Any, folder: Path) -> None:
+    def _write(self, trainer: pl.Trainer, pl_module: Any, run: RunFolder) -> None:
         cost = {**self._cost(trainer), **self._normal_data()} if trainer.state.fn == "fit" else {}
         if not trainer.is_global_zero:
             return
@@ -213,8 +209,7 @@ class RunFiles(pl.Callback):
             "seconds": round(time.monotonic() - self._started, 3),
             **evaluation.metrics,
         }
-        points = [old for old in _lines(folder / "metrics.jsonl") if old["step"] < step] + [point]
-        rows = [old for old in _lines(folder / "rows.jsonl") if old["step"] < step]
+        rows = []
         for (name, record_id), values in evaluation.rows.items():
             record = evaluation.texts[name, record_id]
             if self.texts:
@@ -223,9 +218,8 @@ class RunFiles(pl.Callback):
                 texts = {"sha256": record_hash(record)}
                 values = {key: value for key, value in values.items() if key != "generation"}
             rows.append({"step": step, "set": name, "id": record_id, **texts, **values})
-        write_json_lines(folder / "rows.jsonl", rows)
-        write_json_lines(folder / "metrics.jsonl", points)
-        write_json(folder / "metrics.json", {**_summary(points, evaluation, _stopping(trainer)), **cost})
+        points = run.write_evaluation(point, rows)
+        run.write_chosen({**_summary(points, evaluation, _stopping(trainer)), **cost})
         self._log(trainer, evaluation, step)
 
     def _cost(self, trainer: pl.Trainer) -> dict[str, int]:
@@ -268,8 +262,8 @@ class RunFiles(pl.Callback):
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """A row of TensorBoard's HParams tab: the run's settings, with the metrics of the chosen evaluation."""
-        path = self.folder / "metrics.json"
-        if not trainer.is_global_zero or not path.is_file():
+        run = RunFolder(self.folder)
+        if not trainer.is_global_zero or not run.chosen_path.is_file():
             return
         group = trainer.optimizers[0].param_groups[0]
         settings = {
@@ -279,8 +273,9 @@ class RunFiles(pl.Callback):
             "lr": float(group.get("initial_lr", group["lr"])),
             "seed": pl_module.data.seed,
         }
-        found = read_json_object(path)
-        metrics = {f"final/{name}": value for name, value in found.items() if isinstance(value, float) and "/" in name}
+        metrics = {
+            f"final/{name}": value for name, value in run.chosen.items() if isinstance(value, float) and "/" in name
+        }
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.log_hyperparams(settings, metrics, trainer.global_step)
@@ -305,9 +300,9 @@ class RunFiles(pl.Callback):
             for record in sets[name]
             if not record.is_text
         ]  # fmt: skip
-        path = self.folder / "predictions.jsonl"
-        write_json_lines(path, lines)
-        print(f"{len(lines)} answers written to {path}")
+        run = RunFolder(self.folder)
+        run.write_predictions(lines)
+        print(f"{len(lines)} answers written to {run.predictions_path}")
 
 
 def _parameters(trainer: pl.Trainer, loss: Loss | None) -> dict[str, Any]:
@@ -349,7 +344,7 @@ def versions() -> dict[str, str]:
 
 
 def _summary(points: list[dict[str, Any]], evaluation: Evaluation, stopping: Stopping | None) -> dict[str, Any]:
-    """metrics.json: the chosen evaluation and why, the frontier area over all of them, what is absent and why."""
+    """The chosen evaluation and why, the frontier area over all of them, what is absent and why."""
     summary: dict[str, Any] = {"chosen": "the last evaluation", **points[-1]}
     absent, notes = evaluation.absent, evaluation.notes
     if stopping is not None and stopping.rule is not None:
@@ -399,7 +394,3 @@ def _reference(trainer: pl.Trainer) -> list[str] | str | None:
 def _device(trainer: pl.Trainer) -> str:
     device = trainer.strategy.root_device
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    return [row for _, row in read_json_lines(path, "move the file away to go on")] if path.exists() else []

@@ -18,7 +18,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities import rank_zero_only
 
-from sga.callbacks.checkpoints import BEST, FOLDER, is_whole, save
+from sga.callbacks.checkpoints import save
 from sga.callbacks.evaluator import Evaluator, evaluation_of
 from sga.callbacks.export import HuggingFaceExport
 from sga.callbacks.model_utility import ModelUtility
@@ -28,7 +28,9 @@ from sga.evaluation.aggregation import UTILITY_UNSEEN
 from sga.evaluation.evaluation import Evaluation
 from sga.evaluation.reference import reference_for
 from sga.models.sharding import load_whole_weights
+from sga.runs.folder import RunFolder
 from sga.runs.references import read_retain_reference
+from sga.runs.weights import is_whole
 
 FORGET_NLL = "forget_nll"
 REFERENCE_NLL = "reference_forget_nll"
@@ -404,7 +406,7 @@ class Stopping(pl.Callback):
             self.choice = Choice(
                 point.step, verdict.because, dict(point.metrics), dict(evaluation.absent), list(evaluation.notes)
             )
-            save(trainer, BEST, weights_only=True)
+            save(trainer, "best", weights_only=True)
         if verdict.stop is not None:
             trainer.should_stop = True
             if self.stopped is None:
@@ -450,7 +452,7 @@ class Stopping(pl.Callback):
 
 
 def _best(trainer: pl.Trainer) -> Path:
-    return Path(trainer.default_root_dir) / FOLDER / BEST
+    return RunFolder(trainer.default_root_dir).checkpoint("best")
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from sga.errors import UserError
 from sga.evaluation.comparison import compare
 from sga.evaluation.table import terminal_width
 from sga.files import write_json
-from sga.runs.sides import read_side
+from sga.runs.logs import read_log
 
 _DESCRIPTION = """\
 Compare two evaluations of the same rows, metric by metric: the difference B − A, its 95 % bootstrap interval, the
@@ -24,7 +24,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         "sga compare", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("a", type=Path, metavar="RUN_A", help="a run folder, its rows.jsonl, or a foreign log")
+    parser.add_argument("a", type=Path, metavar="RUN_A", help="a run folder, a file of its rows, or a foreign log")
     parser.add_argument("b", type=Path, metavar="RUN_B", help="another one of the same rows")
     parser.add_argument("--step-a", type=int, metavar="N", help="which evaluation of A (default: its last)")
     parser.add_argument("--step-b", type=int, metavar="N", help="which evaluation of B (default: its last)")
@@ -37,7 +37,10 @@ def main(arguments: Sequence[str]) -> int:
     if options.seed < 0:
         raise UserError(f"--seed must be at least 0, got {options.seed}")
     comparison = compare(
-        read_side(options.a, options.step_a), read_side(options.b, options.step_b), options.resamples, options.seed
+        read_log(options.a, options.step_a, "raw"),
+        read_log(options.b, options.step_b, "raw"),
+        options.resamples,
+        options.seed,
     )
     print(comparison.table(terminal_width()))
     if options.output is not None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sga.errors import UserError
+from sga.runs.folder import RunFolder
 
 if TYPE_CHECKING:
     from sga.datamodule import UnlearningData
@@ -302,6 +303,8 @@ def page(request: PlannedRun, found: RunEstimate, about_time: Sequence[str]) -> 
     )
     longest = "" if request.step_tokens is None else ", as the data's longest"
     counts = f"{found.parameters:,} parameters, {found.trainable:,} trained"
+    run = RunFolder("")  # for the names in it
+    last = run.checkpoint("last").name
     lines = [
         f"model       {request.language_model.name_or_path}, {counts}",
         f"run         {spread}, {request.precision}, gradient checkpointing {checkpointing}",
@@ -312,9 +315,9 @@ def page(request: PlannedRun, found: RunEstimate, about_time: Sequence[str]) -> 
         f"  {'at most':<16}{found.peak / GIB:10.3f}  at one time; without the CUDA context and fragmentation",
         "",
         "disk, GiB",
-        f"  {'last.ckpt':<16}{found.checkpoint / GIB:10.3f}  weights and optimiser; twice while a new one is written",
-        f"  {'model/':<16}{found.export / GIB:10.3f}  the weights in Hugging Face format",
+        f"  {last:<16}{found.checkpoint / GIB:10.3f}  weights and optimiser; twice while a new one is written",
+        f"  {run.model_path.name + '/':<16}{found.export / GIB:10.3f}  the weights in Hugging Face format",
     ]
     if found.adapter:
-        lines.append(f"  {'adapter/':<16}{found.adapter / GIB:10.3f}  the adapter alone")
+        lines.append(f"  {run.adapter_path.name + '/':<16}{found.adapter / GIB:10.3f}  the adapter alone")
     return "\n".join([*lines, "", *about_time])

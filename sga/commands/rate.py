@@ -233,26 +233,16 @@ def _sample(available: int, options: argparse.Namespace, group_size: int, batch_
 
 def _network(cli: UnlearningCLI) -> PreTrainedModel:
     """The model that training would start from, or a checkpoint's, on the trainer's device, in eval mode."""
-    import torch
-
     from sga.cli import checkpoint_file
-    from sga.models.adapters import has_adapter
     from sga.models.causality import check_causal
+    from sga.runs.folder import RunFolder
+    from sga.runs.weights import load_checkpoint
 
-    run_folder, checkpoint = Path(cli.trainer.default_root_dir), cli.config["fit"].ckpt_path
-    path = checkpoint_file(run_folder, checkpoint, required=True)
+    path = checkpoint_file(RunFolder(cli.trainer.default_root_dir), cli.config["fit"].ckpt_path, required=True)
     network: PreTrainedModel = cli.model.language_model.network(cli.datamodule.tokenizer)
     cli.trainer.precision_plugin.convert_module(network)  # in place
     if path is not None:
-        prefix = "model."
-        state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
-        weights = {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}
-        if has_adapter(network):  # a checkpoint holds the adapter alone
-            weights = {**network.state_dict(), **weights}
-        try:
-            network.load_state_dict(weights)
-        except RuntimeError as error:
-            raise UserError(f"--ckpt_path {checkpoint}: not of this model ({str(error).splitlines()[0]})") from None
+        load_checkpoint(network, Path(path), f"--ckpt_path {path}")
     network.to(cli.trainer.strategy.root_device)  # type: ignore[arg-type]
     network.eval()  # type: ignore[no-untyped-call]
     check_causal(network, range(5))  # any tokens

@@ -24,7 +24,7 @@ from sga.evaluation.aggregation import (
     truth_ratio_scores,
 )
 from sga.evaluation.evaluation import Evaluation
-from sga.evaluation.log import Kind
+from sga.evaluation.log import Log
 from sga.evaluation.metrics import Floats
 from sga.evaluation.paired import PairedDifference, PairedTests, holm
 from sga.evaluation.reference import TOFU_ROWS, UNSTATED
@@ -54,27 +54,6 @@ Rows = Mapping[Key, Mapping[str, Any]]
 
 Columns = dict[str, dict[str, Floats]]
 """[N] numbers by field name, by evaluation set."""
-
-
-@dataclass(frozen=True)
-class Side:
-    """One of the two evaluations.
-
-    Attributes:
-        source: The file that was read.
-        kind: Who wrote it.
-        step: Which evaluation of the run; None for a foreign log.
-        settings: How it was made; None where nobody knows.
-        rows: Rows by (evaluation set, record id), in the order of the file. The ids of a foreign log are positions.
-        notes: What a reader of the numbers should know about this side.
-    """
-
-    source: str
-    kind: Kind
-    step: int | None
-    settings: Mapping[str, str | None] | None
-    rows: Rows
-    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -117,8 +96,8 @@ class Comparison:
         notes: What a reader of the numbers should know.
     """
 
-    a: Side
-    b: Side
+    a: Log
+    b: Log
     resamples: int
     seed: int
     metrics: tuple[Compared, ...]
@@ -157,7 +136,7 @@ class Comparison:
     def to_json(self) -> dict[str, Any]:
         """The comparison as a JSON object."""
         sides = {
-            name: {"source": side.source, "step": side.step, "evaluation": side.settings}
+            name: {"source": side.source, "step": side.step, "evaluation": side.settings or None}
             for name, side in (("a", self.a), ("b", self.b))
         }
         metrics = {
@@ -178,8 +157,11 @@ class Comparison:
         return {**sides, "resamples": self.resamples, "seed": self.seed, "metrics": metrics, "notes": list(self.notes)}
 
 
-def compare(a: Side, b: Side, resamples: int = 10_000, seed: int = 0) -> Comparison:
+def compare(a: Log, b: Log, resamples: int = 10_000, seed: int = 0) -> Comparison:
     """Compares all metrics that both sides have, on the rows that both have.
+
+    Rows of our runs come as they were written (`sga.runs.logs.read_log` with part ``"raw"``), because a comparison also
+    looks at texts and at whatever other numbers there are.
 
     Raises:
         UserError: the sides are of different kinds or were evaluated with different settings, have no row in common,
@@ -225,15 +207,15 @@ def direction(metric: str) -> str | None:
 # ---- two sides, row by row ------------------------------------------------------------------------------------------
 
 
-def _check_settings(a: Side, b: Side) -> list[str]:
+def _check_settings(a: Log, b: Log) -> list[str]:
     """Refuses different settings; notes about those that cannot be compared."""
     if a.kind != b.kind:
         raise UserError(
             f"{a.source} is a log of kind {a.kind} and {b.source} one of kind {b.kind}, so nobody knows which of their "
             "rows are the same; compare two logs of one kind"
         )
-    unknown = " and ".join(name for name, side in (("A", a), ("B", b)) if side.settings is None)
-    if a.settings is None or b.settings is None:
+    unknown = " and ".join(name for name, side in (("A", a), ("B", b)) if not side.settings)
+    if unknown:
         return [f"unknown how {unknown} {'were' if 'and' in unknown else 'was'} evaluated: settings not compared"]
     own, other = {**UNSTATED, **a.settings}, {**UNSTATED, **b.settings}
     pairs = {name: (own.get(name), other.get(name)) for name in {**own, **other}}
@@ -251,7 +233,7 @@ def _check_settings(a: Side, b: Side) -> list[str]:
     return [f"only one side states {', '.join(single)}: not compared"] if single else []
 
 
-def _aligned(a: Side, b: Side) -> tuple[Rows, Rows, list[str]]:
+def _aligned(a: Log, b: Log) -> tuple[Rows, Rows, list[str]]:
     """The rows that both sides have, in the order of A; notes about the others.
 
     Raises:

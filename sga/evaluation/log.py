@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 Kind = Literal["sga", "tofu", "open-unlearning"]
 
-Part = Literal["all", "reference"]
+Part = Literal["all", "reference", "raw"]
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,8 +18,9 @@ from typing import Any
 from sga.data.builtin import source_hash
 from sga.errors import UserError
 from sga.experiments.configuration import read_config
-from sga.files import read_json_lines, read_json_object, read_yaml, write_json
+from sga.files import read_json_object, read_yaml, write_json
 from sga.runs.config_files import config_path
+from sga.runs.folder import RunFolder
 from sga.runs.lock import write_lock
 
 STATE_FILE = "step.json"
@@ -132,9 +133,9 @@ def demo_results(folders: Sequence[Path]) -> list[dict[str, Any]]:
     """One entry per run and evaluation: method, smoothing_rate, seed, epoch, every metric, frontier_area of the run."""
     entries = []
     for folder in folders:
-        info = read_json_object(folder / "run.json")
-        chosen = read_json_object(folder / "metrics.json")
-        for _, line in read_json_lines(folder / "metrics.jsonl"):
+        run = RunFolder(folder)
+        info = run.info
+        for line in run.evaluations:
             entries.append(
                 {
                     "run": info["name"],
@@ -144,7 +145,7 @@ def demo_results(folders: Sequence[Path]) -> list[dict[str, Any]]:
                     **{name: value for name, value in info["parameters"].items() if name != "smoothing_rate"},
                     "seed": info["seed"],
                     **line,
-                    "frontier_area": chosen.get("frontier_area"),
+                    "frontier_area": run.chosen.get("frontier_area"),
                 }
             )
     return entries

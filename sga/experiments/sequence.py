@@ -11,8 +11,9 @@ from typing import Any
 
 from sga.errors import UserError
 from sga.experiments.configuration import Values, applied, digest, read_config, set_value
-from sga.files import read_json_lines, read_json_object, write_json, write_text, yaml_text
+from sga.files import read_json_object, write_json, write_text, yaml_text
 from sga.runs.config_files import config_path
+from sga.runs.folder import RunFolder
 from sga.runs.lock import write_lock
 
 STATE_FILE = "request.json"
@@ -162,5 +163,5 @@ def sequence_results(folders: Sequence[Path]) -> list[dict[str, Any]]:
     return [
         {"request": number, **line}
         for number, folder in enumerate(folders, start=1)
-        for _, line in read_json_lines(folder / "metrics.jsonl")
+        for line in RunFolder(folder).evaluations
     ]

@@ -165,17 +165,17 @@ def _equivalence(smoothed: SeedGroup | None) -> str:
 
 
 def _same_normals(one: SeedGroup, other: SeedGroup) -> str:
-    """Whether two settings were trained with the same groups, as their `pairs.jsonl` tell."""
+    """Whether two settings were trained with the same groups, as their groups tell."""
     seeds = {run.seed: run for run in other.runs}
     matched = [(run, seeds[run.seed]) for run in one.runs if run.seed in seeds] or [(one.first, other.first)]
-    if any(not a.pairs or not b.pairs for a, b in matched):
+    if any(not a.groups or not b.groups for a, b in matched):
         return "(whether on the same normal samples is not recorded)"
     same = all(_normal_ids(a) == _normal_ids(b) for a, b in matched)
     return "on the same normal samples" if same else "on other normal samples (so not strictly comparable)"
 
 
 def _normal_ids(run: Run) -> dict[str, set[str]]:
-    return {pair["forget_id"]: {normal["id"] for normal in pair["normals"]} for pair in run.pairs}
+    return {pair["forget_id"]: {normal["id"] for normal in pair["normals"]} for pair in run.groups}
 
 
 def _forget_quality(settings: Sequence[SeedGroup]) -> str:

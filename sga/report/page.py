@@ -238,7 +238,7 @@ def _distributions(settings: Sequence[SeedGroup], styles: Mapping[str, Style]) -
     samples, shown = [], []
     for setting in compared:
         run = setting.first
-        rows = run.rows_at(run.chosen_step, "forget")
+        rows = run.row_dicts(run.chosen_step, "forget")
         values = [float(v) for row in rows if isinstance(v := row.get("log_truth_ratio"), (int, float))]
         if values:
             samples.append((setting.label, styles[setting.label], values))
@@ -303,7 +303,7 @@ def _answers(settings: Sequence[SeedGroup]) -> tuple[str, bool]:
             (
                 label,
                 step,
-                {row["id"]: row for row in run.rows_at(step, evaluation_set) if row.get("generation") is not None},
+                {row["id"]: row for row in run.row_dicts(step, evaluation_set) if row.get("generation") is not None},
             )
             for label, run, step in columns
             if run.has_texts
@@ -353,12 +353,12 @@ def _groups(settings: Sequence[SeedGroup]) -> tuple[str, bool]:
     heading = '<section aria-labelledby="groups"><h2 id="groups">Groups</h2>'
     best = pick(settings, "SGA") or pick(settings, "GD")
     candidates = [best] if best is not None else []
-    run = next((s.first for s in [*candidates, *settings] if any(pair["normals"] for pair in s.first.pairs)), None)
+    run = next((s.first for s in [*candidates, *settings] if any(pair["normals"] for pair in s.first.groups)), None)
     if run is None:
         return f'{heading}<p class="note">No run recorded groups with normal samples.</p></section>', False
     shows_texts = False
     cards = []
-    for pair in _spread_out(run.pairs, 3):
+    for pair in _spread_out(run.groups, 3):
         members = []
         for kind, member in [("forget", {**(pair.get("forget") or {}), "id": pair["forget_id"]})] + [
             ("normal", normal) for normal in pair["normals"]
@@ -380,7 +380,7 @@ def _groups(settings: Sequence[SeedGroup]) -> tuple[str, bool]:
         cards.append(f'<article class="group">{members[0]}<div class="normals">{"".join(members[1:])}</div></article>')
     kept_out = "" if run.has_texts else " Texts were kept out of the run folder (texts: false), so only ids are shown."
     note = (
-        f"{len(run.pairs)} groups of K = {run.group_size} in run {run.name}; three of them, evenly spaced. The score "
+        f"{len(run.groups)} groups of K = {run.group_size} in run {run.name}; three of them, evenly spaced. The score "
         f"is the one by which the normal samples were chosen.{kept_out}"
     )
     return f'{heading}<p class="small">{_text(note)}</p>{"".join(cards)}</section>', shows_texts
@@ -394,9 +394,11 @@ def _foot(runs: Sequence[Run], holds_texts: bool) -> str:
         versions.append(f"{name} {' / '.join(found)}")
     configurations = []
     for run in runs:
-        config = run.path / "config.yaml"
+        config = run.config_path
         words = (
-            config.read_text(encoding="utf-8", errors="replace") if config.is_file() else "(the run has no config.yaml)"
+            config.read_text(encoding="utf-8", errors="replace")
+            if config.is_file()
+            else f"(the run has no {config.name})"
         )
         parameters = ", ".join(f"{name} = {value}" for name, value in run.info["parameters"].items())
         facts = [

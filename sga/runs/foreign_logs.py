@@ -74,7 +74,7 @@ def read_tofu_log(path: Path, content: Mapping[str, Any], part: Part) -> Log:
             "paraphrased_nll": column("avg_paraphrased_loss"),
             "perturbed_nll": column("average_perturb_loss"),
         }
-        if part == "all":
+        if part != "reference":
             # num_token_gt counts the labels that avg_gt_loss is the mean over, the end-of-sequence token included.
             optional = {"rougeL_recall": "rouge_l_recall", "num_token_gt": "tokens"}
             columns |= {ours: column(theirs) for theirs, ours in optional.items() if theirs in log}
@@ -94,7 +94,7 @@ def read_open_unlearning_log(path: Path, content: Mapping[str, Any], part: Part)
         if part == "reference" and set_name != "forget":
             continue
         columns = _losses(path, content, prefix, set_name, part, notes)
-        if part == "all":
+        if part != "reference":
             if f"{prefix}_Q_A_ROUGE" in content:
                 columns["rouge_l_recall"] = _column(path, content, f"{prefix}_Q_A_ROUGE", "rougeL_recall")
             if set_name == "forget":
@@ -103,7 +103,7 @@ def read_open_unlearning_log(path: Path, content: Mapping[str, Any], part: Part)
                         columns[name] = _column(path, content, name, "score")
                 columns = _membership_columns(path, content, "forget") | columns
         rows |= _foreign_rows(path, set_name, columns)
-    if part == "all":
+    if part != "reference":
         rows |= _foreign_rows(path, "holdout", _membership_columns(path, content, "holdout"))
         if "extraction_strength" in content:
             notes.append(
@@ -118,7 +118,7 @@ def read_open_unlearning_log(path: Path, content: Mapping[str, Any], part: Part)
         rows=rows,
         has_ids=False,
         membership_auc=aucs or None,
-        stated=_stated(path, content) if part == "all" else {},
+        stated=_stated(path, content) if part != "reference" else {},
         notes=tuple(notes),
     )
 

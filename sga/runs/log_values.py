@@ -17,20 +17,21 @@ def checked_value(name: str, value: Any, where: str) -> Any:
     if name == "perturbed_nll":
         if not isinstance(value, list):
             raise UserError(f"{where} must be a list of numbers, got {value!r:.60}; evaluate again")
-        return [_nll(entry, f"{where}, entry {index}") for index, entry in enumerate(value)]
+        return [checked_value("avg_nll", entry, f"{where}, entry {index}") for index, entry in enumerate(value)]
     if name == "reference_each":
         if not isinstance(value, list):
             raise UserError(f"{where} must be a list of numbers, got {value!r:.60}; evaluate again")
         return [finite_number(entry, f"{where}, entry {index}") for index, entry in enumerate(value)]
-    if name in ("avg_nll", "paraphrased_nll"):
-        return _nll(value, where)
-    if name in SHARES:
-        return _share(value, where)
     if name == "tokens":
         if type(value) is not int or value < 1:
             raise UserError(f"{where} must be a number of tokens, at least 1, got {value!r:.60}; evaluate again")
         return value
-    return finite_number(value, where)
+    number = finite_number(value, where)
+    if name in ("avg_nll", "paraphrased_nll") and number < -1e-3:  # below 0 by rounding is fine
+        raise UserError(f"{where} must be a loss in nats, at least 0, got {number}; is it a log-probability?")
+    if name in SHARES and not 0 <= number <= 1:
+        raise UserError(f"{where} must be in [0, 1], got {number}; evaluate again")
+    return number
 
 
 def finite_number(value: Any, where: str) -> float:
@@ -38,20 +39,6 @@ def finite_number(value: Any, where: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
         raise UserError(f"{where} must be a finite number, got {value!r:.60}; evaluate again")
     return float(value)
-
-
-def _nll(value: Any, where: str) -> float:
-    number = finite_number(value, where)
-    if number < -1e-3:  # below 0 by rounding is fine, a log-probability is not
-        raise UserError(f"{where} must be a loss in nats, at least 0, got {number}; is it a log-probability?")
-    return number
-
-
-def _share(value: Any, where: str) -> float:
-    number = finite_number(value, where)
-    if not 0 <= number <= 1:
-        raise UserError(f"{where} must be in [0, 1], got {number}; evaluate again")
-    return number
 
 
 def auc_value(value: Any, where: str) -> float:

@@ -2,27 +2,28 @@
 
 `read_log` tells three kinds apart by their content:
 
-* ``sga``: a run folder of ours, or its ``rows.jsonl``; settings from ``run.json`` and AUCs from ``metrics.json`` or
-  ``metrics.jsonl`` beside it, whichever has the step that is read.
+* ``sga``: a run folder of ours, or a file of rows in one; AUCs are those of the step that is read.
 * ``tofu``: ``eval_log_aggregated.json`` of github.com/locuslab/tofu.
 * ``open-unlearning``: ``TOFU_EVAL.json`` of github.com/locuslab/open-unlearning.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sga.errors import UserError
 from sga.evaluation.log import Log, Part
-from sga.files import read_json_lines, read_json_object
+from sga.files import read_json_object
+from sga.runs.folder import RunFolder
 from sga.runs.foreign_logs import read_open_unlearning_log, read_tofu_log
 from sga.runs.log_values import MEMBERSHIP, SHARES, auc_value, checked_value
+from sga.runs.rows import read_rows
 
 _FORMATS = (
-    "a log is a run folder of this package, its rows.jsonl, TOFU's eval_log_aggregated.json "
+    "a log is a run folder of this package, a file of its rows, TOFU's eval_log_aggregated.json "
     "or open-unlearning's TOFU_EVAL.json"
 )
 _CURE = f"copy it whole or evaluate again; {_FORMATS}"
@@ -32,10 +33,11 @@ def read_log(path: str | Path, step: int | None = None, part: Part = "all") -> L
     """Reads a log of any of the three kinds; a foreign one is known by its content, not by its name.
 
     Args:
-        path: A run folder of ours, its ``rows.jsonl``, or a foreign log.
+        path: A run folder of ours, a file of its rows, or a foreign log.
         step: Which evaluation step of a log of ours; the last one by default.
         part: ``"reference"`` looks only at what a retain reference needs, which are the forget set's losses or truth
-            ratios, the losses of a holdout set, and AUCs; it refuses a foreign log without the first.
+            ratios, the losses of a holdout set, and AUCs; it refuses a foreign log without the first. ``"raw"`` gives
+            rows of ours as they were written, texts included, and foreign ones like ``"all"``.
 
     Raises:
         UserError: there is nothing to read, the format is none of the three, or the content is not whole: truncated
@@ -43,21 +45,18 @@ def read_log(path: str | Path, step: int | None = None, part: Part = "all") -> L
             file, the place and what to do.
     """
     path = Path(path)
-    if path.is_dir():
-        if not (path / "rows.jsonl").is_file():
-            raise UserError(f"{path}: no rows.jsonl in this folder; {_FORMATS}")
-        return _read_sga(path / "rows.jsonl", step, part)
+    own = _own_log(path, step, part)
+    if own is not None:
+        return own
     if not path.is_file():
         raise UserError(f"{path}: no such file or folder; {_FORMATS}")
-    if path.suffix == ".jsonl":
-        return _read_sga(path, step, part)
     content = read_json_object(path, _CURE)
     if step is not None:
         raise UserError(f"{path}: step {step} was asked for, but only run folders of this package have steps")
     if "eval_log_forget.json" in content:
         return read_tofu_log(path, content, part)
     known = {"forget_truth_ratio", "forget_Q_A_PARA_Prob", "forget_Q_A_PERT_Prob"}
-    if part == "all":
+    if part != "reference":
         known |= {"forget_Q_A_Prob", "forget_Q_A_ROUGE", "exact_memorization", "extraction_strength"}
     if known & set(content):
         return read_open_unlearning_log(path, content, part)
@@ -68,70 +67,42 @@ def read_log(path: str | Path, step: int | None = None, part: Part = "all") -> L
     )
 
 
-@dataclass(frozen=True)
-class OwnRows:
-    """One evaluation of a run of ours, as its ``rows.jsonl`` has it.
-
-    Attributes:
-        step: Which.
-        last_step: The run's last one.
-        rows: By evaluation set and record id, in the file's order, each with where it stands, for messages.
-    """
-
-    step: int
-    last_step: int
-    rows: Mapping[tuple[str, str], tuple[str, dict[str, Any]]]
-
-
-def read_own_rows(path: Path, step: int | None) -> OwnRows:
-    """Reads the rows of one evaluation step, the last one by default; the numbers in them are not looked at.
-
-    Raises:
-        UserError: there is no row or none of the step, a row has no step, set and id, or one occurs twice in the step.
-    """
-    numbered = [(f"{path}:{number}", row) for number, row in read_json_lines(path)]
-    for where, row in numbered:
-        named = isinstance(row.get("set"), str) and isinstance(row.get("id"), str)
-        if type(row.get("step")) is not int or not named:
-            raise UserError(
-                f"{where}: needs 'step' (an integer), 'set' and 'id' (strings); is this the rows.jsonl of a run?"
-            )
-    steps = sorted({row["step"] for _, row in numbered})
+def _own_log(path: Path, step: int | None, part: Part) -> Log | None:
+    """The log of a run of ours; None where `path` is neither a folder nor a file of rows."""
+    if path.is_dir():
+        run = RunFolder(path)
+        steps = run.row_steps
+        source = run.rows_file(steps[-1] if step is None and steps else step or 0)
+        if not source.exists() and not steps:
+            raise UserError(f"{path}: no {run.rows_path.name} in this folder; {_FORMATS}")
+    elif path.suffix == ".jsonl" and path.is_file():
+        run, source, in_file = RunFolder.of_rows(path), path, read_rows(path)
+        steps = sorted(in_file)
+    else:
+        return None
     if not steps:
-        raise UserError(f"{path}: holds no row; the run ended before its first evaluation")
+        raise UserError(f"{source}: holds no row; the run ended before its first evaluation")
     if step is not None and step not in steps:
-        raise UserError(f"{path}: no rows of step {step}; it has {', '.join(map(str, steps))}")
-    chosen = steps[-1] if step is None else step
-    rows: dict[tuple[str, str], tuple[str, dict[str, Any]]] = {}
-    for where, row in numbered:
-        if row["step"] != chosen:
-            continue
-        if (row["set"], row["id"]) in rows:
-            raise UserError(
-                f"{where}: {row['id']!r} occurs twice in {row['set']!r} at step {chosen}; were two runs joined?"
-            )
-        rows[row["set"], row["id"]] = where, row
-    return OwnRows(chosen, steps[-1], rows)
-
-
-def _read_sga(path: Path, step: int | None, part: Part) -> Log:
-    own = read_own_rows(path, step)
+        raise UserError(f"{source}: no rows of step {step}; it has {', '.join(map(str, steps))}")
+    step = steps[-1] if step is None else step
+    found = run.numbered_rows(step) if path.is_dir() else in_file[step]
     rows = {
-        key: _own_row(row, where, part)
-        for key, (where, row) in own.rows.items()
-        if part == "all" or key[0] in ("forget", "holdout")
+        key: _raw_row(row, where) if part == "raw" else _own_row(row, where, part)
+        for key, (where, row) in found.items()
+        if part != "reference" or key[0] in ("forget", "holdout")
     }
-    settings, benchmark = read_run_settings(path.parent / "run.json")
-    return Log(
-        source=str(path),
-        kind="sga",
-        benchmark=benchmark,
-        settings=settings,
-        rows=rows,
-        has_ids=True,
-        step=own.step,
-        membership_auc=_read_aucs(path.parent, own.step, own.last_step),
-    )
+    settings, benchmark = _run_settings(run)
+    aucs = _read_aucs(run, step, steps[-1])
+    return Log(str(source), "sga", benchmark, settings, rows, has_ids=True, step=step, membership_auc=aucs)
+
+
+def _raw_row(row: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+    for name, value in row.items():
+        for entry in value if isinstance(value, list) else [value]:
+            if isinstance(entry, float) and not math.isfinite(entry):
+                raise UserError(f"{where}: {name!r} must be finite, got {entry}; evaluate again")
+    stands_in = "avg_nll" in row and row.get("paraphrased_nll") is None  # where there is no paraphrase
+    return {**row, "paraphrased_nll": row["avg_nll"]} if stands_in else row
 
 
 def _own_row(row: Mapping[str, Any], where: str, part: Part) -> dict[str, Any]:
@@ -145,7 +116,7 @@ def _own_row(row: Mapping[str, Any], where: str, part: Part) -> dict[str, Any]:
         values["paraphrased_nll"] = nll if paraphrased is None else checked("paraphrased_nll", paraphrased)
     if row["set"] == "forget" or "perturbed_nll" in row:
         values["perturbed_nll"] = checked("perturbed_nll", row.get("perturbed_nll", []))
-    if part == "all":
+    if part != "reference":
         for name in (*SHARES, *MEMBERSHIP, "reference_each", "tokens"):
             if row.get(name) is not None:
                 values[name] = checked(name, row[name])
@@ -154,33 +125,28 @@ def _own_row(row: Mapping[str, Any], where: str, part: Part) -> dict[str, Any]:
     return values
 
 
-def read_run_settings(path: Path) -> tuple[dict[str, str | None], str | None]:
-    """Settings and benchmark of a ``run.json``.
-
-    Raises:
-        UserError: there is none, or it has no settings.
-    """
+def _run_settings(run: RunFolder) -> tuple[dict[str, str | None], str | None]:
+    """Settings of a run's evaluations, and its benchmark."""
+    path = run.info_path
     if not path.is_file():
         raise UserError(
             f"{path}: no such file, so nobody knows how the rows beside it were made; copy the whole run folder"
         )
-    run = read_json_object(path, _CURE)
-    settings = run.get("evaluation")
+    settings = run.info.get("evaluation")
     if not isinstance(settings, dict) or not all(isinstance(value, str | None) for value in settings.values()):
-        raise UserError(f"{path}: 'evaluation' must be an object of strings; is this the run.json of an evaluated run?")
-    benchmark = run.get("benchmark", settings.get("benchmark"))
+        raise UserError(
+            f"{path}: 'evaluation' must be an object of strings; is this the {path.name} of an evaluated run?"
+        )
+    benchmark = run.info.get("benchmark", settings.get("benchmark"))
     return settings, benchmark if isinstance(benchmark, str) and benchmark else None
 
 
-def _read_aucs(folder: Path, step: int, last_step: int) -> dict[str, float] | None:
+def _read_aucs(run: RunFolder, step: int, last_step: int) -> dict[str, float] | None:
     """AUC by score, from names such as ``tofu/mia/min_k`` in the metrics of this very step; None without any."""
     evaluations = []
-    if (folder / "metrics.json").is_file():  # the chosen step, which need not be the one that is read
-        evaluations.append((str(folder / "metrics.json"), read_json_object(folder / "metrics.json", _CURE)))
-    if (folder / "metrics.jsonl").is_file():
-        evaluations += [
-            (f"{folder / 'metrics.jsonl'}:{number}", row) for number, row in read_json_lines(folder / "metrics.jsonl")
-        ]
+    if run.chosen_path.is_file():  # the chosen step, which need not be the one that is read
+        evaluations.append((str(run.chosen_path), run.chosen))
+    evaluations += [(f"{run.evaluations_path}, step {line['step']}", line) for line in run.evaluations]
     aucs: dict[str, float] = {}
     for where, metrics in evaluations:
         if metrics.get("step", last_step) != step:

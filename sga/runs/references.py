@@ -15,7 +15,7 @@ def read_retain_reference(path: str | Path, step: int | None = None) -> RetainRe
     """Reads a retain reference of any of the three kinds; a foreign log is known by its content, not by its name.
 
     Args:
-        path: A run folder of ours, its ``rows.jsonl``, or a foreign log.
+        path: A run folder of ours, a file of its rows, or a foreign log.
         step: Which evaluation step of a log of ours; the last one by default.
 
     Raises:

@@ -23,8 +23,7 @@ from sga.likelihood.forward import ForwardOptions, answer_tokens
 from sga.losses import Needs
 from sga.models.adapters import adapter_off, has_adapter
 from sga.models.sharding import is_sharded
-
-REFERENCE_FILE = "reference.json"
+from sga.runs.folder import RunFolder
 
 
 class StartingModel:
@@ -87,7 +86,7 @@ def starting_model(
     """
     if not needs.reference and not needs.reference_nll:
         return None, None
-    path = folder / REFERENCE_FILE
+    path = RunFolder(folder).reference_path
     stored = _read(path) if resumed else None
     wanted = list(dict.fromkeys(sequences))
     known = {row: stored["total_nll"].get(_key(row), math.nan) for row in wanted} if stored is not None else {}

@@ -13,7 +13,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL_LLAMA, TinyNetwork, shipped, training_options
+from conftest import SMALL_LLAMA, TinyNetwork, all_rows, shipped, training_options
 from rouge_score.rouge_scorer import RougeScorer
 from sklearn.metrics import roc_auc_score
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
@@ -415,9 +415,10 @@ class Run:
 
     @classmethod
     def read(cls, folder: Path) -> Run:
-        rows = [json.loads(line) for line in (folder / "rows.jsonl").read_text(encoding="utf-8").splitlines()]
         run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-        return cls(json.loads((folder / "metrics.json").read_text(encoding="utf-8")), rows, run["evaluation"])
+        return cls(
+            json.loads((folder / "metrics.json").read_text(encoding="utf-8")), all_rows(folder), run["evaluation"]
+        )
 
     def of_set(self, name: str) -> list[dict[str, Any]]:
         return [row for row in self.rows if row["set"] == name]

@@ -144,14 +144,13 @@ def test_rows_with_hostile_characters_are_read_back_as_they_were(hostile_run: Pa
     }
     run = load_run(hostile_run / "run")
     assert [point["epoch"] for point in run.evaluations] == [0.0, 1.0, 2.0]
-    steps = {row["step"] for row in run.rows}
-    assert len(steps) == 3
-    for step in steps:
-        rows = {row["id"]: row for row in run.rows if row["step"] == step and row["set"] in ("forget", "retain")}
+    assert len(run.row_steps) == 3
+    for step in run.row_steps:
+        rows = {row["id"]: row for row in run.row_dicts(step) if row["set"] in ("forget", "retain")}
         assert rows.keys() == given.keys()
         for record_id, row in rows.items():
             assert (row["question"], row["answer"]) == (given[record_id]["question"], given[record_id]["answer"])
-    raw = (hostile_run / "run" / "rows.jsonl").read_text(encoding="utf-8")
+    raw = run.rows_file(0).read_text(encoding="utf-8")
     assert len(raw.splitlines()) > len(raw.split("\n")), "negative control: the characters are there as they are"
 
 

@@ -431,7 +431,7 @@ def test_a_run_killed_after_any_checkpoint_ends_as_the_whole_one(
     whole = tmp_path / "whole"
     ascend(whole, *options)
     taken = list(snapshots)
-    assert {snapshot.name for snapshot in taken} == {"best.ckpt", "last.ckpt"}
+    assert {snapshot.name for snapshot in taken} == {"best", "last"}
     assert taken[-1].step == evaluations(whole)[-1]["step"]
     assert summary(whole)["stopped"]
     for snapshot in taken:
@@ -447,7 +447,7 @@ def test_weights_that_the_state_does_not_know_are_not_taken_for_the_chosen_ones(
     whole = tmp_path / "whole"
     ascend(whole, *options)
     assert summary(whole)["step"] == 0, "nothing after the start is within the budget"
-    first = next(snapshot for snapshot in snapshots if snapshot.name == "last.ckpt")
+    first = next(snapshot for snapshot in snapshots if snapshot.name == "last")
     ahead = checkpoint(first.folder) | {"global_step": 77}
     torch.save(ahead, first.folder / "checkpoints" / "best.ckpt")
     ascend(first.folder, *options, "--ckpt_path=last")

@@ -616,11 +616,11 @@ def test_a_malformed_row_of_ours_is_refused_with_its_line(tmp_path, change, mess
 
 def test_other_files_and_folders_are_refused(tmp_path):
     sets = numbers(3)
-    with pytest.raises(UserError, match=r"no rows\.jsonl in this folder"):
+    with pytest.raises(UserError, match=r"no rows in this folder"):
         main([str(tmp_path)])
     with pytest.raises(UserError, match="no such file or folder"):
         main([str(tmp_path / "nothing.json")])
-    with pytest.raises(UserError, match=r"metrics\.jsonl:1: needs 'step' .* is this the rows\.jsonl of a run"):
+    with pytest.raises(UserError, match=r"metrics\.jsonl:1: needs 'step' .* are these rows of a run"):
         main([str(write(tmp_path / "metrics.jsonl", '{"step": 1, "tofu/model_utility": 0.5}\n'))])
     image = tmp_path / "chart.png"
     image.write_bytes(b"\x89PNG\r\n\x1a\n")

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import rows_about, write_rows
+from conftest import all_rows, rows_about, write_rows
 from transformers import AutoModelForCausalLM
 
 from sga.__main__ import main
@@ -36,8 +36,7 @@ def evaluate(own_root: Path, own_options: list[str], own_target: Path, tmp_path:
         language_model += [f"--model.language_model.name_or_path={model}"]
         run_verb(["validate", *own_options, *language_model, f"--data.root={data}", f"--run.folder={folder}", *options])
         found = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-        lines = (folder / "rows.jsonl").read_text(encoding="utf-8").splitlines()
-        return {**found, "rows": [json.loads(line) for line in lines]}
+        return {**found, "rows": all_rows(folder)}
 
     return run
 

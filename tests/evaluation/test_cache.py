@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL_LLAMA, TinyNetwork, write_rows
+from conftest import SMALL_LLAMA, TinyNetwork, all_rows, write_rows
 from torch import nn
 from transformers import LlamaForCausalLM, PreTrainedModel
 
@@ -268,8 +268,8 @@ class Validation:
         found = json.loads((self.root / name / "metrics.json").read_text(encoding="utf-8"))
         return {key: value for key, value in found.items() if key != "seconds"}
 
-    def rows(self, name: str) -> bytes:
-        return (self.root / name / "rows.jsonl").read_bytes()
+    def rows(self, name: str) -> list[dict[str, Any]]:
+        return all_rows(self.root / name)
 
     def kept(self) -> list[Answer]:
         """Everything that is in the folder of kept answers."""
@@ -320,10 +320,7 @@ def test_a_changed_metric_takes_the_kept_answers(validate: Validation, passes: l
     validate("second", "--membership_inference.min_k_share=0.1", "--evaluation.resamples=50")
     assert passes == []
     first, second = validate.metrics("first"), validate.metrics("second")
-    assert (
-        json.loads(validate.rows("first").splitlines()[0])["min_k"]
-        != json.loads(validate.rows("second").splitlines()[0])["min_k"]
-    )
+    assert validate.rows("first")[0]["min_k"] != validate.rows("second")[0]["min_k"]
     assert first["own/forget/avg_nll"] == second["own/forget/avg_nll"]
     assert first["own/forget/avg_nll/ci_low"] != second["own/forget/avg_nll/ci_low"]
 

@@ -26,12 +26,16 @@ from sga.evaluation.comparison import Compared, compare, direction
 from sga.evaluation.evaluation import Evaluation
 from sga.evaluation.paired import PairedDifference
 from sga.groups.group import record_hash
-from sga.runs.sides import read_side
+from sga.runs.logs import read_log
 
 SETTINGS = {"schema_version": "1", "benchmark": "own", "template": "plain", "dtype": "float32"}
 SIZES = {"forget": 30, "retain": 30, "real_authors": 20, "world_facts": 24, "holdout": 30}
 
 Row = dict[str, Any]
+
+
+def raw_log(path):
+    return read_log(path, part="raw")
 
 
 def rows_of(shift: Mapping[str, float] | None = None, seed: int = 0, step: int = 10) -> list[Row]:
@@ -143,7 +147,7 @@ def test_what_is_better_is_found_and_what_is_noise_is_not(tmp_path, runs, capsys
         assert line["ci_low"] <= line["difference"] <= line["ci_high"]
         assert line["p"] <= line["p_holm"] <= 1
     capsys.readouterr()
-    lines = compare(*map(read_side, runs), resamples=1000).table(200).splitlines()
+    lines = compare(*map(raw_log, runs), resamples=1000).table(200).splitlines()
     assert lines[0].startswith("A  ")
     assert lines[0].endswith("rows.jsonl, step 10")
     head, first = lines[3], lines[5]
@@ -410,17 +414,17 @@ def test_a_malformed_row_is_refused_with_its_line(tmp_path, runs, change, messag
 
 
 def test_other_files_are_refused(tmp_path, runs):
-    with pytest.raises(UserError, match=r"no rows\.jsonl in this folder"):
-        read_side(tmp_path)
+    with pytest.raises(UserError, match=r"no rows in this folder"):
+        raw_log(tmp_path)
     with pytest.raises(UserError, match="no such file"):
-        read_side(tmp_path / "absent")
+        raw_log(tmp_path / "absent")
     with pytest.raises(UserError, match="no such file"):
-        read_side(tmp_path / "absent.jsonl")
+        raw_log(tmp_path / "absent.jsonl")
     with pytest.raises(UserError, match="open-unlearning"):
-        read_side(runs[0] / "run.json")
+        raw_log(runs[0] / "run.json")
     (tmp_path / "empty.jsonl").write_text("\n", encoding="utf-8")
     with pytest.raises(UserError, match="holds no row"):
-        read_side(tmp_path / "empty.jsonl")
+        raw_log(tmp_path / "empty.jsonl")
 
 
 # ---- logs of other programs -----------------------------------------------------------------------------------------
@@ -494,7 +498,7 @@ def test_the_table_fits_the_terminal_and_keeps_every_name(tmp_path, width, scale
             row | {"surprise": scale * (2 + index % 5 + number * (index % 3))} for index, row in enumerate(rows_of())
         ]
         paths.append(write_run(tmp_path / str(number), rows))
-    comparison = compare(*map(read_side, paths), resamples=100)
+    comparison = compare(*map(raw_log, paths), resamples=100)
     text = comparison.table(width)
     lines = text[text.index("\n\n") :].splitlines()  # paths of the two sides are not cut
     assert max(map(len, lines)) <= width
@@ -525,7 +529,7 @@ def test_one_row_has_a_difference_and_no_interval(tmp_path):
     found = compared(tmp_path, *sides)
     line = found["metrics"]["forget/avg_nll"]
     assert line["difference"] == pytest.approx(1, abs=0.1) and line["ci_low"] is None and line["ci_high"] is None
-    assert "–" in compare(*map(read_side, sides), resamples=100).table(150)
+    assert "–" in compare(*map(raw_log, sides), resamples=100).table(150)
 
 
 def test_a_reader_that_goes_away_is_no_error(runs):

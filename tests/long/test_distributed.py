@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import all_rows
 from safetensors.torch import load_file
 
 from sga.callbacks.evaluator import EvaluationCallback
@@ -64,7 +65,7 @@ def assert_same_trajectory(one: Path, two: Path, start: Path) -> None:
     for ours, theirs in zip(points, expected, strict=True):
         del ours["seconds"], theirs["seconds"]
         assert ours == pytest.approx(theirs, rel=1e-6, abs=1e-9)
-    rows, expected_rows = lines(two / "rows.jsonl"), lines(one / "rows.jsonl")
+    rows, expected_rows = all_rows(two), all_rows(one)
     assert [(row["step"], row["set"], row["id"]) for row in rows] == [
         (row["step"], row["set"], row["id"]) for row in expected_rows
     ]
@@ -105,10 +106,12 @@ def test_two_processes_resume_evaluate_and_predict(
     sga("fit", *unlearn_options, *RUN, *constant, *TWO, f"--run.folder={two}", "--ckpt_path=last")
     assert_same_trajectory(one, two, own_target)
     model = ["--model.language_model=sga.Pretrained", f"--model.language_model.name_or_path={one}"]
-    for verb, name in (("test", "test/rows.jsonl"), ("predict", "predictions.jsonl")):
+    for verb, name in (("test", "test"), ("predict", "predictions.jsonl")):
         for folder, devices in ((tmp_path / f"{verb}-one", []), (tmp_path / f"{verb}-two", TWO)):
             sga(verb, *own_options, *model, *devices, f"--run.folder={folder}")
-        ours, expected = (lines(tmp_path / f"{verb}-{count}" / name) for count in ("two", "one"))
+        ours, expected = (
+            (lines if verb == "predict" else all_rows)(tmp_path / f"{verb}-{count}" / name) for count in ("two", "one")
+        )
         assert len(ours) == (24 if verb == "test" else 16)
         for row, other in zip(ours, expected, strict=True):
             assert row.keys() == other.keys()
@@ -150,7 +153,7 @@ def test_two_processes_evaluate_as_one(
     [found] = lines(two / "metrics.jsonl")
     assert found.keys() == expected.keys() and len(found) > 50
     del expected["seconds"], found["seconds"]
-    found_rows, expected_rows = lines(two / "rows.jsonl"), lines(one / "rows.jsonl")
+    found_rows, expected_rows = all_rows(two), all_rows(one)
     pairs = list(zip(found_rows, expected_rows, strict=True))
     assert all((row["set"], row["id"]) == (other["set"], other["id"]) for row, other in pairs)
     same = [row.get("generation") == other.get("generation") for row, other in pairs]
@@ -169,4 +172,4 @@ def test_two_processes_evaluate_as_one(
     [repeated] = lines(again / "metrics.jsonl")
     del repeated["seconds"]
     assert repeated == found, "to the last bit"
-    assert (again / "rows.jsonl").read_bytes() == (two / "rows.jsonl").read_bytes()
+    assert all_rows(again) == all_rows(two)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import golden_numbers, shipped
+from conftest import all_rows, golden_numbers, shipped
 
 from sga.cli import run_verb
 
@@ -47,8 +47,7 @@ def test_every_row_equals_the_published_evaluator(
     )
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text(encoding="utf-8"))
     rows: dict[str, list[dict[str, Any]]] = {}
-    for line in (tmp_path / "run" / "rows.jsonl").read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
+    for row in all_rows(tmp_path / "run"):
         rows.setdefault(row["set"], []).append(row)
     per_sample = golden["per_sample"]
     for found in rows.values():

@@ -10,7 +10,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
-from conftest import exact_norms
+from conftest import all_rows, exact_norms
 from lightning.pytorch.strategies import DDPStrategy
 from processes import MARGIN, SHARDED, UNEVEN, distance, ended, fails, lines, metrics, sga, start, trainer, weights
 from safetensors.torch import load_file, save_file
@@ -148,7 +148,7 @@ def test_two_parts_train_as_the_whole(options: list[str], own_target: Path, tmp_
     assert_same_run(one, two, own_target)
     expected = [line["train/rate"] for line in lines(one / "losses.jsonl")]
     assert max(expected) - min(expected) > 1e-2, "the rate is dynamic, and among the values that were compared"
-    texts, wanted_texts = ([row.get("generation") for row in lines(folder / "rows.jsonl")] for folder in (two, one))
+    texts, wanted_texts = ([row.get("generation") for row in all_rows(folder)] for folder in (two, one))
     assert texts == wanted_texts and any(texts)
 
 
@@ -254,8 +254,8 @@ def test_a_killed_run_goes_on_exactly_and_one_device_takes_its_checkpoint(
     assert ours.keys() == theirs.keys()
     for name, values in theirs.items():
         assert all(torch.equal(values[key], ours[name][key]) for key in ("step", "exp_avg", "exp_avg_sq"))
-    for name in ("rows.jsonl", "reference.json"):
-        assert (cut / name).read_bytes() == (whole / name).read_bytes()
+    assert all_rows(cut) == all_rows(whole)
+    assert (cut / "reference.json").read_bytes() == (whole / "reference.json").read_bytes()
     last = metrics(whole)[-1]
     for more, where in (([], "alone"), (SHARDED, "sharded")):
         kept = [*own_options, *lora, *QUICK, f"--ckpt_path={whole / 'checkpoints' / 'last.ckpt'}", *more]

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import all_rows
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
 from processes import (
     EXACT,
@@ -77,7 +78,7 @@ def test_two_parts_take_the_steps_of_the_whole(unlearn_options: list[str], own_t
         assert rates(two, rank) == pytest.approx(expected, rel=0, abs=1e-10)
     for found, wanted in zip(metrics(two), metrics(one), strict=True):
         assert found == pytest.approx(wanted, rel=1e-9, abs=1e-9)
-    texts, wanted_texts = ([row.get("generation") for row in lines(folder / "rows.jsonl")] for folder in (two, one))
+    texts, wanted_texts = ([row.get("generation") for row in all_rows(folder)] for folder in (two, one))
     assert texts == wanted_texts
     config, wanted_config = ((folder / "model" / "config.json").read_bytes() for folder in (two, one))
     assert config == wanted_config
@@ -175,10 +176,13 @@ def test_evaluation_of_parts(unlearn_options: list[str], own_options: list[str],
     assert "answers of this model" not in printed[0] and "answers of this model" in printed[1]
     assert metrics(tmp_path / "one") == metrics(tmp_path / "parts")
     model[-1] = "--evaluation.answers=null"
-    for verb, name in (("validate", "rows.jsonl"), ("test", "test/rows.jsonl"), ("predict", "predictions.jsonl")):
+    for verb, name in (("validate", ""), ("test", "test"), ("predict", "predictions.jsonl")):
         for more, where in (([], "alone"), (SHARDED, "sharded")):
             sga(verb, *own_options, *model, *more, f"--run.folder={tmp_path / f'{verb}-{where}'}")
-        ours, theirs = (lines(tmp_path / f"{verb}-{where}" / name) for where in ("sharded", "alone"))
+        ours, theirs = (
+            (lines if verb == "predict" else all_rows)(tmp_path / f"{verb}-{where}" / name)
+            for where in ("sharded", "alone")
+        )
         for row, other in zip(ours, theirs, strict=True):
             assert row.keys() == other.keys()
             for key, value in other.items():

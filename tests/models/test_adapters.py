@@ -406,7 +406,7 @@ def test_a_run_resumed_from_any_checkpoint_ends_as_the_whole_one(
     def save_and_copy(trainer: Any, name: str, weights_only: bool = False) -> None:
         save(trainer, name, weights_only)
         folder = Path(trainer.default_root_dir)
-        if name == "last.ckpt":
+        if name == "last":
             found.append(folder.with_name(f"{folder.name}-{len(found)}"))
             shutil.copytree(folder, found[-1], ignore=shutil.ignore_patterns("tensorboard"))
 

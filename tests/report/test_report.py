@@ -15,6 +15,7 @@ import pytest
 
 from sga.errors import UserError
 from sga.evaluation.metrics import frontier_area
+from sga.files import write_text
 from sga.report import runs_table, write_report
 from sga.report.charts import FLOOR, style_of, ticks
 from sga.report.conclusions import cautions, conclusions
@@ -162,7 +163,9 @@ def write_run(
     if role == "unlearn" and "frontier_area" not in without and not {"forget_quality_log10", "model_utility"} & gone:
         summary["frontier_area"] = frontier_area([(q, u) for _, q, u, *_ in points])
     (folder / "metrics.json").write_text(json.dumps(summary))
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    for step in {row["step"] for row in rows}:
+        here = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows if row["step"] == step]
+        write_text(folder / "rows" / f"{step:06}.jsonl", "".join(here))
     if role == "unlearn":
         with (folder / "pairs.jsonl").open("w") as file:
             for index in range(8):
@@ -331,8 +334,8 @@ def test_a_method_of_ones_own_is_called_by_its_class_name(tmp_path: Path) -> Non
 def test_texts_are_escaped_and_characters_that_html_forbids_are_replaced(tmp_path: Path) -> None:
     answer = '<script>alert("x")</script> </td> & \x00 https://example.org'
     run = write_run(tmp_path / "sga", "SGA", STRONG_POINTS, {"smoothing_rate": -8}, answer=answer)
-    rows = (run / "rows.jsonl").read_text().replace("\\u0000", "\\ud800")
-    (run / "rows.jsonl").write_text(rows)  # half of a surrogate pair, which json.loads lets through
+    for path in (run / "rows").iterdir():  # half of a surrogate pair, which json.loads lets through
+        path.write_text(path.read_text().replace("\\u0000", "\\ud800"))
     path = write_report([run], tmp_path / "deep" / "report.html", title="<i>T</i>")
     page = path.read_text(encoding="utf-8")
     assert "<script" not in page and "&lt;script&gt;alert(&quot;x&quot;)&lt;/script&gt; &lt;/td&gt; &amp;" in page
@@ -668,18 +671,17 @@ def test_errors_name_the_file_and_the_line(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=message):
             load_run(run)
     (run / "metrics.jsonl").write_text(metrics)
-    rows = (run / "rows.jsonl").read_text()
-    (run / "rows.jsonl").write_text(rows + '{"step": 1, "set": "forget"}\n')
+    with (run / "rows" / "000000.jsonl").open("a") as file:
+        file.write('{"step": 0, "set": "forget"}\n')
     lazy = load_run(run)  # rows wait until they are asked for
-    with pytest.raises(UserError, match=r"rows.jsonl:401: missing 'id'"):
-        _ = lazy.rows
-    (run / "rows.jsonl").write_text(rows)
+    with pytest.raises(UserError, match=r"rows/000000.jsonl:81: needs 'step' .* 'set' and 'id'"):
+        _ = lazy.rows(0)
     (run / "pairs.jsonl").write_text('{"forget_id": "forget/0", "normals": [3]}\n')
     with pytest.raises(UserError, match=r"pairs.jsonl:1: each of 'normals'"):
-        _ = load_run(run).pairs
+        _ = load_run(run).groups
 
 
-@pytest.mark.parametrize("name", ["run.json", "metrics.json", "metrics.jsonl", "rows.jsonl"])
+@pytest.mark.parametrize("name", ["run.json", "metrics.json", "metrics.jsonl", "rows/000020.jsonl"])
 def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
     run = write_run(tmp_path / "ga", "GA", GA_POINTS)
     (run / name).unlink()

@@ -12,6 +12,7 @@ import yaml
 from conftest import ROOT
 
 from sga.cli import configured_cli, plain_config
+from sga.runs.folder import RunFolder
 
 NOTEBOOKS = ROOT / "notebooks"
 
@@ -42,7 +43,7 @@ def test_the_template_is_the_run_s_whatever_its_class(unlearn_options: list[str]
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
     sources = ["".join(cell["source"]) for cell in cells(NOTEBOOKS / "explore_run.ipynb")]
     [source] = [source for source in sources if "Encoder(" in source]
-    found: dict[str, Any] = {"RUN": tmp_path}
+    found: dict[str, Any] = {"run": RunFolder(tmp_path)}
     exec(source[: source.index("print(")], found)
     assert type(found["data"].template).__name__ == "ChatTemplate"
 

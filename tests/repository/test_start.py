@@ -45,7 +45,6 @@ PLACES = (
     "sga.runs.foreign_logs",
     "sga.runs.logs",
     "sga.runs.references",
-    "sga.runs.sides",
     "sga.report",
     "sga.commands",
 )

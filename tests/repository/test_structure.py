@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -215,3 +216,48 @@ def test_every_public_name_is_there() -> None:
         assert name in dir(sga)
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         getattr(sga, "nothing")  # noqa: B009
+
+
+FILES_OF_RUNS = re.compile(
+    r"(\S*/)?(run\.json|config\.yaml|metrics\.jsonl?|rows\.jsonl|pairs\.jsonl|reference\.json|predictions\.jsonl|"
+    r"checkpoints|(\S*\.)?ckpt)"
+)
+"""Names of files in a run folder, alone or at the end of a path or pattern; in a sentence they are for readers."""
+
+
+def files_of_runs(source: str) -> list[str]:
+    """Strings of a module that name a file of a run folder, docstrings apart."""
+    tree = ast.parse(source)
+    documents = {
+        node.body[0].value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        and node.body
+        and isinstance(node.body[0], ast.Expr)
+    }
+    texts = [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and node not in documents]
+    return [text.value for text in texts if isinstance(text.value, str) and FILES_OF_RUNS.fullmatch(text.value)]
+
+
+def test_only_the_run_folder_knows_the_names_of_its_files() -> None:
+    sources = {name: path.read_text(encoding="utf-8") for name, path in MODULES.items()}
+    benchmarks = {path.stem: path.read_text(encoding="utf-8") for path in (ROOT / "benchmarks").glob("*.py")}
+    notebooks = {
+        path.stem: "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+        for path in (ROOT / "notebooks").glob("*.ipynb")
+        for cells in [json.loads(path.read_text(encoding="utf-8"))["cells"]]
+    }
+    assert len(files_of_runs(sources["sga.runs.folder"])) >= 8 and benchmarks and notebooks
+    outside = {name: source for name, source in sources.items() if layer(name) != LAYERS.index("sga.runs")}
+    found = {
+        name: names
+        for name, source in {**outside, **benchmarks, **notebooks}.items()
+        if (names := files_of_runs(source))
+    }
+    assert found == {}
+
+
+def test_negative_control_a_name_of_a_file_is_seen() -> None:
+    assert files_of_runs('"""run.json"""\nfolder / "metrics.json"') == ["metrics.json"]
+    assert files_of_runs('f"{folder}/checkpoints/last.ckpt", "see metrics.json there"') == ["/checkpoints/last.ckpt"]
+    assert files_of_runs('folder.glob("checkpoints/*.ckpt")') == ["checkpoints/*.ckpt"]

@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 
 import sga.files
 from sga import __main__ as command_line
-from sga.callbacks.checkpoints import LAST, RunCheckpoints
+from sga.callbacks.checkpoints import RunCheckpoints
 from sga.cli import UnlearningCLI, run_verb
 from sga.errors import DivergenceError, Interruption, StoppedError
 from sga.module import UnlearningModule
@@ -55,6 +55,8 @@ SMALL = (
     *SHORT[2:],
 )
 """Of a process of its own, on the built-in authors, from random weights."""
+
+LAST = "last.ckpt"
 
 
 @pytest.fixture

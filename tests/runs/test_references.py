@@ -306,7 +306,7 @@ def test_a_malformed_row_of_ours_is_refused_with_its_line(tmp_path, change, mess
 
 
 def test_a_run_folder_that_is_not_whole_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"no rows\.jsonl"):
+    with pytest.raises(UserError, match=r"no rows in this folder"):
         read_retain_reference(tmp_path)
     with pytest.raises(UserError, match="no such file"):
         read_retain_reference(tmp_path / "absent.json")

@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from sga.__main__ import main
-from sga.callbacks.checkpoints import GOOD, LAST
 from sga.cli import run_verb
 from sga.module import UnlearningModule
 from sga.runs.lock import write_lock
@@ -72,7 +71,9 @@ def test_so_does_an_evaluation(
     assert not (begun / "pairs.jsonl").exists()
 
 
-@pytest.mark.parametrize("name", ["metrics.jsonl", "rows.jsonl", "checkpoints/last.ckpt", "model/config.json"])
+@pytest.mark.parametrize(
+    "name", ["metrics.jsonl", "rows/000000.jsonl", "rows.jsonl", "checkpoints/last.ckpt", "model/config.json"]
+)
 def test_negative_control_a_folder_with_results_or_checkpoints_is_refused(
     name: str, begun: Path, command: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -97,7 +98,7 @@ def test_negative_control_a_configuration_of_the_user_s_own_is_not_written_over(
 def test_what_a_killed_write_left_is_removed_by_the_next_start(command: list[str], tmp_path: Path) -> None:
     """In the run folder only, and nothing that somebody else may have put there."""
     folder = tmp_path / "run"
-    ours = (".metrics.jsonl.0a1b2c3d", "checkpoints/.last.ckpt.unfinished", "test/.rows.jsonl.ffffffff")
+    ours = (".metrics.jsonl.0a1b2c3d", "checkpoints/.last.ckpt.unfinished", "test/rows/.000000.jsonl.ffffffff")
     others = (".notes", ".cache.deadbee", ".x.0A1B2C3D", "mine/.metrics.jsonl.0a1b2c3d", "a.0a1b2c3d", "../.a.0a1b2c3d")
     for name in (*ours, *others, ".model.unfinished/model.safetensors"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -154,7 +155,7 @@ def test_a_damaged_checkpoint_is_not_gone_on_from(
     size: int, again: tuple[Path, Callable[..., int]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, start = again
-    last, epochs = folder / "checkpoints" / LAST, sorted((folder / "checkpoints").glob("epoch-*"))
+    last, epochs = folder / "checkpoints" / "last.ckpt", sorted((folder / "checkpoints").glob("epoch-*"))
     damage(last, size)
     torch.load(last, weights_only=True)  # which finds nothing amiss
     assert start("fit", "--ckpt_path=last", "--trainer.max_epochs=3") == 2
@@ -166,9 +167,9 @@ def test_a_damaged_checkpoint_is_not_gone_on_from(
     epochs[0].unlink()
     assert start("fit", "--ckpt_path=last", "--trainer.max_epochs=3") == 2
     assert "no other one beside it to go on from" in capsys.readouterr().err
-    shutil.copy(last, last.with_name(GOOD))
-    assert start("fit", f"--ckpt_path={last.with_name(GOOD)}", "--trainer.max_epochs=3") == 2
-    assert f"{last.with_name(GOOD)}: damaged" in capsys.readouterr().err
+    shutil.copy(last, last.with_name("good.ckpt"))
+    assert start("fit", f"--ckpt_path={last.with_name('good.ckpt')}", "--trainer.max_epochs=3") == 2
+    assert f"{last.with_name('good.ckpt')}: damaged" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("verb", ["test", "predict", "rate"])
@@ -176,9 +177,9 @@ def test_nor_is_one_evaluated(
     verb: str, again: tuple[Path, Callable[..., int]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, start = again
-    damage(folder / "checkpoints" / LAST)
+    damage(folder / "checkpoints" / "last.ckpt")
     assert start(verb, "--ckpt_path=last") == 2
-    assert f"--ckpt_path {folder / 'checkpoints' / LAST}: damaged" in capsys.readouterr().err
+    assert f"--ckpt_path {folder / 'checkpoints' / 'last.ckpt'}: damaged" in capsys.readouterr().err
 
 
 def test_negative_control_as_it_was_it_goes_on(again: tuple[Path, Callable[..., int]]) -> None:

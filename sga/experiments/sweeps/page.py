@@ -29,7 +29,7 @@ from sga.report.charts import FLOOR, Curve, ReferenceLine, Style, pareto_chart, 
 from sga.report.conclusions import FORGET_QUALITY_LEVEL
 from sga.report.style import document
 from sga.report.summary import ABSENT, fixed, p_value
-from sga.runs.folder import Run, load_run
+from sga.runs.folder import Run, RunFolder, load_run
 
 Point = tuple[float, float]
 
@@ -109,7 +109,7 @@ def _retain_utility(sweep: Sweep, folder: Path) -> float | None:
     if retain is None:
         return None
     place = folder / retain.folder if isinstance(retain, Task) else Path(retain)
-    return load_run(place).value("utility") if (place / "metrics.json").is_file() else None
+    return load_run(place).value("utility") if RunFolder(place).chosen_path.is_file() else None
 
 
 def _head(sweep: Sweep, rows: Sequence[Row]) -> str:

@@ -18,7 +18,7 @@ from sga.evaluation.ranges import possible_range
 from sga.experiments.configuration import Values
 from sga.experiments.sweeps.definition import Outcome, Stage, Sweep, Task, label, short_names
 from sga.experiments.sweeps.worker import STATE_FILE, objective, read_state
-from sga.files import read_json_lines, read_json_object
+from sga.runs.folder import RunFolder
 
 METRICS = ("frontier_area", "frontier_area_ks", "forget_quality_log10", "model_utility", "model_utility_unseen")
 """Shown beside the objectives; frontier areas are of whole runs, the others of the chosen evaluation."""
@@ -270,7 +270,7 @@ def summary(sweep: Sweep, rows: Sequence[Row], left_over: Sequence[str]) -> dict
     best = set(best_rows(sweep, rows))
     paths = [path for row in rows for path in row.folders.values()]
     sources = {read_state(path).get("source") for path in paths}
-    info = read_json_object(paths[0] / "run.json") if paths else {}
+    info = RunFolder(paths[0]).info if paths else {}
     return {
         "sweep": sweep.path.name,
         "key": sweep.key,
@@ -299,11 +299,10 @@ def summary(sweep: Sweep, rows: Sequence[Row], left_over: Sequence[str]) -> dict
 
 
 def _run(path: Path) -> dict[str, Any]:
-    chosen = read_json_object(path / "metrics.json")
-    lines = [line for _, line in read_json_lines(path / "metrics.jsonl")]
+    run = RunFolder(path)
     # Intervals over rows of every evaluation would be most of the file; the chosen one keeps its own.
-    points = [{name: value for name, value in line.items() if "/ci_" not in name} for line in lines]
-    return {"folder": path.name, **chosen, "evaluations": points}
+    points = [{name: value for name, value in line.items() if "/ci_" not in name} for line in run.evaluations]
+    return {"folder": path.name, **run.chosen, "evaluations": points}
 
 
 def _cell(value: Any) -> Any:

@@ -21,7 +21,8 @@ from sga.evaluation.table import duration
 from sga.experiments.configuration import set_value
 from sga.experiments.sweeps.claims import Claim, Claims, open_storage
 from sga.experiments.sweeps.definition import Outcome, Sweep, Task, label
-from sga.files import read_json_lines, read_json_object, write_json, write_text, yaml_text
+from sga.files import read_json_object, write_json, write_text, yaml_text
+from sga.runs.folder import RunFolder
 from sga.runs.lock import LockedError, write_lock
 
 STATE_FILE = "trial.json"
@@ -188,7 +189,7 @@ class Worker:
         if outcome.reason is not None:
             state["reason"] = outcome.reason
         if task.stage != "model" and not self.sweep.keep_weights:
-            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+            shutil.rmtree(RunFolder(folder).checkpoints_path, ignore_errors=True)
         write_json(folder / STATE_FILE, state)
         return outcome
 
@@ -210,7 +211,7 @@ class Worker:
         if task.stage == "model":
             return Outcome((1.0,))
         folder = self.folder / task.folder
-        if not (folder / "metrics.json").is_file():
+        if not RunFolder(folder).chosen_path.is_file():
             return Outcome(reason="the run made no evaluation")
         values = []
         for name in self.sweep.objectives:
@@ -229,13 +230,12 @@ def read_state(folder: Path) -> dict[str, Any]:
 
 def objective(folder: Path, name: str) -> float | str:
     """A metric of a finished run, with or without the benchmark's prefix, or why it is absent."""
-    chosen = read_json_object(folder / "metrics.json")
+    run = RunFolder(folder)
     if name == "seconds":  # of the whole run; the chosen evaluation may be an earlier one
-        _, last = read_json_lines(folder / "metrics.jsonl")[-1]
-        return float(last["seconds"])
+        return float(run.evaluations[-1]["seconds"])
     if name == "peak_memory_bytes":  # seen by the worker, not by the run
         return float(read_state(folder)[name])
-    benchmark = read_json_object(folder / "run.json")["benchmark"]
+    chosen, benchmark = run.chosen, run.info["benchmark"]
     for found in (chosen.get(name), chosen.get(f"{benchmark}/{name}")):
         if isinstance(found, int | float) and not isinstance(found, bool):
             return float(found)
