@@ -380,7 +380,7 @@ def test_run_json_and_config_say_what_was_run(run_folder: tuple[Path, Unlearning
     assert run["model"] == str(own_target / "model")
     assert run["evaluation"]["precision"] == "32-true"
     config = yaml.safe_load((folder / "config.yaml").read_text())
-    assert config["model"]["loss"]["init_args"] == {"smoothing_rate": -4.0, "alternative_rate": None}
+    assert config["model"]["loss"]["init_args"] == {"smoothing_rate": -4.0}
     assert config["data"]["batch_size"] == 4
 
 
