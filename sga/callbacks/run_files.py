@@ -169,9 +169,14 @@ class RunFiles(pl.Callback):
     ) -> None:
         self._tokens.update(pl_module.tokens)
         pl_module.tokens.clear()
-        if trainer.current_epoch == 0 and pl_module.geometry and pl_module.geometry is not self._last_look:
-            self._last_look = pl_module.geometry
-            geometry = total(pl_module.geometry.values())
+        if (
+            trainer.current_epoch == 0
+            and (rate := pl_module.rate)
+            and rate.geometry
+            and rate.geometry is not self._last_look
+        ):
+            self._last_look = rate.geometry
+            geometry = total(rate.geometry.values())
             self._looks.append((geometry.cosine, paper_rate(geometry)))
 
     # ---- evaluations -------------------------------------------------------------------------------------------
