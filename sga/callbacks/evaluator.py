@@ -16,6 +16,7 @@ import transformers
 
 from sga.datamodule import EvaluationData
 from sga.errors import UserError
+from sga.evaluation.accumulated import torch_metric
 from sga.evaluation.bootstrap import Bootstrap
 from sga.evaluation.cache import AnswerCache, model_key
 from sga.evaluation.evaluation import Evaluation
@@ -217,7 +218,7 @@ class Evaluator(pl.Callback):
         self._keep(self._batches)
         self._evaluated_step = trainer.global_step
         bootstrap = Bootstrap(self.resamples, module.data.seed) if self.resamples else None
-        evaluation = Evaluation(data.name, bootstrap=bootstrap)
+        evaluation = Evaluation(data.name, bootstrap=bootstrap, metric=torch_metric)
         data = replace(data, reference=self._aligned(data))
         if data.reference is not None:
             evaluation.notes += data.reference.notes

@@ -8,7 +8,6 @@ paraphrase), ``perturbed_nll`` (a list), ``log_truth_ratio``, ``rouge_l_recall``
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -17,21 +16,22 @@ from sga.errors import UserError
 from sga.evaluation.evaluation import Evaluation
 from sga.evaluation.metrics import (
     LOW_FORGET_QUALITY,
-    MODEL_UTILITY_PARTS,
     Floats,
-    PerplexityResult,
     TruthRatioMean,
-    forget_quality,
     log_truth_ratio,
-    membership_auc,
-    model_utility,
     normalized_probability,
-    perplexity,
     privleak,
     truth_ratio_forget,
     truth_ratio_retain,
 )
 from sga.evaluation.reference import RetainReference
+from sga.evaluation.row_metrics import (
+    ForgetQualityRows,
+    MembershipRows,
+    PerplexityRows,
+    TruthRatioRows,
+    UtilityRows,
+)
 
 UTILITY_SETS = ("retain", "real_authors", "world_facts")
 MEMBERSHIP_SCORES = ("loss", "min_k", "min_k_plus_plus", "zlib", "reference")
@@ -68,8 +68,8 @@ def add_utility(evaluation: Evaluation, reasons: Reasons) -> None:
 
     The interval of model utility resamples the three sets apart and recomputes all nine parts on each resample.
     """
-    parts: dict[str, float] = {}
-    draws: dict[str, Floats | None] = {}
+    utility: UtilityRows = evaluation.metric(UtilityRows, "")
+    missing = []
     for set_name in ("forget", *UTILITY_SETS):
         columns = {
             "probability": probabilities(evaluation, set_name),
@@ -78,23 +78,23 @@ def add_utility(evaluation: Evaluation, reasons: Reasons) -> None:
         if set_name != "forget":  # whose truth ratio belongs to forget quality
             # Always of the geometric mean: model utility is compared with published values.
             columns["truth_ratio"] = truth_ratio_scores(evaluation, set_name)
-        for part, values in columns.items():
-            name = f"{evaluation.name}/{set_name}/{part}"
+        for column, values in columns.items():
+            name, part = f"{evaluation.name}/{set_name}/{column}", column.removesuffix("_l_recall")
             if values is None:
-                evaluation.absent[name] = _reason(reasons, set_name, part, f"the {set_name} rows lack what it needs")
+                evaluation.absent[name] = _reason(reasons, set_name, column, f"the {set_name} rows lack what it needs")
+            else:
+                evaluation.add_mean(name, set_name, values)
+            if set_name == "forget":
                 continue
-            key = f"{set_name}_{part.removesuffix('_l_recall')}"
-            draws[key] = evaluation.add_mean(name, set_name, values)
-            if name in evaluation.metrics:
-                parts[key] = evaluation.metrics[name]
+            if values is None or name not in evaluation.metrics:
+                missing.append(f"{set_name}_{part}")
+            else:
+                utility.update(set_name, **{part: values})
     name = f"{evaluation.name}/model_utility"
-    missing = [part for part in MODEL_UTILITY_PARTS if part not in parts]
     if missing:
         evaluation.absent[name] = f"{len(missing)} of its nine parts are absent: {', '.join(missing)}"
-        return
-    resampled = [draws[part] for part in MODEL_UTILITY_PARTS]
-    sets = {set_name: len(evaluation.of_set(set_name)) for set_name in UTILITY_SETS}
-    evaluation.add(name, model_utility(parts), _harmonic([part for part in resampled if part is not None]), sets)
+    else:
+        evaluation.add_metric(utility, model_utility=name)
 
 
 def probabilities(evaluation: Evaluation, set_name: str) -> Floats | None:
@@ -116,16 +116,6 @@ def truth_ratio_scores(evaluation: Evaluation, set_name: str, mean: TruthRatioMe
     return None if ratios is None else np.array([score([ratio]) for ratio in ratios])
 
 
-def _harmonic(parts: list[Floats]) -> Floats | None:
-    """[resamples]: the harmonic mean of parts [resamples] each; 0 where one of them is."""
-    if not parts:
-        return None
-    stacked = np.stack(parts)
-    with np.errstate(divide="ignore"):
-        drawn: Floats = len(parts) / (1 / stacked).sum(axis=0)
-    return drawn
-
-
 def add_forget_quality(
     evaluation: Evaluation, reference: RetainReference | None, reasons: Reasons, mean: TruthRatioMean = "geometric"
 ) -> None:
@@ -143,30 +133,30 @@ def add_forget_quality(
     nll = evaluation.column("forget", "avg_nll")
     if nll is not None:
         evaluation.add_mean(f"{prefix}/forget/avg_nll", "forget", nll)
-    ratios, scores = add_truth_ratios(evaluation, "forget", mean), truth_ratio_scores(evaluation, "forget", mean)
-    if ratios is None or scores is None:
+    ratios = add_truth_ratios(evaluation, "forget", mean)
+    if ratios is None:
         why = _reason(reasons, "forget", "truth_ratio", "the forget rows lack what it needs")
         evaluation.absent[name] = evaluation.absent[f"{prefix}/forget/truth_ratio"] = why
         return
-    evaluation.add_mean(f"{prefix}/forget/truth_ratio", "forget", scores)
+    score: TruthRatioRows = evaluation.metric(TruthRatioRows, "forget")
+    score.update(ratios)
+    evaluation.add_metric(score, forget=f"{prefix}/forget/truth_ratio")
     if reference is None:
         evaluation.absent[name] = _reason(reasons, "forget", "reference", "no reference")
         return
     kept = slice(0, len(reference))  # a foreign log of 300 rows cuts ours to its first 300
-    quality = forget_quality(
-        ratios[kept],
-        reference.log_truth_ratio(mean),
-        None if nll is None else float(nll[kept].mean()),
-        None if reference.answer_nll is None else float(reference.answer_nll.mean()),
+    quality: ForgetQualityRows = evaluation.metric(ForgetQualityRows, "forget")
+    quality.update(ratios[kept], reference.log_truth_ratio(mean))
+    if nll is not None and reference.answer_nll is not None:
+        ours, theirs = float(nll[kept].mean()), float(reference.answer_nll.mean())
+        side = quality.direction(ours, theirs)
+        if side in ("under-unlearned", "over-unlearned"):
+            evaluation.note(
+                f"forget quality is below {LOW_FORGET_QUALITY} because the model is {side}, by its forget nll"
+            )
+    evaluation.add_metric(
+        quality, p_value=name, log10_p=f"{name}_log10", ks_statistic=f"{prefix}/ks_statistic", n=f"{prefix}/ks_n"
     )
-    if quality.direction in ("under-unlearned", "over-unlearned"):
-        evaluation.note(
-            f"forget quality is below {LOW_FORGET_QUALITY} because the model is {quality.direction}, by its forget nll"
-        )
-    evaluation.add(name, quality.p_value)
-    evaluation.add(f"{name}_log10", quality.log10_p)
-    evaluation.add(f"{prefix}/ks_statistic", quality.ks_statistic)
-    evaluation.add(f"{prefix}/ks_n", quality.n)
 
 
 def add_membership(
@@ -191,13 +181,12 @@ def add_membership(
                 otherwise = _reason(reasons, "forget", score, "forget or holdout rows lack the score")
                 evaluation.absent[name] = _reason(reasons, "holdout", score, otherwise)
             continue
-        draws = None
-        if evaluation.bootstrap is not None:
-            draws = evaluation.bootstrap.aucs("forget", members, "holdout", nonmembers)
-        if score == "min_k":
-            min_k_draws = draws
-        sets = {"forget": len(members), "holdout": len(nonmembers)}
-        evaluation.add(name, membership_auc(members, nonmembers), draws, sets, min(sets.values()))
+        auc: MembershipRows = evaluation.metric(MembershipRows, "")
+        auc.update(members, True)
+        auc.update(nonmembers, False)
+        evaluation.add_metric(auc, auc=name)
+        if score == "min_k" and evaluation.bootstrap is not None:
+            min_k_draws = auc.draws(evaluation.bootstrap)["auc"]
     add_privleak(evaluation, reference_min_k_auc, reasons, min_k_draws)
 
 
@@ -240,8 +229,8 @@ def add_memorization(evaluation: Evaluation, reasons: Reasons) -> None:
             evaluation.add_mean(name, "forget", values)
 
 
-def add_perplexity(evaluation: Evaluation, set_name: str, total_nll: Floats, tokens: Floats) -> PerplexityResult:
-    """Adds ``perplexity/{set_name}`` and its logarithm.
+def add_perplexity(evaluation: Evaluation, set_name: str, total_nll: Floats, tokens: Floats) -> float:
+    """Adds ``perplexity/{set_name}`` and its logarithm, which it returns.
 
     Args:
         evaluation: Where to.
@@ -249,17 +238,14 @@ def add_perplexity(evaluation: Evaluation, set_name: str, total_nll: Floats, tok
         total_nll: [N], nats, summed over the tokens of a sequence.
         tokens: [N], number of scored tokens.
     """
-    found = perplexity(total_nll, tokens)
-    draws = None if evaluation.bootstrap is None else evaluation.bootstrap.ratios(set_name, total_nll, tokens)
+    metric: PerplexityRows = evaluation.metric(PerplexityRows, set_name)
+    metric.update(total_nll, tokens)
     name = f"perplexity/{set_name}"
-    sets = {set_name: len(tokens)}
-    evaluation.add(f"{name}/log", found.log, draws, sets)
-    if math.isfinite(found.value):
-        fits = draws is not None and draws.max() < math.log(np.finfo(np.float64).max)
-        evaluation.add(name, found.value, np.exp(draws) if draws is not None and fits else None, sets)
-    else:
-        evaluation.absent[name] = f"exceeds what a float holds; its logarithm is {found.log:.1f}"
-    return found
+    evaluation.add_metric(metric, log=f"{name}/log", value=name)
+    log = metric.values()["log"]
+    if name in evaluation.absent:
+        evaluation.absent[name] = f"exceeds what a float holds; its logarithm is {log:.1f}"
+    return log
 
 
 def add_muse(evaluation: Evaluation, reasons: Reasons) -> None:
