@@ -22,11 +22,11 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 import sga
 from sga.batching.batch import Batch
-from sga.callbacks.evaluator import Evaluator, evaluation_of
+from sga.callbacks.evaluator import Evaluator, evaluation_of, evaluator_of, prediction_request
 from sga.callbacks.export import HuggingFaceExport
 from sga.callbacks.room import check_room
 from sga.callbacks.stopping import Stopping
-from sga.datamodule import PAIRS_FILE, prediction_request
+from sga.datamodule import PAIRS_FILE
 from sga.errors import UserError
 from sga.evaluation.evaluation import Evaluation
 from sga.evaluation.metrics import frontier_area, frontier_area_ks
@@ -285,7 +285,9 @@ class RunFiles(pl.Callback):
     # ---- predictions -------------------------------------------------------------------------------------------
 
     def on_predict_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        batches = pl_module.data.request_batches("predict")
+        evaluator = evaluator_of(trainer)
+        assert evaluator is not None, "the trainer has an Evaluator"
+        batches = evaluator.request_batches(trainer, "predict")
         mine = [pair for batch in trainer.predict_loop.predictions for pair in batch]
         parts: list[Any] = [mine]
         if trainer.world_size > 1:
