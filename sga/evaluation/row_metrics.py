@@ -8,7 +8,7 @@ kept in NumPy arrays, so that logs are scored without torch. `sga.evaluation.acc
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
@@ -94,7 +94,9 @@ class RowMetric:
             UserError: ids for some rows only; or values of one id that are too far apart for one row scored twice, as
                 when each process counts its ids from 0. Half of the rows would otherwise be dropped without a word.
         """
-        values, ids = self._pairs(column).reshape(-1, 2).T
+        pairs = self._pairs(column).reshape(-1, 2)
+        values: Floats = pairs[:, 0]
+        ids: Floats = pairs[:, 1]
         given = int((~np.isnan(ids)).sum())
         if not given:
             return values
@@ -112,7 +114,8 @@ class RowMetric:
                 f"ids must tell rows apart, but {column} of id {ids[apart[0]]:.0f} is {one:g} and {other:g}; "
                 "number the rows over all processes and batches"
             )
-        return values[np.sort(first)]
+        once: Floats = values[np.sort(first)]
+        return once
 
 
 def plain_metric(kind: type[Kind], set_name: str) -> Kind:
@@ -310,7 +313,7 @@ class UtilityRows(RowMetric):
 
     def update(
         self,
-        set_name: Literal["retain", "real_authors", "world_facts"],
+        set_name: str,
         probability: Column = (),
         rouge: Column = (),
         truth_ratio: Column = (),
@@ -319,7 +322,7 @@ class UtilityRows(RowMetric):
         """Adds rows of one set; the three parts may come together or one at a time.
 
         Args:
-            set_name: The set that the rows are from.
+            set_name: The set that the rows are from: retain, real_authors or world_facts.
             probability: [N], exp(-avg_nll) of the answer on retain; on the other two
                 p_right / (p_right + sum of p_wrong), each p = exp(-avg_nll).
             rouge: [N], ROUGE-L recall of the greedy answer.
