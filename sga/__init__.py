@@ -43,7 +43,7 @@ _MODULES = {
     "sga.likelihood.forward": "answer_tokens sequence_nll",
     "sga.evaluation.bootstrap": "Bootstrap",
     "sga.evaluation.accumulated": "PerplexityMetric TruthRatioMetric ForgetQualityMetric MembershipAUCMetric "
-    "ModelUtilityMetric",
+    "ModelUtilityMetric RowMeanMetric",
     "sga.rates.smoothing": "equivalent_normal_weight equivalent_smoothing_rate smoothing_vector",
     "sga.rates.policies": "RatePolicy DynamicRate FixedRate LinearRate CosineRate PiecewiseRate PaperRate ObservedRate "
     "MinNormRate MarginRate MarginWeight",

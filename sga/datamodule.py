@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import lightning.pytorch as pl
 from transformers import PreTrainedTokenizerBase
@@ -22,10 +22,7 @@ from sga.data.records import Benchmark, Record, Source
 from sga.data.refusals import read_refusals
 from sga.data.reserved import check_reserved, reserved_and_pool, with_reserved
 from sga.errors import UserError
-from sga.evaluation.inference import most_rows, most_tokens
 from sga.evaluation.reference import RetainReference
-from sga.evaluation.request_batches import RequestBatches
-from sga.evaluation.requests import Generate, Request
 from sga.groups import alternatives as others
 from sga.groups.group import Group
 from sga.groups.group_file import read_groups
@@ -64,6 +61,16 @@ class EvaluationData:
     encoder: Encoder
     examples: dict[str, tuple[Record, ...]] = field(default_factory=dict)
     references: tuple[RetainReference, ...] = ()
+
+
+class Asking(Protocol):
+    """What asks in evaluations."""
+
+    def request_batches(self, trainer: Any, stage: str) -> Iterable[Any]:
+        """Batches of what is asked in a stage, ``validate``, ``test`` or ``predict``."""
+
+    def settings(self, trainer: Any) -> dict[str, str]:
+        """What the metrics depend on besides the answers, by name."""
 
 
 class UnlearningData(pl.LightningDataModule):
@@ -178,7 +185,8 @@ class UnlearningData(pl.LightningDataModule):
         """Retain records that unlearning may draw from: all but the reserved ones."""
         self._loader: GroupLoader | None = None
         self._whole: tuple[str, ...] = ()
-        self._request_batches: dict[str, RequestBatches] = {}
+        self.evaluator: Asking | None = None
+        """What knows the questions of an evaluation: the trainer's `Evaluator`, which enters itself here."""
 
     # ---- records, groups, tokens -------------------------------------------------------------------------------
 
@@ -320,12 +328,7 @@ class UnlearningData(pl.LightningDataModule):
                 "template": repr(self.template) + (", special tokens as text" if self.encoder.as_text else ""),
                 "rendering": self._rendering if any(not record.is_text for record in scored) else None,
                 "text_length": str(self.encoder.max_length) if any(record.is_text for record in scored) else None,
-                **{
-                    name: value
-                    for callback in (self.trainer.callbacks if self.trainer is not None else ())  # type: ignore[attr-defined]
-                    if hasattr(callback, "settings")
-                    for name, value in callback.settings().items()
-                },
+                **(self.evaluator.settings(self.trainer) if self.evaluator is not None else {}),
             },
             encoder=self.encoder,
             examples=dict(self.benchmark.examples),
@@ -409,57 +412,17 @@ class UnlearningData(pl.LightningDataModule):
         """Optimiser steps of an epoch."""
         return self.train_dataloader().steps_per_epoch
 
-    def val_dataloader(self) -> RequestBatches:
-        return self.request_batches("validate")
+    def val_dataloader(self) -> Iterable[Any]:
+        return self._asked("validate")
 
-    def test_dataloader(self) -> RequestBatches:
-        return self.request_batches("test")
+    def test_dataloader(self) -> Iterable[Any]:
+        return self._asked("test")
 
-    def predict_dataloader(self) -> RequestBatches:
-        return self.request_batches("predict")
+    def predict_dataloader(self) -> Iterable[Any]:
+        return self._asked("predict")
 
-    def request_batches(self, stage: str) -> RequestBatches:
-        """What the trainer's callbacks ask in this stage (for predict: a greedy answer to every question)."""
-        if stage not in self._request_batches:
-            trainer = self.trainer
-            assert trainer is not None
-            requests = _predictions(self) if stage == "predict" else _questions(trainer, self, stage == "test")
-            model: Any = trainer.lightning_module
-            device = trainer.strategy.root_device
-            sizes = (
-                self.evaluation_tokens or most_tokens(model.model, device),
-                self.generation_rows or most_rows(model.model, device, self.encoder.max_length),
-            )
-            self._request_batches[stage] = RequestBatches(
-                requests,
-                self.encoder,
-                # The first process's for all: batches are dealt, so all have to cut the same ones.
-                *trainer.strategy.broadcast(sizes),
-                trainer.global_rank,
-                trainer.world_size,
-            )
-        return self._request_batches[stage]
-
-
-def _questions(trainer: pl.Trainer, data: UnlearningData, every_row: bool) -> Iterator[Request]:
-    evaluation_data = data.evaluation_data(every_row)
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if hasattr(callback, "requests"):
-            yield from callback.requests(evaluation_data)
-
-
-def _predictions(data: UnlearningData) -> Iterator[Request]:
-    sets = data.evaluation_data(every_row=True).sets
-    missing = [name for name in data.predict_sets if name not in sets]
-    if missing:
-        raise UserError(f"predict_sets names {', '.join(missing)}, but the evaluation sets are {', '.join(sets)}")
-    for name in data.predict_sets:
-        yield from (prediction_request(record) for record in sets[name] if not record.is_text)
-
-
-def prediction_request(record: Record) -> Generate:
-    """What `sga predict` asks about a record: its greedy answer, 200 tokens as in open-unlearning."""
-    return Generate(record.question, 200)
+    def _asked(self, stage: str) -> Iterable[Any]:
+        return () if self.evaluator is None else self.evaluator.request_batches(self.trainer, stage)
 
 
 def _members(groups: Sequence[Group]) -> list[Record]:

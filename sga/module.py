@@ -36,9 +36,8 @@ from sga.models.blocks import check_layers, transformer_blocks
 from sga.models.pretrained import PURE_BFLOAT16, LanguageModel
 from sga.models.sharding import check_strategy, gather, is_sharded, scatter, shard
 from sga.optimization import LinearSchedule, Schedule, adamw
-from sga.rates.geometry import Geometry, total
-from sga.rates.policies import RatePolicy, RateState
-from sga.rates.split_backward import SplitGradients
+from sga.rates.dynamic import TrainingRate, gradient_diverged
+from sga.rates.policies import RateState
 from sga.runs.starting_model import StartingModel, starting_model
 
 
@@ -84,20 +83,18 @@ class UnlearningModule(pl.LightningModule):
         self.forward_options = ForwardOptions()
         """How the model reads training batches, as far as it can; see `on_fit_start`."""
         self.model: PreTrainedModel | None = None
-        self.rate_state = RateState()
-        """What the loss's rate policy remembers; its `value` is the number in force."""
-        self.geometry: dict[str, Geometry] = {}
-        """By layer, of the last step at which a rate policy looked at gradients."""
+        self.rate: TrainingRate | None = None
+        """Number that the loss weighs with, if a policy sets it."""
+        if isinstance(loss, WeighingLoss) and loss.policy is not None:
+            self.rate = TrainingRate(loss.policy, loss)
         self.tokens: Counter[str] = Counter()
         """That went through the model in training steps (``tokens``) and through the starting model beside it
         (``reference_tokens``), in this process, since whoever counts them up took them last."""
         self._frozen: str | None = None
         """Hash of the weights beside an adapter, which checkpoints leave out; None without one."""
         self._starting: StartingModel | None = None
-        self._split: SplitGradients | None = None
         self._inference: Inference | None = None
         self._step_logs: dict[str, Tensor | float] = {}
-        self._rate_logs: dict[str, float] = {}
 
     # ---- weights -----------------------------------------------------------------------------------------------
 
@@ -215,13 +212,12 @@ class UnlearningModule(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         assert self.loss is not None, "setup() has checked"
-        policy = self._policy
-        if policy is not None and policy.needs_gradients(self.rate_state, self.global_step):
-            return self._split_step(batch)
+        if self.rate is not None and self.rate.splits(self.global_step):
+            return self._split_step(batch, self.rate)
         # A loss that does not read normal samples, say, saves their part of the forward pass.
         batch = batch.select(*self.loss.roles(self.global_step))
         answers = self._answer_tokens(batch)
-        value = None if policy is None else self._decided(policy, None).value
+        value = None if self.rate is None else self.rate.value(self.global_step, self.total_steps())
         loss = self.loss.of(answers) if value is None else self.loss.of(answers, value)
         self._check_divergence(loss)
         values = {f"train/{role}_nll": answers.of(role).nll.mean() for role in dict.fromkeys(answers.roles)}
@@ -241,24 +237,13 @@ class UnlearningModule(pl.LightningModule):
             answers, reference=self._starting.answers(beside, needs.logits, needs.hidden_layer, self.forward_options)
         )
 
-    def _split_step(self, batch: Batch) -> Tensor:
-        """The two parts of the loss, one after the other; Lightning runs the second one's backward pass.
-
-        Returns:
-            ℓ̄_n, whose gradient goes to the parameters' ``grad`` and is clipped, scaled and averaged over processes by
-            Lightning's means. That of ℓ_f waits beside it until `_set_rate`.
-        """
+    def _split_step(self, batch: Batch, rate: TrainingRate) -> Tensor:
+        """Both parts of the loss, one after the other: ℓ_f by the rate, ℓ̄_n by Lightning, which gets it returned."""
         self.tokens["tokens"] += batch.tokens
-        if self._split is None:
-            self._split = SplitGradients(self._network.named_parameters())
         forget = sequence_nll(self._network, batch.forget_only(), self.forward_options).mean()
         self._check_divergence(forget)
-        part = forget * batch.scale / self.trainer.accumulate_grad_batches  # Lightning does the latter to what it gets
-        if self._scaler is not None:
-            part = self._scaler.scale(part)
-        # Neither DDP's hooks (it waits for gradients only after training_step) nor autocast take part in this pass.
-        with self._split.forget_part(), torch.autocast(self.device.type, enabled=False):
-            part.backward()  # type: ignore[no-untyped-call]
+        # Lightning divides by the accumulated batches what it gets.
+        rate.backward(self._network, forget * batch.scale / self.trainer.accumulate_grad_batches, self._scaler)
         normal = sequence_nll(self._network, batch.normals_only(), self.forward_options).mean()
         self._check_divergence(normal)
         self._log_step({"train/forget_nll": forget, "train/normal_nll": normal}, batch)
@@ -276,52 +261,22 @@ class UnlearningModule(pl.LightningModule):
         def closure() -> Any:
             assert optimizer_closure is not None, "Lightning gives one"
             result = optimizer_closure()
-            if self._policy is not None:
-                self._set_rate(self._policy)
+            if self.rate is not None:
+                self.rate.decide(
+                    self.global_step,
+                    self.total_steps(),
+                    self.data.group_size,
+                    self.trainer.world_size > 1 and not is_sharded(self._network),
+                    self.trainer.strategy.broadcast,
+                    self._scaler,
+                )
             return result
 
         super().optimizer_step(epoch, batch_idx, optimizer, closure)
 
-    def _set_rate(self, policy: RatePolicy) -> None:
-        """Decides on the rate of this step and, if its backward pass was split, puts the parts together."""
-        assert isinstance(self.loss, WeighingLoss), "others have no policy"
-        group_size, geometry = self.data.group_size, None
-        if self._split is not None:
-            if self.trainer.world_size > 1 and not is_sharded(self._network):  # where backward passes average
-                self._split.average()
-            scale = self._scaler.get_scale() if self._scaler is not None else 1.0
-            # The first process's numbers for all, so that none decides otherwise for a last bit.
-            self.geometry = self.trainer.strategy.broadcast(self._split.geometry(group_size, scale))
-            geometry = total(self.geometry.values())
-            if not geometry.finite:
-                if self._scaler is None:
-                    raise DivergenceError(
-                        f"a gradient is no longer a number at step {self.global_step}: training diverged; lower the "
-                        "learning rate, or stop earlier (--trainer.max_epochs)"
-                    )
-                self._split.combine(1.0, 1.0)  # whatever the weights, the scaler finds it and skips the step
-                self._split = None
-                return
-        self.rate_state = self._decided(policy, geometry)
-        assert self.rate_state.value is not None, "a policy decides"
-        forget_weight, normal_weight = self.loss.weights(group_size, self.rate_state.value)
-        if self._split is not None:
-            self._split.combine(forget_weight, normal_weight)
-            self._split = None
-            parts = self._step_logs
-            parts["train/loss"] = forget_weight * parts["train/forget_nll"] + normal_weight * parts["train/normal_nll"]
-        self._rate_logs = self._rate_values(forget_weight, normal_weight)
-
-    def _decided(self, policy: RatePolicy, geometry: Geometry | None) -> RateState:
-        return policy.decide(self.rate_state, self.global_step, self.total_steps(), geometry)
-
     @property
     def _needs(self) -> Needs:
         return self.loss.needs if self.loss is not None else Needs()
-
-    @property
-    def _policy(self) -> RatePolicy | None:
-        return self.loss.policy if self.loss is not None else None
 
     @property
     def _scaler(self) -> Any:
@@ -347,10 +302,7 @@ class UnlearningModule(pl.LightningModule):
         if self.trainer.world_size > 1:  # shards differ, and all processes have to stop
             wrong = self.trainer.strategy.reduce(wrong, reduce_op="sum")
         if wrong:
-            raise DivergenceError(
-                f"a gradient is no longer a number at step {self.global_step}: training diverged; lower the learning "
-                "rate, or stop earlier (--trainer.max_epochs)"
-            )
+            raise gradient_diverged(self.global_step)
 
     def _log_step(self, values: dict[str, Tensor], batch: Batch) -> None:
         """Adds a micro-batch's share to the means over the step's groups."""
@@ -358,35 +310,13 @@ class UnlearningModule(pl.LightningModule):
         for name, value in values.items():
             self._step_logs[name] = self._step_logs.get(name, 0.0) + value.detach() * share
 
-    def _rate_values(self, forget_weight: float, normal_weight: float) -> dict[str, float]:
-        """The number in force under all its names and, if it is dynamic, what it follows from, as of the last look."""
-        assert isinstance(self.loss, WeighingLoss) and self.rate_state.value is not None
-        state, size = self.rate_state, self.data.group_size
-        values: dict[str, float] = {
-            "train/forget_weight": forget_weight,
-            "train/normal_weight": normal_weight,
-            "train/lambda": -normal_weight / forget_weight,
-        }
-        if self.loss.parameter == "smoothing_rate":
-            values |= {"train/rate": self.rate_state.value, "train/rho": self.rate_state.value * (size - 1) / size}
-        if self.geometry:
-            geometry = total(self.geometry.values())
-            values |= {
-                "train/cosine": geometry.cosine,
-                "train/forget_gradient_norm": geometry.forget_norm,
-                "train/normal_gradient_norm": geometry.normal_norm,
-                "train/clamped_low": state.clamped_low,
-                "train/clamped_high": state.clamped_high,
-                "train/infeasible": state.infeasible,
-            }
-        return values
-
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Looks at the gradients, and logs means over the step's groups, whatever the micro-batches and processes."""
         self._check_gradients()
+        rate_logs = {} if self.rate is None else self.rate.log(self._step_logs)
         self.log_dict(self._step_logs, prog_bar=True, batch_size=1, sync_dist=self.trainer.world_size > 1)
-        self.log_dict(self._rate_logs, batch_size=1)  # the same in every process
-        self._step_logs, self._rate_logs = {}, {}
+        self.log_dict(rate_logs, batch_size=1)  # the same in every process
+        self._step_logs = {}
 
     def state_dict(self, *arguments: Any, **options: Any) -> dict[str, Any]:  # type: ignore[override]
         """All weights; of a model with an adapter the adapter's alone, because the others are where they were."""
@@ -396,8 +326,8 @@ class UnlearningModule(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self._frozen is not None:
             checkpoint["frozen_weights"] = self._frozen
-        if self._policy is not None:
-            checkpoint["rate_state"] = asdict(self.rate_state)
+        if self.rate is not None:
+            checkpoint["rate_state"] = asdict(self.rate.state)
         checkpoint["sharded"] = is_sharded(self._network)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
@@ -427,8 +357,8 @@ class UnlearningModule(pl.LightningModule):
                 "the checkpoint was made with another model beside its adapter, or one of the two has no adapter; give "
                 "the --model.language_model of the run's config.yaml"
             )
-        if "rate_state" in checkpoint:
-            self.rate_state = RateState(**checkpoint["rate_state"])
+        if self.rate is not None and "rate_state" in checkpoint:
+            self.rate.state = RateState(**checkpoint["rate_state"])
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         optimizer = self.optimizer([parameter for parameter in self.parameters() if parameter.requires_grad])
@@ -448,26 +378,14 @@ class UnlearningModule(pl.LightningModule):
     # ---- evaluation --------------------------------------------------------------------------------------------
 
     def on_validation_epoch_start(self) -> None:
-        self._start_answering()
-
-    def on_test_epoch_start(self) -> None:
-        self._start_answering()
-
-    def on_predict_epoch_start(self) -> None:
-        self._start_answering()
-
-    def _start_answering(self) -> None:
         self._inference = Inference(self._network, self.stop_ids)  # a new one: it remembers what these weights say
         gather(self._network)
 
     def on_validation_epoch_end(self) -> None:
         scatter(self._network)
 
-    def on_test_epoch_end(self) -> None:
-        scatter(self._network)
-
-    def on_predict_epoch_end(self) -> None:
-        scatter(self._network)
+    on_test_epoch_start = on_predict_epoch_start = on_validation_epoch_start
+    on_test_epoch_end = on_predict_epoch_end = on_validation_epoch_end
 
     def validation_step(self, batch: ScoreBatch | GenerateBatch, batch_idx: int) -> dict[int, Answer]:  # type: ignore[override]
         """Answers by the loader's jobs; `Evaluator` collects them."""

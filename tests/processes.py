@@ -41,8 +41,8 @@ class RateRecorder(pl.Callback):
     """Writes each optimiser step's number with all its digits, and the counts, to a file of each process."""
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        state, path = pl_module.rate_state, Path(trainer.default_root_dir, f"rates-{trainer.global_rank}.jsonl")
-        geometry = total(pl_module.geometry.values()) if pl_module.geometry else None
+        state, path = pl_module.rate.state, Path(trainer.default_root_dir, f"rates-{trainer.global_rank}.jsonl")
+        geometry = total(pl_module.rate.geometry.values()) if pl_module.rate.geometry else None
         line = {
             "step": trainer.global_step,
             "value": state.value,

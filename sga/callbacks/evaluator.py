@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from abc import abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,17 @@ import lightning.pytorch as pl
 import torch
 import transformers
 
-from sga.datamodule import EvaluationData
+from sga.data.records import Record
+from sga.datamodule import EvaluationData, UnlearningData
 from sga.errors import UserError
+from sga.evaluation.accumulated import torch_metric
 from sga.evaluation.bootstrap import Bootstrap
 from sga.evaluation.cache import AnswerCache, model_key
 from sga.evaluation.evaluation import Evaluation
+from sga.evaluation.inference import most_rows, most_tokens
 from sga.evaluation.reference import RetainReference, are_first_rows, reference_for
 from sga.evaluation.request_batches import RequestBatches
-from sga.evaluation.requests import Answer, Answers, Generation, Request
+from sga.evaluation.requests import Answer, Answers, Generate, Generation, Request
 from sga.models.sharding import is_sharded
 from sga.runs.references import read_retain_reference
 from sga.runs.setting_checks import check_trainer
@@ -78,6 +81,7 @@ class Evaluator(pl.Callback):
         """False leaves generated answers out of what is kept; set by the run's ``texts``."""
         self.evaluation: Evaluation | None = None
         """The last one; None before the first."""
+        self._asked: dict[str, RequestBatches] = {}
         self._batches: RequestBatches | None = None
         self._answers: dict[int, Answer] = {}
         """Of the evaluation that is under way, by job: what is known, and what this process has computed."""
@@ -113,6 +117,7 @@ class Evaluator(pl.Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self._set_limits(trainer)
+        trainer.datamodule.evaluator = self  # type: ignore[attr-defined]
         if self.reference_paths and stage != "predict":
             self._references = [read_retain_reference(path) for path in self.reference_paths]
             data: Any = trainer.datamodule  # type: ignore[attr-defined]
@@ -137,6 +142,27 @@ class Evaluator(pl.Callback):
             )
         return tuple(reference_for(reference, ids, data.settings) for reference in self._references)
 
+    # ---- questions ----------------------------------------------------------------------------------------------
+
+    def request_batches(self, trainer: pl.Trainer, stage: str) -> RequestBatches:
+        """Batches of what the metric callbacks ask in a stage (for predict: a greedy answer to every question)."""
+        if stage not in self._asked:
+            module: Any = trainer.lightning_module
+            data, device = module.data, trainer.strategy.root_device
+            requests = _predictions(data) if stage == "predict" else _questions(trainer, data, stage == "test")
+            sizes = (
+                data.evaluation_tokens or most_tokens(module.model, device),
+                data.generation_rows or most_rows(module.model, device, data.encoder.max_length),
+            )
+            # The first process's sizes for all: batches are dealt, so all have to cut the same ones.
+            sizes = trainer.strategy.broadcast(sizes)
+            self._asked[stage] = RequestBatches(requests, data.encoder, *sizes, trainer.global_rank, trainer.world_size)
+        return self._asked[stage]
+
+    def settings(self, trainer: pl.Trainer) -> dict[str, str]:
+        """What the metrics depend on besides the answers, by name."""
+        return {name: value for callback in _metric_callbacks(trainer) for name, value in callback.settings().items()}
+
     # ---- answers that are there already ------------------------------------------------------------------------
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -146,7 +172,7 @@ class Evaluator(pl.Callback):
         self._start(trainer, pl_module, "test")
 
     def _start(self, trainer: pl.Trainer, module: Any, stage: str) -> None:
-        self._batches = module.data.request_batches(stage)
+        self._batches = self.request_batches(trainer, stage)
         self._store = None
         self._answers = self._known(trainer, module, self._batches)
         self._batches.known = set(self._answers)
@@ -230,15 +256,14 @@ class Evaluator(pl.Callback):
         self._keep(self._batches)
         self._evaluated_step = trainer.global_step
         bootstrap = Bootstrap(self.resamples, module.data.seed) if self.resamples else None
-        evaluation = Evaluation(data.name, bootstrap=bootstrap)
+        evaluation = Evaluation(data.name, bootstrap=bootstrap, metric=torch_metric)
         data = replace(data, references=self._aligned(data))
         for reference in data.references:
             for note in reference.notes:
                 evaluation.note(note)
         answers, self._answers = self._batches.answers(self._answers), {}
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, EvaluationCallback):
-                callback.evaluate(data, answers, evaluation)
+        for callback in _metric_callbacks(trainer):
+            callback.evaluate(data, answers, evaluation)
         evaluation.leave_out_non_finite()
         self.evaluation = evaluation
         # For ModelCheckpoint, EarlyStopping and the like. The run folder's own files are written by RunFiles, which
@@ -246,7 +271,38 @@ class Evaluator(pl.Callback):
         module.log_dict(evaluation.values(), logger=False, sync_dist=trainer.world_size > 1)
 
 
+def evaluator_of(trainer: pl.Trainer) -> Evaluator | None:
+    """The trainer's `Evaluator`; None without one."""
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    return next((callback for callback in callbacks if isinstance(callback, Evaluator)), None)
+
+
 def evaluation_of(trainer: pl.Trainer) -> Evaluation | None:
     """The last evaluation by the trainer's `Evaluator`; None before the first, or without one."""
+    evaluator = evaluator_of(trainer)
+    return None if evaluator is None else evaluator.evaluation
+
+
+def _metric_callbacks(trainer: pl.Trainer) -> list[EvaluationCallback]:
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
-    return next((callback.evaluation for callback in callbacks if isinstance(callback, Evaluator)), None)
+    return [callback for callback in callbacks if isinstance(callback, EvaluationCallback)]
+
+
+def _questions(trainer: pl.Trainer, data: UnlearningData, every_row: bool) -> Iterator[Request]:
+    evaluation_data = data.evaluation_data(every_row)
+    for callback in _metric_callbacks(trainer):
+        yield from callback.requests(evaluation_data)
+
+
+def _predictions(data: UnlearningData) -> Iterator[Request]:
+    sets = data.evaluation_data(every_row=True).sets
+    missing = [name for name in data.predict_sets if name not in sets]
+    if missing:
+        raise UserError(f"predict_sets names {', '.join(missing)}, but the evaluation sets are {', '.join(sets)}")
+    for name in data.predict_sets:
+        yield from (prediction_request(record) for record in sets[name] if not record.is_text)
+
+
+def prediction_request(record: Record) -> Generate:
+    """What `sga predict` asks about a record: its greedy answer, 200 tokens as in open-unlearning."""
+    return Generate(record.question, 200)

@@ -34,9 +34,9 @@ class Perplexity(EvaluationCallback):
             scores = [answers.scores(record_score(record)) for record in records]
             nll = np.array([-s.log_probs.sum() for s in scores])
             tokens = np.array([len(s.log_probs) for s in scores], dtype=np.float64)
-            found = add_perplexity(evaluation, name, nll, tokens)
-            if name == "normal" and found.log > DIVERGED:
-                note = f"perplexity on normal text is e^{found.log:.0f}, above 1e10: the model has diverged"
+            log = add_perplexity(evaluation, name, nll, tokens)
+            if name == "normal" and log > DIVERGED:
+                note = f"perplexity on normal text is e^{log:.0f}, above 1e10: the model has diverged"
                 evaluation.note(note)
                 warnings.warn(note, stacklevel=2)
 

@@ -22,12 +22,11 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 import sga
 from sga.batching.batch import Batch
-from sga.callbacks.evaluator import Evaluator, evaluation_of
+from sga.callbacks.evaluator import Evaluator, evaluation_of, evaluator_of, prediction_request
 from sga.callbacks.export import HuggingFaceExport
 from sga.callbacks.room import check_room
 from sga.callbacks.stopping import Stopping
 from sga.data.reserved import RETAIN_UNSEEN
-from sga.datamodule import prediction_request
 from sga.errors import UserError
 from sga.evaluation.aggregation import UTILITY_UNSEEN
 from sga.evaluation.evaluation import Evaluation
@@ -173,9 +172,14 @@ class RunFiles(pl.Callback):
     ) -> None:
         self._tokens.update(pl_module.tokens)
         pl_module.tokens.clear()
-        if trainer.current_epoch == 0 and pl_module.geometry and pl_module.geometry is not self._last_look:
-            self._last_look = pl_module.geometry
-            geometry = total(pl_module.geometry.values())
+        if (
+            trainer.current_epoch == 0
+            and (rate := pl_module.rate)
+            and rate.geometry
+            and rate.geometry is not self._last_look
+        ):
+            self._last_look = rate.geometry
+            geometry = total(rate.geometry.values())
             self._looks.append((geometry.cosine, paper_rate(geometry)))
 
     # ---- evaluations -------------------------------------------------------------------------------------------
@@ -283,7 +287,9 @@ class RunFiles(pl.Callback):
     # ---- predictions -------------------------------------------------------------------------------------------
 
     def on_predict_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        batches = pl_module.data.request_batches("predict")
+        evaluator = evaluator_of(trainer)
+        assert evaluator is not None, "the trainer has an Evaluator"
+        batches = evaluator.request_batches(trainer, "predict")
         mine = [pair for batch in trainer.predict_loop.predictions for pair in batch]
         parts: list[Any] = [mine]
         if trainer.world_size > 1:

@@ -21,21 +21,23 @@ from sga.errors import UserError
 from sga.evaluation.evaluation import Evaluation
 from sga.evaluation.metrics import (
     LOW_FORGET_QUALITY,
-    MODEL_UTILITY_PARTS,
     Floats,
-    PerplexityResult,
     TruthRatioMean,
-    forget_quality,
     log_truth_ratio,
     membership_auc,
-    model_utility,
     normalized_probability,
-    perplexity,
     privleak,
     truth_ratio_forget,
     truth_ratio_retain,
 )
 from sga.evaluation.reference import RetainReference
+from sga.evaluation.row_metrics import (
+    ForgetQualityRows,
+    MembershipRows,
+    PerplexityRows,
+    TruthRatioRows,
+    UtilityRows,
+)
 
 UTILITY_SETS = ("retain", "real_authors", "world_facts")
 KEPT_SETS = (*UTILITY_SETS, RETAIN_UNSEEN)
@@ -79,8 +81,7 @@ def add_utility(evaluation: Evaluation, reasons: Reasons) -> None:
     ``model_utility`` is over every row, as published; ``model_utility_unseen`` takes the reserved rows for its three
     retain parts, where there are any. Intervals resample the three sets apart and recompute all nine parts each time.
     """
-    parts: dict[str, float] = {}
-    draws: dict[str, Floats | None] = {}
+    found: dict[str, Floats] = {}
     for set_name in ANSWERED_SETS:
         if set_name in (RETAIN_UNSEEN, FORGET_PARAPHRASED) and not evaluation.of_set(set_name):
             if set_name == FORGET_PARAPHRASED and set_name in reasons:
@@ -93,36 +94,37 @@ def add_utility(evaluation: Evaluation, reasons: Reasons) -> None:
         if set_name not in ("forget", FORGET_PARAPHRASED):  # whose truth ratio belongs to forget quality
             # Always of the geometric mean: model utility is compared with published values.
             columns["truth_ratio"] = truth_ratio_scores(evaluation, set_name)
-        for part, values in columns.items():
-            name = f"{evaluation.name}/{set_name}/{part}"
+        for column, values in columns.items():
+            name = f"{evaluation.name}/{set_name}/{column}"
             if values is None:
-                evaluation.absent[name] = _reason(reasons, set_name, part, f"the {set_name} rows lack what it needs")
+                evaluation.absent[name] = _reason(reasons, set_name, column, f"the {set_name} rows lack what it needs")
                 continue
-            key = f"{set_name}_{part.removesuffix('_l_recall')}"
-            draws[key] = evaluation.add_mean(name, set_name, values)
+            evaluation.add_mean(name, set_name, values)
             if name in evaluation.metrics:
-                parts[key] = evaluation.metrics[name]
-    _add_harmonic_mean(evaluation, "model_utility", "retain", parts, draws)
+                found[f"{set_name}_{column.removesuffix('_l_recall')}"] = values
+    _add_harmonic_mean(evaluation, "model_utility", "retain", found)
     if evaluation.of_set(RETAIN_UNSEEN):
-        _add_harmonic_mean(evaluation, UTILITY_UNSEEN, RETAIN_UNSEEN, parts, draws)
+        _add_harmonic_mean(evaluation, UTILITY_UNSEEN, RETAIN_UNSEEN, found)
     elif RETAIN_UNSEEN in reasons:
         evaluation.absent[f"{evaluation.name}/{UTILITY_UNSEEN}"] = reasons[RETAIN_UNSEEN]
 
 
-def _add_harmonic_mean(
-    evaluation: Evaluation, metric: str, retain: str, parts: Mapping[str, float], draws: Mapping[str, Floats | None]
-) -> None:
+def _add_harmonic_mean(evaluation: Evaluation, name: str, retain: str, found: Mapping[str, Floats]) -> None:
     """Adds the harmonic mean of the nine parts, those of the retain set taken from the set `retain`."""
-    name = f"{evaluation.name}/{metric}"
-    keys = {part: part.replace("retain", retain, 1) for part in MODEL_UTILITY_PARTS}
-    missing = [key for key in keys.values() if key not in parts]
+    name = f"{evaluation.name}/{name}"
+    utility: UtilityRows = evaluation.metric(UtilityRows, retain)
+    missing = []
+    for set_name in UTILITY_SETS:
+        for part in ("probability", "rouge", "truth_ratio"):
+            key = f"{retain if set_name == 'retain' else set_name}_{part}"
+            if key in found:
+                utility.update(set_name, **{part: found[key]})
+            else:
+                missing.append(key)
     if missing:
         evaluation.absent[name] = f"{len(missing)} of its nine parts are absent: {', '.join(missing)}"
-        return
-    resampled = [draws[key] for key in keys.values()]
-    sets = {set_name: len(evaluation.of_set(set_name)) for set_name in (retain, *UTILITY_SETS[1:])}
-    value = model_utility({part: parts[key] for part, key in keys.items()})
-    evaluation.add(name, value, _harmonic([part for part in resampled if part is not None]), sets)
+    else:
+        evaluation.add_metric(utility, model_utility=name)
 
 
 def probabilities(evaluation: Evaluation, set_name: str) -> Floats | None:
@@ -142,16 +144,6 @@ def truth_ratio_scores(evaluation: Evaluation, set_name: str, mean: TruthRatioMe
     ratios = add_truth_ratios(evaluation, set_name, mean)
     score = truth_ratio_forget if set_name == "forget" else truth_ratio_retain
     return None if ratios is None else np.array([score([ratio]) for ratio in ratios])
-
-
-def _harmonic(parts: list[Floats]) -> Floats | None:
-    """[resamples]: the harmonic mean of parts [resamples] each; 0 where one of them is."""
-    if not parts:
-        return None
-    stacked = np.stack(parts)
-    with np.errstate(divide="ignore"):
-        drawn: Floats = len(parts) / (1 / stacked).sum(axis=0)
-    return drawn
 
 
 def add_forget_quality(
@@ -178,42 +170,48 @@ def add_forget_quality(
     nll = evaluation.column("forget", "avg_nll")
     if nll is not None:
         evaluation.add_mean(f"{prefix}/forget/avg_nll", "forget", nll)
-    ratios, scores = add_truth_ratios(evaluation, "forget", mean), truth_ratio_scores(evaluation, "forget", mean)
-    if ratios is None or scores is None:
+    ratios = add_truth_ratios(evaluation, "forget", mean)
+    if ratios is None:
         why = _reason(reasons, "forget", "truth_ratio", "the forget rows lack what it needs")
         evaluation.absent[name] = evaluation.absent[f"{prefix}/forget/truth_ratio"] = why
         return
-    evaluation.add_mean(f"{prefix}/forget/truth_ratio", "forget", scores)
+    score: TruthRatioRows = evaluation.metric(TruthRatioRows, "forget")
+    score.update(ratios)
+    evaluation.add_metric(score, forget=f"{prefix}/forget/truth_ratio")
     if not references:
         evaluation.absent[name] = _reason(reasons, "forget", "reference", "no reference")
         return
-    found = [
-        forget_quality(
-            ratios[: len(reference)],  # a foreign log of 300 rows cuts ours to its first 300
-            reference.log_truth_ratio(mean),
-            None if nll is None else float(nll[: len(reference)].mean()),
-            None if reference.answer_nll is None else float(reference.answer_nll.mean()),
-        )
-        for reference in references
-    ]
-    directions = {quality.direction for quality in found}
+    found, directions = [], set()
+    for reference in references:
+        kept = slice(0, len(reference))  # a foreign log of 300 rows cuts ours to its first 300
+        quality = _quality(evaluation, ratios[kept], reference.log_truth_ratio(mean))
+        found.append(quality.values())
+        if nll is not None and reference.answer_nll is not None:
+            directions.add(quality.direction(float(nll[kept].mean()), float(reference.answer_nll.mean())))
     if directions in ({"under-unlearned"}, {"over-unlearned"}):
         evaluation.note(
-            f"forget quality is below {LOW_FORGET_QUALITY} because the model is {found[0].direction}, by its forget nll"
+            f"forget quality is below {LOW_FORGET_QUALITY} because the model is {directions.pop()}, by its forget nll"
         )
-    logs = [quality.log10_p for quality in found]
-    evaluation.add(name, found[0].p_value if len(found) == 1 else 10 ** _mean(logs))
+    logs = [values["log10_p"] for values in found]
+    evaluation.add(name, found[0]["p_value"] if len(found) == 1 else 10 ** _mean(logs))
     _add_with_range(evaluation, f"{name}_log10", logs)
-    evaluation.add(f"{prefix}/ks_statistic", _mean([quality.ks_statistic for quality in found]))
-    evaluation.add(f"{prefix}/ks_n", min(quality.n for quality in found))
+    evaluation.add(f"{prefix}/ks_statistic", _mean([values["ks_statistic"] for values in found]))
+    evaluation.add(f"{prefix}/ks_n", min(values["n"] for values in found))
     if len(found) > 1:
         evaluation.add(f"{prefix}/forget_quality_references", len(found))
         ceiling = [
-            forget_quality(one.log_truth_ratio(mean)[:rows], other.log_truth_ratio(mean)[:rows]).log10_p
+            _quality(evaluation, one.log_truth_ratio(mean)[:rows], other.log_truth_ratio(mean)[:rows])
             for one, other in combinations(references, 2)
             for rows in [min(len(one), len(other))]
         ]
-        _add_with_range(evaluation, f"{name}_log10_ceiling", ceiling)
+        _add_with_range(evaluation, f"{name}_log10_ceiling", [quality.values()["log10_p"] for quality in ceiling])
+
+
+def _quality(evaluation: Evaluation, ratios: Floats, reference: Floats) -> ForgetQualityRows:
+    """Forget quality of truth ratios [N] against those of a reference on the same rows."""
+    quality: ForgetQualityRows = evaluation.metric(ForgetQualityRows, "forget")
+    quality.update(ratios, reference)
+    return quality
 
 
 def _several(given: T | Sequence[T] | None) -> Sequence[T]:
@@ -260,13 +258,12 @@ def add_membership(
                 otherwise = _reason(reasons, "forget", score, "forget or holdout rows lack the score")
                 evaluation.absent[name] = _reason(reasons, "holdout", score, otherwise)
             continue
-        draws = None
-        if evaluation.bootstrap is not None:
-            draws = evaluation.bootstrap.aucs("forget", members, "holdout", nonmembers)
-        if score == "min_k":
-            min_k_draws = draws
-        sets = {"forget": len(members), "holdout": len(nonmembers)}
-        evaluation.add(name, membership_auc(members, nonmembers), draws, sets, min(sets.values()))
+        auc: MembershipRows = evaluation.metric(MembershipRows, "")
+        auc.update(members, True)
+        auc.update(nonmembers, False)
+        evaluation.add_metric(auc, auc=name)
+        if score == "min_k" and evaluation.bootstrap is not None:
+            min_k_draws = auc.draws(evaluation.bootstrap)["auc"]
         if score == "reference":
             _average_over_references(evaluation, name)
     add_privleak(evaluation, reference_min_k_aucs, reasons, min_k_draws)
@@ -330,8 +327,8 @@ def add_memorization(evaluation: Evaluation, reasons: Reasons) -> None:
             evaluation.add_mean(name, "forget", values)
 
 
-def add_perplexity(evaluation: Evaluation, set_name: str, total_nll: Floats, tokens: Floats) -> PerplexityResult:
-    """Adds ``perplexity/{set_name}`` and its logarithm.
+def add_perplexity(evaluation: Evaluation, set_name: str, total_nll: Floats, tokens: Floats) -> float:
+    """Adds ``perplexity/{set_name}`` and its logarithm, which it returns.
 
     Args:
         evaluation: Where to.
@@ -339,17 +336,14 @@ def add_perplexity(evaluation: Evaluation, set_name: str, total_nll: Floats, tok
         total_nll: [N], nats, summed over the tokens of a sequence.
         tokens: [N], number of scored tokens.
     """
-    found = perplexity(total_nll, tokens)
-    draws = None if evaluation.bootstrap is None else evaluation.bootstrap.ratios(set_name, total_nll, tokens)
+    metric: PerplexityRows = evaluation.metric(PerplexityRows, set_name)
+    metric.update(total_nll, tokens)
     name = f"perplexity/{set_name}"
-    sets = {set_name: len(tokens)}
-    evaluation.add(f"{name}/log", found.log, draws, sets)
-    if math.isfinite(found.value):
-        fits = draws is not None and draws.max() < math.log(np.finfo(np.float64).max)
-        evaluation.add(name, found.value, np.exp(draws) if draws is not None and fits else None, sets)
-    else:
-        evaluation.absent[name] = f"exceeds what a float holds; its logarithm is {found.log:.1f}"
-    return found
+    evaluation.add_metric(metric, log=f"{name}/log", value=name)
+    log = metric.values()["log"]
+    if name in evaluation.absent:
+        evaluation.absent[name] = f"exceeds what a float holds; its logarithm is {log:.1f}"
+    return log
 
 
 def add_muse(evaluation: Evaluation, reasons: Reasons) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +13,7 @@ from sga.data.records import Record
 from sga.evaluation.bootstrap import Bootstrap
 from sga.evaluation.metrics import Floats
 from sga.evaluation.ranges import possible_range
+from sga.evaluation.row_metrics import MeanRows, RowMetric, plain_metric
 
 _ROUNDING = 1e-12
 """Relative difference of sums of the same numbers in another order."""
@@ -31,6 +32,8 @@ class Evaluation:
         rows: Per-sample values by (evaluation set, record id), in the order of the set.
         texts: The record of each row, for those who write texts beside numbers; empty for a log of numbers.
         bootstrap: Where intervals come from; None leaves them out.
+        metric: Function that makes a metric of a kind and the name of its set: by default one that keeps its rows in
+            arrays; in a run one that is a `torchmetrics.Metric`.
     """
 
     name: str
@@ -40,6 +43,7 @@ class Evaluation:
     rows: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
     texts: dict[tuple[str, str], Record] = field(default_factory=dict)
     bootstrap: Bootstrap | None = field(default_factory=Bootstrap)
+    metric: Callable[[type[Any], str], Any] = plain_metric
 
     def row(self, set_name: str, record: Record) -> dict[str, Any]:
         """The row of a record in an evaluation set, made where it is not there yet."""
@@ -112,12 +116,24 @@ class Evaluation:
             low, high = (bottom, bottom + reach) if value - bottom < top - value else (top - reach, top)
         self.metrics[f"{name}/ci_low"], self.metrics[f"{name}/ci_high"] = low, high
 
-    def add_mean(self, name: str, set_name: str, values: Sequence[float] | Floats) -> Floats | None:
-        """Adds the mean of per-row values of a set with its interval; returns the resampled means."""
-        column = np.asarray(values, dtype=np.float64)
-        draws = None if self.bootstrap is None else self.bootstrap.means(set_name, column)
-        self.add(name, float(column.mean()), draws, {set_name: len(column)}, len(column))
-        return draws
+    def add_mean(self, name: str, set_name: str, values: Sequence[float] | Floats) -> None:
+        """Adds the mean of per-row values of a set with its interval."""
+        mean: MeanRows = self.metric(MeanRows, set_name)
+        mean.update(values)
+        self.add_metric(mean, mean=name)
+
+    def add_metric(self, metric: RowMetric, **names: str) -> None:
+        """Adds values of a metric over rows with their intervals.
+
+        Args:
+            metric: The metric, with its rows.
+            names: Name of each value that is added, by its name in the metric.
+        """
+        values, sizes = metric.values(), metric.sizes
+        draws = {} if self.bootstrap is None else metric.draws(self.bootstrap)
+        independent = min(sizes.values()) if metric.counts_rows else None
+        for value, name in names.items():
+            self.add(name, values[value], draws.get(value), sizes, independent)
 
     def leave_out_non_finite(self) -> None:
         """Makes metrics that are not finite absent and such numbers of rows None: JSON has neither NaN nor infinity."""

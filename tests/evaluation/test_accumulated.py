@@ -23,7 +23,11 @@ from sga.evaluation.accumulated import (
     ModelUtilityMetric,
     PerplexityMetric,
     TruthRatioMetric,
+    torch_metric,
 )
+from sga.evaluation.aggregation import add_forget_quality, add_membership, add_perplexity, add_utility
+from sga.evaluation.bootstrap import Bootstrap
+from sga.evaluation.evaluation import Evaluation
 from sga.evaluation.metrics import MODEL_UTILITY_PARTS
 
 ROWS = 37
@@ -232,6 +236,55 @@ def test_wrong_input_is_refused(call: Any, match: str) -> None:
 def test_a_metric_without_rows_has_no_value(name: str) -> None:
     with pytest.raises(UserError):
         METRICS[name]().compute()
+
+
+# The classes of evaluations
+
+
+def test_an_evaluation_computes_through_torchmetrics_what_a_log_gives() -> None:
+    """Values, intervals, absences and notes are equal; every metric of the run is updated and computed as a Metric."""
+    computed_by: list[Metric] = []
+    rng = np.random.default_rng(0)
+    rows = {
+        (name, f"{name}/{number}"): {
+            "avg_nll": float(rng.exponential()),
+            "paraphrased_nll": float(rng.exponential()),
+            "perturbed_nll": rng.exponential(2, size=3).tolist(),
+            "rouge_l_recall": float(rng.random()),
+            "min_k": float(rng.normal()),
+        }
+        for name in ("forget", "retain", "real_authors", "world_facts", "holdout")
+        for number in range(9)
+    }
+
+    def made(kind: Any, set_name: str) -> Any:
+        metric = torch_metric(kind, set_name)
+        computed_by.append(metric)
+        return metric
+
+    plain = Evaluation("own", rows={key: dict(row) for key, row in rows.items()})
+    run = Evaluation("own", rows={key: dict(row) for key, row in rows.items()}, metric=made)
+    for evaluation in (plain, run):
+        add_utility(evaluation, {})
+        add_forget_quality(evaluation, None, {})
+        add_membership(evaluation, 0.5, {})
+        add_perplexity(evaluation, "forget", np.arange(1.0, 9.0), np.arange(1.0, 9.0)[::-1])
+    assert run.metrics == plain.metrics and run.absent == plain.absent and run.notes == plain.notes
+    assert len(run.metrics) > 40
+    assert len(computed_by) > 10 and all(isinstance(metric, Metric) for metric in computed_by)
+
+
+def test_intervals_are_those_of_the_rows_whatever_the_batches() -> None:
+    scores = columns()["score"]
+    metric = MembershipAUCMetric()
+    metric.update(scores[:20], torch.arange(20) % 2 == 0)
+    metric.update(scores[20:], torch.arange(20, ROWS) % 2 == 0)
+    bootstrap = Bootstrap(resamples=50)
+    values = scores.numpy()
+    draws = bootstrap.aucs("forget", values[::2], "holdout", values[1::2])
+    assert metric.interval(bootstrap) == {"auc": bootstrap.interval(draws)}
+    low, high = metric.interval(bootstrap)["auc"]
+    assert low < metric.compute().item() < high
 
 
 # Two processes

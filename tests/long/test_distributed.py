@@ -137,7 +137,7 @@ def test_two_processes_evaluate_as_one(
         options.append(f"--evaluation.reference={own_reference}")
     one, two, again = (tmp_path / name / "run" for name in ("one", "two", "again"))
     run = run_verb(["validate", *options, f"--run.folder={one}"])
-    jobs, data = len(run.datamodule.request_batches("validate").jobs), run.datamodule
+    jobs, data = len(run.datamodule.val_dataloader().jobs), run.datamodule
     cuts = [(300, 10), (300, 20)]  # 20 prompts: two batches or one
     asked = [
         request

@@ -391,8 +391,8 @@ def test_a_dynamic_rate_looks_at_the_adapter(fit: Fit, own_target: Path, tmp_pat
         "--data.micro_batch_size=2",
         *SHORT,
     )
-    assert set(run.model.geometry) == {"model.layers.0", "model.layers.1"}, "no embeddings, no head, no norm"
-    assert run.model.rate_state.decisions == 4
+    assert set(run.model.rate.geometry) == {"model.layers.0", "model.layers.1"}, "no embeddings, no head, no norm"
+    assert run.model.rate.state.decisions == 4
     assert_only_the_adapter_moved(run, own_target)
 
 

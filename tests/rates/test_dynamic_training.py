@@ -95,7 +95,7 @@ def test_a_split_step_with_a_given_rate_is_the_step_of_that_fixed_rate(
     )
     fixed = weights(fit(tmp_path / "fixed", *options))
     split = fit(tmp_path / "split", *options, "--model.loss.smoothing_rate=test_dynamic_training.Pinned")
-    assert split.model.rate_state.decisions == 4
+    assert split.model.rate.state.decisions == 4
     torch.testing.assert_close(weights(split), fixed, rtol=0, atol=1e-12)
     still = weights(fit(tmp_path / "still", *options, "--model.optimizer.lr=0"))
     assert (fixed - still).abs().max() > 1e-3
@@ -120,7 +120,7 @@ def test_a_schedule_moves_the_rate_and_needs_no_split(fit: Fit, tmp_path: Path) 
     options = (schedule, "--model.loss.smoothing_rate.start=-4", "--model.loss.smoothing_rate.end=-1", RECORD)
     run = fit(tmp_path / "run", *options, "--data.micro_batch_size=1")
     assert rates(tmp_path / "run") == [-4, -3, -2, -1]
-    assert run.model.geometry == {} and run.model.rate_state.decisions == 0
+    assert run.model.rate.geometry == {} and run.model.rate.state.decisions == 0
     assert scalars(tmp_path / "run", "train/rate") == [-4, -3, -2, -1]
     constant = ("--model.loss.smoothing_rate=sga.FixedRate", "--model.loss.smoothing_rate.value=-4")
     assert torch.equal(weights(fit(tmp_path / "constant", *constant)), weights(fit(tmp_path / "plain")))
@@ -131,7 +131,7 @@ def test_steps_between_decisions_take_the_single_pass(fit: Fit, tmp_path: Path) 
     run = fit(tmp_path / "run", *rule, RECORD)
     first, second, third, fourth = rates(tmp_path / "run")
     assert first == second == third != fourth
-    assert run.model.rate_state.decisions == 2
+    assert run.model.rate.state.decisions == 2
     cosines = scalars(tmp_path / "run", "train/cosine")
     assert cosines[0] == cosines[1] == cosines[2] != cosines[3], "that of the last look"
 
@@ -160,9 +160,9 @@ def test_the_rate_and_what_it_follows_from_are_logged(fit: Fit, tmp_path: Path) 
         )
         assert -1 <= found["cosine"][step] <= 1
     assert min(found["forget_gradient_norm"] + found["normal_gradient_norm"]) > 0
-    state = run.model.rate_state
+    state = run.model.rate.state
     assert found["clamped_low"][-1] == state.clamped_low and found["infeasible"][-1] == state.infeasible
-    assert {"model.embed_tokens", "model.layers.0", "model.layers.1", "model.norm"} <= set(run.model.geometry)
+    assert {"model.embed_tokens", "model.layers.0", "model.layers.1", "model.norm"} <= set(run.model.rate.geometry)
     described = json.loads((tmp_path / "run" / "run.json").read_text())
     assert described["parameters"] == {"smoothing_rate": "MarginRate(margin=0.6)", "alternative_rate": None}
 
@@ -203,11 +203,11 @@ def test_a_dynamic_run_resumed_from_any_checkpoint_ends_as_the_whole_one(
         "--checkpoint.every_n_steps=1",
     )
     whole = fit(tmp_path / "whole", *options)
-    expected, state = weights(whole), whole.model.rate_state
+    expected, state = weights(whole), whole.model.rate.state
     assert len(taken) == 6 and state.decisions == 3 and state.averages is not None
     for folder in taken[:-1]:
         resumed = fit(folder, *options, "--ckpt_path=last")
-        assert resumed.model.rate_state == state
+        assert resumed.model.rate.state == state
         assert torch.equal(weights(resumed), expected)
 
 
@@ -233,7 +233,7 @@ def test_a_gradient_scaler_scales_both_parts_and_skips_a_step_that_overflows(fit
     blown = fit(tmp_path / "blown", *common, "--trainer.callbacks.scale=1e30")
     still = fit(tmp_path / "still", "--model.optimizer.lr=0", "--trainer.max_epochs=1")
     assert torch.equal(weights(blown), weights(still)), "both steps are skipped"
-    assert blown.model.rate_state.decisions == 0
+    assert blown.model.rate.state.decisions == 0
 
 
 def test_a_gradient_that_is_no_number_stops_the_run(fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -289,7 +289,7 @@ def test_the_shipped_configurations_take_a_few_steps(tmp_path: Path, stem: str) 
     )
     found = rates(tmp_path / "run")
     assert len(found) == 3 and all(abs(value) <= 8 for value in found)
-    assert run.model.rate_state.decisions == (0 if stem == "sga-cosine" else 3)
+    assert run.model.rate.state.decisions == (0 if stem == "sga-cosine" else 3)
     config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     policy = str(next(iter(config["model"]["loss"]["init_args"].values()))["class_path"])
     assert re.fullmatch(r"sga\.\w+(Rate|Weight)", policy), "a name that no move of a module changes"

@@ -1,0 +1,148 @@
+"""The number that a loss weighs with while a run goes on: one object from the backward pass to the log."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, MutableMapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from sga.errors import DivergenceError
+from sga.rates.geometry import Geometry, total
+from sga.rates.policies import RatePolicy, RateState
+from sga.rates.split_backward import SplitGradients
+
+
+class Weighing(Protocol):
+    """A loss w_f·ℓ_f + w_n·ℓ̄_n whose weights follow from one number."""
+
+    parameter: str
+
+    def weights(self, group_size: int, value: float) -> tuple[float, float]:
+        """The weights w_f of ℓ_f and w_n of ℓ̄_n that a number means."""
+
+
+class TrainingRate:
+    """Sets the number of a loss by a policy, step by step, and remembers what the policy has to.
+
+    A step whose gradients are wanted apart (`splits`) calls `backward` for ℓ_f of each micro-batch and runs the
+    backward pass of ℓ̄_n as usual; other steps take `value`. After the last backward pass of a step comes `decide`, then
+    `log`.
+
+    Args:
+        policy: The rule or schedule.
+        loss: The loss whose weights follow from the number.
+    """
+
+    def __init__(self, policy: RatePolicy, loss: Weighing) -> None:
+        self.policy, self.loss = policy, loss
+        self.state = RateState()
+        """State of the policy, kept in checkpoints; its `value` is the number in force."""
+        self.geometry: dict[str, Geometry] = {}
+        """Inner products by layer, of the last step at which the policy looked at gradients."""
+        self._split: SplitGradients | None = None
+        self._weights: tuple[float, float] | None = None
+        self._group_size = 0
+
+    def splits(self, step: int) -> bool:
+        """True if the gradients of this step's forget and normal samples are wanted apart."""
+        return self.policy.needs_gradients(self.state, step)
+
+    def value(self, step: int, total_steps: int) -> float | None:
+        """Number in force at a step that is not split; `decide` makes it the state's."""
+        return self.policy.decide(self.state, step, total_steps, None).value
+
+    def backward(self, network: nn.Module, forget: Tensor, scaler: Any) -> None:
+        """Adds the gradient of ℓ_f to a copy beside the parameters' ``grad``, where it waits for `decide`.
+
+        Args:
+            network: Model whose parameters are trained.
+            forget: ℓ_f, with the micro-batch's share of the step; a scalar.
+            scaler: Gradient scaler of fp16; None otherwise.
+        """
+        if self._split is None:
+            self._split = SplitGradients(network.named_parameters())
+        part = forget if scaler is None else scaler.scale(forget)
+        # Neither DDP's hooks (it waits for gradients only after training_step) nor autocast take part in this pass.
+        with self._split.forget_part(), torch.autocast(part.device.type, enabled=False):
+            part.backward()
+
+    def decide(
+        self,
+        step: int,
+        total_steps: int,
+        group_size: int,
+        average: bool = False,
+        broadcast: Callable[[dict[str, Geometry]], dict[str, Geometry]] = lambda geometry: geometry,
+        scaler: Any = None,
+    ) -> None:
+        """Decides on the number of this step and, if its backward pass was split, adds the parts into ``grad``.
+
+        Args:
+            step: Number of optimiser steps that were taken.
+            total_steps: Number of optimiser steps of the whole run.
+            group_size: K.
+            average: True if backward passes average gradients over processes, as under DDP.
+            broadcast: Function that gives all processes the first one's numbers, so that none decides otherwise for a
+                last bit.
+            scaler: Gradient scaler of fp16; None otherwise.
+
+        Raises:
+            DivergenceError: a gradient is not finite and there is no scaler, which would skip the step.
+        """
+        split, self._split, self._weights = self._split, None, None
+        geometry = None
+        if split is not None:
+            if average:
+                split.average()
+            self.geometry = broadcast(split.geometry(group_size, 1.0 if scaler is None else scaler.get_scale()))
+            geometry = total(self.geometry.values())
+            if not geometry.finite:
+                if scaler is None:
+                    raise gradient_diverged(step)
+                split.combine(1.0, 1.0)  # whatever the weights, the scaler finds it and skips the step
+                return
+        self.state = self.policy.decide(self.state, step, total_steps, geometry)
+        assert self.state.value is not None, "a policy decides"
+        self._weights, self._group_size = self.loss.weights(group_size, self.state.value), group_size
+        if split is not None:
+            split.combine(*self._weights)
+
+    def log(self, step: MutableMapping[str, Tensor | float]) -> dict[str, float]:
+        """The number in force under all its names and, if it is dynamic, what it follows from, as of the last look.
+
+        Args:
+            step: Logged means over the step's groups, to which the loss of a step in two parts is added.
+
+        Returns:
+            Values by name, the same in every process; none for a step that a gradient scaler skips.
+        """
+        if self._weights is None:
+            return {}
+        (forget, normal), state, size = self._weights, self.state, self._group_size
+        if "train/loss" not in step:
+            step["train/loss"] = forget * step["train/forget_nll"] + normal * step["train/normal_nll"]
+        assert state.value is not None, "`decide` has run"
+        values = {"train/forget_weight": forget, "train/normal_weight": normal, "train/lambda": -normal / forget}
+        if self.loss.parameter == "smoothing_rate":
+            values |= {"train/rate": state.value, "train/rho": state.value * (size - 1) / size}
+        if self.geometry:
+            geometry = total(self.geometry.values())
+            values |= {
+                "train/cosine": geometry.cosine,
+                "train/forget_gradient_norm": geometry.forget_norm,
+                "train/normal_gradient_norm": geometry.normal_norm,
+                "train/clamped_low": state.clamped_low,
+                "train/clamped_high": state.clamped_high,
+                "train/infeasible": state.infeasible,
+            }
+        return values
+
+
+def gradient_diverged(step: int) -> DivergenceError:
+    """What is raised for a gradient that is no number."""
+    return DivergenceError(
+        f"a gradient is no longer a number at step {step}: training diverged; lower the learning rate, or stop earlier "
+        "(--trainer.max_epochs)"
+    )
