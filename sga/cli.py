@@ -49,7 +49,7 @@ from sga.module import UnlearningModule
 from sga.runs.lock import write_lock
 from sga.runs.processes import end_together
 from sga.runs.restart import only_begun, remove_unfinished
-from sga.runs.setting_checks import check_config_files, check_nulls, check_place, check_seed, check_trainer
+from sga.runs.setting_checks import check_config_files, check_flags, check_nulls, check_place, check_seed, check_trainer
 from sga.runs.text_options import TextOptionParser
 
 CONFIG_FILE = "config.yaml"
@@ -88,6 +88,7 @@ class UnlearningCLI(LightningCLI):
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        check_flags(args)
         check_config_files(args, self._parser(args[0]))
         super().parse_arguments(parser, args)
         config = self.config[self.config.subcommand]
