@@ -36,7 +36,7 @@ _MODULES = {
     "sga.groups.checks": "Checks",
     "sga.groups.degradation": "MixedNormals CorruptedNormals OffTopicNormals FreshAuthors",
     "sga.groups.writers": "Writer Endpoint LocalModel",
-    "sga.batching.templates": "Template PlainTemplate ChatTemplate",
+    "sga.batching.templates": "Template AutoTemplate PlainTemplate ChatTemplate",
     "sga.batching.encoding": "Encoded Encoder",
     "sga.batching.batch": "Batch collate",
     "sga.likelihood.answer_tokens": "AnswerTokens",

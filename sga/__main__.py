@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import errno
 import importlib
 import os
@@ -35,6 +36,9 @@ look
   score      compute the metrics of a log: a run's, TOFU's or open-unlearning's
   compare    say whether two evaluations of the same rows differ, or it is noise
   report     draw runs as one self-contained HTML page
+  ask        what one or two models answer to a question, side by side
+  methods    the methods that there are, with paper and configuration
+  config     list and copy the configurations that come with the package
 
 try it
   demo       do all of it on built-in data, with nothing to download
@@ -84,7 +88,9 @@ def _main(arguments: Sequence[str] | None) -> int:
         return 0
     verb, rest = arguments[0], arguments[1:]
     if verb not in VERBS:
-        print(f"sga: error: there is no verb {verb!r}; choose from {', '.join(VERBS)}", file=sys.stderr)
+        meant = _MEANT.get(verb) or next(iter(difflib.get_close_matches(verb, VERBS, 1)), None)
+        hint = f"; did you mean sga {meant}?" if meant else ";"
+        print(f"sga: error: there is no verb {verb!r}{hint} choose from {', '.join(VERBS)}", file=sys.stderr)
         return 2
     try:
         return _run(verb, rest)
@@ -132,6 +138,16 @@ def _wrapped(error: BaseException) -> BaseException | None:
     return error.__cause__ or (error.__context__ if wrapper and not error.__suppress_context__ else None)
 
 
+_MEANT = {
+    "train": "fit",
+    "finetune": "fit",
+    "eval": "validate",
+    "evaluate": "validate",
+    "chat": "ask",
+    "help": "--help",
+}
+"""Verbs by the names that other programs have for them."""
+
 _WRAPPERS = ("argparse.ArgumentError", "lightning.MisconfigurationException")
 
 _FULL = "make room and go on (a run: with --ckpt_path last)"
@@ -168,6 +184,9 @@ VERBS = {
     "score": "sga.commands.score",
     "compare": "sga.commands.compare",
     "report": "sga.commands.report",
+    "ask": "sga.commands.ask",
+    "methods": "sga.commands.methods",
+    "config": "sga.commands.config",
     "demo": "sga.commands.demo",
 }
 """Module of each verb; its `main` takes the arguments and returns the exit code. Lightning's verbs are in one module,

@@ -18,7 +18,6 @@ import datasets
 import lightning.pytorch as pl
 import torch
 from jsonargparse import Namespace
-from jsonargparse._typehints import ActionTypeHint
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -40,6 +39,7 @@ from sga.callbacks import (
     RunFiles,
     Stopping,
 )
+from sga.callbacks.first_looks import FirstLooks
 from sga.callbacks.progress import ProgressLines, RunProgressBar
 from sga.datamodule import UnlearningData
 from sga.errors import UserError
@@ -50,47 +50,9 @@ from sga.runs.folder import OWN_CHECKPOINTS, RunFolder
 from sga.runs.lock import write_lock
 from sga.runs.processes import end_together
 from sga.runs.restart import only_begun, remove_unfinished
-from sga.runs.setting_checks import check_config_files, check_nulls, check_place, check_seed, check_trainer
+from sga.runs.setting_checks import check_config_files, check_flags, check_nulls, check_place, check_seed, check_trainer
+from sga.runs.text_options import TextOptionParser
 from sga.runs.weights import check_checkpoint
-
-
-class _Raw(str):
-    """A value of an option's own option, which jsonargparse, looking into plain strings alone, leaves as it is."""
-
-
-class _Option(ActionTypeHint):
-    """An option that, where it is text, is the text itself, and not what YAML makes of it."""
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if len(args) == 4 and isinstance(args[2], str):
-            parser, config, value, name = args
-            inner = any(str(name).startswith(f"{option}.") for option in self.option_strings)
-            if inner and ActionTypeHint.is_subclass_typehint(self._typehint):  # type: ignore[no-untyped-call]
-                args = (parser, config, _Raw(value), name)  # the parser of the class knows its type
-        return super().__call__(*args, **kwargs)  # type: ignore[no-untyped-call]
-
-    def _check_type_(self, value: Any, **kwargs: Any) -> Any:
-        if isinstance(value, str):
-            value = str(value)
-            if self._typehint is str:
-                return value
-            if self._typehint == str | None:
-                return None if value == "null" else value
-        return super()._check_type_(value, **kwargs)  # type: ignore[no-untyped-call]
-
-
-class _Parser(LightningArgumentParser):
-    """A parser whose options of type str take any text: ``Answer: briefly`` is no mapping, ``# brief`` no comment.
-
-    Where an option may be null, ``null`` is that. jsonargparse makes options itself, and has no setting for this.
-    """
-
-    def add_class_arguments(self, *args: Any, **kwargs: Any) -> Any:
-        added = super().add_class_arguments(*args, **kwargs)
-        for action in self._actions:
-            if type(action) is ActionTypeHint:
-                action.__class__ = _Option
-        return added
 
 
 class UnlearningCLI(LightningCLI):
@@ -102,7 +64,7 @@ class UnlearningCLI(LightningCLI):
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         parser = super().init_parser(**kwargs)
-        parser.__class__ = _Parser  # parsers of an option's class are made of the same one
+        parser.__class__ = TextOptionParser  # parsers of an option's class are made of the same one
         return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -124,6 +86,7 @@ class UnlearningCLI(LightningCLI):
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        check_flags(args)
         check_config_files(args, self._parser(args[0]))
         super().parse_arguments(parser, args)
         config = self.config[self.config.subcommand]
@@ -151,16 +114,8 @@ class UnlearningCLI(LightningCLI):
         elif self.subcommand in ("test", "predict") and config.ckpt_path is None:
             # The run's result, which is the rule's choice where it has one; not the model that it started from.
             config.ckpt_path = run.result_checkpoint and str(run.result_checkpoint)
-        elif self.subcommand == "validate" and only_begun(folder):
-            pass  # as if the folder were empty
-        elif self.subcommand == "validate" and run.checkpoints_path.exists():
-            raise UserError(
-                f"{folder} holds a training run, whose results an evaluation would replace: choose another "
-                f"--run.folder (and, for its checkpoint, --ckpt_path {run.checkpoint('last')})"
-            )
-        elif self.subcommand == "validate" and run.config_path.exists():
-            parser = self._parser("validate")
-            _check_same(run, parser, plain_config(parser, config), "already holds another evaluation", ("ckpt_path",))
+        elif self.subcommand == "validate" and not only_begun(folder):
+            self._check_evaluation_folder(run, config)
         config.ckpt_path = checkpoint_file(run, config.ckpt_path, required=self.subcommand != "fit")
         if config.ckpt_path is not None:
             config.trainer.num_sanity_val_steps = 0  # the evaluation before the first step has been made
@@ -172,6 +127,17 @@ class UnlearningCLI(LightningCLI):
             raise UserError("--stop.rule decides by evaluations: leave out --trainer.limit_val_batches 0")
         if config.trainer.fast_dev_run:
             self._try_out(config)
+
+    def _check_evaluation_folder(self, run: RunFolder, config: Any) -> None:
+        """Refuses to write an evaluation over a training run, or over one of another model, data or checkpoint."""
+        if run.checkpoints_path.exists():
+            raise UserError(
+                f"{run.path} holds a training run, whose results an evaluation would replace: choose another "
+                f"--run.folder (and, for its checkpoint, --ckpt_path {run.checkpoint('last')})"
+            )
+        if run.config_path.exists():
+            parser = self._parser("validate")
+            _check_same(run, parser, plain_config(parser, config), "already holds another evaluation", ("ckpt_path",))
 
     def _try_out(self, config: Any) -> None:
         """Has a fast_dev_run write all that it writes into a folder for temporary files, and keep nothing."""
@@ -195,7 +161,9 @@ class UnlearningCLI(LightningCLI):
             # A bar is of no use in a log file, and where nobody wants one a run still says how far it is.
             bar = config["enable_progress_bar"] is not False and (self.subcommand != "fit" or sys.stdout.isatty())
             lines = [] if bar or self.subcommand != "fit" else [ProgressLines()]
-            kwargs |= {"enable_progress_bar": bar, "callbacks": [*callbacks, *([RunProgressBar()] if bar else lines)]}
+            kwargs["enable_progress_bar"] = bar
+            callbacks = [*callbacks, *([RunProgressBar()] if bar else lines)]
+        kwargs["callbacks"] = [*callbacks, FirstLooks()]
         try:
             trainer: pl.Trainer = super().instantiate_trainer(**kwargs)
         except UserError:

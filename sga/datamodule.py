@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from sga.batching.control_text import check_control_text
 from sga.batching.encoding import Encoded, Encoder
 from sga.batching.loader import GroupLoader
-from sga.batching.templates import PlainTemplate, Template
+from sga.batching.templates import AutoTemplate, Template
 from sga.data.authors import Authors
 from sga.data.folds import evenly, in_folds
 from sga.data.records import Benchmark, Record, Source
@@ -92,7 +92,7 @@ class UnlearningData(pl.LightningDataModule):
         alternatives: others.Alternatives | None = None,
         batch_size: int = 32,
         micro_batch_size: int | None = None,
-        template: Template = PlainTemplate(),  # noqa: B008  (frozen)
+        template: Template = AutoTemplate(),  # noqa: B008  (frozen)
         special_tokens: Literal["warn", "refuse", "text"] = "warn",
         max_length: int = 512,
         evaluation_rows: int | None = None,
@@ -126,7 +126,8 @@ class UnlearningData(pl.LightningDataModule):
             batch_size: Groups per optimiser step, over all processes and accumulation.
             micro_batch_size: Groups per forward pass and process; null takes a step's groups in one pass. Changes
                 memory and speed, never the result.
-            template: How a question and an answer become one text.
+            template: How a question and an answer become one text. AutoTemplate takes the tokenizer's own chat template
+                where it has one, else TOFU's plain text.
             special_tokens: What a special token is that is spelled out in a record, such as ``</s>``: ``warn`` takes it
                 as that token and says so, ``refuse`` is an error, ``text`` takes it as text. In records that have one,
                 ``text`` may move the bounds of tokens next to the template's own special tokens; others are the same.
@@ -209,6 +210,7 @@ class UnlearningData(pl.LightningDataModule):
             )
         # Of whole texts and all folds: runs on different ones have the same tokenizer.
         self.tokenizer: PreTrainedTokenizerBase = self.language_model.tokenizer(_texts(benchmark))
+        self.template = self.template.chosen(self.tokenizer)
         context = self.language_model.context()
         length = min(self.max_length, context) if context else self.max_length
         self.encoder = Encoder(self.tokenizer, self.template, length, as_text=self.special_tokens == "text")

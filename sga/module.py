@@ -24,7 +24,7 @@ from sga.batching.encoding import Encoded
 from sga.datamodule import UnlearningData
 from sga.errors import DivergenceError, UserError
 from sga.evaluation.cache import weights_key
-from sga.evaluation.inference import Inference
+from sga.evaluation.inference import Inference, stop_tokens
 from sga.evaluation.request_batches import GenerateBatch, ScoreBatch
 from sga.evaluation.requests import Answer, Generation
 from sga.likelihood.answer_tokens import AnswerTokens
@@ -405,12 +405,8 @@ class UnlearningModule(pl.LightningModule):
 
     @property
     def stop_ids(self) -> list[int]:
-        """End-of-sequence tokens of tokenizer and model (chat models end a turn with a token of its own)."""
-        stops = {int(self.data.tokenizer.eos_token_id)}
-        generation_config = self._network.generation_config
-        configured = generation_config.eos_token_id if generation_config is not None else None
-        stops.update([configured] if isinstance(configured, int) else configured or [])
-        return sorted(stops)
+        """Tokens that end a generated answer."""
+        return stop_tokens(self.data.tokenizer, self._network)
 
     @property
     def _network(self) -> PreTrainedModel:

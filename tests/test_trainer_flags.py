@@ -8,12 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.callbacks import Timer
 
 from sga.batching.encoding import Encoded
 from sga.batching.loader import GroupLoader
+from sga.callbacks import Evaluator, RunFiles
 from sga.cli import UnlearningCLI, run_verb
 from sga.errors import UserError
 from sga.models.pretrained import Pretrained
@@ -117,6 +119,44 @@ def test_time_that_is_up_ends_a_run_with_an_evaluation(
     assert points(tmp_path / "run") == [(0, 0.0), (1, 0.5), (2, 1.0), (4, 2.0)]
     whole = run(unlearn_options, tmp_path / "whole", "max_time=00:01:00:00").model.state_dict()
     assert all(torch.equal(value, whole[name]) for name, value in longer.model.state_dict().items())
+
+
+@pytest.mark.parametrize("killed", ["before", "after"])
+def test_an_evaluation_at_the_checkpoint_s_step_is_neither_lost_nor_there_twice(
+    unlearn_options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed: str
+) -> None:
+    """A checkpoint within an epoch is written before the evaluation of its step: a kill may come on either side."""
+    folder = tmp_path / "run"
+    flags = "val_check_interval=1 checkpoint.every_n_steps=1"
+    made: list[int] = []
+    start, end = Evaluator.on_validation_start, RunFiles.on_validation_end
+
+    def kill(self: object, trainer: pl.Trainer, *_: object) -> None:
+        if killed == "after":
+            end(self, trainer, *_)  # type: ignore[arg-type]
+        if trainer.global_step == 1:
+            raise MemoryError("as if killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            *((Evaluator, "on_validation_start") if killed == "before" else (RunFiles, "on_validation_end")), kill
+        )
+        with pytest.raises(MemoryError):
+            run(unlearn_options, folder, f"{flags} num_sanity_val_steps=0")
+    assert points(folder) == ([] if killed == "before" else [(1, 0.5)])
+
+    def counted(self: Evaluator, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        made.append(trainer.global_step)
+        start(self, trainer, module)
+
+    monkeypatch.setattr(Evaluator, "on_validation_start", counted)
+    resumed = run(unlearn_options, folder, flags, "--ckpt_path=last")
+    assert points(folder) == [(1, 0.5), (2, 1.0), (3, 1.5), (4, 2.0)] and made == [1, 2, 3, 4]
+    whole = run(unlearn_options, tmp_path / "whole", flags).model.state_dict()
+    assert all(torch.equal(value, whole[name]) for name, value in resumed.model.state_dict().items())
+    made.clear()
+    longer = run(unlearn_options, folder, f"{flags} max_epochs=3", "--ckpt_path=last")
+    assert made == [5, 6] and longer.trainer.global_step == 6, "what the checkpoint has is not made again"
 
 
 @pytest.mark.parametrize(

@@ -71,6 +71,30 @@ class Template(ABC):
         """
         return None
 
+    def chosen(self, tokenizer: PreTrainedTokenizerBase) -> Template:
+        """The template that is used with a tokenizer: this one, unless it leaves the choice to the tokenizer."""
+        return self
+
+
+@dataclass(frozen=True)
+class AutoTemplate(Template):
+    """The tokenizer's own chat template where it has one, else TOFU's plain text: `ChatTemplate` or `PlainTemplate`.
+
+    Results state which of the two it was, as if it had been named.
+    """
+
+    def render(self, tokenizer: PreTrainedTokenizerBase, question: str, answer: str) -> Prompt:
+        return self.chosen(tokenizer).render(tokenizer, question, answer)
+
+    def prompt(self, tokenizer: PreTrainedTokenizerBase, question: str) -> Prompt:
+        return self.chosen(tokenizer).prompt(tokenizer, question)
+
+    def rendering(self, tokenizer: PreTrainedTokenizerBase) -> str | None:
+        return self.chosen(tokenizer).rendering(tokenizer)
+
+    def chosen(self, tokenizer: PreTrainedTokenizerBase) -> Template:
+        return ChatTemplate() if tokenizer.chat_template else PlainTemplate()
+
 
 @dataclass(frozen=True)
 class PlainTemplate(Template):

@@ -232,6 +232,20 @@ class Evaluator(pl.Callback):
             trainer.fit_loop.epoch_loop.val_loop.run()
             trainer.training = True
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Makes an evaluation within an epoch that was due at the checkpoint's step and is not in it.
+
+        The checkpoint may be of before that evaluation, which Lightning takes for made; one that was made after it, and
+        is in the run folder already, gives the same again.
+        """
+        if self._evaluated_step == trainer.global_step or not _is_due(trainer):
+            return
+        trainer.validating = True
+        loop = trainer.fit_loop.epoch_loop.val_loop
+        loop.restarting = False
+        loop.run()
+        trainer.training = True
+
     def on_validation_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, *batch: Any
     ) -> None:
@@ -275,6 +289,17 @@ def evaluator_of(trainer: pl.Trainer) -> Evaluator | None:
     """The trainer's `Evaluator`; None without one."""
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
     return next((callback for callback in callbacks if isinstance(callback, Evaluator)), None)
+
+
+def _is_due(trainer: pl.Trainer) -> bool:
+    """Whether an evaluation belongs to the batch within an epoch after which a run that goes on was saved."""
+    loop = trainer.fit_loop.epoch_loop
+    done, every = loop.batch_progress.current.ready, trainer.val_check_batch
+    if trainer.ckpt_path is None or not trainer.enable_validation or not isinstance(every, int):
+        return False
+    if not 0 < done < trainer.num_training_batches or not loop._should_check_val_epoch():
+        return False
+    return (loop.total_batch_idx + 1 if trainer.check_val_every_n_epoch is None else done) % every == 0
 
 
 def evaluation_of(trainer: pl.Trainer) -> Evaluation | None:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sga.errors import UserError
 from sga.evaluation.decoding import DecodingWay, decoding_way, generate
@@ -139,6 +140,14 @@ class Inference:
             for (index, _), start, generation in zip(left, begun, rest, strict=True):
                 finished[index] = Generation(start + generation.ids)
         return [finished[index] for index in batch.indices]
+
+
+def stop_tokens(tokenizer: PreTrainedTokenizerBase, network: PreTrainedModel) -> list[int]:
+    """End-of-sequence tokens of tokenizer and model (chat models end a turn with a token of its own)."""
+    stops = {int(tokenizer.eos_token_id)}
+    configured = network.generation_config.eos_token_id if network.generation_config is not None else None
+    stops.update([configured] if isinstance(configured, int) else configured or [])
+    return sorted(stops)
 
 
 def most_tokens(model: nn.Module, device: torch.device) -> int:

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -194,11 +194,13 @@ class _Row:
         begun: Whether there has been an answer.
         refused: Ids of those that were refused.
         silent: Ids of the others.
+        known: Ids of those that an earlier command saw refused; they say nothing new.
     """
 
     begun: bool = False
     refused: set[str] = field(default_factory=set)
     silent: set[str] = field(default_factory=set)
+    known: Set[str] = frozenset()
 
     def answered(self) -> None:
         self.begun = True
@@ -206,11 +208,14 @@ class _Row:
 
     def failed(self, slot: Slot, error: GaveUp) -> None:
         """Raises a UserError where there is no use in going on."""
+        if isinstance(error, Refused) and slot.forget.id in self.known:
+            return
         (self.refused if isinstance(error, Refused) else self.silent).add(slot.forget.id)
         if len(self.refused) >= REFUSED_IN_A_ROW:
             raise UserError(
                 f"the prompts of {len(self.refused)} different forget samples were refused in a row, the last one: "
-                f"{error}; check url and model, or shorten the prompt"
+                f"{error}; check url and model, or shorten the prompt; the same command goes on with the others and "
+                "asks these last"
             )
         if not self.begun and len(self.silent) >= SILENT_IN_A_ROW:
             raise UserError(
@@ -249,6 +254,7 @@ class NormalGenerator:
         for slot in self.slots:
             self._by_forget.setdefault(slot.forget.id, []).append(slot)
         self.spent = Count()
+        self._refused_before: set[str] = set()  # ids of forget records
 
     def key(self, slot: Slot, attempt: int) -> str:
         """Hash of all that an answer depends on; under it the journal keeps it."""
@@ -262,7 +268,10 @@ class NormalGenerator:
             slot = expected.pop(str(line.get("key")), None)
             if slot is None:  # of another prompt, model or data
                 continue
-            self._look(slot, line)
+            if "refused" in line:
+                self._refused_before.add(slot.forget.id)
+            else:
+                self._look(slot, line)
             if self._open(slot):
                 expected[self.key(slot, slot.attempt)] = slot
 
@@ -284,8 +293,12 @@ class NormalGenerator:
             UserError: no request will succeed.
         """
         # By number: neighbours are of different forget samples, so that one of them does not look like all.
-        waiting: Iterator[Slot] = iter(sorted(filter(self._open, self.slots), key=lambda slot: slot.number))
-        row = _Row()
+        # Those that were refused before come last, so that they keep nobody from going past them.
+        before = frozenset(self._refused_before)
+        waiting: Iterator[Slot] = iter(
+            sorted(filter(self._open, self.slots), key=lambda slot: (slot.forget.id in before, slot.number))
+        )
+        row = _Row(known=before)
 
         async def work(alone: bool = False) -> None:
             for slot in waiting:
@@ -296,6 +309,9 @@ class NormalGenerator:
                         reply = await self.writer.write(messages, int(key[:8], 16))
                     except GaveUp as error:
                         slot.reason = f"no answer: {error}"
+                        if isinstance(error, Refused) and slot.forget.id not in self._refused_before:
+                            self._refused_before.add(slot.forget.id)
+                            journal.append({"key": key, "forget_id": slot.forget.id, "refused": str(error)})
                         row.failed(slot, error)
                         break
                     row.answered()

@@ -10,6 +10,7 @@ import pickle
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -65,6 +66,7 @@ class Pretrained(LanguageModel):
         dtype: Literal["float32", "bfloat16"] = "float32",
         attention: Literal["sdpa", "eager", "flash_attention_2"] | None = None,
         trust_remote_code: bool = False,
+        gguf_file: str | None = None,
     ) -> None:
         """Notes where the model is; environment variables in paths (``$SGA_MODELS/…``) are filled in.
 
@@ -77,8 +79,13 @@ class Pretrained(LanguageModel):
                 with pure bfloat16 weights small updates round to nothing.
             attention: Implementation of attention; null takes sdpa, and eager for a model that has no sdpa.
             trust_remote_code: Run Python code that comes with the model. Only for sources that you trust.
+            gguf_file: Name of a GGUF file in that place, such as ``SmolLM2-135M-Instruct.Q4_1.gguf``, from which model
+                and tokenizer are read. Its weights become ordinary ones of `dtype`, and are exported as such. Needs the
+                package gguf (``pip install 'sga-unlearning[gguf]'``).
         """
-        self.name_or_path = _model_location(name_or_path)
+        if gguf_file is not None and find_spec("gguf") is None:
+            raise UserError("gguf_file needs the package gguf: pip install 'sga-unlearning[gguf]'")
+        self.name_or_path = _model_location(name_or_path, gguf_file)
         self.revision = revision
         self.tokenizer_name_or_path = (
             _model_location(tokenizer_name_or_path) if tokenizer_name_or_path else self.name_or_path
@@ -86,11 +93,15 @@ class Pretrained(LanguageModel):
         self.dtype = dtype
         self.attention = attention
         self.trust_remote_code = trust_remote_code
+        self.gguf_file = gguf_file
 
     def tokenizer(self, texts: Iterable[str]) -> PreTrainedTokenizerBase:
         try:
             tokenizer = AutoTokenizer.from_pretrained(
-                self.tokenizer_name_or_path, revision=self.revision, trust_remote_code=self.trust_remote_code
+                self.tokenizer_name_or_path,
+                revision=self.revision,
+                trust_remote_code=self.trust_remote_code,
+                **(self._gguf if self.tokenizer_name_or_path == self.name_or_path else {}),
             )
         except Exception as error:  # whatever transformers makes of a damaged or foreign folder
             raise _unreadable("tokenizer", self.tokenizer_name_or_path, error) from error
@@ -100,12 +111,17 @@ class Pretrained(LanguageModel):
     def context(self) -> int | None:
         try:
             config = AutoConfig.from_pretrained(
-                self.name_or_path, revision=self.revision, trust_remote_code=self.trust_remote_code
+                self.name_or_path, revision=self.revision, trust_remote_code=self.trust_remote_code, **self._gguf
             )
         except Exception as error:
             raise _unreadable("model", self.name_or_path, error) from error
         positions = getattr(text_config(config), "max_position_embeddings", None)
         return int(positions) if positions else None
+
+    @property
+    def _gguf(self) -> dict[str, str]:
+        """What transformers' loaders have to know of a GGUF file; nothing without one."""
+        return {} if self.gguf_file is None else {"gguf_file": self.gguf_file}
 
     def network(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
         if self.dtype == "bfloat16" and self.trains_all_weights:
@@ -118,6 +134,7 @@ class Pretrained(LanguageModel):
                 attn_implementation=self.attention,
                 trust_remote_code=self.trust_remote_code,
                 output_loading_info=True,
+                **self._gguf,
             )
         except torch.OutOfMemoryError:
             raise
@@ -141,6 +158,11 @@ class Pretrained(LanguageModel):
                 f"config.json, {min(loaded['missing_keys'])} first; copy the model again"
             )
         assert isinstance(network, PreTrainedModel)
+        if self.gguf_file is not None:
+            # The weights are ordinary ones by now; transformers refuses to save what it takes for quantised.
+            if hasattr(network.config, "quantization_config"):
+                del network.config.quantization_config
+            network.hf_quantizer = None  # type: ignore[assignment]
         embeddings = network.get_input_embeddings()
         assert isinstance(embeddings, torch.nn.Embedding)
         if len(tokenizer) > embeddings.num_embeddings:
@@ -167,15 +189,21 @@ def _unreadable(what: str, location: str, error: Exception) -> UserError:
     return UserError(f"no {what} could be loaded from {location!r}: {said:.400}")
 
 
-def _model_location(name_or_path: str) -> str:
+def _model_location(name_or_path: str, gguf_file: str | None = None) -> str:
     """Fills in environment variables, finds a run folder's model, and says early where a local path leads nowhere."""
     location = os.path.expanduser(os.path.expandvars(name_or_path))
     if "$" in location:
         raise UserError(f"model {name_or_path!r}: an environment variable in it is not set")
     path = Path(location)
-    if (path / "model" / "config.json").is_file():
+    if gguf_file is None and (path / "model" / "config.json").is_file():
         return str(path / "model")
     if path.is_dir():
+        if gguf_file is not None:
+            if not (path / gguf_file).is_file():
+                raise UserError(
+                    f"model folder {location!r} has no file {gguf_file!r} (--model.language_model.gguf_file)"
+                )
+            return str(path)
         if not (path / "config.json").is_file():
             raise UserError(
                 f"model folder {location!r} has no config.json (nor a model/ folder with one); "

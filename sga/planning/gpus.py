@@ -52,27 +52,31 @@ def _gpu(
     return GPU(name, gigabytes * 1e9, half * 1e12, single * 1e12, gigabytes_a_second * 1e9, devices, bf16)
 
 
-# NVIDIA's data sheets: H100 Tensor Core GPU (SXM, PCIe, NVL), H200 Tensor Core GPU, A100 Tensor Core GPU (40GB; 80GB
-# with the PCIe card's bandwidth), L40S, L4, A40, A10, RTX A6000, V100, T4; for the GeForce cards the appendices of the
-# whitepapers on the Ada (AD102) and Ampere (GA102) architectures, sums in float32. Dense: half of what a sheet states
-# with sparsity. GB, TFLOP/s of half and of single precision, GB/s.
+# GB, TFLOP/s of half and of single precision, GB/s; dense: half of what a sheet states with sparsity. Only what could
+# be looked up is here, on 27 November 2026, in these copies of NVIDIA's data sheets and tables made of them:
+#   hopper: https://glennklockwood.com/garden/processors/h100, H100 SXM, whose processor H200 has too
+#   memory: https://inferenceengineering.tech/cheat-sheets/hardware, H100 SXM, H200 and L4
+#   a100: https://glennklockwood.com/garden/processors/A100, after the data sheet
+#   a100-pcie: https://www.thundercompute.com/blog/nvidia-a100-specs-full-guide, 1935 GB/s for the card, 2039 for SXM
+#   l40s: https://www.mullet.se/product.html?product_id=355414
+#   l4: https://unanswered.io/guide/nvidia-l4-vs-t4-gpu
+#   a40: https://www.ecer.com/corp/details-uuuedqa-p1bsay9-multi-display-setups-supported-by-48gb-gddr6-ecc-
+#     memory-nvidia-a40-gpu-and-vga-outputs.html
+#   rtx4090: https://waredb.com/processor/nvidia-geforce-rtx-4090, sums in float32
+#   v100: https://ozyphus.github.io/gpu-maths.html, of 32 GB
+#   t4: https://www.rightnowai.co/guides/gpu-comparison/t4
 GPUS = (
-    _gpu("h200", 141, 989, 67, 4800, "H200"),
-    _gpu("h100", 80, 989, 67, 3350, "H100 80GB HBM3"),
-    _gpu("h100-nvl", 94, 835, 60, 3900, "H100 NVL"),
-    _gpu("h100-pcie", 80, 756, 51, 2000, "H100 PCIe"),
-    _gpu("a100-80", 80, 312, 19.5, 1935, "A100-SXM4-80GB", "A100 80GB PCIe"),
-    _gpu("a100-40", 40, 312, 19.5, 1555, "A100-SXM4-40GB", "A100-PCIE-40GB"),
-    _gpu("l40s", 48, 362, 91.6, 864, "L40S"),
-    _gpu("l4", 24, 121, 30.3, 300, "L4"),
-    _gpu("a40", 48, 149.7, 37.4, 696, "A40"),
-    _gpu("a10", 24, 125, 31.2, 600, "A10"),
-    _gpu("a6000", 48, 154.8, 38.7, 768, "RTX A6000"),
-    _gpu("rtx4090", 24, 165.2, 82.6, 1008, "RTX 4090"),
-    _gpu("rtx3090", 24, 71, 35.6, 936, "RTX 3090"),
-    _gpu("v100-32", 32, 125, 15.7, 900, "V100-SXM2-32GB", bf16=False),
-    _gpu("v100-16", 16, 125, 15.7, 900, "V100-SXM2-16GB", bf16=False),
-    _gpu("t4", 16, 65, 8.1, 320, "T4", bf16=False),
+    _gpu("h200", 141, 989, 67, 4800, "H200"),  # hopper, memory
+    _gpu("h100", 80, 989, 67, 3350, "H100 80GB HBM3"),  # hopper, memory
+    _gpu("a100-80", 80, 312, 19.5, 1935, "A100-SXM4-80GB", "A100 80GB PCIe"),  # a100, a100-pcie
+    _gpu("a100-40", 40, 312, 19.5, 1555, "A100-SXM4-40GB", "A100-PCIE-40GB"),  # a100, a100-pcie
+    _gpu("l40s", 48, 362, 91.6, 864, "L40S"),  # l40s
+    _gpu("l4", 24, 121, 30.3, 300, "L4"),  # l4, memory
+    _gpu("a40", 48, 149.7, 37.4, 696, "A40"),  # a40
+    _gpu("rtx4090", 24, 165.2, 82.6, 1008, "RTX 4090"),  # rtx4090, sums in float32
+    _gpu("v100-32", 32, 125, 15.7, 900, "V100-SXM2-32GB", bf16=False),  # v100
+    _gpu("v100-16", 16, 125, 15.7, 900, "V100-SXM2-16GB", bf16=False),  # v100, with half of the memory
+    _gpu("t4", 16, 65, 8.1, 320, "T4", bf16=False),  # t4
 )
 
 

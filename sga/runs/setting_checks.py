@@ -72,6 +72,36 @@ def check_class_paths(value: object, where: str | Path) -> None:
         check_class_paths(part, where)
 
 
+_SHORT = {
+    "lr": "--model.optimizer.lr",
+    "learning_rate": "--model.optimizer.lr",
+    "epochs": "--trainer.max_epochs",
+    "max_epochs": "--trainer.max_epochs",
+    "max_steps": "--trainer.max_steps",
+    "method": "--model.loss CLASS, or --config FILE with a method (sga methods lists them)",
+    "loss": "--model.loss",
+    "batch_size": "--data.batch_size",
+    "seed": "--seed_everything",
+    "template": "--data.template",
+    "output": "--run.folder",
+    "output_dir": "--run.folder",
+}
+"""Settings by the short names that other programs have for them."""
+
+
+def check_flags(arguments: Sequence[str]) -> None:
+    """Says what a flag is called here that other programs have under a shorter name.
+
+    Raises:
+        UserError: there is such a flag.
+    """
+    for argument in arguments:
+        flag = argument.partition("=")[0]
+        meant = _SHORT.get(flag.removeprefix("--").replace("-", "_")) if flag.startswith("--") else None
+        if meant is not None:
+            raise UserError(f"there is no flag {flag}; did you mean {meant}?")
+
+
 def check_nulls(parser: ArgumentParser, config: Any) -> None:
     """Refuses null where a value has to be; the parser takes it everywhere.
 

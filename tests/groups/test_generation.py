@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from architectures import small_model
 from conftest import write_rows
 from misbehaving import Misbehaving, completion, pair
 
@@ -316,6 +318,25 @@ def test_ten_refusals_in_a_row_end_the_command_and_nine_do_not(
         assert main(command(server, tmp_path / "third.jsonl", data, *more)) == 0
 
 
+def test_the_same_command_goes_past_ten_prompts_that_are_refused(
+    data: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Twelve of the forget prompts are refused for good: ten end the first command, two more are the second's own."""
+    output = tmp_path / "n.jsonl"
+    with Misbehaving(kinds=()) as server:
+        server.reply = refusing(*range(12))
+        more = ("--on-failure=drop", "--concurrency=1")
+        assert main(command(server, output, data, *more)) == 2
+        assert "the same command goes on with the others and asks these last" in capsys.readouterr().err
+        server.asked.clear()
+        assert main(command(server, output, data, *more)) == 0
+        printed = capsys.readouterr().out
+        assert "36 of 60 normals fail the checks" in printed and "no answer: refused" in printed
+        server.reply = None  # the reason is gone: they are asked again
+        assert main(command(server, output, data, *more, "--overwrite")) == 0
+        assert "\n0 of " in capsys.readouterr().out
+
+
 def test_a_server_that_never_answers_is_said_before_the_queue(
     data: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -581,3 +602,12 @@ def test_a_local_model_writes_and_the_same_seed_writes_the_same(own_target: Path
     asyncio.run(generation.run(journal))
     journal.close()
     assert generation.spent.requests == 2 and all(slot.attempt == 1 for slot in generation.slots)
+
+
+def test_an_encoder_is_no_writer(own_target: Path, tmp_path: Path) -> None:
+    """It would write what looks like text, each token made of those after it."""
+    small_model("bert", tokens=600).save_pretrained(tmp_path / "bert")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(own_target / "model" / name, tmp_path / "bert")
+    with pytest.raises(UserError, match="is no causal language model"):
+        asyncio.run(LocalModel(str(tmp_path / "bert"), max_tokens=4).write([{"role": "user", "content": "Ada?"}], 1))

@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 import re
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -14,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from architectures import small_model
 from conftest import SMALL_LLAMA, TinyNetwork
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -451,6 +453,19 @@ def rate(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest
         return Shown(capsys.readouterr().out, json.loads(raw), Path("out/rate.html").read_text("utf-8"), raw)
 
     return run
+
+
+def test_an_encoder_has_no_rate(
+    own_target: Path, own_options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It has seen the answer whose likelihood it is asked for."""
+    small_model("bert", tokens=600).save_pretrained(tmp_path / "bert")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(own_target / "model" / name, tmp_path / "bert")
+    model = ("--model.language_model=Pretrained", f"--model.language_model.name_or_path={tmp_path / 'bert'}")
+    loss = ("--model.loss=sga.SmoothedGradientAscent", "--model.loss.smoothing_rate=-1")
+    assert main(["rate", *own_options, *model, *loss, f"--output={tmp_path / 'out'}", "--groups=4"]) == 2
+    assert "is no causal language model" in capsys.readouterr().err
 
 
 def shown_number(text: str) -> float:

@@ -1,0 +1,99 @@
+"""What a run says before it trains: its template with the first prompt, and whether the model answers in that form."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Timer
+
+from sga.batching.templates import PlainTemplate
+from sga.callbacks.evaluator import Evaluator, evaluation_of
+from sga.datamodule import UnlearningData
+from sga.evaluation.degenerate import is_repeating
+
+_SHOWN = 300
+"""Characters of the first prompt that are printed."""
+_NEARLY_ALL = 0.9
+"""Share of empty or repeating answers from which on the model is taken not to answer at all."""
+
+
+class FirstLooks(pl.Callback):
+    """Prints the template with the first prompt, and warns where the first evaluation shows that it does not fit."""
+
+    def __init__(self) -> None:
+        self._looked = False
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._say_template(trainer, pl_module)
+        timed = any(isinstance(callback, Timer) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+        if timed and trainer.is_global_zero:
+            print(
+                "trainer.max_time: the learning-rate schedule counts steps and epochs and does not know the time, so "
+                "that the run may end in the middle of its schedule"
+            )
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.state.fn == "validate":
+            self._say_template(trainer, pl_module)
+
+    def _say_template(self, trainer: pl.Trainer, module: Any) -> None:
+        data: UnlearningData = module.data
+        record = next((group.forget for group in data.groups if not group.forget.is_text), None)
+        if not trainer.is_global_zero or record is None:  # texts have no template
+            return
+        print(f"template: {data.template}")
+        if _keeps_texts(trainer):
+            prompt = data.template.prompt(data.tokenizer, record.question).prefix
+            print(f"first prompt: {prompt[:_SHOWN]!r}{' …' if len(prompt) > _SHOWN else ''}", flush=True)
+        if _is_beside_chat(data):
+            warnings.warn(
+                f"the data is put into {data.template}, but the tokenizer {data.tokenizer.name_or_path!r} has a chat "
+                "template of its own: a model that was trained on that answers badly, or not at all, in another form. "
+                "Leave out --data.template to take the tokenizer's",
+                stacklevel=2,
+            )
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._looked:
+            return
+        self._looked = True
+        data: UnlearningData = pl_module.data  # type: ignore[assignment]
+        before = trainer.state.fn == "fit"
+        if not trainer.is_global_zero or (before and (trainer.global_step > 0 or data.train_on != ("forget",))):
+            return
+        evaluation = evaluation_of(trainer)
+        assert evaluation is not None, "it has just been made"
+        answers = {key: str(row["generation"]) for key, row in evaluation.rows.items() if "generation" in row}
+        empty = [key for key, answer in answers.items() if not answer.strip()]
+        repeating = [key for key, answer in answers.items() if is_repeating(answer)]
+        if not answers or len(empty) + len(repeating) < _NEARLY_ALL * len(answers):
+            return
+        kinds = ((empty, "empty"), (repeating, "the same words over and over"))
+        said = " and ".join(f"{len(keys)} of {len(answers)} greedy answers are {kind}" for keys, kind in kinds if keys)
+        first = (empty or repeating)[0]
+        warnings.warn(
+            f"{said}{' before unlearning' if before else ''} (first {first[0]} {first[1]}): no metric of answers can "
+            f"tell what such a model knows. Likely {_cause(data, pl_module, bool(empty))}",
+            stacklevel=2,
+        )
+
+
+def _keeps_texts(trainer: pl.Trainer) -> bool:
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    return all(callback.keeps_texts for callback in callbacks if isinstance(callback, Evaluator))
+
+
+def _is_beside_chat(data: UnlearningData) -> bool:
+    """Whether a plain template stands beside a tokenizer that has a chat template."""
+    return isinstance(data.template, PlainTemplate) and bool(data.tokenizer.chat_template)
+
+
+def _cause(data: UnlearningData, module: Any, empty: bool) -> str:
+    """What most often makes a model say nothing, in the form of advice."""
+    if _is_beside_chat(data):
+        return "the template: the tokenizer has a chat template of its own; leave out --data.template to take it"
+    stops = ", ".join(repr(data.tokenizer.decode([token])) for token in module.stop_ids)
+    template = f"the template, {data.template}, which is not the one that the model was trained on (--data.template)"
+    return f"{template}, or a token that ends its answers too early: {stops} do" if empty else template

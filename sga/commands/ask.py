@@ -1,0 +1,140 @@
+"""`sga ask`: what one or two models answer to a question, side by side."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import textwrap
+from collections.abc import Sequence
+from itertools import zip_longest
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sga.errors import UserError
+from sga.files import read_yaml
+
+if TYPE_CHECKING:
+    from sga.batching.templates import Template
+
+_DESCRIPTION = """\
+Ask one or two models a question: their greedy answers, side by side. A model is a run folder, a folder in Hugging Face
+format, or a name on the Hub. A run folder's template is the run's, any other's the tokenizer's own chat template where
+it has one. With --answer, the negative log-likelihood of that answer per token stands under each.
+"""
+_WIDTH = 80
+_LONGEST = 2048
+"""Tokens of prompt and answer where a model does not say how many it takes."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs ``sga ask MODEL [OTHER] QUESTION``."""
+    parser = argparse.ArgumentParser(
+        "sga ask", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("model", metavar="MODEL", help="a run folder, a model folder, or a name on the Hub")
+    parser.add_argument("other", nargs="?", metavar="OTHER", help="another one")
+    parser.add_argument("question", metavar="QUESTION", help="the question, in quotation marks")
+    parser.add_argument("--answer", metavar="TEXT", help="an answer whose likelihood is to be shown")
+    parser.add_argument(
+        "--max-new-tokens", type=int, default=200, metavar="N", help="tokens of an answer at most (default 200)"
+    )
+    options = parser.parse_args(list(arguments))
+    if options.max_new_tokens < 1:
+        raise UserError(f"--max-new-tokens must be at least 1, got {options.max_new_tokens}")
+    if not options.question.strip():
+        raise UserError("the question is empty; put it in quotation marks after the models")
+    names = [options.model, *([options.other] if options.other is not None else [])]
+    templates = [run_template(name) for name in names]  # what is wrong with a folder is said before a model is loaded
+    asked = [
+        _ask(name, template, options.question, options.answer, options.max_new_tokens)
+        for name, template in zip(names, templates, strict=True)
+    ]
+    print(side_by_side_answers(names, asked, _WIDTH))
+    return 0
+
+
+def run_template(model: str) -> Template:
+    """The template that a run folder, or its ``model/``, was trained with; AutoTemplate where there is no run.
+
+    Raises:
+        UserError: the run's configuration names no template that can be made.
+    """
+    from sga.batching.templates import AutoTemplate, Template
+
+    folder = Path(model)
+    path = next((one / "config.yaml" for one in (folder, folder.parent) if (one / "run.json").is_file()), None)
+    if path is None or not path.is_file():
+        return AutoTemplate()
+    value: Any = read_yaml(path)
+    stored = value.get("data", {}).get("template") if isinstance(value, dict) else None
+    if stored is None:
+        return AutoTemplate()
+    module, _, name = str(stored["class_path"] if isinstance(stored, dict) else stored).rpartition(".")
+    settings = stored.get("init_args") or {} if isinstance(stored, dict) else {}
+    try:
+        made = getattr(importlib.import_module(module or "sga"), name)(**settings)
+    except (ImportError, AttributeError, TypeError) as error:
+        raise UserError(f"{path}: its template cannot be made ({error})") from error
+    if not isinstance(made, Template):
+        raise UserError(f"{path}: data.template is {type(made).__name__}, which is no template")
+    return made
+
+
+def _ask(name: str, template: Template, question: str, answer: str | None, limit: int) -> tuple[str, str | None]:
+    """A model's greedy answer, and what it says of a given one."""
+    import torch
+
+    from sga.batching.encoding import Encoder
+    from sga.evaluation.inference import Inference, stop_tokens
+    from sga.evaluation.request_batches import GenerateBatch, GenerateJob, ScoreBatch, ScoreJob
+    from sga.evaluation.requests import Generation, TokenScores
+    from sga.models.pretrained import Pretrained
+
+    described = Pretrained(name)
+    tokenizer = described.tokenizer(())
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    network = described.network(tokenizer).to(device).eval()  # type: ignore[arg-type]
+    longest = described.context() or _LONGEST
+    encoder = Encoder(tokenizer, template.chosen(tokenizer), longest)
+    prompt = encoder.encode_prompt(question)
+    if len(prompt) >= longest:
+        raise UserError(f"the question has {len(prompt)} tokens, and {name} takes {longest}; shorten it")
+    inference = Inference(network, stop_tokens(tokenizer, network))
+    pad = tokenizer.pad_token_id or 0
+    job = GenerateJob(prompt, min(limit, longest - len(prompt)), cut=False)
+    with torch.no_grad():
+        [said] = inference.answer(GenerateBatch([(0, job)], pad).to(network.device))
+        assert isinstance(said, Generation)
+        text = encoder.decode(said.ids)
+        if answer is None:
+            return text, None
+        pair = encoder.encode(question, answer)
+        score = ScoreJob(pair.ids, pair.prompt_length, detail=True, ends=True, cut=False)
+        [scores] = inference.answer(ScoreBatch([[(0, score)]], pad).to(network.device))
+    assert isinstance(scores, TokenScores)
+    nll = [-float(value) for value in scores.log_probs]
+    mean = sum(nll) / len(nll)
+    tokens = [tokenizer.decode([token]) for token in pair.ids[pair.prompt_length :]]
+    each = " ".join(
+        f"{json.dumps(token, ensure_ascii=False)} {value:.2f}" for token, value in zip(tokens, nll, strict=True)
+    )
+    return text, f"{answer!r}: {mean:.3f} nats per token ({len(nll)} tokens): {each}"
+
+
+def side_by_side_answers(names: Sequence[str], asked: Sequence[tuple[str, str | None]], width: int) -> str:
+    """Columns of a name, an answer and, where it is there, a likelihood, within `width` columns."""
+    column = (width - 2 * (len(names) - 1)) // len(names)
+    cells = []
+    for name, (text, likelihood) in zip(names, asked, strict=True):
+        lines = [*_wrapped(name, column), "─" * column, *_wrapped(text or "(an empty answer)", column)]
+        cells.append((lines, _wrapped(likelihood, column) if likelihood is not None else []))
+    tallest = max(len(lines) for lines, _ in cells)
+    columns = [[*lines, *[""] * (tallest - len(lines)), *(["", *below] if below else [])] for lines, below in cells]
+    return "\n".join(
+        "  ".join(cell.ljust(column) for cell in row).rstrip() for row in zip_longest(*columns, fillvalue="")
+    )
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    return [part for line in text.split("\n") for part in textwrap.wrap(line, width) or [""]]

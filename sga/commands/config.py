@@ -1,0 +1,79 @@
+"""`sga config`: the configurations that come with the package, for those who have no checkout."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from sga.data.builtin import packaged_path
+from sga.errors import UserError
+
+_DESCRIPTION = """\
+List the configurations that come with the package, or copy some of them to change them:
+
+  sga config list [WORD]                 names, of those that have WORD in them
+  sga config copy NAME [NAME ...] [--to FOLDER]
+
+A name is that of the list; a part of it will do where no other has it, and a folder's name copies the folder.
+"""
+
+
+def config_files() -> dict[str, Path]:
+    """Path of each shipped YAML file by its name below ``configs/``, without ``.yaml``."""
+    root = packaged_path("configs")
+    return {str(path.relative_to(root).with_suffix("")): path for path in sorted(root.rglob("*.yaml"))}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs ``sga config list|copy``."""
+    parser = argparse.ArgumentParser(
+        "sga config", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="list|copy")
+    listing = verbs.add_parser("list", help="print names")
+    listing.add_argument("word", nargs="?", default="", help="a part of the names")
+    copying = verbs.add_parser("copy", help="copy files")
+    copying.add_argument("names", nargs="+", metavar="NAME", help="names of the list, or of folders")
+    copying.add_argument(
+        "--to", type=Path, default=Path("configs"), metavar="FOLDER", help="where copies go (default configs)"
+    )
+    options = parser.parse_args(list(arguments))
+    files = config_files()
+    if options.verb == "list":
+        found = [name for name in files if options.word in name]
+        if not found:
+            raise UserError(f"no configuration has {options.word!r} in its name; sga config list shows all")
+        print("\n".join(found))
+        return 0
+    chosen = [name for wanted in options.names for name in _named(wanted, list(files))]
+    copies = {name: options.to / f"{name}.yaml" for name in dict.fromkeys(chosen)}
+    there = [path for path in copies.values() if path.exists()]
+    if there:
+        raise UserError(f"{there[0]} is there already; choose another folder (--to), or delete it")
+    for name, path in copies.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(files[name], path)
+        print(path)
+    return 0
+
+
+def _named(wanted: str, names: Sequence[str]) -> list[str]:
+    """The files that a name means: the file itself, all of a folder, or the only one with such a part."""
+    plain = wanted.removesuffix(".yaml").removeprefix("configs/").rstrip("/")
+    if plain in names:
+        return [plain]
+    folder = [name for name in names if name.startswith(f"{plain}/")]
+    parts = folder or [name for name in names if plain in name]
+    if folder or len(parts) == 1:
+        return parts
+    if parts:
+        raise UserError(f"{wanted} may be any of {', '.join(parts[:6])}; give more of the name")
+    near = difflib.get_close_matches(plain, names, 3, 0.5)
+    raise UserError(
+        f"there is no configuration {wanted!r}"
+        + (f"; did you mean {' or '.join(near)}?" if near else "")
+        + " (sga config list shows all)"
+    )
