@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from sga.experiments.sweeps.definition import Sweep, Task
+from sga.experiments.sweeps.definition import Sweep, Trial
 from sga.experiments.sweeps.results import (
     COSTS,
     CUT_MEANING,
@@ -15,6 +15,7 @@ from sga.experiments.sweeps.results import (
     Row,
     best_rows,
     collect,
+    finished_run,
     in_order,
     markdown,
     metrics,
@@ -23,7 +24,7 @@ from sga.experiments.sweeps.results import (
     summary,
     sweep_table,
 )
-from sga.experiments.sweeps.worker import read_state
+from sga.experiments.task import Task, read_state
 from sga.files import write_json, write_text
 from sga.report.charts import FLOOR, Curve, ReferenceLine, Style, pareto_chart, style_of, swatch
 from sga.report.conclusions import FORGET_QUALITY_LEVEL
@@ -41,9 +42,9 @@ _COST_HEADS = {
 }
 
 
-def write_results(sweep: Sweep, tasks: Sequence[Task], folder: Path) -> list[Row]:
+def write_results(sweep: Sweep, tasks: Sequence[Trial], folder: Path) -> list[Row]:
     """Writes results.csv, results.md, results.json and sweep.html into the sweep folder."""
-    rows = collect(tasks, folder)
+    rows = collect(sweep, tasks, folder)
     left_over = others(tasks, folder)
     write_text(folder / "results.csv", sweep_table(sweep, rows))
     write_text(folder / "results.md", markdown(sweep, rows))
@@ -54,7 +55,7 @@ def write_results(sweep: Sweep, tasks: Sequence[Task], folder: Path) -> list[Row
 
 def sweep_page(sweep: Sweep, rows: Sequence[Row], folder: Path, left_over: Sequence[str]) -> str:
     """The whole page as text; it quotes nothing of the data."""
-    runs = {path: load_run(path) for row in rows for path in row.folders.values()}
+    runs = {path: finished_run(path) for row in rows for path in row.folders.values()}
     styles = _styles(rows, runs)
     final = [row for row in rows if row.stage == "final"]
     first = [row for row in rows if row.stage == "choose"]
@@ -108,7 +109,7 @@ def _retain_utility(sweep: Sweep, folder: Path) -> float | None:
     retain = sweep.models.get("retain")
     if retain is None:
         return None
-    place = folder / retain.folder if isinstance(retain, Task) else Path(retain)
+    place = folder / retain.name if isinstance(retain, Task) else Path(retain)
     return load_run(place).value("model_utility") if (place / "metrics.json").is_file() else None
 
 
