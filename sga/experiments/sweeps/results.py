@@ -140,6 +140,11 @@ class Row:
         """A metric or cost over the seeds."""
         return seed_mean(list(self.single(name).values()), name)
 
+    def cost(self, name: str) -> float | None:
+        """Cost of a run: of memory the most of all seeds, otherwise the mean."""
+        found = list(self.single(name).values())
+        return None if not found else max(found) if "memory" in name else math.fsum(found) / len(found)
+
 
 def finished_run(folder: Path) -> Run:
     """A finished run, read once.
@@ -260,10 +265,7 @@ def sweep_table(sweep: Sweep, rows: Sequence[Row]) -> str:
                 [found.mean, found.low, found.high, _joined(found.cut), _joined(found.values)] if found else [None] * 5
             )
             line += cells
-        for name in COSTS:
-            found = row.estimate(name)
-            line.append(None if found is None else max(found.values) if "memory" in name else found.mean)
-        writer.writerow(line)
+        writer.writerow([*line, *map(row.cost, COSTS)])
     return out.getvalue()
 
 
