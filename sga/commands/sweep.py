@@ -11,15 +11,13 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from sga.errors import UserError
 from sga.evaluation.table import duration
 from sga.experiments.configuration import applied, settings_from
 from sga.experiments.engine import Pool, Processes, run, terminable
 from sga.experiments.sweeps.definition import Sweep, Trial, label, read_sweep
-from sga.experiments.sweeps.search import Draws
-from sga.experiments.task import LOG_FILE, Task, outcome
+from sga.experiments.task import LOG_FILE, Task, outcome, read_state
 from sga.files import read_json_object, write_json, yaml_text
 
 SWEEP_FILE = "sweep.json"
@@ -104,6 +102,7 @@ def _say_if_shared(workers: int, gpus: Sequence[str]) -> None:
 def known_tasks(sweep: Sweep, folder: Path) -> Callable[[int], list[Trial]]:
     """The runs that count by now: a grid's by the file and by what was chosen, a search's by its journal."""
     from sga.experiments.sweeps.results import disk_results
+    from sga.experiments.sweeps.search import Draws
 
     if sweep.search is not None:
         return Draws(sweep, folder).tasks
@@ -119,7 +118,9 @@ def work(sweep: Sweep, folder: Path, tasks: Callable[[int], list[Trial]], pool: 
     from sga.experiments.sweeps.results import objective
 
     def words(task: Task) -> str:
-        values = {name: objective(folder / task.name, name) for name in sweep.objectives} if type(task) is Trial else {}
+        values = (
+            {name: objective(folder / task.name, name) for name in sweep.objectives} if isinstance(task, Trial) else {}
+        )
         said = [f"{n} is absent: {v}" if isinstance(v, str) else f"{n} {v:.4g}" for n, v in values.items()]
         return ", ".join(said) or "done"
 
@@ -146,7 +147,6 @@ def work(sweep: Sweep, folder: Path, tasks: Callable[[int], list[Trial]], pool: 
 def forget_failed(sweep: Sweep, folder: Path) -> int:
     """Deletes failed runs of a sweep folder, so that they are made again; their number."""
     from sga.experiments.sweeps.results import disk_results
-    from sga.experiments.task import read_state
 
     results = disk_results(sweep, folder)
     failed = {key for key, result in results.items() if result.reason is not None}
@@ -162,30 +162,25 @@ def _begin(sweep: Sweep, folder: Path, tasks: Sequence[Trial]) -> None:
     from sga.experiments.sweeps.results import disk_results, others
 
     path = folder / SWEEP_FILE
-    before = read_json_object(path) if path.is_file() else None
-    changed = before is not None and before["key"] != sweep.key
+    before = read_json_object(path)["key"] if path.is_file() else None
     if sweep.search is None:
         done = len(disk_results(sweep, folder).keys() & {task.key for task in tasks})
-        stages = ""
-        if sweep.choose is not None:
-            first = len(sweep.combinations()) * len(sweep.choose.seeds)
-            stages = f" ({first} to choose by, then {sweep.run_count - first} with what was chosen)"
-        print(f"{sweep.run_count} runs{stages}, {done} of them finished", flush=True)
-        left = (
-            f"runs that it asked for then and no longer does ({len(others(tasks, folder))}) stay where they are and do "
-        )
-        means = f"{left}not count"
+        first = len(sweep.combinations()) * len(sweep.choose.seeds) if sweep.choose is not None else 0
+        stages = f" ({first} to choose by, then {sweep.run_count - first} with what was chosen)" if first else ""
+        said = f"{sweep.run_count} runs{stages}, {done} of them finished"
+        left = len(others(tasks, folder))
+        means = f"runs that it asked for then and no longer does ({left}) stay where they are and do not count"
     else:
-        print(f"{sweep.search.trials} trials of {len(sweep.seeds)} seeds", flush=True)
-        means = "this is a new search"
-    if changed:
+        said, means = f"{sweep.search.trials} trials of {len(sweep.seeds)} seeds", "this is a new search"
+    print(said, flush=True)
+    if before not in (None, sweep.key):
         print(f"{sweep.path} has changed since {folder} was made: {means}", flush=True)
-    if before is None or changed:
-        _check(sweep, folder)
+    if before != sweep.key:
+        _check(sweep)
         write_json(path, {"file": sweep.path.name, "key": sweep.key})
 
 
-def _check(sweep: Sweep, folder: Path) -> None:
+def _check(sweep: Sweep) -> None:
     """Parses the configurations: each value of each setting once."""
     from sga.cli import parsed_config
 
@@ -210,6 +205,7 @@ def _check(sweep: Sweep, folder: Path) -> None:
 def _finish(sweep: Sweep, folder: Path, tasks: Sequence[Trial]) -> int:
     """Writes the results, and says where; the number of runs that are not finished."""
     from sga.experiments.sweeps.page import write_results
+    from sga.experiments.sweeps.results import terminal_table
 
     rows = write_results(sweep, tasks, folder)
     print(terminal_table(sweep, rows))
@@ -222,26 +218,3 @@ def _finish(sweep: Sweep, folder: Path, tasks: Sequence[Trial]) -> int:
     print(f"\nTable:   {folder / 'results.csv'}, with all numbers {folder / 'results.json'}")
     print(f"Page:    {(folder / 'sweep.html').resolve().as_uri()}")
     return missing
-
-
-def terminal_table(sweep: Sweep, rows: Sequence[Any]) -> str:
-    """The reported rows with their objectives, best first."""
-    from sga.experiments.sweeps.results import CUT, CUT_MEANING
-
-    names = list(sweep.objectives)
-    sign = -1.0 if next(iter(sweep.objectives.values())) == "minimize" else 1.0
-    lines = []
-    for row in rows:
-        if row.stage != "final":
-            continue
-        found = [row.estimate(name) for name in names]
-        cells = []
-        for one in found:
-            ends = "" if one is None else one.interval(lambda end: f"{end:.3f}")
-            cells.append("–" if one is None else f"{one.mean:.3f}{ends and f' [{ends}]'}")
-        lines.append((-sign * found[0].mean if found[0] else float("inf"), [row.label, *cells]))
-    ordered = [["configuration", *names], *(line for _, line in sorted(lines, key=lambda pair: pair[0]))]
-    widths = [max(len(line[i]) for line in ordered) for i in range(len(names) + 1)]
-    shown = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in ordered]
-    shown += ["", CUT_MEANING] if any(CUT in line for line in shown) else []
-    return "\n" + "\n".join(line.rstrip() for line in shown)

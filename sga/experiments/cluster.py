@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sga.errors import UserError
-from sga.experiments.engine import Job, run
+from sga.experiments.engine import Job, Pool, run
 from sga.experiments.task import Outcome, Task, outcome
 
 JOBS = "jobs"
@@ -48,20 +48,19 @@ class _ClusterJob:
         self.job.cancel()
 
 
-class Cluster:
+class Cluster(Pool):
     """Makes each task in a job.
 
     Args:
         kind: ``slurm``, or ``local`` for processes of this machine that stand in for jobs, to try it out.
         folder: The experiment's.
         workers: Number of jobs at a time.
-        parameters: Parameters of submitit's executor, such as ``timeout_min``, ``gpus_per_node``, ``slurm_partition``.
+        parameters: Parameters of submitit's executor, such as ``timeout_min`` (here 24 hours, if it is not given),
+            ``gpus_per_node`` and ``slurm_partition``.
 
     Raises:
         UserError: submitit is not installed, there is no SLURM, or it does not know a parameter.
     """
-
-    shows = False
 
     def __init__(
         self, kind: Literal["slurm", "local"], folder: Path, workers: int, parameters: Mapping[str, Any]
@@ -74,16 +73,13 @@ class Cluster:
                 "pip install 'sga-unlearning[slurm]'"
             ) from None
         try:
-            self.executor = submitit.AutoExecutor(folder / JOBS / "%j", cluster=kind)
-            self.executor.update_parameters(name="sga", slurm_array_parallelism=workers, **parameters)
+            self.executor = submitit.AutoExecutor(folder / JOBS / "%j", cluster=kind, slurm_max_num_timeout=100)
+            given = {"name": "sga", "timeout_min": 24 * 60, "slurm_array_parallelism": workers, **parameters}
+            self.executor.update_parameters(**given)
         except (RuntimeError, NameError, TypeError, AssertionError) as error:
             raise UserError(f"--cluster {kind}: {error}") from None
         # An array waits in SLURM's own queue; there is none for jobs of this machine.
         self.workers = workers if kind == "local" else 1000
-
-    def room(self, running: int) -> int:
-        """Number of jobs that may be submitted."""
-        return self.workers - running
 
     def batch(self) -> AbstractContextManager[object]:
         """Submits all jobs that are started within as one array."""

@@ -51,23 +51,24 @@ class Job(Protocol):
         """Ends it, so that the next command goes on with it."""
 
 
-class Pool(Protocol):
-    """Where tasks are made.
+class Pool:
+    """Place where tasks are made, one after the other.
 
     Attributes:
         shows: True if the output of the runs is on the terminal; otherwise it is in their `LOG_FILE`.
+        workers: Number of tasks at a time.
     """
 
-    shows: bool
-
-    def room(self, running: int) -> int:
-        """Number of tasks that may be begun beside so many that are running."""
+    shows = False
+    workers = 1
 
     def batch(self) -> AbstractContextManager[object]:
         """Surrounds the start of several tasks."""
+        return nullcontext()
 
     def start(self, task: Task, folder: Path, lock: ExitStack) -> Job:
         """Begins a task; takes its lock over with ``lock.pop_all()``, or leaves locking to the job."""
+        raise NotImplementedError
 
 
 Tasks = Sequence[Task] | Callable[[int], Sequence[Task]]
@@ -137,8 +138,8 @@ class _Engine:
             if self._collect() or time.monotonic() >= look_again:
                 self._look(0)
                 self._start()
-                room = self.pool.room(len(self.running))
-                if room and self._look(room):
+                room = self.pool.workers - len(self.running)
+                if room > 0 and self._look(room):
                     self._start()
                 look_again = time.monotonic() + POLL
             if not self.running and not self._open():
@@ -187,7 +188,7 @@ class _Engine:
         with self.pool.batch():
             for task in self._open():
                 needed = all(need.key in self.ended for need in task.needs.values())
-                if needed and task.key not in self.running and self.pool.room(len(self.running)):
+                if needed and task.key not in self.running and len(self.running) < self.pool.workers:
                     self._try(task)
 
     def _try(self, task: Task) -> None:
@@ -238,22 +239,13 @@ class Pace:
         return f"{done} of {self.total}, {duration((time.monotonic() - self.began) / new * left)} left"
 
 
-@dataclass
-class InThisProcess:
+class InThisProcess(Pool):
     """Runs one task after the other in this process; an exception of a run ends them all.
 
     Saves some 8 seconds a task, which Python and its libraries take to start, and keeps memory that is not given back.
     """
 
     shows = True
-
-    def room(self, running: int) -> int:
-        """One: it has ended when it is started."""
-        return 1
-
-    def batch(self) -> AbstractContextManager[object]:
-        """Nothing."""
-        return nullcontext()
 
     def start(self, task: Task, folder: Path, lock: ExitStack) -> Job:
         """Runs a task."""
@@ -277,7 +269,7 @@ class _Ended:
 
 
 @dataclass
-class Processes:
+class Processes(Pool):
     """Runs each task in a process of its own on this machine, which ends together with this one.
 
     A crash, or memory that is not given back, stays the run's own.
@@ -292,14 +284,6 @@ class Processes:
     gpus: Sequence[str] = ()
     shows: bool = False
     places: dict[int, _Process] = field(default_factory=dict)
-
-    def room(self, running: int) -> int:
-        """Number of free workers."""
-        return self.workers - running
-
-    def batch(self) -> AbstractContextManager[object]:
-        """Nothing."""
-        return nullcontext()
 
     def start(self, task: Task, folder: Path, lock: ExitStack) -> Job:
         """Starts a task on a free place."""

@@ -385,6 +385,37 @@ def test_jobs_make_tasks_in_order_and_say_where_they_failed(own_options: list[st
     assert list((tmp_path / "jobs").iterdir())
 
 
+STAND_IN = """
+import os, sys
+if os.environ.get("FIT_STAND_IN"):
+    import sga.experiments.engine as engine
+    real = engine.subprocess.Popen
+    program = "import os, sys, time; open(os.environ['FIT_STAND_IN'], 'a').write('x'); "
+    program += "time.sleep(0 if len(open(os.environ['FIT_STAND_IN']).read()) > 1 else 100)"
+
+    class Popen(real):
+        def __init__(self, arguments, **options):
+            if "sga.experiments.fit" in arguments:
+                arguments = [sys.executable, "-c", program]
+            super().__init__(arguments, **options)
+
+    engine.subprocess.Popen = Popen
+"""
+
+
+def test_a_job_that_runs_out_of_time_is_put_back_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first attempt would take 100 s and is given 12; the second ends at once."""
+    (tmp_path / "sitecustomize.py").write_text(STAND_IN, encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *sys.path]))
+    monkeypatch.setenv("FIT_STAND_IN", str(tmp_path / "attempts"))
+    task = Task("one", {})
+    pool = Cluster("local", tmp_path / "all", 1, {})
+    pool.executor._executor.update_parameters(timeout_min=0.2, signal_delay_s=4)
+    assert run([task], tmp_path / "all", pool) == {task.key: Outcome()}
+    assert (tmp_path / "attempts").read_text() == "xx"
+    assert read_state(tmp_path / "all" / "one")["attempts"] == 2
+
+
 def test_parameters_that_no_executor_knows_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"--cluster local: .*partitoin"):
         Cluster("local", tmp_path, 1, {"slurm_partitoin": "gpu"})

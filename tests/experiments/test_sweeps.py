@@ -20,7 +20,7 @@ import yaml
 from scipy import stats
 
 import sga.commands.sweep
-from sga.commands.sweep import forget_failed, known_tasks, main, terminal_table, work
+from sga.commands.sweep import forget_failed, known_tasks, main, work
 from sga.data.builtin import packaged_path
 from sga.errors import UserError
 from sga.experiments.configuration import applied, set_value
@@ -36,6 +36,7 @@ from sga.experiments.sweeps.results import (
     others,
     pareto_front,
     seed_mean,
+    terminal_table,
 )
 from sga.experiments.sweeps.search import Draws, open_journal
 from sga.experiments.task import Outcome, Task, begin, end, read_state
@@ -245,10 +246,10 @@ def test_the_packaged_sweeps_are_what_they_say() -> None:
 
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
-def test_every_value_of_the_packaged_sweeps_parses(path: Path, tmp_path: Path) -> None:
+def test_every_value_of_the_packaged_sweeps_parses(path: Path) -> None:
     from sga.commands.sweep import _check
 
-    _check(read_sweep(path), tmp_path)
+    _check(read_sweep(path))
 
 
 def test_a_setting_that_does_not_exist_is_refused_before_anything_runs(tmp_path: Path) -> None:

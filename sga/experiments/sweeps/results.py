@@ -288,18 +288,28 @@ def markdown(sweep: Sweep, rows: Sequence[Row]) -> str:
         seeds = [", ".join(map(str, row.folders))]
         seeds += [f"{len(part)} {what}" for part, what in ((row.failed, "failed"), (row.missing, "missing")) if part]
         costs = [row.estimate(name) for name in ("seconds", "tokens")]
-        cells = [_interval(row.estimate(name)) for name in shown]
+        cells = [_interval(row.estimate(name), 2) for name in shown]
         cells += ["" if cost is None else f"{cost.mean:,.0f}" for cost in costs]
         lines.append([row.label, ", ".join(filter(None, seeds)), *cells])
     table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
     return table + (f"\n{CUT_MEANING}\n" if CUT in table else "")
 
 
-def _interval(found: SeedMean | None) -> str:
+def _interval(found: SeedMean | None, digits: int, absent: str = "") -> str:
     if found is None:
-        return ""
-    ends = found.interval(lambda end: f"{end:.2f}")
-    return f"{found.mean:.2f}{ends and f' [{ends}]'}"
+        return absent
+    ends = found.interval(lambda end: f"{end:.{digits}f}")
+    return f"{found.mean:.{digits}f}{ends and f' [{ends}]'}"
+
+
+def terminal_table(sweep: Sweep, rows: Sequence[Row]) -> str:
+    """The reported rows with their objectives, best first."""
+    final = in_order(sweep, [row for row in rows if row.stage == "final"])
+    lines = [["configuration", *sweep.objectives]]
+    lines += [[row.label, *(_interval(row.estimate(name), 3, "–") for name in sweep.objectives)] for row in final]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    shown = "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+    return f"\n{shown}" + (f"\n\n{CUT_MEANING}" if CUT in shown else "")
 
 
 def summary(sweep: Sweep, rows: Sequence[Row], left_over: Sequence[str]) -> dict[str, Any]:
