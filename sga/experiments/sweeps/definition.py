@@ -118,11 +118,7 @@ class Sweep:
     @property
     def key(self) -> str:
         """Hash of the question: a sweep with another one shares nothing with this but runs that both ask for."""
-        search = self.search and [
-            {name: repr(one) for name, one in self.search.space.items()},
-            self.search.sampler,
-            self.search.seed,
-        ]  # the number of trials may grow
+        search = self.search and [repr(self.search.space), self.search.sampler, self.search.seed]  # trials may grow
         parts = [self.base, self._model_keys, self.grid, search, self.seeds, self.choose and vars(self.choose)]
         return digest([*parts, self.objectives])
 
@@ -257,27 +253,21 @@ def read_sweep(path: Path, overrides: Values | None = None) -> Sweep:
     if ("grid" in plan) == ("search" in plan):
         raise UserError(f"{path}: needs either grid or search")
     common = {**mapping_value(plan.get("common"), f"{path}: common"), **(overrides or {})}
-    models: dict[str, Task | str] = {}
-    for role, wanted in mapping_value(plan.get("models"), f"{path}: models").items():
-        if role not in _BINDINGS:
-            raise UserError(f"{path}: models: there is no {role!r}; choose from {', '.join(_BINDINGS)}")
-        models[role] = _model(path, role, wanted, common)
-    base = applied(
-        _merged(path, plan.get("config")), {**common, **mapping_value(plan.get("settings"), f"{path}: settings")}
-    )
+    models = {
+        role: _model(path, role, wanted, common)
+        for role, wanted in mapping_value(plan.get("models"), f"{path}: models").items()
+    }
+    settings = {**common, **mapping_value(plan.get("settings"), f"{path}: settings")}
     keep = plan.get("keep_weights", False)
     if not isinstance(keep, bool):
         raise UserError(f"{path}: keep_weights must be true or false, got {keep!r}")
-    _quiet(base, keep)
+    base = _quiet(applied(_merged(path, plan.get("config")), settings), keep)
     for role in models:  # where they are is set when the sweep folder is known, and is no part of the question
         set_value(base, _BINDINGS[role], f"<{role}>")
-    grid = {
-        name: list_value(values, f"{path}: grid: {name}")
-        for name, values in mapping_value(plan.get("grid"), f"{path}: grid").items()
-    }
+    grid = mapping_value(plan.get("grid"), f"{path}: grid")
+    grid = {name: list_value(values, f"{path}: grid: {name}") for name, values in grid.items()}
     if "grid" in plan and not grid:
         raise UserError(f"{path}: grid must name at least one setting with its values")
-    choose = _choose(path, plan["choose"], grid) if "choose" in plan else None
     return Sweep(
         path,
         base,
@@ -285,7 +275,7 @@ def read_sweep(path: Path, overrides: Values | None = None) -> Sweep:
         grid,
         _search(path, plan["search"]) if "search" in plan else None,
         _seeds(plan.get("seeds", [0]), f"{path}: seeds"),
-        choose,
+        _choose(path, plan["choose"], grid) if "choose" in plan else None,
         _objectives(plan.get("objectives", ["frontier_area"]), f"{path}: objectives"),
         keep,
     )
@@ -293,6 +283,8 @@ def read_sweep(path: Path, overrides: Values | None = None) -> Sweep:
 
 def _model(path: Path, role: str, wanted: Any, common: Values) -> Task | str:
     """A model that is to be trained, or the location of one that is there."""
+    if role not in _BINDINGS:
+        raise UserError(f"{path}: models: there is no {role!r}; choose from {', '.join(_BINDINGS)}")
     where = f"{path}: models: {role}"
     wanted = {"config": wanted} if isinstance(wanted, str) else mapping_value(wanted, where)
     if set(wanted) == {"folder"}:
@@ -300,17 +292,18 @@ def _model(path: Path, role: str, wanted: Any, common: Values) -> Task | str:
     if not {"config"} <= set(wanted) <= {"config", "settings"}:
         raise UserError(f"{where}: needs a config, with settings or without, or the folder of a model that is there")
     config = applied(_merged(path, wanted["config"]), {**common, **mapping_value(wanted.get("settings"), where)})
-    _quiet(config, keep_weights=True)
+    config = _quiet(config, keep_weights=True)
     key = digest(config)
     return Task(f"models/{role}-{key[:8]}", config, key=key)
 
 
-def _quiet(config: dict[str, Any], keep_weights: bool) -> None:
+def _quiet(config: dict[str, Any], keep_weights: bool) -> dict[str, Any]:
     """What a run that nobody watches has, and the sweep folder that it goes to replaces."""
     config.get("run", {}).pop("folder", None)
     config.setdefault("trainer", {}).setdefault("enable_progress_bar", False)
     if not keep_weights:
         config.setdefault("export", {}).setdefault("enabled", False)
+    return config
 
 
 def _search(path: Path, wanted: Any) -> Search:
@@ -391,10 +384,8 @@ def _seeds(wanted: Any, where: str) -> tuple[int, ...]:
 
 def _merged(path: Path, names: Any) -> dict[str, Any]:
     """Configuration files that `path` names relative to itself, as `read_config`."""
-    files = [
-        path.parent / str(name)
-        for name in ([names] if isinstance(names, str) else list_value(names, f"{path}: config"))
-    ]
+    names = [names] if isinstance(names, str) else list_value(names, f"{path}: config")
+    files = [path.parent / str(name) for name in names]
     for file in files:
         if not file.is_file():
             raise UserError(f"{path}: names {file}, which does not exist")

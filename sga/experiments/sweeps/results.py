@@ -84,13 +84,8 @@ def seed_mean(values: Sequence[float], name: str = "") -> SeedMean | None:
     low, high = mean - half, mean + half
     bottom, top = possible_range(name)
     below, above = bottom is not None and low < bottom, top is not None and high > top
-    return SeedMean(
-        mean,
-        bottom if below else low,
-        top if above else high,
-        tuple(values),
-        (*(["low"] if below else []), *(["high"] if above else [])),
-    )
+    cut = tuple(end for end, beyond in (("low", below), ("high", above)) if beyond)
+    return SeedMean(mean, bottom if below else low, top if above else high, tuple(values), cut)
 
 
 def pareto_front(points: Sequence[Sequence[float]], directions: Sequence[str]) -> list[int]:
@@ -256,15 +251,11 @@ def sweep_table(sweep: Sweep, rows: Sequence[Row]) -> str:
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(head)
     for index, row in enumerate(rows):
-        line: list[Any] = [row.stage, row.label]
-        line += [_cell(row.values[name]) if name in row.values else "" for name in names]
+        line: list[Any] = [row.stage, row.label, *(_cell(row.values.get(name, "")) for name in names)]
         line += [_joined(row.folders), _joined(row.failed), _joined(row.missing), int(index in best)]
         for name in shown:
-            found = row.estimate(name)
-            cells = (
-                [found.mean, found.low, found.high, _joined(found.cut), _joined(found.values)] if found else [None] * 5
-            )
-            line += cells
+            one = row.estimate(name)
+            line += [one.mean, one.low, one.high, _joined(one.cut), _joined(one.values)] if one else [None] * 5
         writer.writerow([*line, *map(row.cost, COSTS)])
     return out.getvalue()
 
