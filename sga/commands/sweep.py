@@ -77,7 +77,8 @@ def _pool(options: argparse.Namespace, sweep: Sweep, folder: Path) -> Pool:
     if options.cluster:
         from sga.experiments.cluster import Cluster
 
-        return Cluster(options.cluster, folder, options.workers, settings_from(options.job, "--job"))
+        parameters = settings_from(options.job, "--job")
+        return Cluster(options.cluster, folder, options.workers, parameters, ahead=sweep.search is None)
     gpus = options.gpus.split(",") if options.gpus else []
     if options.workers > 1 and sweep.base["trainer"].get("accelerator") != "cpu":
         _say_if_shared(options.workers, gpus)

@@ -57,13 +57,20 @@ class Cluster(Pool):
         workers: Number of jobs at a time.
         parameters: Parameters of submitit's executor, such as ``timeout_min`` (here 24 hours, if it is not given),
             ``gpus_per_node`` and ``slurm_partition``.
+        ahead: True if SLURM is given all tasks at once, of which it runs `workers` at a time; False if what comes next is
+            not to be decided before.
 
     Raises:
         UserError: submitit is not installed, there is no SLURM, or it does not know a parameter.
     """
 
     def __init__(
-        self, kind: Literal["slurm", "local"], folder: Path, workers: int, parameters: Mapping[str, Any]
+        self,
+        kind: Literal["slurm", "local"],
+        folder: Path,
+        workers: int,
+        parameters: Mapping[str, Any],
+        ahead: bool = True,
     ) -> None:
         try:
             import submitit
@@ -78,8 +85,7 @@ class Cluster(Pool):
             self.executor.update_parameters(**given)
         except (RuntimeError, NameError, TypeError, AssertionError) as error:
             raise UserError(f"--cluster {kind}: {error}") from None
-        # An array waits in SLURM's own queue; there is none for jobs of this machine.
-        self.workers = workers if kind == "local" else 1000
+        self.workers = 1000 if ahead and kind == "slurm" else workers
 
     def batch(self) -> AbstractContextManager[object]:
         """Submits all jobs that are started within as one array."""

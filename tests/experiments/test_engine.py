@@ -18,7 +18,7 @@ import pytest
 import sga.experiments.engine
 from sga.errors import UserError
 from sga.experiments.cluster import Cluster
-from sga.experiments.engine import Job, Pace, Processes, run, terminable, why_ended
+from sga.experiments.engine import InThisProcess, Job, Pace, Processes, run, terminable, why_ended
 from sga.experiments.fit import end_with_parent
 from sga.experiments.task import Outcome, Task, begin, end, held, outcome, read_state, with_needs
 from sga.files import read_yaml, write_json
@@ -249,6 +249,31 @@ engine.run([Task(f"t{n}", {"n": n}) for n in range(8)], Path(sys.argv[1]), Slow(
 
 
 # ---- processes ------------------------------------------------------------------------------------------------------
+
+
+def test_in_this_process_a_run_that_raises_ends_them_all_and_is_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target, one, _ = chain()
+    ran: list[list[str]] = []
+
+    def verb(arguments: list[str]) -> None:
+        ran.append(arguments)
+        if len(ran) == 2:
+            raise UserError("group_size is 0")
+
+    monkeypatch.setattr("sga.cli.run_verb", verb)
+    with pytest.raises(UserError, match="group_size is 0"):
+        run([one], tmp_path, InThisProcess())
+    assert ran[1] == ["fit", "--config", str(tmp_path / one.name / "fit.yaml"), "--ckpt_path", "last"]
+    assert read_state(tmp_path / target.name)["state"] == "finished"
+    assert read_state(tmp_path / one.name)["state"] == "started"
+    capsys.readouterr()
+    assert run([one], tmp_path, InThisProcess()) == {target.key: Outcome(), one.key: Outcome()}
+    assert capsys.readouterr().out.splitlines() == [
+        "[1/2] models/target: reused, it is finished",
+        "[2/2] trials/1: going on where it stopped",
+    ]
 
 
 @pytest.fixture
