@@ -57,8 +57,8 @@ class Cluster(Pool):
         workers: Number of jobs at a time.
         parameters: Parameters of submitit's executor, such as ``timeout_min`` (here 24 hours, if it is not given),
             ``gpus_per_node`` and ``slurm_partition``.
-        ahead: True if SLURM is given all tasks at once, of which it runs `workers` at a time; False if what comes next is
-            not to be decided before.
+        ahead: True if SLURM is given all tasks at once, of which it runs `workers` at a time; False if what comes next
+            depends on results.
 
     Raises:
         UserError: submitit is not installed, there is no SLURM, or it does not know a parameter.

@@ -330,7 +330,7 @@ class _Process:
             self._close()
             if found.code - 128 in _STOPPED:
                 return found  # as it was begun: the next command goes on with it
-            # Linux counts from what this process had when it started the run, which has all of the same libraries itself.
+            # Linux counts from what this process had then; the run loads all that is in it, and a model.
             end(self.task, self.folder, found, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024))
         return found
 
