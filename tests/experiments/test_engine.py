@@ -177,8 +177,8 @@ def meanwhile(lock: Any, seconds: float, at_the_end: Callable[[], object] = lamb
         with lock:
             has.set()
             time.sleep(seconds)
+            ended.append(time.monotonic())  # first: its state may be read before its lock is given back
             at_the_end()
-            ended.append(time.monotonic())
 
     thread = threading.Thread(target=holder)
     thread.start()
