@@ -399,11 +399,11 @@ CASES: dict[str, Case] = {
         c__yaml="{}",
     ),
     "sequence/damaged state": verb(
-        "request.json:1: not JSON",
+        "task.json:1: not JSON",
         *("sequence", "--config", "inputs/s.yaml", "--folder", "inputs/all"),
         s__yaml="config: c.yaml\nfolds: 2\n",
         c__yaml="{}",
-        **{"all___request-1___request__json": "{"},
+        **{"all___request-1___task__json": "{"},
     ),
     "sequence/folder is a file": verb(
         "a file stands where a folder is to be",

@@ -9,10 +9,10 @@ import textwrap
 from collections.abc import Sequence
 from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sga.errors import UserError
-from sga.files import read_yaml
+from sga.runs.folder import RunFolder
 
 if TYPE_CHECKING:
     from sga.batching.templates import Template
@@ -63,22 +63,22 @@ def run_template(model: str) -> Template:
     from sga.batching.templates import AutoTemplate, Template
 
     folder = Path(model)
-    path = next((one / "config.yaml" for one in (folder, folder.parent) if (one / "run.json").is_file()), None)
-    if path is None or not path.is_file():
+    run = next((one for one in map(RunFolder, (folder, folder.parent)) if one.info_path.is_file()), None)
+    if run is None or not run.config_path.is_file():
         return AutoTemplate()
-    value: Any = read_yaml(path)
-    stored = value.get("data", {}).get("template") if isinstance(value, dict) else None
+    path = run.config_path
+    stored = run.config.get("data", {}).get("template")
     if stored is None:
         return AutoTemplate()
     module, _, name = str(stored["class_path"] if isinstance(stored, dict) else stored).rpartition(".")
     settings = stored.get("init_args") or {} if isinstance(stored, dict) else {}
     try:
-        made = getattr(importlib.import_module(module or "sga"), name)(**settings)
+        kind = getattr(importlib.import_module(module or "sga"), name)
+        if not (isinstance(kind, type) and issubclass(kind, Template)):  # nothing else is ever called
+            raise UserError(f"{path}: data.template is {name}, which is no template")
+        return kind(**settings)
     except (ImportError, AttributeError, TypeError) as error:
         raise UserError(f"{path}: its template cannot be made ({error})") from error
-    if not isinstance(made, Template):
-        raise UserError(f"{path}: data.template is {type(made).__name__}, which is no template")
-    return made
 
 
 def _ask(name: str, template: Template, question: str, answer: str | None, limit: int) -> tuple[str, str | None]:

@@ -7,9 +7,11 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from sga.experiments.demo import demo_results, read_steps, run_step
+from sga.experiments.demo import demo_results, read_demo
+from sga.experiments.engine import InThisProcess, run
 from sga.files import write_json
 from sga.runs.config_files import config_path
+from sga.runs.folder import load_run
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -26,18 +28,17 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--folder", type=Path, default=Path("runs/demo"), help="where it goes (default runs/demo)")
     options = parser.parse_args(list(arguments))
     started = time.monotonic()
-    steps = read_steps(config_path(options.config or "configs/demo/demo.yaml"), options.folder)
-    for number, step in enumerate(steps, start=1):
-        run_step(step, options.folder, f"[{number}/{len(steps)}] {step.title}")
-    folders = [options.folder / step.name for step in steps]
+    tasks = read_demo(config_path(options.config or "configs/demo/demo.yaml"))
+    run(tasks, options.folder, InThisProcess(), replace=True, wait=False)
+    runs = [load_run(options.folder / task.name) for task in tasks]
 
     from sga.report import runs_table, write_report
-    from sga.runs.folder import load_run
 
-    write_json(options.folder / "results.json", demo_results(folders))
+    write_json(options.folder / "results.json", demo_results(runs))
+    folders = [one.path for one in runs]
     report = write_report(folders, options.folder / "report.html", title="Making a small model forget two authors")
     print()
-    print(runs_table([load_run(folder) for folder in folders]))
+    print(runs_table(runs))
     minutes, seconds = divmod(round(time.monotonic() - started), 60)
     print(f"\n{minutes} min {seconds} s. Numbers: {options.folder / 'results.json'}")
     print(f"Report:  {report.resolve().as_uri()}")

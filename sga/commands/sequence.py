@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sga.experiments.configuration import settings_from
-from sga.experiments.sequence import RESULTS_FILE, check, read_sequence, run_request, sequence_results
+from sga.experiments.engine import Processes, run
+from sga.experiments.sequence import RESULTS_FILE, read_sequence, sequence_results
 from sga.files import write_json
 from sga.runs.config_files import config_path
 
@@ -29,19 +30,18 @@ def main(arguments: Sequence[str]) -> int:
     )
     options = parser.parse_args(list(arguments))
     folder: Path = options.folder or Path("runs/sequences", options.config.stem)
-    requests = read_sequence(config_path(options.config), folder, settings_from(options.set))
-    check(requests, folder)
-    for number, request in enumerate(requests, start=1):
-        code = run_request(request, folder, f"[{number}/{len(requests)}] {request.name}")
-        if code:
-            return code
+    requests = read_sequence(config_path(options.config), settings_from(options.set))
+    ended = run(requests, folder, Processes(shows=True), retry=True, wait=False)
+    code = max(outcome.code for outcome in ended.values())
+    if code:
+        return code
 
     from sga.report import runs_table
     from sga.runs.folder import load_run
 
-    folders = [folder / request.name for request in requests]
-    write_json(folder / RESULTS_FILE, sequence_results(folders))
+    runs = [load_run(folder / request.name) for request in requests]
+    write_json(folder / RESULTS_FILE, sequence_results(runs))
     print()
-    print(runs_table([load_run(one) for one in folders]))
-    print(f"\nNumbers: {folder / RESULTS_FILE}\nPage:    sga report {' '.join(map(str, folders))}")
+    print(runs_table(runs))
+    print(f"\nNumbers: {folder / RESULTS_FILE}\nPage:    sga report {' '.join(str(one.path) for one in runs)}")
     return 0

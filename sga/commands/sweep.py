@@ -6,23 +6,18 @@ import argparse
 import contextlib
 import io
 import logging
-import os
-import signal
-import subprocess
-import sys
+import shutil
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from sga.errors import UserError
 from sga.evaluation.table import duration
 from sga.experiments.configuration import applied, settings_from
-from sga.experiments.sweeps.claims import open_storage
-from sga.experiments.sweeps.definition import Sweep, Task, label, read_sweep
-from sga.experiments.sweeps.fit import end_with_parent
-from sga.experiments.sweeps.worker import Worker, forgive, terminable
+from sga.experiments.engine import Pool, Processes, run, terminable
+from sga.experiments.sweeps.definition import Sweep, Trial, label, read_sweep
+from sga.experiments.task import LOG_FILE, Task, outcome, read_state
 from sga.files import read_json_object, write_json, yaml_text
 from sga.runs.config_files import config_path
 
@@ -31,97 +26,163 @@ SWEEP_FILE = "sweep.json"
 
 def main(arguments: Sequence[str]) -> int:
     """Runs a sweep; see ``sga sweep --help``."""
+    options = _options(arguments)
+    sweep = read_sweep(config_path(options.config), settings_from(options.set))
+    folder: Path = options.folder or Path("runs/sweeps", options.config.stem)
+    tasks = known_tasks(sweep, folder)
+    if not options.results:
+        _begin(sweep, folder, tasks(0))
+        if options.retry_failed:
+            print(f"{forget_failed(sweep, folder)} failed runs are made again")
+        started = time.monotonic()
+        work(sweep, folder, tasks, _pool(options, sweep, folder))
+        print(f"\nin {duration(time.monotonic() - started)}")
+    missing = _finish(sweep, folder, tasks(0))
+    return 1 if missing and not options.results else 0
+
+
+def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         "sga sweep",
         description="Run many configurations of sga fit, a grid or an Optuna search, times seeds, and write one table "
         "with intervals over seeds, a Pareto plot and the costs. Run again to go on after an interruption, to take "
         "part from another machine, or after a change of the file: finished runs that it still asks for are reused.",
     )
-    parser.add_argument("config", type=Path, metavar="CONFIG", help="the sweep file, such as configs/sweeps/rates.yaml")
-    parser.add_argument("--folder", type=Path, help="where it goes (default runs/sweeps/NAME_OF_THE_FILE)")
-    parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes on this machine (default 1)")
-    parser.add_argument(
-        "--storage",
-        metavar="URL",
-        help="what workers share the trials through: URL of a database, or path of a journal file (default "
-        "journal.log in the folder)",
+    add = parser.add_argument
+    add("config", type=Path, metavar="CONFIG", help="the sweep file, such as configs/sweeps/rates.yaml")
+    add("--folder", type=Path, help="where it goes (default runs/sweeps/NAME_OF_THE_FILE)")
+    add("--workers", type=int, default=1, metavar="N", help="runs or jobs at a time (default 1)")
+    setting = {"action": "append", "default": [], "metavar": "NAME=VALUE"}
+    add("--set", help="a setting of all runs, models included", **setting)  # type: ignore[arg-type]
+    add("--gpus", metavar="LIST", help="such as 0,1,2,3: one for each worker, by turns")
+    add(
+        "--cluster",
+        choices=("slurm", "local"),
+        help="submit each run as a job; local: processes that stand in for jobs",
     )
-    parser.add_argument(
-        "--stale-after",
-        type=float,
-        default=180.0,
-        metavar="SECONDS",
-        help="when a worker of another machine that gives no sign of life counts as gone (default 180)",
-    )
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of all runs, models included"
-    )
-    parser.add_argument("--gpus", metavar="LIST", help="such as 0,1,2,3: one for each worker, by turns")
-    parser.add_argument("--retry-failed", action="store_true", help="make failed runs again")
-    parser.add_argument("--results", action="store_true", help="write the results of what is finished, and run nothing")
-    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    job = "a parameter of the jobs, such as timeout_min=480, gpus_per_node=1, slurm_partition=gpu"
+    add("--job", help=job, **setting)  # type: ignore[arg-type]
+    add("--retry-failed", action="store_true", help="make failed runs again")
+    add("--results", action="store_true", help="write the results of what is finished, and run nothing")
     options = parser.parse_args(list(arguments))
     if options.workers < 1:
         raise UserError(f"--workers must be at least 1, got {options.workers}")
-    if options.stale_after <= 0:
-        raise UserError(f"--stale-after must be positive, got {options.stale_after}")
-    sweep = read_sweep(config_path(options.config), settings_from(options.set))
-    folder: Path = options.folder or Path("runs/sweeps", options.config.stem)
-    worker = Worker(sweep, folder, options.storage, options.stale_after)
-    if options.worker:
-        end_with_parent()
-        worker.run()
-        return 0
-    open_storage(options.storage, folder)  # said at once if it cannot be
-    from sga.experiments.sweeps.results import disk_outcomes
-
-    code = 0
-    if not options.results:
-        _begin(sweep, folder)
-        if options.retry_failed:
-            print(f"{forgive(sweep, folder)} failed runs are made again")
-            for claims in (worker.claims(), worker.claims(models=True)):
-                claims.forgive()
-        started = time.monotonic()
-        code = _work(options, list(arguments))
-        if code and not disk_outcomes(sweep, folder):
-            return code
-        print(f"\nin {duration(time.monotonic() - started)}")
-    missing = _finish(worker)
-    return code if missing else 0
+    if options.job and not options.cluster:
+        raise UserError("--job sets a parameter of a cluster's jobs: give --cluster too")
+    if options.gpus and options.cluster:
+        raise UserError("--gpus is for this machine: jobs get theirs by --job gpus_per_node=1")
+    return options
 
 
-def _begin(sweep: Sweep, folder: Path) -> None:
+def _pool(options: argparse.Namespace, sweep: Sweep, folder: Path) -> Pool:
+    if options.cluster:
+        from sga.experiments.cluster import Cluster
+
+        parameters = settings_from(options.job, "--job")
+        return Cluster(options.cluster, folder, options.workers, parameters, ahead=sweep.search is None)
+    gpus = options.gpus.split(",") if options.gpus else []
+    if options.workers > 1 and sweep.base["trainer"].get("accelerator") != "cpu":
+        _say_if_shared(options.workers, gpus)
+    return Processes(options.workers, gpus)
+
+
+def _say_if_shared(workers: int, gpus: Sequence[str]) -> None:
+    """What it costs that several runs share a GPU."""
+    from torch import cuda
+
+    count = len(set(gpus)) or cuda.device_count()
+    if cuda.device_count() and workers > len(set(gpus)):
+        listed = ",".join(dict.fromkeys(gpus) or map(str, range(count)))
+        print(
+            f"{workers} workers share {count} GPU{'s' * (count > 1)}: runs on one GPU wait for each other and add up "
+            "their memory (of ten small runs on one H200, none had finished its first evaluation after 400 s). "
+            f"One worker a GPU: --workers {count} --gpus {listed}",
+            flush=True,
+        )
+
+
+def known_tasks(sweep: Sweep, folder: Path) -> Callable[[int], list[Trial]]:
+    """The runs that count by now: a grid's by the file and by what was chosen, a search's by its journal."""
+    from sga.experiments.sweeps.results import disk_results
+    from sga.experiments.sweeps.search import Draws
+
+    if sweep.search is not None:
+        return Draws(sweep, folder).tasks
+    return lambda room: sweep.tasks(disk_results(sweep, folder))
+
+
+def work(sweep: Sweep, folder: Path, tasks: Callable[[int], list[Trial]], pool: Pool) -> None:
+    """Makes the shared models, and then every run.
+
+    Raises:
+        UserError: a shared model could not be made.
+    """
+    from sga.experiments.sweeps.results import objective
+
+    def words(task: Task) -> str:
+        values = (
+            {name: objective(folder / task.name, name) for name in sweep.objectives} if isinstance(task, Trial) else {}
+        )
+        said = [f"{n} is absent: {v}" if isinstance(v, str) else f"{n} {v:.4g}" for n, v in values.items()]
+        return ", ".join(said) or "done"
+
+    models = sweep.model_tasks
+    count = sweep.run_count if sweep.search is None else sweep.search.trials * len(sweep.seeds)
+    try:
+        with terminable():
+            run(models, folder, pool, words=words)
+            for task in models:
+                found = outcome(task, folder)
+                if found is None or found.reason is not None:
+                    why = (
+                        "was stopped"
+                        if found is None
+                        else f"failed ({found.reason}; see {folder / task.name / LOG_FILE})"
+                    )
+                    raise UserError(f"the {task.name} {why}: mend it, and start again with --retry-failed")
+            run(tasks, folder, pool, total=len(models) + count, words=words)
+    except KeyboardInterrupt:
+        print("the same command goes on where this was stopped", flush=True)
+        raise
+
+
+def forget_failed(sweep: Sweep, folder: Path) -> int:
+    """Deletes failed runs of a sweep folder, so that they are made again; their number."""
+    from sga.experiments.sweeps.results import disk_results
+
+    results = disk_results(sweep, folder)
+    failed = {key for key, result in results.items() if result.reason is not None}
+    states = {place: read_state(place) for place in folder.glob("*/*") if place.is_dir()}
+    gone = [place for place, state in states.items() if state.get("state") == "failed" or state.get("key") in failed]
+    for place in gone:
+        shutil.rmtree(place)
+    return len(gone)
+
+
+def _begin(sweep: Sweep, folder: Path, tasks: Sequence[Trial]) -> None:
     """Says what changed since the last time, and refuses settings that do not exist before anything runs."""
-    from sga.experiments.sweeps.results import disk_outcomes, others
+    from sga.experiments.sweeps.results import disk_results, others
 
     path = folder / SWEEP_FILE
-    before = read_json_object(path) if path.is_file() else None
-    outcomes = disk_outcomes(sweep, folder)
+    before = read_json_object(path)["key"] if path.is_file() else None
     if sweep.search is None:
-        tasks = sweep.tasks(outcomes)
-        done = sum(task.key in outcomes for task in tasks)
-        stages = ""
-        if sweep.choose is not None:
-            first = len(sweep.combinations()) * len(sweep.choose.seeds)
-            stages = f" ({first} to choose by, then {sweep.run_count - first} with what was chosen)"
-        print(f"{sweep.run_count} runs{stages}, {done} of them finished", flush=True)
-        if before is not None and before["key"] != sweep.key:
-            print(
-                f"{sweep.path} has changed since {folder} was made: runs that it asked for then and no longer does "
-                f"({len(others(tasks, folder))}) stay where they are and do not count",
-                flush=True,
-            )
+        done = len(disk_results(sweep, folder).keys() & {task.key for task in tasks})
+        first = len(sweep.combinations()) * len(sweep.choose.seeds) if sweep.choose is not None else 0
+        stages = f" ({first} to choose by, then {sweep.run_count - first} with what was chosen)" if first else ""
+        said = f"{sweep.run_count} runs{stages}, {done} of them finished"
+        left = len(others(tasks, folder))
+        means = f"runs that it asked for then and no longer does ({left}) stay where they are and do not count"
     else:
-        print(f"{sweep.search.trials} trials of {len(sweep.seeds)} seeds", flush=True)
-        if before is not None and before["key"] != sweep.key:
-            print(f"{sweep.path} has changed since {folder} was made: this is a new search", flush=True)
-    if before is None or before["key"] != sweep.key:
-        _check(sweep, folder)
+        said, means = f"{sweep.search.trials} trials of {len(sweep.seeds)} seeds", "this is a new search"
+    print(said, flush=True)
+    if before not in (None, sweep.key):
+        print(f"{sweep.path} has changed since {folder} was made: {means}", flush=True)
+    if before != sweep.key:
+        _check(sweep)
         write_json(path, {"file": sweep.path.name, "key": sweep.key})
 
 
-def _check(sweep: Sweep, folder: Path) -> None:
+def _check(sweep: Sweep) -> None:
     """Parses the configurations: each value of each setting once."""
     from sga.cli import parsed_config
 
@@ -143,46 +204,12 @@ def _check(sweep: Sweep, folder: Path) -> None:
                 logging.disable(logging.NOTSET)
 
 
-def _work(options: argparse.Namespace, arguments: list[str]) -> int:
-    """Runs the workers, in processes of their own that end with this one.
-
-    They stay small, having parsed no configuration: the peak memory that the system notes for a run begins with its
-    parent's.
-    """
-    gpus = options.gpus.split(",") if options.gpus else []
-    processes = []
-    for index in range(options.workers):
-        environment = dict(os.environ)
-        environment.setdefault("OMP_NUM_THREADS", str(max(1, _cores() // options.workers)))
-        if gpus:
-            environment["CUDA_VISIBLE_DEVICES"] = gpus[index % len(gpus)]
-        command = [sys.executable, "-m", "sga", "sweep", *arguments, "--worker"]
-        processes.append(subprocess.Popen(command, stdin=subprocess.PIPE, env=environment))
-    try:
-        with terminable():
-            codes = [process.wait() for process in processes]
-    except KeyboardInterrupt:
-        time.sleep(2.0)  # what stops this process may have stopped them too; then they are putting their trials back
-        for process in processes:
-            process.send_signal(signal.SIGTERM)
-        for process in processes:
-            process.wait()
-        print("the same command goes on where this was stopped", flush=True)
-        raise
-    return max((abs(code) for code in codes), default=0)
-
-
-def _cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-
-
-def _finish(worker: Worker) -> int:
+def _finish(sweep: Sweep, folder: Path, tasks: Sequence[Trial]) -> int:
     """Writes the results, and says where; the number of runs that are not finished."""
     from sga.experiments.sweeps.page import write_results
+    from sga.experiments.sweeps.results import terminal_table
 
-    sweep, folder = worker.sweep, worker.folder
-    rows = write_results(sweep, known_tasks(worker), folder)
+    rows = write_results(sweep, tasks, folder)
     print(terminal_table(sweep, rows))
     failed = sum(len(row.failed) for row in rows)
     if failed:
@@ -193,39 +220,3 @@ def _finish(worker: Worker) -> int:
     print(f"\nTable:   {folder / 'results.csv'}, with all numbers {folder / 'results.json'}")
     print(f"Page:    {(folder / 'sweep.html').resolve().as_uri()}")
     return missing
-
-
-def known_tasks(worker: Worker) -> list[Task]:
-    """The runs that count: a grid's by the file, a search's by its storage."""
-    from sga.experiments.sweeps.results import disk_outcomes
-
-    sweep = worker.sweep
-    if sweep.search is None:
-        return sweep.tasks(disk_outcomes(sweep, worker.folder))
-    drawn = [trial.user_attrs["values"] for trial in worker.claims().trials() if "values" in trial.user_attrs]
-    return list(
-        {task.key: task for values in drawn for seed in sweep.seeds for task in [sweep.task(values, seed)]}.values()
-    )
-
-
-def terminal_table(sweep: Sweep, rows: Sequence[Any]) -> str:
-    """The reported rows with their objectives, best first."""
-    from sga.experiments.sweeps.results import CUT, CUT_MEANING
-
-    names = list(sweep.objectives)
-    sign = -1.0 if next(iter(sweep.objectives.values())) == "minimize" else 1.0
-    lines = []
-    for row in rows:
-        if row.stage != "final":
-            continue
-        found = [row.estimate(name) for name in names]
-        cells = []
-        for one in found:
-            ends = "" if one is None else one.interval(lambda end: f"{end:.3f}")
-            cells.append("–" if one is None else f"{one.mean:.3f}{ends and f' [{ends}]'}")
-        lines.append((-sign * found[0].mean if found[0] else float("inf"), [row.label, *cells]))
-    ordered = [["configuration", *names], *(line for _, line in sorted(lines, key=lambda pair: pair[0]))]
-    widths = [max(len(line[i]) for line in ordered) for i in range(len(names) + 1)]
-    shown = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in ordered]
-    shown += ["", CUT_MEANING] if any(CUT in line for line in shown) else []
-    return "\n" + "\n".join(line.rstrip() for line in shown)

@@ -129,7 +129,7 @@ def list_value(value: Any, where: str) -> list[Any]:
     return value
 
 
-def settings_from(pairs: Sequence[str]) -> Values:
+def settings_from(pairs: Sequence[str], option: str = "--set") -> Values:
     """What ``--set NAME=VALUE`` says, values as in a configuration file.
 
     Raises:
@@ -139,6 +139,6 @@ def settings_from(pairs: Sequence[str]) -> Values:
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if not (name and equals):
-            raise UserError(f"--set {pair}: must be NAME=VALUE")
-        settings[name] = yaml_value(value, f"--set {name}")
+            raise UserError(f"{option} {pair}: must be NAME=VALUE")
+        settings[name] = yaml_value(value, f"{option} {name}")
     return settings

@@ -10,7 +10,7 @@ import yaml
 
 from sga.errors import UserError
 from sga.experiments.configuration import digest, settings_from
-from sga.experiments.demo import read_steps
+from sga.experiments.demo import read_demo
 from sga.experiments.sequence import read_sequence
 from sga.experiments.sweeps.definition import read_sweep
 from sga.files import read_yaml, yaml_text, yaml_value
@@ -34,7 +34,7 @@ def sequence_keys(folder: Path, text: str, options: tuple[str, ...] = ()) -> lis
     (folder / "base.yaml").write_text(BASE, encoding="utf-8")
     path = folder / "sequence.yaml"
     path.write_text(f"config: base.yaml\n{text}", encoding="utf-8")
-    requests = read_sequence(path, folder, settings_from(options))
+    requests = read_sequence(path, settings_from(options))
     assert all(isinstance(one.config["model"]["optimizer"]["init_args"]["lr"], float) for one in requests)
     return [one.key for one in requests]
 
@@ -44,9 +44,9 @@ def demo_keys(folder: Path, text: str) -> list[str]:
     path = folder / "demo.yaml"
     head = "target: base.yaml\nretain: base.yaml\nseeds: [0]\nruns: {a: {config: base.yaml, settings: "
     path.write_text(f"{head}{text}}}}}\n", encoding="utf-8")
-    steps = read_steps(path, Path("demo"))
-    assert isinstance(steps[-1].settings[NAME], float)
-    return [step.key() for step in steps]
+    tasks = read_demo(path)
+    assert isinstance(tasks[-1].config["model"]["optimizer"]["init_args"]["lr"], float)
+    return [task.key for task in tasks]
 
 
 GRID = "grid: {data.batch_size: [1]}\n"

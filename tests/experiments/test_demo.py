@@ -17,7 +17,7 @@ import pytest
 from sga.commands.demo import main
 from sga.data.builtin import packaged_path
 from sga.errors import UserError
-from sga.experiments.demo import Step, read_steps
+from sga.experiments.demo import read_demo
 
 
 def numbers(folder: Path) -> list[dict[str, Any]]:
@@ -63,23 +63,34 @@ def test_a_second_run_reuses_what_is_valid_and_says_so(
     assert capsys.readouterr().out.count("reused") == 3
 
 
-def test_the_key_of_a_step_depends_on_configuration_settings_and_needs(tmp_path: Path) -> None:
-    config = tmp_path / "a.yaml"
-    config.write_text("seed_everything: 0\n", encoding="utf-8")
-    need = Step("need", "", (config,), {"x": 1})
-    step = Step("step", "", (config,), {"y": 1}, (need,))
-    assert step.key() == Step("step", "", (config,), {"y": 1}, (need,)).key()
-    assert step.key() != Step("step", "", (config,), {"y": 2}, (need,)).key()
-    assert step.key() != Step("step", "", (config,), {"y": 1}, (Step("need", "", (config,), {"x": 2}),)).key()
-    before = step.key()
-    config.write_text("seed_everything: 1\n", encoding="utf-8")
-    assert step.key() != before
+def test_keys_depend_on_configuration_settings_needs_and_source(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("target", "retain", "ga"):
+        (tmp_path / f"{name}.yaml").write_text("seed_everything: 0\n", encoding="utf-8")
+    plan = "target: target.yaml\nretain: retain.yaml\nseeds: [0]\nruns: {ga: {config: ga.yaml, settings: {a: 1}}}\n"
+
+    def keys(text: str = plan) -> list[str]:
+        (tmp_path / "plan.yaml").write_text(text, encoding="utf-8")
+        return [task.key for task in read_demo(tmp_path / "plan.yaml")]
+
+    def changed(before: list[str], after: list[str]) -> list[bool]:
+        return [one != two for one, two in zip(before, after, strict=True)]
+
+    before = keys()
+    assert keys() == before
+    assert changed(before, keys(plan.replace("a: 1", "a: 2"))) == [False, False, True]
+    (tmp_path / "target.yaml").write_text("seed_everything: 1\n", encoding="utf-8")
+    assert changed(before, keys()) == [True, False, True], "what needs it is made again too"
+    before = keys()
+    monkeypatch.setattr("sga.experiments.demo.source_hash", lambda: "another version")
+    assert changed(before, keys()) == [True, True, True]
 
 
-def test_the_packaged_plans_name_what_exists(tmp_path: Path) -> None:
-    demo = read_steps(packaged_path("configs/demo/demo.yaml"), tmp_path)
-    three = read_steps(packaged_path("configs/demo/three-seeds.yaml"), tmp_path)
-    assert [step.name for step in demo[:2]] == ["target", "retain"]
+def test_the_packaged_plans_name_what_exists() -> None:
+    demo = read_demo(packaged_path("configs/demo/demo.yaml"))
+    three = read_demo(packaged_path("configs/demo/three-seeds.yaml"))
+    assert [task.name for task in demo[:2]] == ["target", "retain"]
     assert len(three) - 2 == 3 * (len(demo) - 2) > 0
 
 
@@ -90,4 +101,4 @@ def test_a_bad_plan_is_said_before_anything_runs(text: str, tmp_path: Path) -> N
     plan = tmp_path / "plan.yaml"
     plan.write_text(text, encoding="utf-8")
     with pytest.raises(UserError, match=r"plan\.yaml"):
-        read_steps(plan, tmp_path)
+        read_demo(plan)

@@ -8,20 +8,22 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import yaml
 
-import sga.experiments.sequence
+import sga.commands.sequence
 import sga.report
-import sga.runs.folder
 from sga.cli import parsed_config
 from sga.commands.sequence import main
 from sga.data.builtin import packaged_path
 from sga.errors import UserError
+from sga.experiments.engine import Job, Processes, _Ended
 from sga.experiments.sequence import read_sequence
+from sga.experiments.task import Outcome, Task, begin, end
 from sga.files import write_text
 
 FILES = sorted(packaged_path("configs/sequences").glob("*.yaml"))
@@ -33,10 +35,10 @@ def test_there_are_sequences() -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_every_request_of_a_shipped_sequence_parses(path: Path, tmp_path: Path) -> None:
-    requests = read_sequence(path, tmp_path)
+    requests = read_sequence(path)
     assert len(requests) >= 2
     for number, request in enumerate(requests, start=1):
-        (tmp_path / "fit.yaml").write_text(yaml.safe_dump(request.config), encoding="utf-8")
+        (tmp_path / "fit.yaml").write_text(yaml.safe_dump(request.full_config(tmp_path)), encoding="utf-8")
         config = parsed_config(["fit", "--config", str(tmp_path / "fit.yaml")]).fit
         assert config.run.folder == str(tmp_path / f"request-{number}")
         assert config.data.forget_folds == [number] and config.data.folds == len(requests)
@@ -59,32 +61,39 @@ def file(tmp_path: Path) -> Path:
 
 
 def test_the_configurations_of_two_requests(file: Path, tmp_path: Path) -> None:
-    first, second = read_sequence(file, tmp_path / "runs", {"data.batch_size": 2})
-    assert first.config["model"]["language_model"]["init_args"]["name_or_path"] == "target"
-    assert second.config["model"]["language_model"] == {
+    requests = read_sequence(file, {"data.batch_size": 2})
+    first, second = (request.full_config(tmp_path / "runs") for request in requests)
+    assert first["model"]["language_model"]["init_args"]["name_or_path"] == "target"
+    assert second["model"]["language_model"] == {
         "class_path": "sga.Pretrained",
         # The tokenizer is beside the model that a request leaves, the type of the weights is kept.
         "init_args": {"dtype": "bfloat16", "name_or_path": str(tmp_path / "runs" / "request-1")},
     }
-    assert first.config["data"] == {"batch_size": 2, "folds": 2, "forget_folds": [1]}
-    assert second.config["data"] == {"batch_size": 2, "folds": 2, "forget_folds": [2]}
-    assert first.config["trainer"] == second.config["trainer"] == {"max_epochs": 3}
+    assert first["data"] == {"batch_size": 2, "folds": 2, "forget_folds": [1]}
+    assert second["data"] == {"batch_size": 2, "folds": 2, "forget_folds": [2]}
+    assert first["trainer"] == second["trainer"] == {"max_epochs": 3}
 
 
 def test_keys_hold_what_a_result_depends_on_and_not_where_it_is(file: Path, tmp_path: Path) -> None:
-    here, there = (read_sequence(file, tmp_path / name) for name in ("a", "b"))
-    assert [one.key for one in here] == [one.key for one in there]
-    other = read_sequence(file, tmp_path / "a", {"data.batch_size": 2})
+    base = (tmp_path / "base.yaml").read_text(encoding="utf-8")
+
+    def keys(folder: str) -> list[str]:
+        (tmp_path / "base.yaml").write_text(f"{base}run: {{folder: {folder}}}\n", encoding="utf-8")
+        return [one.key for one in read_sequence(file)]
+
+    assert keys("here") == keys("there")
+    here = read_sequence(file)
+    other = read_sequence(file, {"data.batch_size": 2})
     assert not {one.key for one in here} & {one.key for one in other}
     # A change of the first request is one of the second too, which starts from it; the other way round it is not.
     for number, same in ((1, []), (2, [1])):
         requests = [{"data.folds": 2, "data.forget_folds": [k]} for k in (1, 2)]
         requests[number - 1]["trainer.max_epochs"] = 4
         file.write_text(yaml.safe_dump({"config": "base.yaml", "requests": requests}), encoding="utf-8")
-        changed = read_sequence(file, tmp_path / "a", {"trainer.min_epochs": 1})
+        changed = read_sequence(file, {"trainer.min_epochs": 1})
         requests[number - 1]["trainer.max_epochs"] = 5
         file.write_text(yaml.safe_dump({"config": "base.yaml", "requests": requests}), encoding="utf-8")
-        again = read_sequence(file, tmp_path / "a", {"trainer.min_epochs": 1})
+        again = read_sequence(file, {"trainer.min_epochs": 1})
         equal = [k for k, (one, two) in enumerate(zip(changed, again, strict=True), start=1) if one.key == two.key]
         assert equal == same
 
@@ -107,35 +116,52 @@ def test_keys_hold_what_a_result_depends_on_and_not_where_it_is(file: Path, tmp_
 def test_malformed_files_are_refused(file: Path, tmp_path: Path, content: str, message: str) -> None:
     file.write_text(content, encoding="utf-8")
     with pytest.raises(UserError, match=message):
-        read_sequence(file, tmp_path / "runs")
+        read_sequence(file)
 
 
 # ---- what is reused -------------------------------------------------------------------------------------------------
 
 
-class Fits:
+class Fits(Processes):
     """Stands in for `sga fit`: notes the runs, leaves what the summary reads, and fails where it is told to."""
 
-    def __init__(self) -> None:
-        self.ran: list[str] = []
-        self.code = 0
+    def __init__(self, shows: bool) -> None:
+        super().__init__(shows=shows)
 
-    def __call__(self, config: Path) -> int:
-        self.ran.append(config.parent.name)
-        write_text(config.parent / "metrics.jsonl", json.dumps({"step": 2, "own/forget/avg_nll": 1.0}) + "\n")
-        return self.code
+    ran: ClassVar[list[str]]
+    code: ClassVar[int]
+
+    def start(self, task: Task, folder: Path, lock: ExitStack) -> Job:
+        self.ran.append(task.name)
+        begin(task, folder)
+        write_run(folder / task.name)
+        found = Outcome("it failed" if self.code else None, self.code)
+        end(task, folder, found, 0)
+        return _Ended(found)
+
+
+def write_run(place: Path) -> None:
+    """The files of a run with one evaluation."""
+    info = {"name": place.name, "role": "unlearn", "seed": 0, "group_size": 4, "benchmark": "own"}
+    evaluation = {"step": 2, "own/forget/avg_nll": 1.0}
+    write_text(place / "run.json", json.dumps({**info, "parameters": {}, "method": "GradientAscent"}))
+    write_text(place / "metrics.jsonl", json.dumps(evaluation) + "\n")
+    write_text(place / "metrics.json", json.dumps(evaluation))
+    write_text(place / "rows.jsonl", "")
 
 
 @pytest.fixture
-def fits(monkeypatch: pytest.MonkeyPatch) -> Fits:
-    stand_in = Fits()
-    monkeypatch.setattr(sga.experiments.sequence, "fit", stand_in)
-    monkeypatch.setattr(sga.runs.folder, "load_run", lambda folder: folder)
+def fits(monkeypatch: pytest.MonkeyPatch) -> type[Fits]:
+    monkeypatch.setattr(Fits, "ran", [], raising=False)
+    monkeypatch.setattr(Fits, "code", 0, raising=False)
+    monkeypatch.setattr(sga.commands.sequence, "Processes", Fits)
     monkeypatch.setattr(sga.report, "runs_table", lambda runs: f"table of {len(runs)} runs")
-    return stand_in
+    return Fits
 
 
-def test_finished_requests_are_reused_and_the_others_go_on(file: Path, tmp_path: Path, fits: Fits, capsys: Any) -> None:
+def test_finished_requests_are_reused_and_the_others_go_on(
+    file: Path, tmp_path: Path, fits: type[Fits], capsys: Any
+) -> None:
     arguments = ["--config", str(file), "--folder", str(tmp_path / "runs")]
     fits.code = 1
     assert main(arguments) == 1 and fits.ran == ["request-1"]
@@ -149,14 +175,14 @@ def test_finished_requests_are_reused_and_the_others_go_on(file: Path, tmp_path:
 
 
 def test_another_sequence_in_the_same_folder_is_refused_and_nothing_is_lost(
-    file: Path, tmp_path: Path, fits: Fits
+    file: Path, tmp_path: Path, fits: type[Fits]
 ) -> None:
     arguments = ["--config", str(file), "--folder", str(tmp_path / "runs")]
     main(arguments)
-    with pytest.raises(UserError, match=r"request-1 holds a run of another sequence or configuration: choose another"):
+    with pytest.raises(UserError, match=r"request-1 holds a run of another configuration: choose another"):
         main([*arguments, "--set", "data.batch_size=2"])
-    (tmp_path / "runs" / "request-2" / "request.json").unlink()
-    with pytest.raises(UserError, match=r"request-2 holds a run that sga sequence did not make"):
+    (tmp_path / "runs" / "request-2" / "task.json").unlink()
+    with pytest.raises(UserError, match=r"request-2 was not made by this command: choose another"):
         main(arguments)
     assert fits.ran == ["request-1", "request-2"] and (tmp_path / "runs" / "request-2" / "metrics.jsonl").is_file()
 

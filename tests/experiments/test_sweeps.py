@@ -5,12 +5,12 @@ from __future__ import annotations
 import csv
 import json
 import math
-import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -20,25 +20,26 @@ import yaml
 from scipy import stats
 
 import sga.commands.sweep
-import sga.experiments.sweeps.worker
-from sga.commands.sweep import known_tasks, main, terminal_table
+from sga.commands.sweep import forget_failed, known_tasks, main, work
 from sga.data.builtin import packaged_path
 from sga.errors import UserError
 from sga.experiments.configuration import applied, set_value
-from sga.experiments.sweeps.claims import Claims, open_storage
-from sga.experiments.sweeps.definition import Outcome, Task, label, read_sweep, short_names, slug
-from sga.experiments.sweeps.fit import end_with_parent
+from sga.experiments.engine import Job, Processes
+from sga.experiments.sweeps.definition import Result, Sweep, label, read_sweep, short_names, slug
 from sga.experiments.sweeps.page import write_results
 from sga.experiments.sweeps.results import (
     CUT_MEANING,
+    Row,
     best_rows,
     collect,
-    disk_outcomes,
+    disk_results,
     others,
     pareto_front,
     seed_mean,
+    terminal_table,
 )
-from sga.experiments.sweeps.worker import Worker, read_state, why_ended
+from sga.experiments.sweeps.search import Draws, open_journal
+from sga.experiments.task import Outcome, Task, begin, end, read_state
 
 AUTHORS_SGA = ["configs/benchmarks/authors.yaml", "configs/methods/sga.yaml"]
 """Of the package, found wherever a sweep file is."""
@@ -55,6 +56,8 @@ BASE = {
 }
 GA = {"class_path": "sga.GradientAscent"}
 GD = {"class_path": "sga.GradientDifference", "init_args": {"normal_weight": 1.5}}
+OLD_NAME = "trials/lr0.0001-b43d96e3-seed3"
+OLD_KEY = "451da90fd808d413ad48e84fc4ca640869f9044bd4cccd5ccbb03b6bf473b47b"
 
 
 def sweep_file(folder: Path, **plan: Any) -> Path:
@@ -74,15 +77,15 @@ def test_a_grid_is_every_combination_times_seeds(tmp_path: Path) -> None:
     sweep = read_sweep(sweep_file(tmp_path, grid=grid, seeds=[0, 1]))
     tasks = sweep.tasks({})
     assert len(tasks) == 2 * 3 * 2
-    assert len({task.key for task in tasks}) == len({task.folder for task in tasks}) == 12
+    assert len({task.key for task in tasks}) == len({task.name for task in tasks}) == 12
     assert {task.stage for task in tasks} == {"final"}
     first, last = tasks[0], tasks[-1]
     assert first.config["model"]["loss"] == GA, "a block replaces a block, arguments and all"
     assert first.config["model"]["optimizer"]["init_args"] == {"lr": 1e-4, "weight_decay": 0.0}
     assert first.config["seed_everything"] == 0 and last.config["seed_everything"] == 1
-    assert last.label == "GradientDifference normal_weight=1.5, lr=0.0004, seed 1"
+    assert last.title == "GradientDifference normal_weight=1.5, lr=0.0004, seed 1"
     # The report takes runs for seeds of one setting whose paths differ in the seed alone.
-    assert first.folder.removesuffix("-seed0") == tasks[1].folder.removesuffix("-seed1")
+    assert first.name.removesuffix("-seed0") == tasks[1].name.removesuffix("-seed1")
 
 
 def test_a_hash_depends_on_what_the_result_depends_on_and_on_nothing_else(tmp_path: Path) -> None:
@@ -170,12 +173,12 @@ def test_what_is_chosen_is_run_with_the_other_seeds(tmp_path: Path) -> None:
     assert len(first) == 4 and {task.stage for task in first} == {"choose"} and {task.seed for task in first} == {0}
     scores = {("GA", 1e-4): 0.3, ("GA", 2e-4): 0.2, ("GD", 1e-4): 0.4, ("GD", 2e-4): 0.5}
 
-    def outcomes(scores: dict[tuple[str, float], float | str]) -> dict[str, Outcome]:
+    def outcomes(scores: dict[tuple[str, float], float | str]) -> dict[str, Result]:
         found = {}
         for task in first:
             score = scores.get(("GA" if task.values["model.loss"] == GA else "GD", task.values["model.optimizer.lr"]))
             if score is not None:
-                found[task.key] = Outcome(reason=score) if isinstance(score, str) else Outcome((score,))
+                found[task.key] = Result(reason=score) if isinstance(score, str) else Result((score,))
         return found
 
     def second(scores: dict[tuple[str, float], Any]) -> list[tuple[str, float, int | None]]:
@@ -245,10 +248,10 @@ def test_the_packaged_sweeps_are_what_they_say() -> None:
 
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
-def test_every_value_of_the_packaged_sweeps_parses(path: Path, tmp_path: Path) -> None:
+def test_every_value_of_the_packaged_sweeps_parses(path: Path) -> None:
     from sga.commands.sweep import _check
 
-    _check(read_sweep(path), tmp_path)
+    _check(read_sweep(path))
 
 
 def test_a_setting_that_does_not_exist_is_refused_before_anything_runs(tmp_path: Path) -> None:
@@ -303,15 +306,15 @@ def test_intervals_that_were_cut_are_marked_wherever_they_are_written(
 ) -> None:
     monkeypatch.setitem(globals(), "area", lambda config: (0.02, 0.3, 0.9)[config["seed_everything"]])
     sweep = read_sweep(sweep_file(tmp_path, grid={"model.optimizer.lr": [1e-4]}, seeds=[0, 1, 2]))
-    worker = Worker(sweep, tmp_path / "sweep")
-    worker.run()
-    rows = write_results(sweep, known_tasks(worker), worker.folder)
-    files = {name: (worker.folder / name).read_text(encoding="utf-8") for name in ("results.md", "sweep.html")}
+    place = tmp_path / "sweep"
+    do(sweep, place)
+    rows = written(sweep, place)
+    files = {name: (place / name).read_text(encoding="utf-8") for name in ("results.md", "sweep.html")}
     assert "0.41 [0.00†, 1.00†]" in files["results.md"] and CUT_MEANING in files["results.md"]
     assert "0.000† to 1.000†" in files["sweep.html"] and CUT_MEANING in files["sweep.html"]
     shown = terminal_table(sweep, rows)
     assert "0.407 [0.000†, 1.000†]" in shown and shown.endswith(CUT_MEANING)
-    with (worker.folder / "results.csv").open(encoding="utf-8") as file:
+    with (place / "results.csv").open(encoding="utf-8") as file:
         [line] = csv.DictReader(file)
     assert (line["frontier_area/low"], line["frontier_area/high"]) == ("0.0", "1.0")
     assert line["frontier_area/cut"] == "low high"
@@ -335,53 +338,86 @@ def area(config: dict[str, Any]) -> float:
     return 0.5 - abs(math.log10(lr / 2e-4)) / 4 + 0.01 * float(config["seed_everything"])
 
 
+def pretend(place: Path) -> Outcome:
+    """Writes what a run leaves in its folder."""
+    config = yaml.safe_load((place / "fit.yaml").read_text(encoding="utf-8"))
+    assert config["run"]["folder"] == str(place)
+    if config["data"]["batch_size"] == 13:
+        return Outcome("RuntimeError: 13 is unlucky (exit code 1)", 1)
+    score = area(config)
+    info = {"name": place.name, "role": "unlearn", "seed": config["seed_everything"], "group_size": 4}
+    info |= {"benchmark": "own", "parameters": {"smoothing_rate": -4.0}, "method": "SmoothedGradientAscent"}
+    points = [
+        {"step": step, "epoch": step / 2, "seconds": 2.0 * step, "own/model_utility": 0.9 - 0.1 * step,
+         "own/forget_quality_log10": -6.0 + step * score, "own/ks_statistic": 0.5}
+        for step in (0, 2, 4)
+    ]  # fmt: skip
+    (place / "run.json").write_text(json.dumps(info), encoding="utf-8")
+    (place / "metrics.jsonl").write_text("".join(json.dumps(p) + "\n" for p in points), encoding="utf-8")
+    chosen = {"chosen": "the last evaluation", **points[-1], "frontier_area": score, "tokens": 1200, "absent": {}}
+    (place / "metrics.json").write_text(json.dumps(chosen), encoding="utf-8")
+    (place / "rows.jsonl").write_text("", encoding="utf-8")
+    (place / "checkpoints").mkdir()
+    return Outcome()
+
+
+class Pretended(Processes):
+    """Does not run `sga fit`; the folders' names in the order in which their runs were made."""
+
+    made: list[str]
+
+    def start(self, task: Task, folder: Path, lock: ExitStack) -> Job:
+        self.made.append(Path(task.name).name)
+        begin(task, folder)
+        found = pretend(folder / task.name)
+        end(task, folder, found, 2**30)
+        return Over(found)
+
+
+class Over:
+    def __init__(self, found: Outcome) -> None:
+        self.found = found
+
+    def poll(self) -> Outcome:
+        return self.found
+
+    def stop(self) -> None: ...
+
+
 @pytest.fixture
 def pretended(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Replaces `sga fit` by the files that it leaves; the folders' names in the order in which they were made."""
-    made: list[str] = []
+    monkeypatch.setattr(Pretended, "made", [], raising=False)
+    monkeypatch.setattr(sga.commands.sweep, "Processes", Pretended)
+    monkeypatch.setattr(sga.commands.sweep, "_check", lambda *_: None)  # the pretended configuration is no real one
+    return Pretended.made
 
-    def fit(folder: Path, claim: Any) -> tuple[int, int]:
-        made.append(folder.name)
-        config = yaml.safe_load((folder / "fit.yaml").read_text(encoding="utf-8"))
-        assert config["run"]["folder"] == str(folder)
-        if config["data"]["batch_size"] == 13:
-            (folder / "fit.log").write_text("Traceback …\nRuntimeError: 13 is unlucky\n", encoding="utf-8")
-            return 1, 0
-        score = area(config)
-        info = {"name": folder.name, "role": "unlearn", "seed": config["seed_everything"], "group_size": 4}
-        info |= {"benchmark": "own", "parameters": {"smoothing_rate": -4.0}, "method": "SmoothedGradientAscent"}
-        points = [
-            {"step": step, "epoch": step / 2, "seconds": 2.0 * step, "own/model_utility": 0.9 - 0.1 * step,
-             "own/forget_quality_log10": -6.0 + step * score, "own/ks_statistic": 0.5}
-            for step in (0, 2, 4)
-        ]  # fmt: skip
-        (folder / "run.json").write_text(json.dumps(info), encoding="utf-8")
-        (folder / "metrics.jsonl").write_text("".join(json.dumps(p) + "\n" for p in points), encoding="utf-8")
-        chosen = {"chosen": "the last evaluation", **points[-1], "frontier_area": score, "tokens": 1200, "absent": {}}
-        (folder / "metrics.json").write_text(json.dumps(chosen), encoding="utf-8")
-        (folder / "rows.jsonl").write_text("", encoding="utf-8")
-        (folder / "checkpoints").mkdir()
-        return 0, 2**30
 
-    monkeypatch.setattr(sga.experiments.sweeps.worker, "_fit", fit)
-    return made
+def do(sweep: Sweep, folder: Path) -> None:
+    """Runs a sweep as one worker."""
+    work(sweep, folder, known_tasks(sweep, folder), Pretended())
+
+
+def written(sweep: Sweep, folder: Path) -> list[Row]:
+    """The results of a sweep."""
+    return write_results(sweep, known_tasks(sweep, folder)(0), folder)
 
 
 def test_a_grid_is_worked_through_and_reported(pretended: list[str], tmp_path: Path) -> None:
     grid = {"model.optimizer.lr": [1e-4, 2e-4], "data.batch_size": [4, 8]}
     choose = {"settings": ["model.optimizer.lr"], "seeds": [0]}
     sweep = read_sweep(sweep_file(tmp_path, grid=grid, seeds=[1, 2, 3], choose=choose))
-    worker = Worker(sweep, tmp_path / "sweep")
-    worker.run()
+    place = tmp_path / "sweep"
+    do(sweep, place)
     assert len(pretended) == 4 + 2 * 3
-    rows = write_results(sweep, known_tasks(worker), worker.folder)
+    rows = written(sweep, place)
     final = [row for row in rows if row.stage == "final"]
     assert [row.values["model.optimizer.lr"] for row in final] == [2e-4, 2e-4]
     found = final[0].estimate("frontier_area")
     assert found is not None and found.values == pytest.approx((0.51, 0.52, 0.53))
     assert final[0].single("seconds") == {1: 8.0, 2: 8.0, 3: 8.0}
     assert final[0].single("peak_memory_bytes") == {1: 2.0**30, 2: 2.0**30, 3: 2.0**30}
-    with (worker.folder / "results.csv").open(encoding="utf-8") as file:
+    with (place / "results.csv").open(encoding="utf-8") as file:
         table = list(csv.DictReader(file))
     assert len(table) == len(rows) == 6
     line = next(line for line in table if line["stage"] == "final")
@@ -389,39 +425,44 @@ def test_a_grid_is_worked_through_and_reported(pretended: list[str], tmp_path: P
     assert float(line["frontier_area/low"]) == pytest.approx(0.52 - 4.302653 * 0.01 / math.sqrt(3))
     assert line["frontier_area/values"].split() == [str(value) for value in found.values]
     assert float(line["tokens"]) == 1200 and line["seeds"] == "1 2 3" and line["lr"] == "0.0002"
-    reported = (worker.folder / "results.md").read_text(encoding="utf-8").splitlines()
+    reported = (place / "results.md").read_text(encoding="utf-8").splitlines()
     assert len(reported) == 2 + 2 and len({line.count(" | ") for line in reported}) == 1
     assert reported[0].startswith("| configuration | seeds | frontier_area | ")
     assert "| 1, 2, 3 | 0.52 [0.50, 0.54] | " in reported[2] and reported[2].endswith(" | 8 | 1,200 |")
-    stored = json.loads((worker.folder / "results.json").read_text(encoding="utf-8"))
+    stored = json.loads((place / "results.json").read_text(encoding="utf-8"))
     assert len(stored["rows"][-1]["runs"]["3"]["evaluations"]) == 3
-    page = (worker.folder / "sweep.html").read_text(encoding="utf-8")
+    page = (place / "sweep.html").read_text(encoding="utf-8")
     assert page.count("<svg") >= 3 and "0.520" in page
     # 2e-4 is the greater of the two that were tried
     assert page.count("lr = 0.0002, of [0.0001, 0.0002]") == 2
-    assert not list(worker.folder.glob("trials/*/checkpoints")), "weights of finished trials are not kept"
+    assert not list(place.glob("trials/*/checkpoints")), "weights of finished trials are not kept"
 
 
-def test_what_is_finished_is_reused_with_and_without_the_storage(pretended: list[str], tmp_path: Path) -> None:
+def test_what_is_finished_is_reused(pretended: list[str], tmp_path: Path) -> None:
     path = sweep_file(tmp_path, grid={"model.optimizer.lr": [1e-4, 2e-4]}, seeds=[0, 1])
-    Worker(read_sweep(path), tmp_path / "sweep").run()
-    Worker(read_sweep(path), tmp_path / "sweep").run()
-    (tmp_path / "sweep" / "journal.log").unlink()
-    Worker(read_sweep(path), tmp_path / "sweep").run()
+    do(read_sweep(path), tmp_path / "sweep")
+    do(read_sweep(path), tmp_path / "sweep")
+    assert len(pretended) == 4
+    states = sorted((tmp_path / "sweep").glob("trials/*/task.json"))
+    assert len(states) == 4
+    for state in states:  # as earlier versions named it
+        state.rename(state.with_name("trial.json"))
+    do(read_sweep(path), tmp_path / "sweep")
     assert len(pretended) == 4
 
 
+def test_keys_are_those_of_earlier_versions(tmp_path: Path) -> None:
+    """So that sweep folders of before are reused; as they were before there was one engine."""
+    models = {"target": "base.yaml", "retain": {"folder": "some/where"}}
+    sweep = read_sweep(sweep_file(tmp_path, grid={"model.optimizer.lr": [1e-4]}, models=models, seeds=[3]))
+    (task,) = sweep.tasks({})
+    assert (task.name, task.key) == (OLD_NAME, OLD_KEY)
+
+
 def test_a_changed_file_never_mixes_results(
-    pretended: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    pretended: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "sweep"
-
-    def work(options: Any, arguments: list[str]) -> int:
-        Worker(read_sweep(options.config), options.folder).run()
-        return 0
-
-    monkeypatch.setattr(sga.commands.sweep, "_work", work)  # in this process, which pretends
-    monkeypatch.setattr(sga.commands.sweep, "_check", lambda *_: None)  # the pretended configuration is no real one
     main([str(sweep_file(tmp_path, grid={"model.optimizer.lr": [1e-4, 2e-4]})), "--folder", str(folder)])
     assert "has changed since" not in capsys.readouterr().out
     path = sweep_file(tmp_path, grid={"model.optimizer.lr": [2e-4, 4e-4]})
@@ -433,75 +474,85 @@ def test_a_changed_file_never_mixes_results(
     assert len(stored["not_counted"]) == 1
     # The same folder name with other content, as only a hand could make it, is refused.
     sweep = read_sweep(path)
-    state = folder / sweep.tasks({})[0].folder / "trial.json"
+    state = folder / sweep.tasks({})[0].name / "task.json"
     state.write_text(state.read_text(encoding="utf-8").replace('"key": "', '"key": "x'), encoding="utf-8")
-    (folder / "journal.log").unlink()
-    with pytest.raises(UserError, match="holds another run"):
-        Worker(sweep, folder).run()
+    with pytest.raises(UserError, match="holds a run of another configuration"):
+        do(sweep, folder)
 
 
-def test_a_worker_that_dies_leaves_the_table_of_what_is_finished(
+def test_a_run_that_is_stopped_is_no_failure_and_the_next_command_makes_it(
     pretended: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its exit code counts where something is missing because of it, and not where others did its work."""
+    """The table of what is finished is written; the exit code says that something is missing."""
     path, folder = sweep_file(tmp_path, grid={"model.optimizer.lr": [1e-4, 2e-4]}), tmp_path / "sweep"
-    monkeypatch.setattr(sga.commands.sweep, "_check", lambda *_: None)  # the pretended configuration is no real one
-    monkeypatch.setattr(sga.commands.sweep, "_work", lambda *_: 9)
-    assert main([str(path), "--folder", str(folder)]) == 9
-    assert not (folder / "results.csv").exists()
-    worker = Worker(read_sweep(path), folder)
-    first, second = worker.sweep.tasks({})
-    for task, code, said in ((first, 9, "1 runs are not finished"), (second, 0, "frontier_area")):
-        worker.outcome(task)
-        assert main([str(path), "--folder", str(folder)]) == code
-        assert said in capsys.readouterr().out
-        assert (folder / "results.csv").exists()
+    first = read_sweep(path).tasks({})[0]
+
+    class Stopping(Pretended):
+        def start(self, task: Task, folder: Path, lock: ExitStack) -> Job:
+            if task != first:
+                return super().start(task, folder, lock)
+            begin(task, folder)
+            return Over(Outcome("killed by SIGTERM", 143))
+
+    monkeypatch.setattr(sga.commands.sweep, "Processes", Stopping)
+    assert main([str(path), "--folder", str(folder)]) == 1
+    said = capsys.readouterr().out
+    assert "FAILED: killed by SIGTERM" in said and "1 runs are not finished" in said and "frontier_area" in said
+    assert (folder / "results.csv").exists()
+    monkeypatch.setattr(sga.commands.sweep, "Processes", Pretended)
+    assert main([str(path), "--folder", str(folder)]) == 0
+    assert len(pretended) == 2 and read_state(folder / first.name)["attempts"] == 2
 
 
-def test_the_time_left_goes_by_what_is_done_since_the_worker_began(monkeypatch: pytest.MonkeyPatch) -> None:
-    """10 were there before; 2 in 100 s leave 8 at 50 s each."""
-    now = 1000.0
-    monkeypatch.setattr(sga.experiments.sweeps.worker.time, "monotonic", lambda: now)
-    pace = sga.experiments.sweeps.worker._Pace(total=20, done=10)
-    now += 100
-    assert pace.after(12) == "12 of 20, 7 min left"
-    assert pace.after(20) == "20 of 20"
+def test_several_workers_on_one_gpu_are_told_what_it_costs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    say = sga.commands.sweep._say_if_shared
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    say(2, ["0", "1"])
+    assert not capsys.readouterr().out
+    say(4, ["0"])
+    assert capsys.readouterr().out.endswith("--workers 1 --gpus 0\n")
+    say(2, [])  # each would see both
+    assert "2 workers share 2 GPUs" in capsys.readouterr().out
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    say(2, [])
+    assert not capsys.readouterr().out
 
 
 def test_a_failed_trial_is_recorded_and_the_others_finish(pretended: list[str], tmp_path: Path) -> None:
     path = sweep_file(tmp_path, grid={"data.batch_size": [4, 13, 8]}, seeds=[0, 1])
     sweep = read_sweep(path)
-    worker = Worker(sweep, tmp_path / "sweep")
-    worker.run()
+    place = tmp_path / "sweep"
+    do(sweep, place)
     assert len(pretended) == 6
-    rows = write_results(sweep, known_tasks(worker), worker.folder)
+    rows = written(sweep, place)
     assert [len(row.folders) for row in rows] == [2, 0, 2]
     assert rows[1].failed == dict.fromkeys((0, 1), "RuntimeError: 13 is unlucky (exit code 1)")
-    assert "13 is unlucky" in (worker.folder / "sweep.html").read_text(encoding="utf-8")
+    assert "13 is unlucky" in (place / "sweep.html").read_text(encoding="utf-8")
     assert 1 not in best_rows(sweep, rows)
-    Worker(sweep, tmp_path / "sweep").run()
+    do(sweep, tmp_path / "sweep")
     assert len(pretended) == 6, "a failure is not tried again by itself"
-    assert sga.experiments.sweeps.worker.forgive(sweep, worker.folder) == 2
-    worker.claims().forgive()
-    Worker(sweep, tmp_path / "sweep").run()
+    assert forget_failed(sweep, place) == 2
+    do(sweep, tmp_path / "sweep")
     assert len(pretended) == 8
-    assert [len(row.failed) for row in collect(known_tasks(worker), worker.folder)] == [0, 2, 0]
+    assert [len(row.failed) for row in collect(sweep, sweep.tasks({}), place)] == [0, 2, 0]
 
 
 def test_an_objective_that_is_absent_says_why(pretended: list[str], tmp_path: Path) -> None:
     sweep = read_sweep(sweep_file(tmp_path, grid={"data.batch_size": [4]}, objectives=["privleak"]))
-    Worker(sweep, tmp_path / "sweep").run()
-    (outcome,) = disk_outcomes(sweep, tmp_path / "sweep").values()
+    do(sweep, tmp_path / "sweep")
+    (outcome,) = disk_results(sweep, tmp_path / "sweep").values()
     assert outcome.reason is not None and "not among the run's metrics" in outcome.reason
 
 
 def marked(folder: Path, batch_sizes: list[int], seeds: list[int]) -> tuple[int, str]:
     """How many rows are marked as best, and the page; of pretended runs the learning rate and seed make the value."""
     sweep = read_sweep(sweep_file(folder, grid={"data.batch_size": batch_sizes}, seeds=seeds))
-    worker = Worker(sweep, folder / "sweep")
-    worker.run()
-    rows = write_results(sweep, known_tasks(worker), worker.folder)
-    page = (worker.folder / "sweep.html").read_text(encoding="utf-8")
+    place = folder / "sweep"
+    do(sweep, place)
+    rows = written(sweep, place)
+    page = (place / "sweep.html").read_text(encoding="utf-8")
     count = len(best_rows(sweep, rows))
     assert page.count('<strong class="best">batch_size') == count
     assert page.count('<strong class="best">Marked</strong>') == bool(count), "the mark is explained where there is one"
@@ -527,7 +578,7 @@ def test_a_failed_model_ends_the_sweep(pretended: list[str], tmp_path: Path) -> 
     models = {"target": {"config": "base.yaml", "settings": {"data.batch_size": 13}}}
     sweep = read_sweep(sweep_file(tmp_path, grid={"data.batch_size": [4]}, models=models))
     with pytest.raises(UserError, match="13 is unlucky"):
-        Worker(sweep, tmp_path / "sweep").run()
+        do(sweep, tmp_path / "sweep")
     assert len(pretended) == 1
 
 
@@ -535,7 +586,7 @@ def test_trials_use_the_shared_models(pretended: list[str], tmp_path: Path) -> N
     models = {"target": "base.yaml", "retain": {"folder": "some/where"}}
     sweep = read_sweep(sweep_file(tmp_path, grid={"data.batch_size": [4]}, models=models, seeds=[0, 1]))
     folder = tmp_path / "sweep"
-    Worker(sweep, folder).run()
+    do(sweep, folder)
     assert len(pretended) == 1 + 2
     (target,) = folder.glob("models/*")
     for path in folder.glob("trials/*/fit.yaml"):
@@ -555,10 +606,10 @@ def test_a_search_makes_as_many_trials_as_wanted(objectives: list[Any], pretende
     def run(folder: str, trials: int) -> list[dict[str, Any]]:
         search = {"trials": trials, "space": space, "seed": 5}
         sweep = read_sweep(sweep_file(tmp_path, search=search, objectives=objectives, seeds=[0, 1]))
-        worker = Worker(sweep, tmp_path / folder)
-        worker.run()
-        rows = write_results(sweep, known_tasks(worker), worker.folder)
-        study = worker.claims().study
+        place = tmp_path / folder
+        do(sweep, place)
+        rows = written(sweep, place)
+        study = Draws(sweep, place).study
         for trial, row in zip(study.get_trials(), rows, strict=True):
             assert trial.values is not None and row.estimate("frontier_area") is not None
             assert trial.values[0] == pytest.approx(row.estimate("frontier_area").mean), "the mean over seeds"
@@ -573,51 +624,46 @@ def test_a_search_makes_as_many_trials_as_wanted(objectives: list[Any], pretende
     assert run("one", 5)[:3] == first and len(pretended) == 6 + 6 + 4, "a search can go on"
 
 
-def test_two_workers_share_a_search(tmp_path: Path) -> None:
+def test_two_commands_share_a_search(pretended: list[str], tmp_path: Path) -> None:
+    """Both see every trial; one draws more only where it has room, and none beyond the number asked for."""
     search = {"trials": 4, "space": {"model.optimizer.lr": {"log_uniform": [1e-5, 1e-2]}}}
     sweep = read_sweep(sweep_file(tmp_path, search=search))
-    assert sweep.search is not None
-    storage = open_storage(None, tmp_path)
-    one, two = (Claims(storage, "s", ["maximize"], stale_after=0.5) for _ in range(2))
-    drawn = [claims.draw(sweep.search) for claims in (one, two, one, two)]
-    assert None not in drawn
-    assert one.draw(sweep.search) is None and two.draw(sweep.search) is None, "no fifth"
-    values = [found[0]["model.optimizer.lr"] for found in drawn if found]
-    assert len(set(values)) == 4, "each draws its own"
-    claims = [found[1] for found in drawn if found]
-    claims[0].finish([0.1])
-    claims[1].release()
-    claims[2].fail("bad luck")
-    again = two.draw(sweep.search)
-    assert again is not None and again[0]["model.optimizer.lr"] == values[1], "what was put back is done"
-    again[1].finish([0.2])
-    claims[3].finish([0.3])
-    assert one.draw(sweep.search) is None
-    outcomes = one.outcomes()
-    assert sorted(outcome.values for outcome in outcomes.values()) == [(), (0.1,), (0.2,), (0.3,)]
+    folder = tmp_path / "sweep"
+    one, two = (Draws(sweep, folder) for _ in range(2))
+    assert len(one.tasks(0)) == 0
+    assert [len(draws.tasks(1)) for draws in (one, two, one, two, one, two)] == [1, 2, 3, 4, 4, 4]
+    tasks = one.tasks()
+    assert len({task.key for task in tasks}) == 4, "each draws its own"
+    assert [task.key for task in two.tasks()] == [task.key for task in tasks]
+    Pretended().start(tasks[2], folder, ExitStack())
+    two.tasks()
+    states = [trial.state.name for trial in one.study.get_trials()]
+    assert states == ["RUNNING", "RUNNING", "COMPLETE", "RUNNING"], "whoever sees it finished tells the study"
+    do(sweep, folder)  # trials of commands that were killed are made
+    assert len(pretended) == 4
+    assert all(trial.state.name == "COMPLETE" for trial in one.study.get_trials())
 
 
-# ---- claims ---------------------------------------------------------------------------------------------------------
+def test_a_draw_that_was_interrupted_does_not_count(pretended: list[str], tmp_path: Path) -> None:
+    search = {"trials": 2, "space": {"model.optimizer.lr": {"log_uniform": [1e-5, 1e-2]}}}
+    sweep = read_sweep(sweep_file(tmp_path, search=search))
+    Draws(sweep, tmp_path / "sweep").study.ask()
+    do(sweep, tmp_path / "sweep")
+    assert len(pretended) == 2
 
 
-def some_tasks(count: int) -> list[Task]:
-    return [Task(f"trials/{i}", f"key{i}", {}, "final", {"a": i}, 0) for i in range(count)]
+def test_a_failed_trial_of_a_search_is_made_again(pretended: list[str], tmp_path: Path) -> None:
+    search = {"trials": 3, "space": {"data.batch_size": {"choice": [13]}}}
+    sweep = read_sweep(sweep_file(tmp_path, search=search))
+    do(sweep, tmp_path / "sweep")
+    (row,) = written(sweep, tmp_path / "sweep")
+    assert len(pretended) == 1 and "13 is unlucky" in row.failed[0]
+    assert forget_failed(sweep, tmp_path / "sweep") == 1
+    do(sweep, tmp_path / "sweep")
+    assert len(pretended) == 2
 
 
-def take_all(folder: str, count: int, results: Any) -> None:
-    claims = Claims(open_storage(None, Path(folder)), "study", ["maximize"])
-    while True:
-        outcomes = claims.outcomes()
-        rest = [task for task in some_tasks(count) if task.key not in outcomes]
-        if not rest:
-            return
-        found = claims.claim(rest)
-        if found is None:
-            time.sleep(0.02)
-            continue
-        results.put(found[0].key)
-        time.sleep(0.01)
-        found[1].finish([1.0])
+# ---- the journal ----------------------------------------------------------------------------------------------------
 
 
 def cut(journal: Path, size: int) -> bytes:
@@ -628,19 +674,22 @@ def cut(journal: Path, size: int) -> bytes:
     return lines[-1][:size]
 
 
+SEARCH = {"model.optimizer.lr": {"log_uniform": [1e-5, 1e-2]}}
+
+
 @pytest.mark.parametrize("size", [1, 20, -1])
 def test_a_journal_with_half_a_last_line_is_mended_when_it_is_opened(
     pretended: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], size: int
 ) -> None:
-    path = sweep_file(tmp_path, grid={"model.optimizer.lr": [1e-4, 2e-4]})
+    path = sweep_file(tmp_path, search={"trials": 2, "space": SEARCH})
     folder = tmp_path / "sweep"
-    Worker(read_sweep(path), folder).run()
+    do(read_sweep(path), folder)
     journal = folder / "journal.log"
     before = journal.read_bytes()
     half = cut(journal, len(before.splitlines()[-1]) if size < 0 else size)  # all but the end of the line
-    path = sweep_file(tmp_path, grid={"model.optimizer.lr": [1e-4, 2e-4, 4e-4]})
+    path = sweep_file(tmp_path, search={"trials": 3, "space": SEARCH})
     for _ in range(2):  # the second time it is whole
-        Worker(read_sweep(path), folder).run()
+        do(read_sweep(path), folder)
     assert len(pretended) == 3, "what is finished is reused"
     assert (folder / "journal.log.torn").read_bytes() == half + b"\n"
     assert capsys.readouterr().out.count("half written") == 1
@@ -648,170 +697,48 @@ def test_a_journal_with_half_a_last_line_is_mended_when_it_is_opened(
     assert lines[: len(before.splitlines()) - 1] == before.splitlines()[:-1] and all(json.loads(line) for line in lines)
 
 
-def test_a_worker_that_is_killed_while_writing_does_not_end_the_others(tmp_path: Path) -> None:
+def test_a_command_that_is_killed_while_writing_does_not_end_the_others(tmp_path: Path) -> None:
     """The storages are open already when the line is cut; negative control: Optuna's own can no longer be read."""
-    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
-    own = optuna.storages.journal.JournalFileBackend(str(theirs))
-    for path, storage in ((ours, open_storage(str(ours), tmp_path)), (theirs, optuna.storages.JournalStorage(own))):
-        claims = Claims(storage, "study", ["maximize"])
-        found = claims.claim(some_tasks(3))
-        assert found is not None
-        found[1].finish([1.0])
-        with path.open("ab") as file:
-            file.write(b'{"op_code":8,"worker_id":"someone')
-        if path == ours:
-            again = claims.claim(some_tasks(3))
-            assert again is not None
-            again[1].finish([2.0])
-            other = Claims(open_storage(str(ours), tmp_path), "study", ["maximize"])
-            assert len(other.outcomes()) == 2
-        else:
-            with pytest.raises((json.JSONDecodeError, AssertionError, KeyError)):
-                for _ in range(3):
-                    claims.study.enqueue_trial({})
-                Claims(optuna.storages.JournalStorage(type(own)(str(theirs))), "study", ["maximize"])
+    theirs = tmp_path / "theirs" / "journal.log"
+    theirs.parent.mkdir()
+    own = optuna.storages.journal.JournalFileBackend
+    half = b'{"op_code":8,"worker_id":"someone'
+    study = optuna.create_study(storage=open_journal(tmp_path / "ours"), study_name="s")
+    study.tell(study.ask(), 1.0)
+    with (tmp_path / "ours" / "journal.log").open("ab") as file:
+        file.write(half)
+    study.tell(study.ask(), 2.0)
+    again = optuna.load_study(storage=open_journal(tmp_path / "ours"), study_name="s")
+    assert [trial.value for trial in again.get_trials()] == [1.0, 2.0]
+    study = optuna.create_study(storage=optuna.storages.JournalStorage(own(str(theirs))), study_name="s")
+    study.tell(study.ask(), 1.0)
+    with theirs.open("ab") as file:
+        file.write(half)
+    with pytest.raises((json.JSONDecodeError, AssertionError, KeyError)):
+        for _ in range(3):
+            study.ask()
+        optuna.load_study(storage=optuna.storages.JournalStorage(own(str(theirs))), study_name="s")
 
 
 def test_damage_elsewhere_in_a_journal_is_named(tmp_path: Path) -> None:
     journal = tmp_path / "journal.log"
-    claims = Claims(open_storage(None, tmp_path), "study", ["maximize"])
-    assert claims.claim(some_tasks(3)) is not None
+    study = optuna.create_study(storage=open_journal(tmp_path), study_name="s")
+    study.tell(study.ask(), 1.0)
     lines = journal.read_bytes().splitlines(keepends=True)
     journal.write_bytes(b"".join([lines[0], lines[1][:9], *lines[2:]]))
     with pytest.raises(UserError, match=r"journal\.log:2: not JSON .*move it away: finished runs are reused"):
-        open_storage(None, tmp_path)
-
-
-def test_many_workers_take_each_task_once(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("fork")
-    results = context.Queue()
-    workers = [context.Process(target=take_all, args=(str(tmp_path), 24, results)) for _ in range(4)]
-    for worker in workers:
-        worker.start()
-    taken = [results.get(timeout=60) for _ in range(24)]
-    for worker in workers:
-        worker.join(timeout=60)
-        assert worker.exitcode == 0
-    assert results.empty() and sorted(taken) == sorted(f"key{i}" for i in range(24))
-
-
-def test_a_database_holds_the_trials_too(tmp_path: Path) -> None:
-    """By the code that other databases use; SQLite itself is refused, because two workers may get the same trial."""
-    url = f"sqlite:///{tmp_path / 'sweep.db'}"
-    with pytest.raises(UserError, match="SQLite"):
-        open_storage(url, tmp_path)
-    one, two = (Claims(optuna.storages.get_storage(url), "study", ["maximize"]) for _ in range(2))
-    found = [claims.claim(some_tasks(3)) for claims in (one, two, one)]
-    assert None not in found and two.claim(some_tasks(3)) is None
-    for claimed in found:
-        assert claimed is not None
-        claimed[1].finish([claimed[0].values["a"]])
-    assert two.outcomes() == {f"key{i}": Outcome((float(i),)) for i in range(3)}
-
-
-def test_a_dead_workers_trial_is_taken_over_at_once_on_the_same_machine(tmp_path: Path) -> None:
-    storage = open_storage(None, tmp_path)
-    claims = Claims(storage, "study", ["maximize"], stale_after=1000)
-    found = claims.claim(some_tasks(1))
-    assert found is not None and claims.claim(some_tasks(1)) is None, "this process lives"
-    found[1].trial.set_user_attr("worker", {**found[1].trial.user_attrs["worker"], "started": "long ago"})
-    again = claims.claim(some_tasks(1))
-    assert again is not None, "its number belongs to another process now"
-    again[1].finish([0.5])
-    found[1].finish([0.1])
-    assert found[1].lost.is_set() or claims.outcomes()["key0"].values == (0.5,)
-    assert claims.outcomes()["key0"].values == (0.5,)
-
-
-def test_a_silent_worker_of_another_machine_is_given_up_by_the_watchers_clock(tmp_path: Path) -> None:
-    storage = open_storage(None, tmp_path)
-    claims = Claims(storage, "study", ["maximize"], stale_after=1.2)
-    found = claims.claim(some_tasks(1))
-    assert found is not None
-    elsewhere = {"host": "elsewhere", "pid": 1, "started": "1"}
-    found[1].trial.set_user_attr("worker", elsewhere)
-    until = time.monotonic() + 2.0
-    while time.monotonic() < until:
-        assert claims.claim(some_tasks(1)) is None, "it gives signs of life"
-        time.sleep(0.1)
-    found[1]._done.set()  # no more of them
-    found[1]._beats.join()
-    deadline = time.monotonic() + 10
-    while (again := claims.claim(some_tasks(1))) is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    assert again[1].number > found[1].number
-
-
-def test_a_worker_that_was_given_up_notices(tmp_path: Path) -> None:
-    storage = open_storage(None, tmp_path)
-    claims = Claims(storage, "study", ["maximize"], stale_after=1.2)
-    found = claims.claim(some_tasks(1))
-    assert found is not None
-    claims.study.tell(found[1].number, state=optuna.trial.TrialState.FAIL)
-    assert found[1].lost.wait(timeout=10)
-    assert claims.claim(some_tasks(1)) is not None
-
-
-def test_tasks_that_two_workers_queued_are_done_once(tmp_path: Path) -> None:
-    storage = open_storage(None, tmp_path)
-    claims = Claims(storage, "study", ["maximize"])
-    for _ in range(3):
-        claims.study.enqueue_trial({}, user_attrs={"key": "key0"})
-    found = claims.claim(some_tasks(1))
-    assert found is not None and found[1].number == 0
-    assert claims.claim(some_tasks(1)) is None, "the second and third are dropped"
-    found[1].finish([1.0])
-    assert claims.claim(some_tasks(1)) is None
+        open_journal(tmp_path)
 
 
 def test_without_optuna_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(UserError, match=r"sga-unlearning\[sweep\]"):
-        open_storage(None, tmp_path)
+        read_sweep(sweep_file(tmp_path, search={"trials": 1, "space": SEARCH}))
+    grid = read_sweep(sweep_file(tmp_path, grid={"model.optimizer.lr": [1e-4]}))
+    assert len(known_tasks(grid, tmp_path)(0)) == 1, "a grid does without"
 
 
 # ---- processes ------------------------------------------------------------------------------------------------------
-
-
-def test_a_reason_is_read_from_exit_code_and_log(tmp_path: Path) -> None:
-    log = tmp_path / "fit.log"
-    log.write_text("Epoch 0\nsga: error: group_size must be at least 1, got 0\n", encoding="utf-8")
-    assert why_ended(2, log) == "group_size must be at least 1, got 0 (exit code 2)"
-    assert why_ended(-9, log) == "killed by SIGKILL (out of memory?)"
-    log.write_text("", encoding="utf-8")
-    assert why_ended(1, log) == "no output (exit code 1)"
-
-
-def test_a_process_ends_with_its_parent() -> None:
-    """The middle process starts a child as a worker does, says its number, and is killed."""
-    module = end_with_parent.__module__
-    child = f"from {module} import end_with_parent; end_with_parent(); import time; time.sleep(60)"
-    middle = (
-        "import subprocess, sys, time; "
-        f"p = subprocess.Popen([sys.executable, '-c', {child!r}], stdin=subprocess.PIPE); "
-        "print(p.pid, flush=True); time.sleep(60)"
-    )
-    process = subprocess.Popen([sys.executable, "-c", middle], stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    number = int(process.stdout.readline())
-    time.sleep(1.0)
-    os.kill(number, 0)
-    process.kill()
-    process.wait()
-    deadline = time.monotonic() + 10
-    while alive(number):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
-def alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    state = Path(f"/proc/{pid}/stat")
-    return not state.exists() or state.read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z"
 
 
 def numbers(folder: Path) -> dict[str, Any]:
@@ -835,7 +762,7 @@ def test_a_killed_sweep_goes_on_where_it_stopped_and_ends_the_same(tmp_path: Pat
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
 
     def finished() -> int:
-        states = [read_state(path.parent).get("state") for path in killed.glob("*/*/trial.json")]
+        states = [read_state(path.parent).get("state") for path in killed.glob("*/*/task.json")]
         return states.count("finished")
 
     for wanted in (1, 4):
@@ -847,7 +774,7 @@ def test_a_killed_sweep_goes_on_where_it_stopped_and_ends_the_same(tmp_path: Pat
             time.sleep(0.05)
         process.send_signal(signal.SIGKILL)
         process.wait()
-        time.sleep(1.0)  # workers and their runs end with it
+        time.sleep(1.0)  # its runs end with it
         before = {path: path.stat().st_mtime_ns for path in killed.glob("*/*/metrics.json")}
     done = finished()
     kept = {path for path in before if read_state(path.parent).get("state") == "finished"}
@@ -861,7 +788,7 @@ def test_a_killed_sweep_goes_on_where_it_stopped_and_ends_the_same(tmp_path: Pat
     assert all(row["cost"]["tokens"]["mean"] > 1000 for row in rows)
     assert rows[0]["cost"]["tokens"] == json.loads((whole / "results.json").read_text())["rows"][0]["cost"]["tokens"]
     assert all(row["cost"]["peak_memory_bytes"]["mean"] > 1e8 for row in rows)
-    assert not others(known_tasks(Worker(read_sweep(Path(quick), {"trainer.accelerator": "cpu"}), killed)), killed)
+    assert not others(read_sweep(Path(quick), {"trainer.accelerator": "cpu"}).tasks({}), killed)
 
 
 @pytest.mark.slow

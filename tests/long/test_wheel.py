@@ -59,18 +59,16 @@ import importlib, json, pkgutil
 import sga
 names = [module.name for module in pkgutil.walk_packages(sga.__path__, "sga.") if ".share" not in module.name]
 for name in names:
-    if name not in ("sga.__main__", *{OPTIONAL}):
+    if name != "sga.__main__":
         importlib.import_module(name)
 for name in sga.__all__:
     assert getattr(sga, name) is not None
 print(json.dumps(names))
 """
-OPTIONAL = ("sga.experiments.sweeps.claims", "sga.experiments.sweeps.worker", "sga.commands.sweep")
-"""Modules that import a package of an extra, and say which extra where it is missing."""
 
 
 def test_every_module_is_there_and_needs_no_extra(python: Path, tmp_path: Path) -> None:
-    printed = run(python, "-c", MODULES.replace("{OPTIONAL}", repr(OPTIONAL)), cwd=tmp_path)
+    printed = run(python, "-c", MODULES, cwd=tmp_path)
     ours = [path.relative_to(ROOT).with_suffix("").parts for path in Path(sga.__file__).parent.rglob("*.py")]
     expected = {".".join(parts).removesuffix(".__init__") for parts in ours} - {"sga"}
     assert set(json.loads(printed.splitlines()[-1])) >= expected
@@ -104,10 +102,9 @@ def test_every_file_is_there_and_every_configuration_is_found_by_its_name(python
 
 
 STEPS = """
-from pathlib import Path
 from sga.data.builtin import packaged_path
-from sga.experiments.demo import read_steps
-print(len(read_steps(packaged_path("configs/demo/demo.yaml"), Path("runs"))))
+from sga.experiments.demo import read_demo
+print(len(read_demo(packaged_path("configs/demo/demo.yaml"))))
 """
 
 

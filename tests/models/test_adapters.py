@@ -476,8 +476,8 @@ def test_each_request_of_a_sequence_trains_an_adapter_of_its_own(tmp_path: Path)
         "    init_args: {name_or_path: gpt2, revision: main, rank: 4}\n"
     )
     (tmp_path / "sequence.yaml").write_text("config: base.yaml\nfolds: 2\n")
-    _, second = read_sequence(tmp_path / "sequence.yaml", tmp_path / "runs")
-    assert second.config["model"]["language_model"] == {
+    _, second = read_sequence(tmp_path / "sequence.yaml")
+    assert second.full_config(tmp_path / "runs")["model"]["language_model"] == {
         "class_path": "sga.LoRA",
         "init_args": {"rank": 4, "name_or_path": str(tmp_path / "runs" / "request-1")},
     }

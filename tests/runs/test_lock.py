@@ -14,25 +14,21 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from lightning.pytorch.utilities import rank_zero_only
 from processes import start
 
-import sga.experiments.sweeps.worker
 from sga.__main__ import main
 from sga.cli import _is_first_process
 from sga.errors import UserError
-from sga.experiments.demo import Step, run_step
-from sga.experiments.sequence import RequestRun, run_request
-from sga.experiments.sweeps.definition import Task, read_sweep
-from sga.experiments.sweeps.worker import Worker
+from sga.experiments.engine import InThisProcess, Processes, run
+from sga.experiments.task import Task
 from sga.files import write_json
 from sga.runs.lock import LockedError, write_lock
 
@@ -261,104 +257,15 @@ def test_a_run_of_two_processes_starts(unlearn_options: list[str], tmp_path: Pat
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
-# ---- sweeps, sequences, the demo ------------------------------------------------------------------------------------
-
-
-@contextmanager
-def held_for(seconds: float, folder: Path, at_the_end: Callable[[], None] = lambda: None) -> Iterator[list[float]]:
-    """Holds a folder's lock while the block goes on; the time at which it was given back."""
-    held, ended = threading.Event(), list[float]()
-
-    def holder() -> None:
-        with write_lock(folder):
-            held.set()
-            time.sleep(seconds)
-            at_the_end()
-            ended.append(time.monotonic())
-
-    thread = threading.Thread(target=holder)
-    thread.start()
-    assert held.wait(10)
-    yield ended
-    thread.join()
-
-
-@pytest.fixture
-def worker(tmp_path: Path) -> tuple[Worker, Task]:
-    """A worker, and a task of its sweep."""
-    (tmp_path / "base.yaml").write_text("seed_everything: 0\n", encoding="utf-8")
-    plan = {"config": "base.yaml", "grid": {"data.batch_size": [4]}, "objectives": ["model_utility"]}
-    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(plan), encoding="utf-8")
-    sweep = read_sweep(tmp_path / "sweep.yaml")
-    return Worker(sweep, tmp_path / "sweep", poll=0.05), sweep.tasks({})[0]
-
-
-def write_results(folder: Path) -> None:
-    """What the worker reads of a finished run."""
-    write_json(folder / "metrics.json", {"model_utility": 0.5})
-    write_json(folder / "run.json", {"benchmark": "own"})
-
-
-def test_a_sweep_waits_for_a_run_that_outlived_its_worker(
-    worker: tuple[Worker, Task], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    one, task = worker
-    folder = one.folder / task.folder
-    began: list[float] = []
-
-    def fit(folder: Path, claim: Any) -> tuple[int, int]:
-        began.append(time.monotonic())
-        with write_lock(folder):
-            write_results(folder)
-        return 0, 0
-
-    monkeypatch.setattr(sga.experiments.sweeps.worker, "_fit", fit)
-    with held_for(2.5, folder) as ended:
-        outcome = one.outcome(task)
-    assert outcome is not None and outcome.values == (0.5,)
-    assert began[0] > ended[0]
-    assert capsys.readouterr().out.count(f"waiting: {folder} is being written by process {os.getpid()}") == 1
-
-
-def test_what_was_finished_meanwhile_is_not_made_again(
-    worker: tuple[Worker, Task], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    one, task = worker
-    folder = one.folder / task.folder
-
-    def finish() -> None:
-        write_results(folder)
-        write_json(folder / "trial.json", {"key": task.key, "state": "finished"})
-
-    monkeypatch.setattr(sga.experiments.sweeps.worker, "_fit", lambda folder, claim: pytest.fail("it is finished"))
-    with held_for(0.5, folder, finish):
-        outcome = one.outcome(task)
-    assert outcome is not None and outcome.values == (0.5,)
-
-
-def test_a_claim_that_is_lost_ends_the_wait(worker: tuple[Worker, Task]) -> None:
-    class Lost:
-        lost = threading.Event()
-
-    one, task = worker
-    with held_for(2.5, one.folder / task.folder) as ended:
-        threading.Timer(0.1, Lost.lost.set).start()
-        assert one.outcome(task, Lost()) is None  # type: ignore[arg-type]
-        assert not ended
-    assert not one.folder.exists()
+# ---- sequences and the demo; sweeps are in tests/experiments ---------------------------------------------------------
 
 
 def test_the_demo_and_a_sequence_refuse_a_folder_that_is_held(tmp_path: Path) -> None:
     """Before anything in it is changed; the demo would delete what is there."""
-    config = tmp_path / "config.yaml"
-    config.write_text("{}\n", encoding="utf-8")
     write_json(tmp_path / "one" / "step.json", {"key": "another", "finished": True})
-    for begin in (
-        lambda: run_step(Step("one", "one", config), tmp_path, "one"),
-        lambda: run_request(RequestRun("one", {}, "key"), tmp_path, "one"),
-    ):
+    for pool in (InThisProcess(), Processes(shows=True)):
         with write_lock(tmp_path / "one"):
             before = names(tmp_path)
             with pytest.raises(UserError, match=r"is being written by process .* choose another --folder"):
-                begin()
+                run([Task("one", {})], tmp_path, pool, replace=True, wait=False)
             assert names(tmp_path) == before

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import json
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from sga.errors import UserError
 from sga.experiments.configuration import (
@@ -22,9 +23,15 @@ from sga.experiments.configuration import (
     read_settings,
     set_value,
 )
+from sga.experiments.task import Task
 from sga.runs.config_files import config_path
 
-Stage = Literal["model", "choose", "final"]
+if TYPE_CHECKING:
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    Distribution = CategoricalDistribution | FloatDistribution | IntDistribution
+
+Stage = Literal["choose", "final"]
 
 
 _KEYS = {"config", "models", "common", "settings", "grid", "search", "seeds", "choose", "objectives", "keep_weights"}
@@ -36,73 +43,43 @@ _SLUG_LENGTH = 80
 
 
 @dataclass(frozen=True)
-class Task:
-    """One `sga fit`.
+class Trial(Task):
+    """A run of a sweep.
 
     Attributes:
-        folder: Its run folder within the sweep's.
-        key: Hash of all that its result depends on, but for the package's source.
-        config: The whole configuration, without ``run.folder``.
-        stage: A shared model, a run that settings are chosen by, or one that is reported.
-        values: What sets its configuration apart from the others of the sweep.
-        seed: Of the run; None for a shared model.
+        values: Settings that set its configuration apart from the others of the sweep.
+        seed: Seed of the run.
+        stage: ``choose`` for a run that settings are chosen by, ``final`` for one that is reported.
     """
 
-    folder: str
-    key: str
-    config: dict[str, Any]
-    stage: Stage
-    values: Values
-    seed: int | None
-
-    @property
-    def label(self) -> str:
-        """What the run is called in messages."""
-        return self.folder if self.seed is None else f"{label(self.values)}, seed {self.seed}"
+    values: Values = field(default_factory=dict)
+    seed: int = 0
+    stage: Stage = "final"
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """How a task ended: the objectives' values, or why it failed."""
+class Result:
+    """Values of the objectives for a run that ended, or the reason why there are none."""
 
     values: tuple[float, ...] = ()
     reason: str | None = None
 
 
 @dataclass(frozen=True)
-class Distribution:
-    """What a search draws a setting from.
-
-    Attributes:
-        kind: How it is drawn.
-        low: Lowest number.
-        high: Highest number.
-        step: Distance of neighbours, where there are such.
-        choices: What ``choice`` draws from.
-    """
-
-    kind: Literal["uniform", "log_uniform", "int", "log_int", "choice"]
-    low: float = 0.0
-    high: float = 0.0
-    step: float | None = None
-    choices: tuple[Any, ...] = ()
-
-    @property
-    def example(self) -> Any:
-        """One value that it may give."""
-        if self.kind == "choice":
-            return self.choices[0]
-        return int(self.low) if self.kind.endswith("int") else self.low
-
-
-@dataclass(frozen=True)
 class Search:
-    """An Optuna search: so many trials of a sampler over distributions by setting."""
+    """An Optuna search: number of trials, and the sampler that draws them from distributions by setting.
+
+    Choices are numbers and texts to Optuna; blocks go in and come out as JSON.
+    """
 
     space: dict[str, Distribution]
     trials: int
     sampler: Literal["tpe", "random"]
     seed: int
+
+    def values(self, drawn: Mapping[str, Any]) -> Values:
+        """Settings that a draw means."""
+        return {name: json.loads(one) if hasattr(self.space[name], "choices") else one for name, one in drawn.items()}
 
 
 @dataclass(frozen=True)
@@ -142,11 +119,7 @@ class Sweep:
     @property
     def key(self) -> str:
         """Hash of the question: a sweep with another one shares nothing with this but runs that both ask for."""
-        search = self.search and [
-            {name: vars(one) for name, one in self.search.space.items()},
-            self.search.sampler,
-            self.search.seed,
-        ]  # the number of trials may grow
+        search = self.search and [repr(self.search.space), self.search.sampler, self.search.seed]  # trials may grow
         parts = [self.base, self._model_keys, self.grid, search, self.seeds, self.choose and vars(self.choose)]
         return digest([*parts, self.objectives])
 
@@ -159,20 +132,22 @@ class Sweep:
         """The models that have to be trained first."""
         return [one for one in self.models.values() if isinstance(one, Task)]
 
-    def locations(self, folder: Path) -> Values:
-        """What a trial's configuration says about the shared models, in a sweep folder."""
-        return {
-            _BINDINGS[role]: str(folder / one.folder) if isinstance(one, Task) else one
-            for role, one in self.models.items()
-        }
-
-    def task(self, values: Values, seed: int, stage: Stage = "final") -> Task:
+    def task(self, values: Values, seed: int, stage: Stage = "final") -> Trial:
         """The run of one combination of values and one seed."""
         config = applied(self.base, values)
         key = digest([config, self._model_keys])
-        set_value(config, "seed_everything", seed)
-        folder = f"trials/{slug(values)}-{key[:8]}-seed{seed}"  # in this order the report sees what differs in the seed
-        return Task(folder, digest([key, seed]), config, stage, values, seed)
+        taken = {_BINDINGS[role]: one for role, one in self.models.items() if isinstance(one, str)}
+        return Trial(
+            f"trials/{slug(values)}-{key[:8]}-seed{seed}",  # in this order the report sees what differs in the seed
+            applied(config, {"seed_everything": seed, **taken}),
+            {_BINDINGS[role]: one for role, one in self.models.items() if isinstance(one, Task)},
+            digest([key, seed]),
+            f"{label(values)}, seed {seed}",
+            self.keep_weights,
+            values,
+            seed,
+            stage,
+        )
 
     def combinations(self) -> list[Values]:
         """The grid's combinations, the first setting varying slowest.
@@ -183,11 +158,11 @@ class Sweep:
         """
         return [dict(zip(self.grid, row, strict=True)) for row in itertools.product(*self.grid.values())]
 
-    def tasks(self, outcomes: Mapping[str, Outcome]) -> list[Task]:
+    def tasks(self, results: Mapping[str, Result]) -> list[Trial]:
         """The grid's runs that are known so far: all but those whose settings are still to be chosen.
 
         Args:
-            outcomes: Of finished tasks, by key.
+            results: Results of runs that have ended, by key.
         """
         if self.choose is None:
             return [self.task(values, seed) for values in self.combinations() for seed in self.seeds]
@@ -195,7 +170,7 @@ class Sweep:
         for group in self.groups():
             tasks = {i: [self.task(v, seed, "choose") for seed in self.choose.seeds] for i, v in enumerate(group)}
             first += [task for several in tasks.values() for task in several]
-            chosen = self.chosen(group, outcomes)
+            chosen = self.chosen(group, results)
             second += [self.task(chosen, seed) for seed in self.seeds] if chosen is not None else []
         # A seed that is in both stages is one run; as a reported one it counts.
         final = {task.key for task in second}
@@ -218,7 +193,7 @@ class Sweep:
             groups.setdefault(digest(rest), []).append(values)
         return list(groups.values())
 
-    def chosen(self, group: Sequence[Values], outcomes: Mapping[str, Outcome]) -> Values | None:
+    def chosen(self, group: Sequence[Values], results: Mapping[str, Result]) -> Values | None:
         """The best of a group by the mean first objective over the choosing seeds; the earlier one of equals.
 
         None while a run is not finished, and for good where no combination came through on every seed.
@@ -227,12 +202,12 @@ class Sweep:
         sign = -1.0 if next(iter(self.objectives.values())) == "minimize" else 1.0
         scores: list[tuple[float, int]] = []
         for number, values in enumerate(group):
-            found = [outcomes.get(self.task(values, seed, "choose").key) for seed in self.choose.seeds]
-            ended = [outcome for outcome in found if outcome is not None]
+            found = [results.get(self.task(values, seed, "choose").key) for seed in self.choose.seeds]
+            ended = [result for result in found if result is not None]
             if len(ended) < len(found):
                 return None
-            if all(outcome.reason is None for outcome in ended):
-                scores.append((sign * sum(outcome.values[0] for outcome in ended) / len(ended), -number))
+            if all(result.reason is None for result in ended):
+                scores.append((sign * sum(result.values[0] for result in ended) / len(ended), -number))
         return group[-max(scores)[1]] if scores else None
 
     def at_edges(self, values: Values) -> list[str]:
@@ -248,17 +223,18 @@ class Sweep:
     def examples(self) -> Iterator[Values]:
         """Values among which each value of each setting occurs, to look at before anything runs."""
         if self.search is not None:
-            space = self.search.space
-            yield {name: one.example for name, one in space.items()}
-            for name, one in space.items():
-                for choice in one.choices[1:]:
-                    yield {**{other: two.example for other, two in space.items()}, name: choice}
-            return
-        first = {name: values[0] for name, values in self.grid.items()}
-        yield first
-        for name, values in self.grid.items():
-            for value in values[1:]:
-                yield {**first, name: value}
+            options = {
+                name: [one.low] if hasattr(one, "low") else one.choices for name, one in self.search.space.items()
+            }
+            yield from (self.search.values(drawn) for drawn in _examples(options))
+        else:
+            yield from _examples(self.grid)
+
+
+def _examples(options: Mapping[str, Sequence[Any]]) -> Iterator[Values]:
+    first = {name: values[0] for name, values in options.items()}
+    yield first
+    yield from ({**first, name: value} for name, values in options.items() for value in values[1:])
 
 
 def read_sweep(path: Path, overrides: Values | None = None) -> Sweep:
@@ -278,27 +254,21 @@ def read_sweep(path: Path, overrides: Values | None = None) -> Sweep:
     if ("grid" in plan) == ("search" in plan):
         raise UserError(f"{path}: needs either grid or search")
     common = {**mapping_value(plan.get("common"), f"{path}: common"), **(overrides or {})}
-    models: dict[str, Task | str] = {}
-    for role, wanted in mapping_value(plan.get("models"), f"{path}: models").items():
-        if role not in _BINDINGS:
-            raise UserError(f"{path}: models: there is no {role!r}; choose from {', '.join(_BINDINGS)}")
-        models[role] = _model(path, role, wanted, common)
-    base = applied(
-        _merged(path, plan.get("config")), {**common, **mapping_value(plan.get("settings"), f"{path}: settings")}
-    )
+    models = {
+        role: _model(path, role, wanted, common)
+        for role, wanted in mapping_value(plan.get("models"), f"{path}: models").items()
+    }
+    settings = {**common, **mapping_value(plan.get("settings"), f"{path}: settings")}
     keep = plan.get("keep_weights", False)
     if not isinstance(keep, bool):
         raise UserError(f"{path}: keep_weights must be true or false, got {keep!r}")
-    _quiet(base, keep)
+    base = _quiet(applied(_merged(path, plan.get("config")), settings), keep)
     for role in models:  # where they are is set when the sweep folder is known, and is no part of the question
         set_value(base, _BINDINGS[role], f"<{role}>")
-    grid = {
-        name: list_value(values, f"{path}: grid: {name}")
-        for name, values in mapping_value(plan.get("grid"), f"{path}: grid").items()
-    }
+    grid = mapping_value(plan.get("grid"), f"{path}: grid")
+    grid = {name: list_value(values, f"{path}: grid: {name}") for name, values in grid.items()}
     if "grid" in plan and not grid:
         raise UserError(f"{path}: grid must name at least one setting with its values")
-    choose = _choose(path, plan["choose"], grid) if "choose" in plan else None
     return Sweep(
         path,
         base,
@@ -306,7 +276,7 @@ def read_sweep(path: Path, overrides: Values | None = None) -> Sweep:
         grid,
         _search(path, plan["search"]) if "search" in plan else None,
         _seeds(plan.get("seeds", [0]), f"{path}: seeds"),
-        choose,
+        _choose(path, plan["choose"], grid) if "choose" in plan else None,
         _objectives(plan.get("objectives", ["frontier_area"]), f"{path}: objectives"),
         keep,
     )
@@ -314,6 +284,8 @@ def read_sweep(path: Path, overrides: Values | None = None) -> Sweep:
 
 def _model(path: Path, role: str, wanted: Any, common: Values) -> Task | str:
     """A model that is to be trained, or the location of one that is there."""
+    if role not in _BINDINGS:
+        raise UserError(f"{path}: models: there is no {role!r}; choose from {', '.join(_BINDINGS)}")
     where = f"{path}: models: {role}"
     wanted = {"config": wanted} if isinstance(wanted, str | list) else mapping_value(wanted, where)
     if set(wanted) == {"folder"}:
@@ -321,17 +293,18 @@ def _model(path: Path, role: str, wanted: Any, common: Values) -> Task | str:
     if not {"config"} <= set(wanted) <= {"config", "settings"}:
         raise UserError(f"{where}: needs a config, with settings or without, or the folder of a model that is there")
     config = applied(_merged(path, wanted["config"]), {**common, **mapping_value(wanted.get("settings"), where)})
-    _quiet(config, keep_weights=True)
+    config = _quiet(config, keep_weights=True)
     key = digest(config)
-    return Task(f"models/{role}-{key[:8]}", key, config, "model", {}, None)
+    return Task(f"models/{role}-{key[:8]}", config, key=key)
 
 
-def _quiet(config: dict[str, Any], keep_weights: bool) -> None:
+def _quiet(config: dict[str, Any], keep_weights: bool) -> dict[str, Any]:
     """What a run that nobody watches has, and the sweep folder that it goes to replaces."""
     config.get("run", {}).pop("folder", None)
     config.setdefault("trainer", {}).setdefault("enable_progress_bar", False)
     if not keep_weights:
         config.setdefault("export", {}).setdefault("enabled", False)
+    return config
 
 
 def _search(path: Path, wanted: Any) -> Search:
@@ -350,6 +323,10 @@ def _search(path: Path, wanted: Any) -> Search:
 
 
 def _distribution(wanted: Any, where: str) -> Distribution:
+    from sga.experiments.sweeps.search import optuna
+
+    made: Distribution
+    make = optuna().distributions
     wanted = mapping_value(wanted, where)
     step = wanted.pop("step", None)
     kinds = ("uniform", "log_uniform", "int", "log_int", "choice")
@@ -358,20 +335,22 @@ def _distribution(wanted: Any, where: str) -> Distribution:
     kind, values = next(iter(wanted.items()))
     values = list_value(values, where)
     if kind == "choice":
-        return Distribution("choice", choices=tuple(values))
-    numbers = [value for value in values if _is_number(value)]
-    whole = not kind.endswith("int") or all(isinstance(number, int) for number in numbers)
-    if len(values) != 2 or len(numbers) != 2 or not whole or numbers[0] >= numbers[1]:
+        made = make.CategoricalDistribution([json.dumps(value) for value in values])
+        return made
+    log, whole = kind.startswith("log"), kind.endswith("int")
+    if len(values) != 2 or not all(_is_number(value, whole) for value in values) or values[0] >= values[1]:
         raise UserError(f"{where}: {kind} needs its lowest and its highest value, got {values}")
-    if kind.startswith("log") and (numbers[0] <= 0 or step is not None):
+    if log and (values[0] <= 0 or step is not None):
         raise UserError(f"{where}: {kind} needs positive values and no step, got {values}")
-    if not (step is None or (_is_number(step) and step > 0)):
+    if not (step is None or (_is_number(step, whole) and step > 0)):
         raise UserError(f"{where}: step must be a positive number, got {step!r:.60}")
-    return Distribution(kind, float(numbers[0]), float(numbers[1]), None if step is None else float(step))
+    numbers = make.IntDistribution if whole else make.FloatDistribution
+    made = numbers(*values, log=log, step=step or (1 if whole else None))
+    return made
 
 
-def _is_number(value: Any) -> bool:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
+def _is_number(value: Any, whole: bool) -> bool:
+    number = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
     return number and abs(value) <= sys.float_info.max
 
 

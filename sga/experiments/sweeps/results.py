@@ -9,16 +9,18 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from scipy import stats
 
+from sga.errors import UserError
 from sga.evaluation.ranges import possible_range
 from sga.experiments.configuration import Values
-from sga.experiments.sweeps.definition import Outcome, Stage, Sweep, Task, label, short_names
-from sga.experiments.sweeps.worker import STATE_FILE, objective, read_state
-from sga.runs.folder import RunFolder
+from sga.experiments.sweeps.definition import Result, Stage, Sweep, Trial, label, short_names
+from sga.experiments.task import read_state
+from sga.runs.folder import Run, RunFolder, load_run
 
 METRICS = ("frontier_area", "frontier_area_ks", "forget_quality_log10", "model_utility", "model_utility_unseen")
 """Shown beside the objectives; frontier areas are of whole runs, the others of the chosen evaluation."""
@@ -82,13 +84,8 @@ def seed_mean(values: Sequence[float], name: str = "") -> SeedMean | None:
     low, high = mean - half, mean + half
     bottom, top = possible_range(name)
     below, above = bottom is not None and low < bottom, top is not None and high > top
-    return SeedMean(
-        mean,
-        bottom if below else low,
-        top if above else high,
-        tuple(values),
-        (*(["low"] if below else []), *(["high"] if above else [])),
-    )
+    cut = tuple(end for end, beyond in (("low", below), ("high", above)) if beyond)
+    return SeedMean(mean, bottom if below else low, top if above else high, tuple(values), cut)
 
 
 def pareto_front(points: Sequence[Sequence[float]], directions: Sequence[str]) -> list[int]:
@@ -138,44 +135,82 @@ class Row:
         """A metric or cost over the seeds."""
         return seed_mean(list(self.single(name).values()), name)
 
+    def cost(self, name: str) -> float | None:
+        """Cost of a run: of memory the most of all seeds, otherwise the mean."""
+        found = list(self.single(name).values())
+        return None if not found else max(found) if "memory" in name else math.fsum(found) / len(found)
 
-def disk_outcomes(sweep: Sweep, folder: Path) -> dict[str, Outcome]:
-    """How the runs in a sweep folder ended, by key, whatever made them."""
+
+def finished_run(folder: Path) -> Run:
+    """A finished run, read once.
+
+    Raises:
+        UserError: it is not complete, or damaged.
+    """
+    path = RunFolder(folder).chosen_path
+    return _loaded(folder, path.stat().st_mtime_ns if path.is_file() else 0)
+
+
+@lru_cache(maxsize=4096)
+def _loaded(folder: Path, written: int) -> Run:
+    return load_run(folder)
+
+
+def objective(folder: Path, name: str) -> float | str:
+    """A metric of a finished run, with or without the benchmark's prefix, or why it is absent."""
+    if name == "peak_memory_bytes":  # seen from outside, not by the run
+        return float(read_state(folder)[name])
+    try:
+        run = finished_run(folder)
+    except UserError as error:
+        return str(error)
+    if name == "seconds":  # of the whole run; the chosen evaluation may be an earlier one
+        return float(run.evaluations[-1]["seconds"])
+    for found in (run.chosen.get(name), run.chosen.get(f"{run.benchmark}/{name}")):
+        if isinstance(found, int | float) and not isinstance(found, bool):
+            return float(found)
+    reasons: dict[str, str] = run.chosen.get("absent") or {}
+    prefix = f"{run.benchmark}/"
+    keys = (name, f"{prefix}{name}", f"{prefix}forget_quality", f"{prefix}forget_quality_log10")
+    return next((reasons[key] for key in keys if key in reasons), "not among the run's metrics")
+
+
+def disk_results(sweep: Sweep, folder: Path) -> dict[str, Result]:
+    """Results of the runs in a sweep folder that have ended, by key, whatever made them."""
     found = {}
-    for path in sorted(folder.glob(f"trials/*/{STATE_FILE}")):
-        state = read_state(path.parent)
+    for place in sorted(folder.glob("trials/*")):
+        state = read_state(place)
         if state.get("state") == "failed":
-            found[str(state["key"])] = Outcome(reason=str(state["reason"]))
+            found[str(state["key"])] = Result(reason=str(state["reason"]))
         elif state.get("state") == "finished":
-            numbers = [objective(path.parent, name) for name in sweep.objectives]
-            known = tuple(number for number in numbers if isinstance(number, float))
-            absent = [number for number in numbers if isinstance(number, str)]
-            found[str(state["key"])] = Outcome(known, absent[0] if absent else None)
+            numbers = {name: objective(place, name) for name in sweep.objectives}
+            absent = [f"{name} is absent: {number}" for name, number in numbers.items() if isinstance(number, str)]
+            known = tuple(number for number in numbers.values() if isinstance(number, float))
+            found[str(state["key"])] = Result(reason=absent[0]) if absent else Result(known)
     return found
 
 
-def collect(tasks: Iterable[Task], folder: Path) -> list[Row]:
+def collect(sweep: Sweep, tasks: Iterable[Trial], folder: Path) -> list[Row]:
     """Rows of these tasks, in their order; what lies in the folder besides does not count."""
+    results = disk_results(sweep, folder)
     rows: dict[tuple[str, str], Row] = {}
     for task in tasks:
-        assert task.seed is not None, "shared models have no row"
-        place = folder / task.folder
-        group = (task.stage, task.folder.rpartition("-seed")[0])
+        group = (task.stage, task.name.rpartition("-seed")[0])
         row = rows.setdefault(group, Row(task.values, task.stage, {}, {}, []))
-        state = read_state(place)
-        if state.get("key") != task.key or state.get("state") == "started":
+        result = results.get(task.key)
+        if result is None:
             row.missing.append(task.seed)
-        elif state["state"] == "failed":
-            row.failed[task.seed] = str(state["reason"])
+        elif result.reason is not None:
+            row.failed[task.seed] = result.reason
         else:
-            row.folders[task.seed] = place
+            row.folders[task.seed] = folder / task.name
     return list(rows.values())
 
 
-def others(tasks: Iterable[Task], folder: Path) -> list[str]:
+def others(tasks: Iterable[Trial], folder: Path) -> list[str]:
     """Run folders under ``trials`` that are of none of these tasks, but of an earlier version of the sweep file."""
-    mine = {task.folder for task in tasks}
-    found = sorted(path.parent.name for path in folder.glob(f"trials/*/{STATE_FILE}"))
+    mine = {task.name for task in tasks}
+    found = sorted(place.name for place in folder.glob("trials/*") if read_state(place))
     return [name for name in found if f"trials/{name}" not in mine]
 
 
@@ -216,19 +251,12 @@ def sweep_table(sweep: Sweep, rows: Sequence[Row]) -> str:
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(head)
     for index, row in enumerate(rows):
-        line: list[Any] = [row.stage, row.label]
-        line += [_cell(row.values[name]) if name in row.values else "" for name in names]
+        line: list[Any] = [row.stage, row.label, *(_cell(row.values.get(name, "")) for name in names)]
         line += [_joined(row.folders), _joined(row.failed), _joined(row.missing), int(index in best)]
         for name in shown:
-            found = row.estimate(name)
-            cells = (
-                [found.mean, found.low, found.high, _joined(found.cut), _joined(found.values)] if found else [None] * 5
-            )
-            line += cells
-        for name in COSTS:
-            found = row.estimate(name)
-            line.append(None if found is None else max(found.values) if "memory" in name else found.mean)
-        writer.writerow(line)
+            one = row.estimate(name)
+            line += [one.mean, one.low, one.high, _joined(one.cut), _joined(one.values)] if one else [None] * 5
+        writer.writerow([*line, *map(row.cost, COSTS)])
     return out.getvalue()
 
 
@@ -251,18 +279,28 @@ def markdown(sweep: Sweep, rows: Sequence[Row]) -> str:
         seeds = [", ".join(map(str, row.folders))]
         seeds += [f"{len(part)} {what}" for part, what in ((row.failed, "failed"), (row.missing, "missing")) if part]
         costs = [row.estimate(name) for name in ("seconds", "tokens")]
-        cells = [_interval(row.estimate(name)) for name in shown]
+        cells = [_interval(row.estimate(name), 2) for name in shown]
         cells += ["" if cost is None else f"{cost.mean:,.0f}" for cost in costs]
         lines.append([row.label, ", ".join(filter(None, seeds)), *cells])
     table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
     return table + (f"\n{CUT_MEANING}\n" if CUT in table else "")
 
 
-def _interval(found: SeedMean | None) -> str:
+def _interval(found: SeedMean | None, digits: int, absent: str = "") -> str:
     if found is None:
-        return ""
-    ends = found.interval(lambda end: f"{end:.2f}")
-    return f"{found.mean:.2f}{ends and f' [{ends}]'}"
+        return absent
+    ends = found.interval(lambda end: f"{end:.{digits}f}")
+    return f"{found.mean:.{digits}f}{ends and f' [{ends}]'}"
+
+
+def terminal_table(sweep: Sweep, rows: Sequence[Row]) -> str:
+    """The reported rows with their objectives, best first."""
+    final = in_order(sweep, [row for row in rows if row.stage == "final"])
+    lines = [["configuration", *sweep.objectives]]
+    lines += [[row.label, *(_interval(row.estimate(name), 3, "–") for name in sweep.objectives)] for row in final]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    shown = "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+    return f"\n{shown}" + (f"\n\n{CUT_MEANING}" if CUT in shown else "")
 
 
 def summary(sweep: Sweep, rows: Sequence[Row], left_over: Sequence[str]) -> dict[str, Any]:
@@ -270,7 +308,7 @@ def summary(sweep: Sweep, rows: Sequence[Row], left_over: Sequence[str]) -> dict
     best = set(best_rows(sweep, rows))
     paths = [path for row in rows for path in row.folders.values()]
     sources = {read_state(path).get("source") for path in paths}
-    info = RunFolder(paths[0]).info if paths else {}
+    info = finished_run(paths[0]).info if paths else {}
     return {
         "sweep": sweep.path.name,
         "key": sweep.key,
@@ -299,7 +337,7 @@ def summary(sweep: Sweep, rows: Sequence[Row], left_over: Sequence[str]) -> dict
 
 
 def _run(path: Path) -> dict[str, Any]:
-    run = RunFolder(path)
+    run = finished_run(path)
     # Intervals over rows of every evaluation would be most of the file; the chosen one keeps its own.
     points = [{name: value for name, value in line.items() if "/ci_" not in name} for line in run.evaluations]
     return {"folder": path.name, **run.chosen, "evaluations": points}

@@ -1,6 +1,6 @@
-"""`python -m sga.experiments.sweeps.fit OPTIONS`: `sga fit OPTIONS` that ends when the process that started it is gone.
+"""`python -m sga.experiments.fit OPTIONS`: `sga fit OPTIONS` that ends when the process that started it is gone.
 
-Otherwise a killed worker's run would go on alone, beside the one that takes its place.
+Otherwise the run of a killed command would go on alone, beside the one that takes its place.
 """
 
 from __future__ import annotations

@@ -1,0 +1,98 @@
+"""Tasks as jobs of a cluster, through submitit: SLURM arrays, of which a job that is preempted is put back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from sga.errors import UserError
+from sga.experiments.engine import Job, Pool, run
+from sga.experiments.task import Outcome, Task, outcome
+
+JOBS = "jobs"
+"""Folder, within the experiment's, of what jobs print."""
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What a job does, as submitit takes it."""
+
+    task: Task
+    folder: Path
+
+    def __call__(self) -> None:
+        run([self.task], self.folder)
+
+    def checkpoint(self) -> Any:
+        """What is put back when the job runs out of time or is preempted: the same, which goes on where it stopped."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
+
+
+@dataclass(frozen=True)
+class _ClusterJob:
+    work: _Work
+    job: Any
+
+    def poll(self) -> Outcome | None:
+        if not self.job.done():
+            return None
+        found = outcome(self.work.task, self.work.folder)
+        return found or Outcome(f"job {self.job.job_id} ended without a result; see {self.job.paths.stderr}", 1)
+
+    def stop(self) -> None:
+        self.job.cancel()
+
+
+class Cluster(Pool):
+    """Makes each task in a job.
+
+    Args:
+        kind: ``slurm``, or ``local`` for processes of this machine that stand in for jobs, to try it out.
+        folder: The experiment's.
+        workers: Number of jobs at a time.
+        parameters: Parameters of submitit's executor, such as ``timeout_min`` (here 24 hours, if it is not given),
+            ``gpus_per_node`` and ``slurm_partition``.
+        ahead: True if SLURM is given all tasks at once, of which it runs `workers` at a time; False if what comes next
+            depends on results.
+
+    Raises:
+        UserError: submitit is not installed, there is no SLURM, or it does not know a parameter.
+    """
+
+    def __init__(
+        self,
+        kind: Literal["slurm", "local"],
+        folder: Path,
+        workers: int,
+        parameters: Mapping[str, Any],
+        ahead: bool = True,
+    ) -> None:
+        try:
+            import submitit
+        except ModuleNotFoundError as error:
+            raise UserError(
+                f"--cluster submits jobs through submitit, which is not installed ({error}): "
+                "pip install 'sga-unlearning[slurm]'"
+            ) from None
+        try:
+            self.executor = submitit.AutoExecutor(folder / JOBS / "%j", cluster=kind, slurm_max_num_timeout=100)
+            given = {"name": "sga", "timeout_min": 24 * 60, "slurm_array_parallelism": workers, **parameters}
+            self.executor.update_parameters(**given)
+        except (RuntimeError, NameError, TypeError, AssertionError) as error:
+            raise UserError(f"--cluster {kind}: {error}") from None
+        self.workers = 1000 if ahead and kind == "slurm" else workers
+
+    def batch(self) -> AbstractContextManager[object]:
+        """Submits all jobs that are started within as one array."""
+        context: AbstractContextManager[object] = self.executor.batch(allow_implicit_submissions=True)
+        return context
+
+    def start(self, task: Task, folder: Path, lock: ExitStack) -> Job:
+        """Submits a task, which its job locks when it begins."""
+        work = _Work(task, folder.resolve())
+        return _ClusterJob(work, self.executor.submit(work))
