@@ -240,10 +240,11 @@ class UnlearningModule(pl.LightningModule):
     def _split_step(self, batch: Batch, rate: TrainingRate) -> Tensor:
         """Both parts of the loss, one after the other: ℓ_f by the rate, ℓ̄_n by Lightning, which gets it returned."""
         self.tokens["tokens"] += batch.tokens
+        rate.begin(self._network)
         forget = sequence_nll(self._network, batch.forget_only(), self.forward_options).mean()
         self._check_divergence(forget)
         # Lightning divides by the accumulated batches what it gets.
-        rate.backward(self._network, forget * batch.scale / self.trainer.accumulate_grad_batches, self._scaler)
+        rate.backward(forget * batch.scale / self.trainer.accumulate_grad_batches, self._scaler)
         normal = sequence_nll(self._network, batch.normals_only(), self.forward_options).mean()
         self._check_divergence(normal)
         self._log_step({"train/forget_nll": forget, "train/normal_nll": normal}, batch)

@@ -65,7 +65,7 @@ def test_exit_codes_without_a_verb(capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     assert main(["fitt"]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("sga: error: there is no verb 'fitt'; choose from fit, validate")
+    assert error.startswith("sga: error: there is no verb 'fitt'; did you mean sga fit? choose from fit, validate")
 
 
 def test_every_verb_has_help(capsys: pytest.CaptureFixture[str]) -> None:

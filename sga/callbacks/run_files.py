@@ -272,7 +272,7 @@ class RunFiles(pl.Callback):
         group = trainer.optimizers[0].param_groups[0]
         settings = {
             "method": type(pl_module.loss).__name__,
-            **_parameters(trainer, pl_module.loss),
+            **{name: value for name, value in _parameters(trainer, pl_module.loss).items() if value is not None},
             "group_size": pl_module.data.group_size,
             "lr": float(group.get("initial_lr", group["lr"])),
             "seed": pl_module.data.seed,

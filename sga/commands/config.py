@@ -21,7 +21,7 @@ A name is that of the list; a part of it will do where no other has it, and a fo
 """
 
 
-def config_files() -> dict[str, Path]:
+def shipped_files() -> dict[str, Path]:
     """Path of each shipped YAML file by its name below ``configs/``, without ``.yaml``."""
     root = packaged_path("configs")
     return {str(path.relative_to(root).with_suffix("")): path for path in sorted(root.rglob("*.yaml"))}
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str]) -> int:
         "--to", type=Path, default=Path("configs"), metavar="FOLDER", help="where copies go (default configs)"
     )
     options = parser.parse_args(list(arguments))
-    files = config_files()
+    files = shipped_files()
     if options.verb == "list":
         found = [name for name in files if options.word in name]
         if not found:

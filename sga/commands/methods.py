@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import sga
-from sga.commands.config import config_files
+from sga.commands.config import shipped_files
 from sga.evaluation.table import terminal_width
 
 _DESCRIPTION = "List the methods: configuration, class, paper (arXiv), and what each does. docs/methods.md has more."
@@ -28,7 +28,7 @@ def method_table() -> list[tuple[str, str, str, str]]:
         if isinstance(node, ast.ClassDef)
     }
     names: dict[str, set[str]] = {}
-    for name, path in config_files().items():
+    for name, path in shipped_files().items():
         found = re.search(r"^ +loss:\s+class_path: (?:sga\.)?(?:\w+\.)*(\w+)", path.read_text(encoding="utf-8"), re.M)
         if found and found[1] in docstrings:
             names.setdefault(found[1], set()).add(name.rpartition("/")[2])

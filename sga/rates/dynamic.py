@@ -26,9 +26,9 @@ class Weighing(Protocol):
 class TrainingRate:
     """Sets the number of a loss by a policy, step by step, and remembers what the policy has to.
 
-    A step whose gradients are wanted apart (`splits`) calls `backward` for ℓ_f of each micro-batch and runs the
-    backward pass of ℓ̄_n as usual; other steps take `value`. After the last backward pass of a step comes `decide`, then
-    `log`.
+    A step whose gradients are wanted apart (`splits`) calls `begin` and, with ℓ_f, `backward` for each micro-batch
+    and runs the backward pass of ℓ̄_n as usual; other steps take `value`. After the last backward pass of a step come
+    `decide` and `log`.
 
     Args:
         policy: The rule or schedule.
@@ -53,16 +53,23 @@ class TrainingRate:
         """Number in force at a step that is not split; `decide` makes it the state's."""
         return self.policy.decide(self.state, step, total_steps, None).value
 
-    def backward(self, network: nn.Module, forget: Tensor, scaler: Any) -> None:
-        """Adds the gradient of ℓ_f to a copy beside the parameters' ``grad``, where it waits for `decide`.
+    def begin(self, network: nn.Module) -> None:
+        """Notes the parameters of a model before its forward pass, after which FSDP shows whole ones, not its parts.
 
         Args:
             network: Model whose parameters are trained.
-            forget: ℓ_f, with the micro-batch's share of the step; a scalar.
-            scaler: Gradient scaler of fp16; None otherwise.
         """
         if self._split is None:
             self._split = SplitGradients(network.named_parameters())
+
+    def backward(self, forget: Tensor, scaler: Any) -> None:
+        """Adds the gradient of ℓ_f to a copy beside the parameters' ``grad``, where it waits for `decide`.
+
+        Args:
+            forget: ℓ_f, with the micro-batch's share of the step; a scalar.
+            scaler: Gradient scaler of fp16; None otherwise.
+        """
+        assert self._split is not None, "`begin` came before the forward pass"
         part = forget if scaler is None else scaler.scale(forget)
         # Neither DDP's hooks (it waits for gradients only after training_step) nor autocast take part in this pass.
         with self._split.forget_part(), torch.autocast(part.device.type, enabled=False):

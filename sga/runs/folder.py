@@ -12,14 +12,7 @@ from typing import TYPE_CHECKING, Any
 from sga.errors import UserError
 from sga.evaluation.aggregation import UTILITY_UNSEEN
 from sga.evaluation.metrics import frontier_area
-from sga.files import (
-    read_json_lines,
-    read_json_object,
-    read_yaml,
-    write_json,
-    write_json_lines,
-    write_text,
-)
+from sga.files import read_json_lines, read_json_object, read_yaml, write_json, write_json_lines, write_text
 from sga.groups.group import Group
 from sga.groups.group_file import write_groups
 from sga.rates.smoothing import equivalent_normal_weight

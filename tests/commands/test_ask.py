@@ -16,7 +16,7 @@ from sga.__main__ import VERBS, main
 from sga.batching.encoding import Encoder
 from sga.batching.templates import AutoTemplate, PlainTemplate
 from sga.commands.ask import run_template
-from sga.commands.config import config_files
+from sga.commands.config import shipped_files
 
 QUESTION = "Where was Ada Brook born?"
 
@@ -114,7 +114,7 @@ def test_every_loss_that_a_configuration_names_is_a_method(capsys: pytest.Captur
     printed = capsys.readouterr().out
     named = {
         found
-        for path in config_files().values()
+        for path in shipped_files().values()
         for found in re.findall(r"loss:\s+class_path: sga\.(\w+)", path.read_text(encoding="utf-8"))
     }
     blocks = re.findall(r"^(\w+): ((?:.*\n {4})*?.*?\(arXiv[^)]*\))$", printed, re.MULTILINE)
@@ -126,13 +126,19 @@ def test_every_loss_that_a_configuration_names_is_a_method(capsys: pytest.Captur
 
 
 def test_configurations_are_listed_and_copied(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    names = list(config_files())
+    names = list(shipped_files())
     assert len(names) > 20 and main(["config", "list"]) == 0
     assert capsys.readouterr().out.split() == names
     assert main(["config", "copy", "prompts", "demo/demo", f"--to={tmp_path}"]) == 0
     copied = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.yaml"))
-    assert copied == ["demo/demo.yaml", "prompts/book.yaml", "prompts/news.yaml", "prompts/qa.yaml"]
-    assert (tmp_path / "demo/demo.yaml").read_bytes() == config_files()["demo/demo"].read_bytes()
+    assert copied == [
+        "demo/demo.yaml",
+        "prompts/alternative.yaml",
+        "prompts/book.yaml",
+        "prompts/news.yaml",
+        "prompts/qa.yaml",
+    ]
+    assert (tmp_path / "demo/demo.yaml").read_bytes() == shipped_files()["demo/demo"].read_bytes()
     capsys.readouterr()
     for name, said in (
         ("demo/demo", "is there already"),

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from conftest import all_rows
 
 import sga
 from sga.cli import run_verb
@@ -85,8 +85,7 @@ def test_no_sampler_draws_a_reserved_row(loss: str, unlearn_options: list[str], 
     assert not contents & {record.answer for record in data.benchmark.evaluation[RETAIN_UNSEEN]}
     if loss == "SmoothedGradientDifference":
         assert len(drawn) == 8, "all that are left"
-    others = {name for line in (tmp_path / "rows.jsonl").read_text().splitlines()
-              for row in [json.loads(line)] if row["set"] == RETAIN_UNSEEN for name in [row["id"]]}  # fmt: skip
+    others = {row["id"] for row in all_rows(tmp_path) if row["set"] == RETAIN_UNSEEN}
     assert others == reserved
 
 
@@ -95,7 +94,7 @@ def test_utility_on_reserved_rows_is_that_of_their_rows(unlearn_options: list[st
     metrics = read_json_object(tmp_path / "metrics.json")
     reserved = reserved_of(tmp_path)
     last = run.trainer.global_step
-    rows = [row for row in map(json.loads, (tmp_path / "rows.jsonl").read_text().splitlines()) if row["step"] == last]
+    rows = [row for row in all_rows(tmp_path) if row["step"] == last]
     of_retain = [row for row in rows if row["set"] == "retain" and row["id"] in reserved]
     for name in ("probability", "rouge_l_recall"):
         expected = sum(row[name] for row in of_retain) / len(reserved)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import all_rows
 
 import sga
 from sga.cli import run_verb
@@ -49,8 +50,7 @@ def write_run(folder: Path, seed: int, shift: float = 0.0, auc: float | None = N
 
 
 def rows(run: Path, name: str) -> list[dict[str, Any]]:
-    found = [json.loads(line) for line in (run / "rows.jsonl").read_text(encoding="utf-8").splitlines()]
-    return [row for row in found if row["set"] == name]
+    return [row for row in all_rows(run) if row["set"] == name]
 
 
 def column(run: Path, name: str, field: str) -> np.ndarray[Any, Any]:

@@ -215,7 +215,7 @@ def test_what_is_chosen_is_run_with_the_other_seeds(tmp_path: Path) -> None:
         ({"grid": {"a": 1}}, "grid: a: expected a list"),
         ({"grid": {"a": [1]}, "sedes": [1]}, "no 'sedes'"),
         ({"grid": {"a": [1]}, "seeds": [1, 1]}, "different whole numbers"),
-        ({"grid": {"a": [1]}, "config": "nowhere.yaml"}, "does not exist"),
+        ({"grid": {"a": [1]}, "config": "nowhere.yaml"}, "names nowhere.yaml: no such file"),
         ({"grid": {"a": [1]}, "models": {"teacher": "base.yaml"}}, "no 'teacher'"),
         ({"grid": {"a": [1]}, "models": {"target": {"settings": {}}}}, "needs a config"),
         ({"grid": {"a": [1]}, "choose": {"settings": ["b"], "seeds": [0]}}, "among the grid's"),

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import write_rows
+from conftest import all_rows, write_rows
 
 import sga
 from sga.batching.encoding import Encoded
@@ -346,8 +346,9 @@ def test_a_run_with_alternatives_asks_in_other_words(
     found, plain = metrics(tmp_path / "run")[-1], metrics(tmp_path / "plain")[-1]
     names = {"own/forget_paraphrased/probability", "own/forget_paraphrased/rouge_l_recall"}
     assert names <= set(found) and not names & set(plain)
-    asked = [json.loads(line) for line in (tmp_path / "run/rows.jsonl").read_text(encoding="utf-8").splitlines()]
-    asked = [row for row in asked if row["set"] == "forget_paraphrased" and row["step"] == found["step"]]
+    asked = [
+        row for row in all_rows(tmp_path / "run") if row["set"] == "forget_paraphrased" and row["step"] == found["step"]
+    ]
     assert [row["question"] for row in asked] == [row["paraphrased_question"] for row in reworded]
     expected = sum(row["rouge_l_recall"] for row in asked) / len(asked)
     assert found["own/forget_paraphrased/rouge_l_recall"] == pytest.approx(expected, rel=1e-12)

@@ -141,7 +141,7 @@ def forget_nll(run: RunFolder, *arguments: str | Path) -> float:
     """Mean negative log-likelihood per token of the forget answers, computed by hand from texts of the rows."""
     model, tokenizer = run.load_model(*arguments)
     assert not model.training
-    template = sga.PlainTemplate(**run.config["data"]["template"]["init_args"])
+    template = sga.PlainTemplate(**run.config["data"]["template"].get("init_args", {}))
     encoder = sga.Encoder(tokenizer, template, 512)
     rows = run.row_dicts(0, "forget")
     batch = sga.collate([[encoder.encode(row["question"], row["answer"])] for row in rows])
