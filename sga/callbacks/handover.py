@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -28,12 +28,15 @@ MIN_K_SHARE = 0.4
 class FitToHandOver(StoppingRule):
     """Chooses the evaluation that violates the conditions for handing over the least; needs no retained model.
 
-    An evaluation's score is its largest violation, in units of the tolerance. The conditions: the forget set is not recognised and cannot be extracted; the model is still useful, still speaks
-    and has not collapsed. The run ends at the first evaluation that violates none, which no later one can beat.
+    An evaluation's score is its largest violation, in units of the tolerance. The conditions: the forget set is not
+    recognised and cannot be extracted; the model is still useful, still speaks and has not collapsed. The run ends at
+    the first evaluation that violates none, which no later one can beat.
 
     Args:
         tolerances: How far each quantity may be from its goal.
     """
+
+    needs_intervals: ClassVar[bool] = True
 
     tolerances: Tolerances = Tolerances()  # noqa: RUF009  (frozen)
 

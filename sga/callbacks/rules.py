@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from sga.callbacks.model_utility import ModelUtility
 from sga.datamodule import EvaluationData
@@ -66,6 +66,9 @@ class StoppingRule(ABC):
     A rule of one's own is a frozen dataclass with three short methods, given by its class path. It must be a function
     of its arguments alone: a resumed run, and each process of several, asks it again and must hear the same.
     """
+
+    needs_intervals: ClassVar[bool] = False
+    """True for a rule that decides by bootstrap intervals; a run without resamples is refused."""
 
     @abstractmethod
     def declaration(self) -> str:

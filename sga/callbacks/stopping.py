@@ -119,6 +119,10 @@ class Stopping(EvaluationCallback):
             raise UserError(
                 "among the trainer's callbacks Stopping stands after Evaluator and before HuggingFaceExport"
             )
+        if self.rule.needs_intervals and not evaluators[0].resamples:
+            raise UserError(
+                f"--stop.rule {self._name} decides by intervals, which --evaluation.resamples 0 leaves out; give 1000"
+            )
         data = pl_module.data.evaluation_data()  # type: ignore[operator, union-attr]
         needs = self.rule.needs()
         if any(name in needs for name in OF_REFERENCE):

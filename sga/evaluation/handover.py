@@ -409,8 +409,8 @@ def _ends(metrics: Mapping[str, float], name: str) -> tuple[float | None, float 
 
 
 def _excess(amount: float, tolerance: float) -> float:
-    """An amount beyond what is allowed in units of the tolerance; 0 where there is none, but for rounding."""
-    return amount / tolerance if amount > _ROUNDING else 0.0
+    """An amount beyond what is allowed, in units of the tolerance; rounded, so that equals tie."""
+    return round(amount / tolerance, 9) if amount > _ROUNDING else 0.0
 
 
 def _violation(check: Check) -> float:
