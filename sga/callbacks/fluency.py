@@ -22,6 +22,7 @@ from sga.evaluation.evaluation import Evaluation
 from sga.evaluation.metrics import fluency, repeats_ngram
 from sga.evaluation.requests import Answers, Generation, Request
 from sga.models.adapters import has_adapter
+from sga.models.pretrained import Pretrained
 from sga.models.sharding import is_sharded
 from sga.runs.starting_model import StartingModel
 
@@ -37,19 +38,20 @@ class Fluency(EvaluationCallback):
     Of the forget set and of the reserved rows. The answers are those that model utility generates.
     """
 
-    def __init__(self, tokens: int = 32, load_starting_model: bool = False) -> None:
+    def __init__(self, tokens: int = 32, starting_model: str | None = None) -> None:
         """Checks the settings.
 
         Args:
             tokens: Number of tokens of each answer that its n-gram entropy is taken of, at least 4.
-            load_starting_model: Load the starting model a second time, to score the answers with it. Without it only
-                runs with LoRA have the nll under the starting model (their adapter is switched off). Takes the memory
-                of one more copy of the weights.
+            starting_model: Where to load the starting model from, a second time, to score the answers with it: ``own``
+                for what the run starts from, or a folder or name on the Hub, for `sga validate` of a finished model.
+                null: only runs with LoRA have the nll under the starting model (their adapter is switched off). Takes
+                the memory of one more copy of the weights.
         """
         if tokens < 4:
             raise UserError(f"tokens must be at least 4, the shortest that has two 3-grams, got {tokens}")
         self.tokens = tokens
-        self.load_starting_model = load_starting_model
+        self.starting_model = starting_model
         self._utility: ModelUtility | None = None
         self._module: Any = None
         self._trains = False
@@ -127,22 +129,24 @@ class Fluency(EvaluationCallback):
     def _starting_network(self) -> tuple[nn.Module | None, str]:
         """The starting model, or why there is none."""
         module = self._module
-        if not self._trains:
-            return None, "only a run that trains has a starting model"
-        if has_adapter(module.model):
+        if self.starting_model in (None, "own") and not self._trains:
+            return None, "only a run that trains knows its starting model; name it (--fluency.starting_model)"
+        if self._trains and has_adapter(module.model):
             return module.model, ""
-        if not self.load_starting_model:
-            return None, (
-                "the starting model is not in memory: with full weights it takes --fluency.load_starting_model true"
-            )
+        if self.starting_model is None:
+            return None, "the starting model is not in memory: with full weights it takes --fluency.starting_model own"
         if is_sharded(module.model):
             return None, "weights in parts (FSDP) leave no room for the starting model"
         if self._starting is None:
-            network = module.language_model.network(module.data.tokenizer)
+            own = self.starting_model == "own"
+            network = (module.language_model if own else Pretrained(self.starting_model)).network(module.data.tokenizer)
             if module.trainer.precision == "64-true":
                 network.double()
             self._starting = network.to(module.device).requires_grad_(False)
         return self._starting, ""
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self._starting = None  # its memory goes back
 
     def _total_nll(self, network: nn.Module, sequences: Sequence[Encoded]) -> list[float]:
         """Negative log-likelihood of each answer under the starting model, in nats, summed over its tokens."""

@@ -16,6 +16,7 @@ from sga.cli import run_verb
 from sga.errors import UserError
 from sga.evaluation.handover import Tolerances, account
 from sga.evaluation.metrics import fluency, repeats_ngram
+from sga.runs.folder import load_run
 
 RULE = ("--stop.rule=FitToHandOver",)
 LENIENT = tuple(
@@ -50,7 +51,7 @@ def summary(folder: Path) -> dict[str, Any]:
 def run(unlearn_options: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run with full weights and the starting model beside it; too few rows to be told fit."""
     folder = tmp_path_factory.mktemp("handover") / "run"
-    unlearn(unlearn_options, folder, "--fluency.load_starting_model=true")
+    unlearn(unlearn_options, folder, "--fluency.starting_model=own")
     return folder
 
 
@@ -64,6 +65,7 @@ def test_the_least_violation_is_chosen_exported_and_said(run: Path) -> None:
     assert found["step"] == chosen
     assert found["chosen"] == "least violation of the conditions for handing over"
     told = found["handover"]
+    assert load_run(run).handover == told
     assert (told["step"], told["fit"], told["score"]) == (chosen, False, scores[chosen])
     assert told["rows"] == "chosen and reported on all 6 forget rows: halves take 40 of each set"
     assert list(told["parts"]) == ["all"]
@@ -137,7 +139,7 @@ def test_with_lora_the_adapter_is_switched_off_and_with_full_weights_the_nll_is_
     unlearn(unlearn_options, tmp_path / "full", "--trainer.max_epochs=1")
     found = summary(tmp_path / "full")
     assert "own/forget/generation_nll" not in found
-    assert "--fluency.load_starting_model true" in found["absent"]["own/forget/generation_nll"]
+    assert "--fluency.starting_model own" in found["absent"]["own/forget/generation_nll"]
     checks = found["handover"]["parts"]["all"]["checks"]
     unknown = [one for one in checks if one["violation"] is None]
     assert [one["quantity"] for one in unknown] == [
@@ -160,7 +162,7 @@ def test_the_run_ends_at_the_first_evaluation_that_violates_nothing(unlearn_opti
 def test_a_run_killed_in_between_chooses_the_same(unlearn_options: list[str], tmp_path: Path) -> None:
     """Two epochs, and on from there to the fifth: the same evaluations, choice and weights as in one go."""
     whole, part = tmp_path / "whole", tmp_path / "part"
-    load = "--fluency.load_starting_model=true"
+    load = "--fluency.starting_model=own"
     unlearn(unlearn_options, whole, load)
     unlearn(unlearn_options, part, load, "--trainer.max_epochs=2")
     unlearn(unlearn_options, part, load, "--ckpt_path=last")
@@ -194,3 +196,19 @@ def test_without_generation_the_likelihoods_still_decide(unlearn_options: list[s
 def test_intervals_are_needed(unlearn_options: list[str], tmp_path: Path) -> None:
     with pytest.raises(UserError, match="decides by intervals"):
         unlearn(unlearn_options, tmp_path / "run", "--evaluation.resamples=0")
+
+
+def test_the_exported_model_is_judged_from_disk_with_the_same_numbers(
+    run: Path, own_options: list[str], own_target: Path, tmp_path: Path
+) -> None:
+    """`sga validate` of what was exported: every quantity of the choice, with the starting model named by its folder."""
+    again = tmp_path / "again"
+    options = ["--model.language_model=sga.Pretrained", f"--model.language_model.name_or_path={run}"]
+    settings = ["--evaluation.resamples=200", "--data.reserved=0.3", f"--fluency.starting_model={own_target}"]
+    run_verb(["validate", *own_options, *options, *settings, *RULE, f"--run.folder={again}"])
+    found, chosen = summary(again), summary(run)
+    names = [name for name in chosen if name.startswith("handover/") and name in found]
+    assert len(names) > 30
+    assert {name: found[name] for name in names} == pytest.approx({name: chosen[name] for name in names}, abs=1e-5)
+    start = lines(run / "metrics.jsonl")[0]
+    assert account(found, start).sentence == chosen["handover"]["sentence"]
