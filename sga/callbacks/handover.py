@@ -34,11 +34,19 @@ class FitToHandOver(StoppingRule):
 
     Args:
         tolerances: How far each quantity may be from its goal.
+        least_rows: Number of rows of the forget set, and of the holdout set where there is one, from which on choices
+            are made on one half and reported on the other; at least 4. Halves of 20 rows seldom have intervals that are
+            narrow enough to be told forgotten; see docs/handover.md.
     """
 
     needs_intervals: ClassVar[bool] = True
 
     tolerances: Tolerances = Tolerances()  # noqa: RUF009  (frozen)
+    least_rows: int = LEAST_ROWS
+
+    def __post_init__(self) -> None:
+        if self.least_rows < 4:
+            raise UserError(f"least_rows must be at least 4, two in each half, got {self.least_rows}")
 
     def declaration(self) -> str:
         return "least violation of the conditions for handing over"
@@ -73,7 +81,7 @@ class FitToHandOver(StoppingRule):
         reported = found[reported_part(chosen.metrics)]
         rows = f"chosen on one half of the forget rows, reported on the {reported.rows} of the other half"
         if reported.part == "all":
-            rows = f"chosen and reported on all {reported.rows} forget rows: halves take {LEAST_ROWS} of each set"
+            rows = f"chosen and reported on all {reported.rows} forget rows: halves take {self.least_rows} of each set"
         return {
             "handover": {
                 "sentence": reported.sentence,
@@ -111,7 +119,7 @@ class FitToHandOver(StoppingRule):
         if holdout:
             comparison = _answered([record_score(record) for record in holdout], answers)
             comparison = _with_rouge(comparison, "holdout", holdout, answers, evaluation, utility)
-            add_quantities(evaluation, found, comparison, holdout=True)
+            add_quantities(evaluation, found, comparison, True, least_rows=self.least_rows)
             return
         others = _other_answers(data)
         unseen = None
@@ -129,7 +137,7 @@ class FitToHandOver(StoppingRule):
                     for true, some in zip(found.avg_nll, wrong, strict=True)
                 ]
             )
-        add_quantities(evaluation, found, unseen, holdout=False, likelier=likelier)
+        add_quantities(evaluation, found, unseen, False, likelier, self.least_rows)
 
 
 def _other_answers(data: EvaluationData) -> tuple[str, ...] | None:

@@ -25,7 +25,7 @@ NOT_COLLAPSED = "not collapsed"
 CONDITIONS = (NOT_RECOGNISED, NOT_EXTRACTABLE, STILL_USEFUL, STILL_SPEAKS, NOT_COLLAPSED)
 
 LEAST_ROWS = 40
-"""Rows of the forget set, and of the holdout where there is one, from which on one half chooses and the other tells."""
+"""Rows of each set from which on, by default, one half chooses and the other tells."""
 
 _MEMBERSHIP = {"loss": "AUC of the loss", "min_k": "AUC of Min-K 40 %", "pairs": "share of wrong answers less likely"}
 _WORDS = {"extraction_strength": "extraction strength", "rouge_l_recall": "ROUGE-L", "probability": "probability"}

@@ -42,7 +42,7 @@ class Answered:
     rouge_l_recall: Floats | None = None
 
 
-def halves(rows: Sequence[int]) -> dict[Part, slice]:
+def halves(rows: Sequence[int], least: int = LEAST_ROWS) -> dict[Part, slice]:
     """Rows of each part: every other row from the first on, and from the second on; all of them alone where few.
 
     >>> halves([40, 40])["held_out"]
@@ -52,8 +52,9 @@ def halves(rows: Sequence[int]) -> dict[Part, slice]:
 
     Args:
         rows: Number of rows of each set that is cut into halves.
+        least: Number of rows that each of them must have for that.
     """
-    if min(rows) < LEAST_ROWS:
+    if min(rows) < least:
         return {"all": slice(None)}
     return {"choosing": slice(0, None, 2), "held_out": slice(1, None, 2), "all": slice(None)}
 
@@ -94,7 +95,12 @@ def other_answers(forget: tuple[Record, ...], pool: tuple[Record, ...]) -> tuple
 
 
 def add_quantities(
-    evaluation: Evaluation, forget: Answered, comparison: Answered | None, holdout: bool, likelier: Floats | None = None
+    evaluation: Evaluation,
+    forget: Answered,
+    comparison: Answered | None,
+    holdout: bool,
+    likelier: Floats | None = None,
+    least_rows: int = LEAST_ROWS,
 ) -> None:
     """Adds the quantities of the forget set, its comparison and the reserved rows.
 
@@ -104,9 +110,10 @@ def add_quantities(
         comparison: Numbers of answers that the model never saw; None without any.
         holdout: True if the comparison is a holdout set, False if it is other answers to the forget questions.
         likelier: [N], share of wrong answers that are less likely than the true one, for each forget row.
+        least_rows: Number of rows of each set from which on there are halves.
     """
     sizes = [len(forget.avg_nll), *([len(comparison.avg_nll)] if comparison is not None and holdout else [])]
-    for part, rows in halves(sizes).items():
+    for part, rows in halves(sizes, least_rows).items():
         prefix = f"handover/{part}"
         evaluation.add(f"{prefix}/rows", len(forget.avg_nll[rows]))
         if comparison is not None and holdout:

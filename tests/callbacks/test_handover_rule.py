@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from sga.callbacks import FitToHandOver
 from sga.cli import run_verb
 from sga.errors import UserError
 from sga.evaluation.handover import Tolerances, account
@@ -201,7 +202,7 @@ def test_intervals_are_needed(unlearn_options: list[str], tmp_path: Path) -> Non
 def test_the_exported_model_is_judged_from_disk_with_the_same_numbers(
     run: Path, own_options: list[str], own_target: Path, tmp_path: Path
 ) -> None:
-    """`sga validate` of what was exported: every quantity of the choice, with the starting model named by its folder."""
+    """`sga validate` of what was exported: every quantity of the choice; the starting model is a folder."""
     again = tmp_path / "again"
     options = ["--model.language_model=sga.Pretrained", f"--model.language_model.name_or_path={run}"]
     settings = ["--evaluation.resamples=200", "--data.reserved=0.3", f"--fluency.starting_model={own_target}"]
@@ -212,3 +213,17 @@ def test_the_exported_model_is_judged_from_disk_with_the_same_numbers(
     assert {name: found[name] for name in names} == pytest.approx({name: chosen[name] for name in names}, abs=1e-5)
     start = lines(run / "metrics.jsonl")[0]
     assert account(found, start).sentence == chosen["handover"]["sentence"]
+
+
+def test_halves_choose_and_tell_apart(unlearn_options: list[str], tmp_path: Path) -> None:
+    """With four rows of each set as the least: the result is of the half that nothing was chosen on."""
+    unlearn(unlearn_options, tmp_path / "run", "--stop.rule.least_rows=4", "--trainer.max_epochs=2")
+    points, told = lines(tmp_path / "run" / "metrics.jsonl"), summary(tmp_path / "run")["handover"]
+    assert list(told["parts"]) == ["choosing", "held_out", "all"]
+    assert [told["parts"][part]["rows"] for part in told["parts"]] == [3, 3, 6]
+    assert told["rows"] == "chosen on one half of the forget rows, reported on the 3 of the other half"
+    assert told["sentence"] == told["parts"]["held_out"]["sentence"]
+    chosen = next(point for point in points if point["step"] == told["step"])
+    assert chosen["handover/score"] == told["parts"]["choosing"]["score"] == min(p["handover/score"] for p in points)
+    with pytest.raises(UserError, match="least_rows must be at least 4"):
+        FitToHandOver(least_rows=3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 
@@ -18,7 +19,7 @@ def ngram_entropy(tokens: Sequence[int], n: int, length: int = 32) -> float | No
     texts repeat more; an answer that is shorter is compared with the most that its own length allows. Word salad
     scores 1 too: see the nll of the answer under the starting model for that.
 
-    >>> ngram_entropy([1, 2, 1, 2, 1], n=2)  # two bigrams, twice each: log 2 of log 4
+    >>> round(ngram_entropy([1, 2, 1, 2, 1], n=2), 3)  # two bigrams, twice each: log 2 of log 4
     0.5
 
     Args:
@@ -38,8 +39,8 @@ def ngram_entropy(tokens: Sequence[int], n: int, length: int = 32) -> float | No
     if len(found) < 2:
         return None
     counts = np.array(list(Counter(found).values()), dtype=np.float64)
-    shares = counts / len(found)
-    return max(0.0, float(-(shares * np.log(shares)).sum() / np.log(len(found))))
+    # The entropy over its maximum, log n - (c·log c)/n over log n: exactly 1 where every count is 1.
+    return max(0.0, 1 - float((counts * np.log(counts)).sum()) / (len(found) * math.log(len(found))))
 
 
 def fluency(tokens: Sequence[int], length: int = 32) -> float:
