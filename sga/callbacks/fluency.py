@@ -15,9 +15,9 @@ from sga.batching.encoding import Encoded
 from sga.callbacks.evaluator import EvaluationCallback
 from sga.callbacks.model_utility import ModelUtility
 from sga.data.records import Record
-from sga.data.reserved import RETAIN_UNSEEN
 from sga.datamodule import EvaluationData
 from sga.errors import UserError
+from sga.evaluation.aggregation import FLUENCY_PARTS, FLUENCY_SETS, add_fluency
 from sga.evaluation.evaluation import Evaluation
 from sga.evaluation.metrics import fluency, repeats_ngram
 from sga.evaluation.requests import Answers, Generation, Request
@@ -26,8 +26,6 @@ from sga.models.pretrained import Pretrained
 from sga.models.sharding import is_sharded
 from sga.runs.starting_model import StartingModel
 
-FLUENCY_SETS = ("forget", RETAIN_UNSEEN)
-FLUENCY_PARTS = ("fluency", "empty", "repeated", "degenerate")
 _ROWS = 8
 """Answers that the starting model scores in one pass."""
 
@@ -88,9 +86,8 @@ class Fluency(EvaluationCallback):
                 row = evaluation.row(name, record)
                 row |= dict(zip(FLUENCY_PARTS, values, strict=True))
                 row["generation_tokens"] = len(one.ids)
-            for part, column in columns.items():
-                evaluation.add_mean(f"{prefix}/{part}", name, column)
             self._add_nll(data, name, [record for record, _ in asked], found, evaluation)
+        add_fluency(evaluation)
 
     def _why_nothing(self, data: EvaluationData, name: str) -> str:
         records = data.sets.get(name, ())

@@ -18,6 +18,7 @@ from sga.evaluation.aggregation import (
     MEMORIZATION_SCORES,
     UTILITY_SETS,
     add_book,
+    add_fluency,
     add_forget_quality,
     add_membership,
     add_memorization,
@@ -198,6 +199,7 @@ def score_log(
         add_forget_quality(evaluation, aligned, reasons, mean)
     _add_membership(evaluation, log, aligned, reference_auc, reasons)
     add_memorization(evaluation, reasons)
+    add_fluency(evaluation)
     _add_perplexity(evaluation, reasons)
     _compare_with_stated(evaluation, log, aligned, mean)
     return evaluation

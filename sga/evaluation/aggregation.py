@@ -49,6 +49,8 @@ MEMBERSHIP_SCORES = ("loss", "min_k", "min_k_plus_plus", "zlib", "reference")
 MUSE_SETS = ("verbmem", "knowmem_forget", "knowmem_retain")
 PASSAGE_SETS = ("forget_passages", "holdout_passages")
 MEMORIZATION_SCORES = ("exact_memorization", "extraction_strength")
+FLUENCY_SETS = ("forget", RETAIN_UNSEEN)
+FLUENCY_PARTS = ("fluency", "empty", "repeated", "degenerate")
 
 T = TypeVar("T")
 Reasons = Mapping[str, str]
@@ -325,6 +327,15 @@ def add_memorization(evaluation: Evaluation, reasons: Reasons) -> None:
             evaluation.absent[name] = _reason(reasons, "forget", score, "the forget rows lack it")
         else:
             evaluation.add_mean(name, "forget", values)
+
+
+def add_fluency(evaluation: Evaluation) -> None:
+    """Adds mean fluency and the shares of empty, repeating and degenerate answers of the sets whose rows have them."""
+    for set_name in FLUENCY_SETS:
+        for part in FLUENCY_PARTS:
+            values = evaluation.column(set_name, part)
+            if values is not None:
+                evaluation.add_mean(f"{evaluation.name}/{set_name}/{part}", set_name, values)
 
 
 def add_perplexity(evaluation: Evaluation, set_name: str, total_nll: Floats, tokens: Floats) -> float:

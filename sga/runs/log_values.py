@@ -6,8 +6,9 @@ import sys
 from typing import Any
 
 from sga.errors import UserError
+from sga.evaluation.aggregation import FLUENCY_PARTS
 
-SHARES = ("rouge_l_recall", "rouge_l_fmeasure", "exact_memorization", "extraction_strength")
+SHARES = ("rouge_l_recall", "rouge_l_fmeasure", "exact_memorization", "extraction_strength", *FLUENCY_PARTS)
 
 MEMBERSHIP = ("min_k", "min_k_plus_plus", "zlib", "reference")
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import all_rows
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -135,7 +136,7 @@ def assert_rows_are_of(folder: Path, step: int, speaker: Path, target: Path) -> 
     """The forget rows of a step have the numbers of what `speaker` says, decoded here, scored by `target`."""
     tokenizer = AutoTokenizer.from_pretrained(target / "model")
     speaks, scores = (AutoModelForCausalLM.from_pretrained(path / "model") for path in (speaker, target))
-    rows = [row for row in lines(folder / "rows.jsonl") if row["step"] == step and row["set"] == "forget"]
+    rows = [row for row in all_rows(folder) if row["step"] == step and row["set"] == "forget"]
     assert len(rows) == 6
     for row in rows:
         prompt = tokenizer(f"Question: {row['question']}\nAnswer:", return_tensors="pt")["input_ids"][0].tolist()
