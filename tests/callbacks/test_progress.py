@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
 import pytest
@@ -13,7 +14,7 @@ from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import plugin_data_pb2
 
-from sga.callbacks.progress import ProgressLines, RunProgressBar
+from sga.callbacks.progress import ProgressLines, RunClock, RunProgressBar
 from sga.cli import UnlearningCLI, configured_cli, run_verb
 from sga.files import read_json_object
 
@@ -68,10 +69,10 @@ def test_the_time_that_is_left_has_the_evaluations_in_it() -> None:
     """100 of 400 steps at 2 s, an epoch of 50 steps of 2 passes with 2 evaluations of 30 s each."""
     trainer = pl.Trainer(logger=False, enable_progress_bar=False, accumulate_grad_batches=2, accelerator="cpu")
     trainer.fit_loop.max_batches, trainer.val_check_batch, trainer.check_val_every_n_epoch = 100, 50, 1
-    one = ProgressLines()
+    one = RunClock()
     one._training, one._evaluation, one._first_step = 200.0, 30.0, 0
-    assert one._left(trainer, 100, 400) == ", about 16 min left", "300 · 2 s + 6 · 2 · 30 s = 960 s"
-    assert one._left(trainer, 0, 400) == one._left(trainer, 400, 400) == ""
+    assert one.left(trainer, 100, 400) == 300 * 2 + 6 * 2 * 30
+    assert one.left(trainer, 0, 400) is one.left(trainer, 400, 400) is None
 
 
 # ---- the bar --------------------------------------------------------------------------------------------------------
@@ -100,6 +101,22 @@ def test_a_bar_is_for_terminals(
     callbacks: list[pl.Callback] = configured_cli([*unlearn_options, *options]).trainer.callbacks  # type: ignore[attr-defined]
     found = [callback for callback in callbacks if isinstance(callback, ProgressLines | ProgressBar)]
     assert [type(callback) for callback in found] == [kind]
+
+
+def test_the_bar_tells_the_time_that_is_left_of_the_whole_run(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[tuple[int, str | None]] = []
+    metrics = RunProgressBar.get_metrics
+
+    def noted(bar: RunProgressBar, trainer: pl.Trainer, module: pl.LightningModule) -> dict[str, Any]:
+        found = metrics(bar, trainer, module)
+        shown.append((trainer.global_step, found.get("whole run")))
+        return found
+
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(RunProgressBar, "get_metrics", noted)
+    fit("--trainer.enable_progress_bar=true")
+    assert {step for step, left in shown if left is not None} == {1, 2, 3, 4, 5}, "none before the first and at the end"
+    assert all(re.fullmatch(r"\d+ s left", left) for _, left in shown if left is not None)
 
 
 def test_the_first_evaluation_has_its_name() -> None:
