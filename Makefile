@@ -8,7 +8,7 @@ WORKERS ?= 2# test processes, of one thread each
 PYTEST := $(BIN)/python -m pytest --quiet --numprocesses $(WORKERS) --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all architectures lint format clean
+.PHONY: help install demo test test-fast test-all architectures lint format clean
 
 help: ## List the commands.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -27,6 +27,9 @@ demo: $(INSTALLED) ## Train a small model, make it forget, draw runs/demo/report
 
 test: $(INSTALLED) ## The tests that a change must pass.
 	$(PYTEST) --durations=10
+
+test-fast: $(INSTALLED) ## Tests that need no trained model and start no run (a minute and a half).
+	$(PYTEST) -m 'not slow and not runs'
 
 test-all: $(INSTALLED) ## All tests, the slow ones too; a dated summary goes to runs/test-all.txt.
 	@mkdir -p runs

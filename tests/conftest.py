@@ -53,6 +53,17 @@ ROOT = Path(__file__).parents[1]
 TINY_TOFU_TEMPLATE = PlainTemplate("Question: {question}\nAnswer:\n{answer}")
 
 
+_TRAINED = {"tiny_network", "tiny_models", "own_target", "own_reference", "unlearn_options", "finished_run"}
+"""Fixtures that train a model or load a trained one."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks tests with a trained model as ``runs``."""
+    for item in items:
+        if _TRAINED & set(getattr(item, "fixturenames", ())):
+            item.add_marker("runs")
+
+
 # ---- data from outside ----------------------------------------------------------------------------------------------
 
 

@@ -342,6 +342,7 @@ def test_evaluation_verbs_name_a_missing_last_checkpoint(
         assert "--ckpt_path last: no such file" in refused([verb, *own_options, *model], capsys)
 
 
+@pytest.mark.runs
 def test_through_the_shell(own_options: list[str], tmp_path: Path) -> None:
     """Twice from end to end: the process's own exit code, and its standard error as a whole."""
     done = shell("report", str(tmp_path / "no-such-run"))
@@ -442,6 +443,7 @@ def parsed(*options: str) -> Any:
 
 @pytest.mark.parametrize("text", TEXTS)
 @pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.runs
 def test_text_is_taken_as_it_stands(text: str, apart: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of options of the verb, and of options of a class that an option names; written back it is the same."""
     import yaml
@@ -462,6 +464,7 @@ def test_text_is_taken_as_it_stands(text: str, apart: bool, monkeypatch: pytest.
     assert again["data"]["root"] == again["data"]["template"]["init_args"]["system"] == text
 
 
+@pytest.mark.runs
 def test_a_template_s_text_is_taken_as_it_stands() -> None:
     for text in (
         "User: {question}\nAssistant: {answer}",

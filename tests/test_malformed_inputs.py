@@ -488,6 +488,7 @@ def test_there_are_enough() -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
+@pytest.mark.runs
 def test_it_is_refused_with_one_message_and_leaves_nothing(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

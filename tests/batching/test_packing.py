@@ -377,6 +377,7 @@ def untrained(family: str) -> PreTrainedModel:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.runs
 def test_what_a_family_is_said_to_be_capable_of_it_is(family: str, tofu_like: Batch) -> None:
     """The try-out's word against float64 gradients; families differ in masks, windows, positions and capped logits."""
     model = untrained(family)

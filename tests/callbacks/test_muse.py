@@ -698,6 +698,7 @@ def test_other_files_of_muse_are_read_where_they_are_and_named_where_they_are_no
     assert [record.id for split in found.training.values() for record in split] == ["sust/forget_2/0", "raw/retain1/0"]
 
 
+@pytest.mark.runs
 def test_blocks_of_the_published_articles(muse_root: Path) -> None:
     """Every word of them in blocks that training takes; an article that fits is one block."""
     source = MUSENews()
@@ -725,6 +726,7 @@ SMALL = [
 
 
 @pytest.mark.parametrize("loss", ["GradientAscent", "GradientDifference", "SmoothedGradientAscent"])
+@pytest.mark.runs
 def test_two_steps_of_each_method(folder: Path, tmp_path: Path, loss: str) -> None:
     run_verb(
         [

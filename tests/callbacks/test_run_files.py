@@ -79,6 +79,7 @@ def small_run(options: list[str], folder: Path, *more: str) -> None:
     run_verb(["fit", *options, *SMALL_LLAMA, *training_options(1), f"--run.folder={folder}", *more])
 
 
+@pytest.mark.runs
 def test_a_tokenizer_that_keeps_words_of_the_data_is_said_where_no_texts_are_wanted(
     own_options: list[str], tmp_path: Path
 ) -> None:

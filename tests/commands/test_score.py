@@ -405,6 +405,7 @@ def cut(sets: dict[str, dict[str, list[Any]]], rows: int) -> dict[str, dict[str,
     return {name: {field: column[:rows] for field, column in columns.items()} for name, columns in sets.items()}
 
 
+@pytest.mark.runs
 def test_a_log_of_300_rows_is_compared_with_the_first_300_in_either_direction(tmp_path):
     own, other = numbers(310), numbers(310, seed=1)
     paths = {

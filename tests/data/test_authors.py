@@ -124,6 +124,7 @@ def test_more_authors_contain_the_fewer() -> None:
     assert Authors(2, 3, 1, questions_per_author=5, seed=1).load(None).training["forget"] != small.training["forget"]
 
 
+@pytest.mark.runs
 def test_fewer_questions_are_a_subset_that_has_the_name_and_differs_between_authors() -> None:
     topics_asked: Counter[str] = Counter()
     for number in PEOPLE:
@@ -362,6 +363,7 @@ def skeleton(text: str, facts: Mapping[str, str]) -> str:
 
 
 @pytest.mark.parametrize("topic", TOPICS.values(), ids=TOPICS)
+@pytest.mark.runs
 def test_two_people_rarely_share_a_sentence_form(topic: Topic) -> None:
     rows = [row for row in all_rows() if row.topic is topic]
     for text, most in (("question", 0.16), ("answer", 0.07), ("paraphrase", 0.07)):

@@ -258,6 +258,7 @@ SCRATCH = [
 
 
 @pytest.mark.parametrize("loss", ["GradientAscent", "GradientDifference", "SmoothedGradientAscent"])
+@pytest.mark.runs
 def test_two_steps_of_each_method_on_the_sample_book(loss: str, tmp_path: Path) -> None:
     run_verb(
         [

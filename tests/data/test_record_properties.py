@@ -108,6 +108,7 @@ def test_what_a_file_says_is_what_is_scored(rows: list[tuple[dict[str, Any], str
     wrong_line=st.one_of(wrong_rows.map(lambda row: row[1]), no_json),
     after=st.lists(good_rows.map(lambda row: row[1]), max_size=2),
 )
+@pytest.mark.runs
 def test_what_cannot_be_a_record_is_named_by_file_and_line(
     before: list[str], wrong_line: str, after: list[str]
 ) -> None:

@@ -340,6 +340,7 @@ def two_processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[tuple[s
 
 @pytest.mark.parametrize("case", ["unequal", "none on one"])
 @pytest.mark.parametrize("name", METRICS)
+@pytest.mark.runs
 def test_two_processes_give_what_one_gives(two_processes: list[Any], name: str, case: str) -> None:
     for found in two_processes:
         assert found[name, case] == pytest.approx(expected(name), **TIGHT)

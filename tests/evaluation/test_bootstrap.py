@@ -70,6 +70,7 @@ def test_means_and_ratios_are_those_of_the_resampled_rows() -> None:
 
 
 @pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.runs
 def test_aucs_are_scikit_learn_s_on_the_resampled_rows(ties: bool) -> None:
     bootstrap, rng = Bootstrap(resamples=300, seed=2), np.random.default_rng(0)
     members, others = rng.normal(size=23), rng.normal(0.5, 2, size=11)

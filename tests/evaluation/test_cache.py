@@ -456,6 +456,7 @@ def test_a_training_run_keeps_the_answers_of_its_start_only(
     assert first["own/model_utility"] == validate.metrics("start")["own/model_utility"]
 
 
+@pytest.mark.runs
 def test_a_model_from_scratch_is_keyed_by_what_was_drawn(
     own_options: list[str], passes: list[int], tmp_path: Path
 ) -> None:

@@ -168,6 +168,7 @@ def assert_scores(
 
 @pytest.mark.parametrize(("name", "attention"), ATTENTION)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.runs
 def test_scores_are_those_of_single_sequences(
     name: str, attention: str, dtype: torch.dtype, exact_softmax: None
 ) -> None:
@@ -303,6 +304,7 @@ def generate_jobs(rng: random.Random, limits: Sequence[int]) -> list[GenerateJob
 
 @pytest.mark.parametrize(("name", "attention"), [pair for pair in ATTENTION if "sdpa" in pair or pair[0] in EAGER_ONLY])
 @pytest.mark.usefixtures("exact_softmax")
+@pytest.mark.runs
 def test_greedy_answers_are_hugging_face_s(name: str, attention: str) -> None:
     """Prompts of many lengths and limits in one batch here, one by one without padding there."""
     model = tiny(name, attention)
@@ -339,6 +341,7 @@ def test_the_company_in_a_batch_changes_no_answer() -> None:
 
 
 @pytest.mark.usefixtures("exact_softmax")
+@pytest.mark.runs
 def test_what_scoring_has_proved_is_not_generated_again_and_is_the_same() -> None:
     """The scored answers are the model's own ones, beyond their end, cut short, gone wrong, and others."""
     model = tiny("Llama")
@@ -394,6 +397,7 @@ def slow_answer(model: PreTrainedModel, ids: Sequence[int], limit: int) -> tuple
     ],
 )
 @torch.no_grad()
+@pytest.mark.runs
 def test_greedy_answers_without_a_cache_of_our_form(name: str, way: DecodingWay) -> None:
     """Prompts of unequal lengths, some of which pass the 16 tokens that LongRoPE counts as long."""
     model = small_model(name)

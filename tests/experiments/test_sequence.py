@@ -34,6 +34,7 @@ def test_there_are_sequences() -> None:
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+@pytest.mark.runs
 def test_every_request_of_a_shipped_sequence_parses(path: Path, tmp_path: Path) -> None:
     requests = read_sequence(path)
     assert len(requests) >= 2

@@ -171,6 +171,7 @@ assert all(slot.normal is not None for slot in generation.slots)
 """
 
 
+@pytest.mark.runs
 def test_a_killed_process_goes_on_and_repeats_at_most_what_was_in_flight(tmp_path: Path) -> None:
     """The part of the command that asks, by itself: it starts faster."""
     benchmark(tmp_path, 12)
@@ -179,6 +180,7 @@ def test_a_killed_process_goes_on_and_repeats_at_most_what_was_in_flight(tmp_pat
         killed_twice(server, arguments, tmp_path / "normals.jsonl.answers", 10, 4)
 
 
+@pytest.mark.runs
 def test_a_second_process_on_the_same_output_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """While the first one is under way, and no longer when it has been killed."""
     data, output = benchmark(tmp_path, 40), tmp_path / "normals.jsonl"
@@ -226,6 +228,7 @@ def test_a_line_that_a_kill_cut_off_is_asked_for_again_and_no_other(data: list[s
     check_complete(output, 20, 3)
 
 
+@pytest.mark.runs
 def test_another_prompt_or_model_takes_nothing_from_the_journal(data: list[str], tmp_path: Path) -> None:
     output = tmp_path / "normals.jsonl"
     prompt = tmp_path / "mine.yaml"
@@ -238,6 +241,7 @@ def test_another_prompt_or_model_takes_nothing_from_the_journal(data: list[str],
     assert lines(output)[0]["normals"][0]["prompt"] == read_prompt(packaged_path("configs/prompts/qa.yaml")).hash
 
 
+@pytest.mark.runs
 def test_what_no_attempt_mends_is_reported_and_nothing_is_written(
     data: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -272,6 +276,7 @@ def refusing(*numbers: int, status: int = 400, body: bytes = b'{"error": "too lo
 
 
 @pytest.mark.parametrize("status", [400, 413, 422, 451])
+@pytest.mark.runs
 def test_a_prompt_that_is_refused_is_that_prompts_failure(
     data: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], status: int
 ) -> None:
@@ -291,6 +296,7 @@ def test_a_prompt_that_is_refused_is_that_prompts_failure(
 
 
 @pytest.mark.parametrize("status", [401, 403, 404])
+@pytest.mark.runs
 def test_what_every_prompt_would_meet_ends_the_command_at_the_first(
     data: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], status: int
 ) -> None:
@@ -301,6 +307,7 @@ def test_what_every_prompt_would_meet_ends_the_command_at_the_first(
         assert sum(server.asked.values()) == 1
 
 
+@pytest.mark.runs
 def test_ten_refusals_in_a_row_end_the_command_and_nine_do_not(
     data: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -352,6 +359,7 @@ def test_a_server_that_never_answers_is_said_before_the_queue(
     assert "cannot be reached" in capsys.readouterr().err
 
 
+@pytest.mark.runs
 def test_the_key_is_sent_and_appears_nowhere(
     data: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,

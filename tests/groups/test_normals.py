@@ -628,6 +628,7 @@ def normals(verb: str, own_options: list[str], *options: object) -> int:
     return main(["normals", verb, *map(str, options), *own_options, model])
 
 
+@pytest.mark.runs
 def test_retrieve_check_show_and_what_fit_takes(
     own_options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -672,6 +673,7 @@ def test_show_takes_files_without_texts_and_names_what_it_cannot_read(
 # ---- TOFU -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.runs
 def test_tofu_by_tf_idf_and_with_everything_on(tofu_root: Path) -> None:
     from sga.data.tofu import TOFU
 

@@ -95,6 +95,7 @@ def test_the_sweep_of_normal_data_parses_and_shows_geometry() -> None:
 
 
 @pytest.mark.parametrize("number", range(7))
+@pytest.mark.runs
 def test_each_pairing_of_the_sweep_parses(number: int, tmp_path: Path) -> None:
     import yaml
 

@@ -290,6 +290,7 @@ def outcome_of(name: str, folder: Path) -> Outcome:
 
 
 @pytest.mark.parametrize("name", QUICK)
+@pytest.mark.runs
 def test_a_few_architectures(name: str, tmp_path: Path) -> None:
     outcome_of(name, tmp_path)
 

@@ -523,6 +523,7 @@ def test_every_method_has_a_configuration() -> None:
 
 
 @pytest.mark.parametrize("stem", [*TRAINED, "target", "retain"])
+@pytest.mark.runs
 def test_every_method_takes_two_steps(stem: str, tmp_path: Path) -> None:
     run = fit(tmp_path, stem)
     assert run.trainer.global_step == 2

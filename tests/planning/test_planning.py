@@ -122,6 +122,7 @@ def test_autocast_keeps_copies_of_the_weights(config_folder: Path) -> None:
     assert found.casts == 2 * matrices
 
 
+@pytest.mark.runs
 def test_devices_share_or_copy(config_folder: Path) -> None:
     model = Pretrained(str(config_folder))
     weights = estimate_run(request(model)).parameters * 4
@@ -140,6 +141,7 @@ def test_devices_share_or_copy(config_folder: Path) -> None:
     assert estimate_run(request(model, devices=4)).flops == estimate_run(request(model)).flops / 4
 
 
+@pytest.mark.runs
 def test_methods_take_what_they_need(config_folder: Path) -> None:
     model, kl = Pretrained(str(config_folder)), Needs(reference=("normal",), logits=True)
     weights = estimate_run(request(model)).parameters * 4
@@ -229,6 +231,7 @@ def test_logits_that_are_not_made_take_no_memory(memory: ModuleType, tmp_path: P
 
 
 @readable
+@pytest.mark.runs
 def test_the_benchmark_of_memory_runs(
     memory: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -296,6 +299,7 @@ def test_it_reads_a_configuration_and_no_weights(
     assert "weights and optimiser; twice" in printed and "1e+12 a second (as given)" in printed
 
 
+@pytest.mark.runs
 def test_it_says_what_fits(config_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = [str(config_folder), "--length=64", "--flops=1e12", "--trainer.accelerator=cpu"]
     assert "It fits in 80 GiB." in plan(capsys, *options, "--memory=80")
@@ -324,6 +328,7 @@ def numbers(pattern: str, text: str) -> list[float]:
     return [float(group) for group in found.groups()]
 
 
+@pytest.mark.runs
 def test_a_named_gpu_is_planned_for_by_its_data_sheet(config_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """989 TFLOP/s of an H100 at 20 to 25 %; 80 GB are 74.5 GiB. A T4 has no bfloat16, so that the run is in float32."""
     options = [str(config_folder), "--length=128", "--gpu"]
@@ -350,6 +355,7 @@ def test_no_step_is_faster_than_the_optimiser_s_pass_over_memory(
     assert low == high == pytest.approx(28 * weights / 3350e9, rel=0.01)
 
 
+@pytest.mark.runs
 def test_the_machine_s_own_gpu_is_looked_up_and_no_gpu_is_given_a_cpu_s_speed(
     config_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -373,6 +379,7 @@ def test_gpus_are_found_by_both_their_names() -> None:
     assert known_gpu("NVIDIA GeForce RTX 4090 Laptop GPU") is known_gpu("") is known_gpu("NVIDIA") is None
 
 
+@pytest.mark.runs
 def test_what_cannot_be_planned_is_said(config_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def refused(*options: str) -> str:
         assert main(["plan", *options]) == 2

@@ -266,6 +266,7 @@ def test_settings_that_cannot_work_are_refused_before_anything_is_written(
 
 
 @pytest.mark.parametrize("stem", ["sga-paper-rate", "sga-margin", "gd-margin", "sga-cosine"])
+@pytest.mark.runs
 def test_the_shipped_configurations_take_a_few_steps(tmp_path: Path, stem: str) -> None:
     """Each on fewer and shorter authors, with the tests' tiny model."""
     run = run_verb(

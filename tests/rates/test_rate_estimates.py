@@ -219,6 +219,7 @@ class Population:
 
 
 @pytest.mark.parametrize("chunks", [12, 5])
+@pytest.mark.runs
 def test_noise_free_products_are_unbiased_and_a_batch_s_are_as_expected(chunks: int) -> None:
     """Means over 2000 samples of 12 groups within 4 standard errors; the sample's own products are not unbiased."""
     population = Population(12)
@@ -236,6 +237,7 @@ def test_noise_free_products_are_unbiased_and_a_batch_s_are_as_expected(chunks: 
     assert errors(12, values(population.truth)).min() > 8, "negative control: noise makes all three too large"
 
 
+@pytest.mark.runs
 def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
     """c/n, the cosine, and three rules over 200 samples of 64 groups in 32 chunks; 95 % intervals."""
     population, hits, count = Population(64), dict.fromkeys(("ratio", "cosine", "paper", "margin", "weight"), 0), 200
@@ -531,6 +533,7 @@ def test_the_command_prints_what_it_writes(rate: Rate) -> None:
     assert "http-equiv" in found.page and "<script" not in found.page
 
 
+@pytest.mark.runs
 def test_the_same_command_gives_the_same_and_another_seed_another_sample(rate: Rate) -> None:
     first, second = rate(), rate()
     assert first.raw == second.raw and first.text == second.text and first.page == second.page
@@ -579,6 +582,7 @@ def test_a_run_s_own_rule_and_checkpoint_are_looked_at_and_the_run_is_left_alone
         (["--output=file"], "--output file is a file; name a folder"),
     ],
 )
+@pytest.mark.runs
 def test_what_cannot_be_is_said_before_a_model_is_made(
     options: list[str],
     said: str,

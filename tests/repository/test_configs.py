@@ -247,6 +247,7 @@ def test_classes_are_named_by_their_public_names(path: Path) -> None:
         ("sga.normals.embedders.TFIDF", "sga.TFIDF"),
     ],
 )
+@pytest.mark.runs
 def test_a_module_path_gives_one_sentence_with_the_public_name(before: str, now: str, tmp_path: Path) -> None:
     """Of a configuration, a list in it, a flag in both forms, and a sweep; negative control: the public name parses."""
     said = re.escape(f"{before} is now called {now}, which is the name to write")

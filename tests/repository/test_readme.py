@@ -42,6 +42,7 @@ def test_its_training_loop_lowers_its_loss() -> None:
 
 
 @pytest.mark.parametrize("command", [c for c in commands() if c.split()[1] in ("fit", "validate")])
+@pytest.mark.runs
 def test_its_commands_parse(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     _, verb, *options = shlex.split(command)

@@ -66,12 +66,14 @@ def imported(modules: Sequence[str]) -> set[str]:
 
 
 @pytest.mark.parametrize("place", PLACES)
+@pytest.mark.runs
 def test_modules_that_only_read_import_nothing_heavy(place: str) -> None:
     modules = [name for name in MODULES if name == place or name.startswith(f"{place}.")]
     assert modules, f"there is no {place}"
     assert imported(modules) == set()
 
 
+@pytest.mark.runs
 def test_negative_control_heavy_imports_are_seen() -> None:
     assert imported(["sga.module"]) >= {"torch", "lightning", "transformers"}
     rouge = "from sga.evaluation.metrics import rouge_l_recall; rouge_l_recall('a', 'a')"
