@@ -349,6 +349,8 @@ def test_metrics_have_their_names_and_are_finite(run_folder: tuple[Path, Unlearn
     means |= {f"own/forget/{part}" for part in ("avg_nll", "exact_memorization", "extraction_strength")}
     means |= {f"own/mia/{score}" for score in ("loss", "min_k", "min_k_plus_plus", "zlib", "reference")}
     means |= {"own/model_utility", "own/model_utility_unseen", "own/privleak"}
+    fluent = ("fluency", "empty", "repeated", "degenerate")
+    means |= {f"own/{name}/{part}" for name in ("forget", "retain_unseen") for part in fluent}
     texts = ("forget", "retain", "retain_unseen", "normal")
     means |= {f"perplexity/{name}{log}" for name in texts for log in ("", "/log")}
     single = {"own/ks_statistic", "own/ks_n", "own/forget_quality", "own/forget_quality_log10"}
@@ -365,7 +367,7 @@ def test_metrics_have_their_names_and_are_finite(run_folder: tuple[Path, Unlearn
         assert point["own/forget/avg_nll/ci_low"] < point["own/forget/avg_nll/ci_high"]
     summary = json.loads((folder / "metrics.json").read_text())
     assert {key: summary[key] for key in points[-1]} == points[-1]
-    assert summary["absent"] == {}
+    assert set(summary["absent"]) == {f"own/{name}/generation_nll" for name in ("forget", "retain_unseen")}
     extra = {"chosen", "frontier_area", "frontier_area_ks", "absent", "notes", "tokens", "normals/similarity"}
     assert set(summary) - set(points[-1]) == extra
 

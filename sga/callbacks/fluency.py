@@ -73,6 +73,8 @@ class Fluency(EvaluationCallback):
         return [(record, self._utility.generation(record)) for record in records]
 
     def evaluate(self, data: EvaluationData, answers: Answers, evaluation: Evaluation) -> None:
+        if all(record.is_text for record in data.sets.get("forget", ())):
+            return  # benchmarks of plain text have no questions, and so no answers
         for name in FLUENCY_SETS:
             prefix = f"{evaluation.name}/{name}"
             asked = self._asked(data.sets.get(name, ()))
