@@ -448,14 +448,19 @@ def test_an_encoder_is_no_causal_model(name: str) -> None:
 # ---- memory ---------------------------------------------------------------------------------------------------------
 
 
-def without_memory(model: PreTrainedModel, most: int, message: str = "CUDA out of memory") -> list[int]:
+def without_memory(
+    model: PreTrainedModel,
+    most: int,
+    message: str = "CUDA out of memory",
+    kind: type[Exception] = torch.OutOfMemoryError,
+) -> list[int]:
     """Makes a model fail on more than `most` tokens, as PyTorch does; returns the sizes of what it is given."""
     sizes: list[int] = []
 
     def check(module: Any, args: Any, options: dict[str, Any]) -> None:
         sizes.append(options["input_ids"].numel())
         if sizes[-1] > most:
-            raise torch.OutOfMemoryError(message)
+            raise kind(message)
 
     model.register_forward_pre_hook(check, with_kwargs=True)
     return sizes
@@ -492,6 +497,24 @@ def test_halving_goes_on_until_it_fits() -> None:
         found = Inference(model, [EOS]).answer(batch)
     assert_scores(found, expected, [job.detail for job in batch.jobs], 1e-9)
     assert max(sizes) > longest
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (RuntimeError, "[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory: you tried"),
+        (RuntimeError, "std::bad_alloc"),  # a C++ container inside an operator
+        (MemoryError, ""),  # Python's own, and how bad_alloc leaves a binding
+        (MemoryError, "Unable to allocate 97.7 KiB for an array with shape (100, 125)"),  # NumPy's
+    ],
+)
+def test_however_it_is_said_that_memory_ran_out(kind: type[Exception], message: str) -> None:
+    batch = batch_of(score_jobs(random.Random(9), 3))
+    model = tiny("Llama", "sdpa")
+    expected = Inference(model, [EOS]).answer(batch)
+    without_memory(model, max(len(job.ids) for job in batch.jobs), message, kind)
+    with pytest.warns(UserWarning, match="out of memory"):
+        assert_scores(Inference(model, [EOS]).answer(batch), expected, [job.detail for job in batch.jobs], 1e-9)
 
 
 @pytest.mark.usefixtures("exact_softmax")
