@@ -28,6 +28,7 @@ from sga.callbacks import (
     MUSE,
     BookContinuations,
     Evaluator,
+    Fluency,
     ForgetQuality,
     Harness,
     HuggingFaceExport,
@@ -75,6 +76,7 @@ class UnlearningCLI(LightningCLI):
         parser.add_lightning_class_args(MembershipInference, "membership_inference")
         parser.add_lightning_class_args(Memorization, "memorization")
         parser.add_lightning_class_args(Perplexity, "perplexity")
+        parser.add_lightning_class_args(Fluency, "fluency")
         parser.add_lightning_class_args(MUSE, "muse")
         parser.add_lightning_class_args(BookContinuations, "book")
         parser.add_lightning_class_args(Harness, "harness")

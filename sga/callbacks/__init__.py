@@ -4,15 +4,18 @@ from sga.callbacks.book import BookContinuations
 from sga.callbacks.checkpoints import RunCheckpoints
 from sga.callbacks.evaluator import EvaluationCallback, Evaluator
 from sga.callbacks.export import HuggingFaceExport
+from sga.callbacks.fluency import Fluency
 from sga.callbacks.forget_quality import ForgetQuality
+from sga.callbacks.handover import FitToHandOver
 from sga.callbacks.harness import Harness
 from sga.callbacks.membership_inference import MembershipInference
 from sga.callbacks.memorization import Memorization
 from sga.callbacks.model_utility import ModelUtility
 from sga.callbacks.muse import MUSE
 from sga.callbacks.perplexity import Perplexity
+from sga.callbacks.rules import BestForgetQuality, FailureSignatures, ForgetNLLReached, StoppingRule
 from sga.callbacks.run_files import RunFiles
-from sga.callbacks.stopping import BestForgetQuality, FailureSignatures, ForgetNLLReached, Stopping, StoppingRule
+from sga.callbacks.stopping import Stopping
 
 __all__ = [
     "MUSE",
@@ -21,6 +24,8 @@ __all__ = [
     "EvaluationCallback",
     "Evaluator",
     "FailureSignatures",
+    "FitToHandOver",
+    "Fluency",
     "ForgetNLLReached",
     "ForgetQuality",
     "Harness",

@@ -145,13 +145,13 @@ class ModelUtility(EvaluationCallback):
         for name in ANSWERED_SETS:
             records = data.sets.get(name, ())
             yield from likelihood_requests(records)
-            if self._generates(records):
-                yield from (self._generation(record) for record in records)
+            if self.generates(records):
+                yield from (self.generation(record) for record in records)
 
-    def _generates(self, records: Sequence[Record]) -> bool:
+    def generates(self, records: Sequence[Record]) -> bool:
         return self.generate and not any(record.is_text for record in records)
 
-    def _generation(self, record: Record) -> Generate:
+    def generation(self, record: Record) -> Generate:
         return Generate(record.question, self.max_new_tokens, self.count_prompt)
 
     def evaluate(self, data: EvaluationData, answers: Answers, evaluation: Evaluation) -> None:
@@ -159,9 +159,9 @@ class ModelUtility(EvaluationCallback):
         for name in ANSWERED_SETS:
             records = data.sets.get(name, ())
             add_likelihoods(name, data, answers, evaluation)
-            if not records or not self._generates(records):
+            if not records or not self.generates(records):
                 continue
-            generated = [answers.generation(self._generation(record)).text for record in records]
+            generated = [answers.generation(self.generation(record)).text for record in records]
             truth = [record.answer for record in records]
             absent = fill_rouge(evaluation, name, records, generated, truth, self.rouge_tokenizer)
             if absent is not None:

@@ -360,6 +360,7 @@ def _summary(points: list[dict[str, Any]], evaluation: Evaluation, stopping: Sto
             summary["because"] = f"no evaluation qualifies as {stopping.rule.declaration()}"
         else:
             summary = {"chosen": stopping.rule.declaration(), "because": choice.because, **of_choice[0]}
+            summary |= stopping.result()
             absent, notes = choice.absent, choice.notes
         if stopping.stopped is not None:
             summary["stopped"] = stopping.stopped

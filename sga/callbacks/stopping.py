@@ -7,9 +7,7 @@ is, before the run and in its files.
 
 from __future__ import annotations
 
-import math
-from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,221 +17,28 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 
 from sga.callbacks.checkpoints import save
-from sga.callbacks.evaluator import Evaluator, evaluation_of
+from sga.callbacks.evaluator import EvaluationCallback, Evaluator, evaluation_of
 from sga.callbacks.export import HuggingFaceExport
 from sga.callbacks.model_utility import ModelUtility
+from sga.callbacks.rules import (
+    FORGET_NLL,
+    NORMAL_PERPLEXITY,
+    OF_REFERENCE,
+    REFERENCE_NLL,
+    UTILITY,
+    Point,
+    StoppingRule,
+)
 from sga.data.reserved import RETAIN_UNSEEN
+from sga.datamodule import EvaluationData
 from sga.errors import DivergenceError, UserError
-from sga.evaluation.aggregation import UTILITY_UNSEEN
 from sga.evaluation.evaluation import Evaluation
 from sga.evaluation.reference import reference_for
+from sga.evaluation.requests import Answers, Request
 from sga.models.sharding import load_whole_weights
 from sga.runs.folder import RunFolder
 from sga.runs.references import read_retain_reference
 from sga.runs.weights import is_whole
-
-FORGET_NLL = "forget_nll"
-REFERENCE_NLL = "reference_forget_nll"
-UTILITY = UTILITY_UNSEEN
-QUALITY = "forget_quality_log10"
-NORMAL_PERPLEXITY = "perplexity/normal/log"
-PRIVLEAK = "privleak"
-_OF_REFERENCE = (QUALITY, REFERENCE_NLL)  # PrivLeak can do with an assumed AUC
-
-
-# ---- rules: pure functions of evaluations ---------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Point:
-    """What a rule sees of one evaluation.
-
-    Attributes:
-        step: Optimiser steps taken.
-        metrics: Value by name, without the benchmark's prefix: ``model_utility_unseen``, ``forget_quality_log10``,
-            ``perplexity/normal/log``, ``privleak``, …; also ``forget_nll`` (mean avg_nll of the forget set, nats per
-            token) and, where the reference's log has it, ``reference_forget_nll`` over the same rows.
-    """
-
-    step: int
-    metrics: Mapping[str, float]
-
-    def __getitem__(self, name: str) -> float:
-        return self.metrics[name]
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What a rule says about one evaluation.
-
-    Attributes:
-        choose: Whether this evaluation is to be the chosen one from now on.
-        because: Why it would be, with its numbers; for people.
-        stop: Why the run ends here; None where it goes on.
-    """
-
-    choose: bool
-    because: str
-    stop: str | None = None
-
-
-class StoppingRule(ABC):
-    """Says of each evaluation whether it is the one to keep so far, and whether the run ends with it.
-
-    A rule of one's own is a frozen dataclass with three short methods, given by its class path. It must be a function
-    of its arguments alone: a resumed run, and each process of several, asks it again and must hear the same.
-    """
-
-    @abstractmethod
-    def declaration(self) -> str:
-        """What is chosen, in words that need no number of a run; stands in metrics.json and on the report."""
-
-    @abstractmethod
-    def needs(self) -> tuple[str, ...]:
-        """Names of the metrics that it decides by; a run in which one is absent is refused."""
-
-    @abstractmethod
-    def judge(self, point: Point, start: Point, chosen: Point | None) -> Verdict:
-        """The verdict on an evaluation.
-
-        Args:
-            point: The evaluation.
-            start: The first one, of the starting model; `point` itself when it is that one.
-            chosen: The one chosen so far; None where none has been yet.
-        """
-
-
-@dataclass(frozen=True)
-class BestForgetQuality(StoppingRule):
-    """Chooses the highest forget quality among evaluations that keep a share of the starting model's utility.
-
-    Args:
-        utility_share: Utility budget: least model utility, over the reserved retain rows, as a share of the starting
-            model's, above 0 and at most 1.
-        stop_below_budget: End the run at the first evaluation below the budget. Off by default: utility can come back
-            later in a run.
-    """
-
-    utility_share: float = 0.9
-    stop_below_budget: bool = False
-
-    def __post_init__(self) -> None:
-        if not 0 < self.utility_share <= 1:
-            raise UserError(f"utility_share must be above 0 and at most 1, got {self.utility_share}")
-
-    def declaration(self) -> str:
-        return f"best forget quality with at least {self.utility_share:g} of the starting model's utility"
-
-    def needs(self) -> tuple[str, ...]:
-        return QUALITY, UTILITY
-
-    def judge(self, point: Point, start: Point, chosen: Point | None) -> Verdict:
-        least = self.utility_share * start[UTILITY]
-        affordable = point[UTILITY] >= least
-        better = chosen is None or (point[QUALITY], point[UTILITY]) > (chosen[QUALITY], chosen[UTILITY])
-        utility = f"model utility {point[UTILITY]:.3f}, of which {least:.3f} was asked"
-        stop = None
-        if self.stop_below_budget and not affordable:
-            stop = f"model utility {point[UTILITY]:.3f} is below the budget of {least:.3f}"
-        return Verdict(affordable and better, f"log10 forget quality {point[QUALITY]:.2f} at {utility}", stop)
-
-
-@dataclass(frozen=True)
-class ForgetNLLReached(StoppingRule):
-    """Ends the run once the forget nll is the reference's or above, and chooses the evaluation nearest to it."""
-
-    def declaration(self) -> str:
-        return "forget nll nearest to the reference's"
-
-    def needs(self) -> tuple[str, ...]:
-        return FORGET_NLL, REFERENCE_NLL
-
-    def judge(self, point: Point, start: Point, chosen: Point | None) -> Verdict:
-        nll, goal = point[FORGET_NLL], point[REFERENCE_NLL]
-        nearer = chosen is None or abs(nll - goal) < abs(chosen[FORGET_NLL] - goal)
-        numbers = f"forget nll {nll:.3f}, the reference's {goal:.3f}"
-        return Verdict(
-            nearer, numbers, f"the forget nll has reached the reference's ({numbers})" if nll >= goal else None
-        )
-
-
-@dataclass(frozen=True)
-class FailureSignatures(StoppingRule):
-    """Ends the run at the first evaluation that shows a declared failure, and chooses the last one that shows none.
-
-    Thresholds are those of the paper (arXiv 2510.22376); null does not look at a signature. Without an evaluation that
-    shows none, the last one stays the result.
-
-    Args:
-        normal_perplexity: Divergence: perplexity on normal text above this.
-        model_utility: Over-unlearning: model utility, over the reserved retain rows, below this. The paper's 0.4 is of
-            TOFU's models; take a share of the starting model's utility for others.
-        forget_quality: Over-unlearning: forget quality below this (the paper: 0.01) while the forget nll is above the
-            reference's. Below the reference's, a low forget quality means that there is more to unlearn.
-        privleak: Over-unlearning: PrivLeak above this, which is at least 0 (a percentage).
-    """
-
-    normal_perplexity: float | None = 1e10
-    model_utility: float | None = 0.4
-    forget_quality: float | None = None
-    privleak: float | None = None
-
-    def __post_init__(self) -> None:
-        if {self.normal_perplexity, self.model_utility, self.forget_quality, self.privleak} == {None}:
-            raise UserError("FailureSignatures looks at no signature; set at least one threshold")
-        if self.normal_perplexity is not None and not self.normal_perplexity > 1:
-            raise UserError(f"normal_perplexity must be above 1, got {self.normal_perplexity}")
-        for name in ("model_utility", "forget_quality"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < 1:
-                raise UserError(f"{name} must be between 0 and 1, got {value}")
-        if self.privleak is not None and not self.privleak >= 0:
-            raise UserError(f"privleak must be at least 0, got {self.privleak}")
-
-    def declaration(self) -> str:
-        looked_at = [
-            f"{name} {side} {value:g}"
-            for name, side, value in (
-                ("perplexity on normal text", "above", self.normal_perplexity),
-                ("model utility", "below", self.model_utility),
-                ("forget quality on the over-unlearned side", "below", self.forget_quality),
-                ("PrivLeak", "above", self.privleak),
-            )
-            if value is not None
-        ]
-        return f"last evaluation without a failure ({', '.join(looked_at)})"
-
-    def needs(self) -> tuple[str, ...]:
-        quality = (QUALITY, FORGET_NLL, REFERENCE_NLL)
-        return (
-            *((NORMAL_PERPLEXITY,) if self.normal_perplexity is not None else ()),
-            *((UTILITY,) if self.model_utility is not None else ()),
-            *(quality if self.forget_quality is not None else ()),
-            *((PRIVLEAK,) if self.privleak is not None else ()),
-        )
-
-    def judge(self, point: Point, start: Point, chosen: Point | None) -> Verdict:
-        found = []
-        # In logarithms: the perplexity of a collapsed model is beyond what a float holds.
-        if self.normal_perplexity is not None and point[NORMAL_PERPLEXITY] > math.log(self.normal_perplexity):
-            found.append(
-                f"perplexity on normal text is e^{point[NORMAL_PERPLEXITY]:.1f}, above {self.normal_perplexity:g}"
-            )
-        if self.model_utility is not None and point[UTILITY] < self.model_utility:
-            found.append(f"model utility {point[UTILITY]:.3f} is below {self.model_utility:g}")
-        if self.forget_quality is not None:
-            low = point[QUALITY] < math.log10(self.forget_quality)
-            if low and point[FORGET_NLL] > point[REFERENCE_NLL]:
-                found.append(
-                    f"log10 forget quality {point[QUALITY]:.2f} is below that of {self.forget_quality:g} and the model "
-                    f"over-unlearned (forget nll {point[FORGET_NLL]:.3f}, the reference's {point[REFERENCE_NLL]:.3f})"
-                )
-        if self.privleak is not None and point[PRIVLEAK] > self.privleak:
-            found.append(f"PrivLeak {point[PRIVLEAK]:.1f} is above {self.privleak:g}")
-        return Verdict(not found, "no sign of failure", "; ".join(found) or None)
-
-
-# ---- the callback ---------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -255,7 +60,7 @@ class Choice:
     notes: list[str]
 
 
-class Stopping(pl.Callback):
+class Stopping(EvaluationCallback):
     """Asks a rule after each evaluation which one to keep and whether to end, and makes the chosen weights the result.
 
     The chosen weights are in ``checkpoints/best.ckpt`` (weights only), written whole or not at all and only when the
@@ -285,27 +90,48 @@ class Stopping(pl.Callback):
         self._reference_nll: float | None = None
         self._reference_rows: int | None = None
         self._settled = False
+        self._utility: ModelUtility | None = None
+
+    # ---- what the rule asks ------------------------------------------------------------------------------------
+
+    def requests(self, data: EvaluationData) -> Iterable[Request]:
+        return () if self.rule is None else self.rule.requests(data, self._utility)
+
+    def evaluate(self, data: EvaluationData, answers: Answers, evaluation: Evaluation) -> None:
+        if self.rule is not None:
+            self.rule.observe(data, answers, evaluation, self._utility)
+
+    def result(self) -> dict[str, Any]:
+        """What metrics.json says of the choice besides its metrics; empty as long as nothing is chosen."""
+        if self.rule is None or self.choice is None or self._start is None:
+            return {}
+        return self.rule.result(Point(self.choice.step, self.choice.metrics), self._start)
 
     # ---- what can be refused before training -------------------------------------------------------------------
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self._settled = False
+        callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        self._utility = next((callback for callback in callbacks if isinstance(callback, ModelUtility)), None)
         if self.rule is None or stage != "fit":
             return
-        callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
         place = callbacks.index(self)
         evaluators = [callback for callback in callbacks[:place] if isinstance(callback, Evaluator)]
         if not evaluators or any(isinstance(callback, HuggingFaceExport) for callback in callbacks[:place]):
             raise UserError(
                 "among the trainer's callbacks Stopping stands after Evaluator and before HuggingFaceExport"
             )
+        if self.rule.needs_intervals and not evaluators[0].resamples:
+            raise UserError(
+                f"--stop.rule {self._name} decides by intervals, which --evaluation.resamples 0 leaves out; give 1000"
+            )
         data = pl_module.data.evaluation_data()  # type: ignore[operator, union-attr]
         needs = self.rule.needs()
-        if any(name in needs for name in _OF_REFERENCE):
+        if any(name in needs for name in OF_REFERENCE):
             paths = evaluators[0].reference_paths
             if not paths:
                 raise self._lacks(
-                    next(name for name in needs if name in _OF_REFERENCE),
+                    next(name for name in needs if name in OF_REFERENCE),
                     "there is no reference: give the run folder of a model trained without the forget data "
                     "(--evaluation.reference)",
                 )
@@ -402,6 +228,7 @@ class Stopping(pl.Callback):
             self._start = point
         chosen = None if self.choice is None else Point(self.choice.step, self.choice.metrics)
         verdict = self.rule.judge(point, self._start, chosen)
+        evaluation.metrics |= verdict.metrics
         if verdict.choose:
             self.choice = Choice(
                 point.step, verdict.because, dict(point.metrics), dict(evaluation.absent), list(evaluation.notes)
@@ -415,7 +242,7 @@ class Stopping(pl.Callback):
                     print(f"stopped {self.stopped}")
 
     def _point(self, step: int, evaluation: Evaluation) -> Point:
-        metrics = {name.removeprefix(f"{evaluation.name}/"): value for name, value in evaluation.values().items()}
+        metrics = {name.removeprefix(f"{evaluation.name}/"): value for name, value in evaluation.metrics.items()}
         nll = evaluation.column("forget", "avg_nll")
         if nll is not None:
             metrics[FORGET_NLL] = float(nll[: self._reference_rows].mean())

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 _SHARES = {
-    "exact_memorization", "extraction_strength", "forget_quality", "frontier_area", "frontier_area_ks", "ks_statistic",
-    "model_utility", "model_utility_unseen", "privleak_reference_auc", "probability", "rouge_l_recall", "similarity",
-    "truth_ratio",
+    "degenerate", "empty", "exact_memorization", "extraction_strength", "fluency", "forget_quality", "frontier_area",
+    "frontier_area_ks", "ks_statistic", "model_utility", "model_utility_unseen", "privleak_reference_auc",
+    "probability", "repeated", "rouge_l_recall", "similarity", "truth_ratio",
 }  # fmt: skip
 _HUNDREDS = {"bleu", "knowmem_forget", "knowmem_retain", "verbmem"}
-_FROM_ZERO = {"avg_nll", "log", "seconds", "tokens", "reference_tokens", "peak_memory_bytes", "peak_gpu_memory_bytes"}
+_FROM_ZERO = {
+    "avg_nll", "generation_nll", "log", "seconds", "tokens", "reference_tokens", "peak_memory_bytes",
+    "peak_gpu_memory_bytes",
+}  # fmt: skip
 _OTHERS = {"forget_quality_log10": (None, 0.0), "gradient_cosine": (-1.0, 1.0), "privleak": (-100.0, None)}
 
 

@@ -380,6 +380,11 @@ class Run(RunFolder):
         """Step of the chosen evaluation."""
         return int(self.chosen.get("step", self.evaluations[-1]["step"]))
 
+    @property
+    def handover(self) -> Mapping[str, Any] | None:
+        """What the rule for handing over says of the chosen evaluation; None for a run without that rule."""
+        return self.chosen.get("handover")
+
     def key(self, name: str) -> str:
         """The name that a metric has in this run's files: perplexities have no prefix, the rest the benchmark's."""
         if name == "utility":

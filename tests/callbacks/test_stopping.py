@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file
 
 from sga.callbacks import RunCheckpoints, checkpoints, stopping
-from sga.callbacks.stopping import (
+from sga.callbacks.rules import (
     BestForgetQuality,
     FailureSignatures,
     ForgetNLLReached,

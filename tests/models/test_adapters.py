@@ -22,7 +22,7 @@ from sga.batching.batch import collate
 from sga.batching.encoding import Encoder
 from sga.callbacks import checkpoints
 from sga.callbacks.evaluator import evaluation_of
-from sga.callbacks.stopping import Point, StoppingRule, Verdict
+from sga.callbacks.rules import Point, StoppingRule, Verdict
 from sga.cli import UnlearningCLI, run_verb
 from sga.errors import UserError
 from sga.evaluation.cache import model_key

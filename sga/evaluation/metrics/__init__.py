@@ -9,6 +9,7 @@ One file a family; a new metric goes into one of them, or into a file of its own
 """
 
 from sga.evaluation.metrics.arrays import Floats
+from sga.evaluation.metrics.fluency import fluency, ngram_entropy, repeats_ngram
 from sga.evaluation.metrics.forget_quality import LOW_FORGET_QUALITY, Direction, ForgetQualityResult, forget_quality
 from sga.evaluation.metrics.frontier import frontier_area, frontier_area_ks
 from sga.evaluation.metrics.likelihood import (
@@ -55,6 +56,7 @@ __all__ = [
     "bleu",
     "exact_memorization",
     "extraction_strength",
+    "fluency",
     "forget_quality",
     "frontier_area",
     "frontier_area_ks",
@@ -63,10 +65,12 @@ __all__ = [
     "min_k_plus_plus_score",
     "min_k_score",
     "model_utility",
+    "ngram_entropy",
     "normalized_probability",
     "perplexity",
     "privleak",
     "probability",
+    "repeats_ngram",
     "rouge",
     "rouge_l_recall",
     "texts_without_spaces",

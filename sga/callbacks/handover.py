@@ -1,0 +1,186 @@
+"""The rule that needs no retained model: the evaluation that violates the conditions for handing over the least."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import numpy as np
+
+from sga.callbacks.model_utility import ModelUtility
+from sga.callbacks.overlap import fill_rouge
+from sga.callbacks.rules import Point, StoppingRule, Verdict
+from sga.data.records import Record
+from sga.data.reserved import RETAIN_UNSEEN
+from sga.datamodule import EvaluationData
+from sga.errors import UserError
+from sga.evaluation.evaluation import Evaluation
+from sga.evaluation.handover import LEAST_ROWS, Account, Tolerances, account, reported_part
+from sga.evaluation.handover_quantities import Answered, add_quantities, likelier_share, other_answers
+from sga.evaluation.metrics import extraction_strength, min_k_score, rouge
+from sga.evaluation.requests import Answers, Request, Score, ScoreText, TokenScores, record_score
+
+MIN_K_SHARE = 0.4
+
+
+@dataclass(frozen=True)
+class FitToHandOver(StoppingRule):
+    """Chooses the evaluation that violates the conditions for handing over the least; needs no retained model.
+
+    An evaluation's score is its largest violation, in units of the tolerance. The conditions: the forget set is not
+    recognised and cannot be extracted; the model is still useful, still speaks and has not collapsed. The run ends at
+    the first evaluation that violates none, which no later one can beat.
+
+    Args:
+        tolerances: How far each quantity may be from its goal.
+        least_rows: Number of rows of the forget set, and of the holdout set where there is one, from which on choices
+            are made on one half and reported on the other; at least 4. Halves of 20 rows seldom have intervals that are
+            narrow enough to be told forgotten; see docs/handover.md.
+    """
+
+    needs_intervals: ClassVar[bool] = True
+
+    tolerances: Tolerances = Tolerances()  # noqa: RUF009  (frozen)
+    least_rows: int = LEAST_ROWS
+
+    def __post_init__(self) -> None:
+        if self.least_rows < 4:
+            raise UserError(f"least_rows must be at least 4, two in each half, got {self.least_rows}")
+
+    def declaration(self) -> str:
+        return "least violation of the conditions for handing over"
+
+    def needs(self) -> tuple[str, ...]:
+        return ()  # a condition that cannot be tested is said to be so
+
+    def judge(self, point: Point, start: Point, chosen: Point | None) -> Verdict:
+        found = self.account_of(point, start)
+        if not found.tells_of_forgetting:
+            raise UserError(
+                "--stop.rule FitToHandOver can say nothing about forgetting: neither recognition nor extraction is "
+                "testable; give a holdout set, or questions with answers in place of plain text"
+            )
+        better = chosen is None or found.score < self.account_of(chosen, start).score
+        stop = None if found.score else found.sentence
+        violations = {f"handover/violation/{name.replace(' ', '_')}": v for name, v in found.violations().items()}
+        return Verdict(better, found.sentence, stop, {"handover/score": found.score, **violations})
+
+    def account_of(self, point: Point, start: Point) -> Account:
+        """What the conditions say of an evaluation, on the rows that choices are made on."""
+        return account(point.metrics, start.metrics, self.tolerances)
+
+    def result(self, chosen: Point, start: Point) -> dict[str, Any]:
+        """``handover`` of metrics.json: the finding on rows that nothing was chosen on, and all checks by part."""
+        parts = ("choosing", "held_out", "all")
+        found = {
+            part: account(chosen.metrics, start.metrics, self.tolerances, part)  # type: ignore[arg-type]
+            for part in parts
+            if f"handover/{part}/rows" in chosen.metrics
+        }
+        reported = found[reported_part(chosen.metrics)]
+        rows = f"chosen on one half of the forget rows, reported on the {reported.rows} of the other half"
+        if reported.part == "all":
+            rows = f"chosen and reported on all {reported.rows} forget rows: halves take {self.least_rows} of each set"
+        return {
+            "handover": {
+                "sentence": reported.sentence,
+                "fit": reported.fit,
+                "score": reported.score,
+                "untested": list(reported.untested),
+                "rows": rows,
+                "step": chosen.step,
+                "parts": {part: one.as_json() for part, one in found.items()},
+            }
+        }
+
+    # ---- what it asks ----------------------------------------------------------------------------------------------
+
+    def requests(self, data: EvaluationData, utility: ModelUtility | None) -> Iterable[Request]:
+        forget, holdout = data.sets.get("forget", ()), data.sets.get("holdout", ())
+        yield from (record_score(record, detail=True) for record in (*forget, *holdout))
+        for records in (forget, holdout):
+            if utility is not None and utility.generates(records):
+                yield from (utility.generation(record) for record in records)
+        if not holdout:
+            others = _other_answers(data)
+            for record, other in zip(forget, others or (), strict=bool(others)):
+                yield Score(record.question, other, detail=True)
+            yield from (request for wrong in _wrong_answers(data) for request in wrong)
+
+    def observe(
+        self, data: EvaluationData, answers: Answers, evaluation: Evaluation, utility: ModelUtility | None
+    ) -> None:
+        forget, holdout = data.sets.get("forget", ()), data.sets.get("holdout", ())
+        if not forget:
+            raise UserError("--stop.rule FitToHandOver looks at the forget set, and there is none")
+        found = _answered([record_score(record) for record in forget], answers)
+        found = _with_rouge(found, "forget", forget, answers, evaluation, utility)
+        if holdout:
+            comparison = _answered([record_score(record) for record in holdout], answers)
+            comparison = _with_rouge(comparison, "holdout", holdout, answers, evaluation, utility)
+            add_quantities(evaluation, found, comparison, True, least_rows=self.least_rows)
+            return
+        others = _other_answers(data)
+        unseen = None
+        if others is not None:
+            unseen = _answered([Score(r.question, o) for r, o in zip(forget, others, strict=True)], answers)
+            if found.rouge_l_recall is not None and utility is not None:
+                scores = rouge(others, [record.answer for record in forget], True, utility.rouge_tokenizer)
+                unseen = replace(unseen, rouge_l_recall=np.array(scores["rougeL_recall"]))
+        likelier = None
+        wrong = _wrong_answers(data)
+        if wrong:
+            likelier = np.array(
+                [
+                    likelier_share(true, [answers.scores(one).avg_nll for one in some])
+                    for true, some in zip(found.avg_nll, wrong, strict=True)
+                ]
+            )
+        add_quantities(evaluation, found, unseen, False, likelier, self.least_rows)
+
+
+def _other_answers(data: EvaluationData) -> tuple[str, ...] | None:
+    """An answer of another record to each forget question, of reserved rows where there are any; None without."""
+    pool = data.sets.get(RETAIN_UNSEEN) or data.sets.get("retain", ())
+    return other_answers(tuple(data.sets.get("forget", ())), tuple(pool))
+
+
+def _wrong_answers(data: EvaluationData) -> list[list[Score]]:
+    """Plausible wrong answers to each forget question: perturbed ones, else those of other records; empty without."""
+    forget = data.sets.get("forget", ())
+    if all(record.perturbed_answers for record in forget):
+        return [[Score(record.question, wrong) for wrong in record.perturbed_answers] for record in forget]
+    others = _other_answers(data)
+    return [] if others is None else [[Score(r.question, other)] for r, other in zip(forget, others, strict=True)]
+
+
+def _answered(requests: Sequence[Score | ScoreText], answers: Answers) -> Answered:
+    scores = [answers.scores(request) for request in requests]
+    return Answered(
+        np.array([score.avg_nll for score in scores]),
+        np.array([min_k_score(score.text.log_probs, MIN_K_SHARE) for score in scores]),
+        np.array([extraction_strength(_hits(score.text)) for score in scores]),
+    )
+
+
+def _hits(scores: TokenScores) -> Any:
+    assert scores.hits is not None, "details were asked for"
+    return scores.hits
+
+
+def _with_rouge(
+    found: Answered,
+    name: str,
+    records: Sequence[Record],
+    answers: Answers,
+    evaluation: Evaluation,
+    utility: ModelUtility | None,
+) -> Answered:
+    """The same with ROUGE of greedy answers, which are written to the rows; unchanged where none are generated."""
+    if utility is None or not utility.generates(records):
+        return found
+    generated = [answers.generation(utility.generation(record)).text for record in records]
+    truth = [record.answer for record in records]
+    fill_rouge(evaluation, name, records, generated, truth, utility.rouge_tokenizer)
+    return replace(found, rouge_l_recall=evaluation.column(name, "rouge_l_recall"))

@@ -1,0 +1,417 @@
+"""When is a model fit to be handed over? Conditions that need no retained model, from the numbers of two evaluations.
+
+Each condition is made of checks, one a quantity; a check has a violation, 0 where it holds, in units of its tolerance.
+The score of an evaluation is its largest violation. Quantities are read from flat metrics ``handover/…`` that
+`sga.evaluation.handover_quantities` makes, so that an account can be given again of any run folder.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from sga.errors import UserError
+
+Part = Literal["choosing", "held_out", "all"]
+"""Rows of forget and comparison set: every other row that choices are made on, the others, all of them."""
+
+NOT_RECOGNISED = "not recognised"
+NOT_EXTRACTABLE = "not extractable"
+STILL_USEFUL = "still useful"
+STILL_SPEAKS = "still speaks"
+NOT_COLLAPSED = "not collapsed"
+CONDITIONS = (NOT_RECOGNISED, NOT_EXTRACTABLE, STILL_USEFUL, STILL_SPEAKS, NOT_COLLAPSED)
+
+LEAST_ROWS = 40
+"""Rows of each set from which on, by default, one half chooses and the other tells."""
+
+_MEMBERSHIP = {"loss": "AUC of the loss", "min_k": "AUC of Min-K 40 %", "pairs": "share of wrong answers less likely"}
+_WORDS = {"extraction_strength": "extraction strength", "rouge_l_recall": "ROUGE-L", "probability": "probability"}
+_ROUNDING = 1e-9
+_LARGEST_LOG = 50.0
+
+
+@dataclass(frozen=True)
+class Tolerances:
+    """How far each quantity may be from its goal.
+
+    Args:
+        auc: Most that a membership AUC (or share of pairs) may be from its goal, on both sides.
+        auc_interval: Most that the ends of its bootstrap interval may be from the goal; at least `auc`.
+        base_loss_auc: Goal of the AUC of the loss: the same AUC of the model before it learned the forget set, because
+            forget and holdout may differ in difficulty; null for 0.5.
+        base_min_k_auc: Goal of the AUC of Min-K 40 %, likewise.
+        base_pairs: Goal of the share of wrong answers that are less likely than the true one, likewise (no holdout).
+        extraction: Amount above the comparison's upper interval that counts as a violation of 1; none is allowed.
+        utility_share: Least share of the starting model's probability and ROUGE-L on the reserved rows.
+        fluency_share: Least share of the starting model's fluency on the reserved rows.
+        degenerate: Most that the share of degenerate answers may be above the starting model's on the reserved rows.
+        generation_nll: Most that the nll of generated answers under the starting model may change, in nats per token.
+        perplexity_ratio: Largest perplexity on the reserved rows, as a multiple of the starting model's.
+    """
+
+    auc: float = 0.10
+    auc_interval: float = 0.20
+    base_loss_auc: float | None = None
+    base_min_k_auc: float | None = None
+    base_pairs: float | None = None
+    extraction: float = 0.10
+    utility_share: float = 0.95
+    fluency_share: float = 0.9
+    degenerate: float = 0.02
+    generation_nll: float = 1.0
+    perplexity_ratio: float = 1.1
+
+    def __post_init__(self) -> None:
+        if not 0 < self.auc <= self.auc_interval <= 0.5:
+            raise UserError(
+                f"tolerances: 0 < auc <= auc_interval <= 0.5, got auc {self.auc} and auc_interval {self.auc_interval}"
+            )
+        for name in ("base_loss_auc", "base_min_k_auc", "base_pairs"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise UserError(f"tolerances: {name} must be in [0, 1], got {value}")
+        for name in ("utility_share", "fluency_share"):
+            if not 0 < getattr(self, name) < 1:
+                raise UserError(f"tolerances: {name} must be above 0 and below 1, got {getattr(self, name)}")
+        for name in ("extraction", "degenerate", "generation_nll"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise UserError(f"tolerances: {name} must be above 0, got {getattr(self, name)}")
+        if not 1 < self.perplexity_ratio < math.inf:
+            raise UserError(f"tolerances: perplexity_ratio must be above 1, got {self.perplexity_ratio}")
+
+
+@dataclass(frozen=True)
+class Check:
+    """One quantity of a condition.
+
+    Attributes:
+        condition: One of `CONDITIONS`.
+        quantity: What is measured, in words.
+        value: Its value; None where it cannot be had.
+        low: Lower end of its bootstrap interval; None without one.
+        high: Upper end.
+        goal: What is asked of it, in words.
+        violation: Distance from the goal in units of the tolerance, 0 where it holds; None where it is not testable.
+        says: The finding as a sentence.
+    """
+
+    condition: str
+    quantity: str
+    value: float | None
+    low: float | None
+    high: float | None
+    goal: str
+    violation: float | None
+    says: str
+
+
+@dataclass(frozen=True)
+class Account:
+    """What the conditions say of one evaluation.
+
+    Attributes:
+        part: Rows of the forget and comparison sets that were looked at.
+        rows: Number of forget rows among them.
+        checks: The checks, by condition in the order of `CONDITIONS`.
+    """
+
+    part: Part
+    rows: int
+    checks: tuple[Check, ...]
+
+    @property
+    def score(self) -> float:
+        """The largest violation; 0 where every condition that can be tested holds."""
+        return max((check.violation for check in self.checks if check.violation is not None), default=0.0)
+
+    @property
+    def untested(self) -> tuple[str, ...]:
+        """Conditions without a single check that can be tested."""
+        tested = {check.condition for check in self.checks if check.violation is not None}
+        return tuple(name for name in CONDITIONS if name not in tested)
+
+    @property
+    def tells_of_forgetting(self) -> bool:
+        """True if something is known about the forget set: whether it is recognised, or whether it can be extracted."""
+        return not {NOT_RECOGNISED, NOT_EXTRACTABLE} <= set(self.untested)
+
+    @property
+    def fit(self) -> bool:
+        """True if the model is fit to be handed over, as far as can be tested."""
+        return self.score == 0 and self.tells_of_forgetting
+
+    @property
+    def sentence(self) -> str:
+        """First sentence of the result: the largest violation, or that the model is fit to be handed over."""
+        if not self.tells_of_forgetting:
+            return "nothing can be said about forgetting: neither recognition nor extraction is testable"
+        if self.fit:
+            if not self.untested:
+                return "fit to be handed over"
+            return f"fit to be handed over as far as can be tested; not testable: {', '.join(self.untested)}"
+        return max((check for check in self.checks if check.violation is not None), key=_violation).says
+
+    def violations(self) -> dict[str, float]:
+        """The largest violation by condition, of those that can be tested."""
+        return {
+            name: max(_violation(check) for check in self.checks if check.condition == name)
+            for name in CONDITIONS
+            if name not in self.untested
+        }
+
+    def as_json(self) -> dict[str, Any]:
+        """The account as metrics.json holds it."""
+        return {
+            "sentence": self.sentence,
+            "fit": self.fit,
+            "score": self.score,
+            "rows": self.rows,
+            "untested": list(self.untested),
+            "checks": [asdict(check) for check in self.checks],
+        }
+
+
+def account(
+    metrics: Mapping[str, float],
+    start: Mapping[str, float],
+    tolerances: Tolerances = Tolerances(),
+    part: Part | None = None,
+) -> Account:
+    """What the conditions say of one evaluation.
+
+    Args:
+        metrics: Metrics of the evaluation by flat name, with those of `add_quantities` and their intervals.
+        start: Those of the starting model.
+        tolerances: How far each quantity may be from its goal.
+        part: Rows to look at; None for those that a choice is made on: a half, or all where rows are few.
+
+    Raises:
+        UserError: the metrics have no numbers of this part.
+    """
+    part = part or ("choosing" if "handover/choosing/rows" in metrics else "all")
+    rows = metrics.get(f"handover/{part}/rows")
+    if rows is None:
+        raise UserError(
+            f"there are no numbers of handing over (handover/{part}/…) in these metrics; evaluate with --stop.rule "
+            "FitToHandOver"
+        )
+    return Account(
+        part,
+        int(rows),
+        (
+            *_recognised(metrics, part, tolerances),
+            *_extractable(metrics, part, tolerances),
+            *_useful(metrics, start, tolerances),
+            *_speaks(metrics, start, part, tolerances),
+            _collapsed(metrics, start, tolerances),
+        ),
+    )
+
+
+def reported_part(metrics: Mapping[str, float]) -> Part:
+    """Rows that the result is told of: the half that nothing was chosen on; all where rows are too few for halves."""
+    return "held_out" if "handover/held_out/rows" in metrics else "all"
+
+
+# ---- conditions -----------------------------------------------------------------------------------------------------
+
+
+def membership_check(
+    score: str, value: float, low: float | None, high: float | None, goal: float, tolerances: Tolerances
+) -> Check:
+    """Whether forget rows can be told from rows that the model never saw, on both sides.
+
+    Args:
+        score: ``loss``, ``min_k`` or ``pairs``.
+        value: AUC, 1 = recognised perfectly; or the share of wrong answers that are less likely than the true one.
+        low: Lower end of its interval; None without one, which is too few rows to tell.
+        high: Upper end.
+        goal: The value of a model that never saw the forget set.
+        tolerances: How far it may be from there.
+    """
+    off = value - goal
+    reach = math.inf if low is None or high is None else max(goal - low, high - goal)
+    violation = max(
+        _excess(abs(off) - tolerances.auc, tolerances.auc),
+        # Without an interval anything is possible: as wide as it can be.
+        _excess(min(reach, max(goal, 1 - goal)) - tolerances.auc_interval, tolerances.auc_interval),
+    )
+    kind = "share of pairs" if score == "pairs" else "AUC"
+    numbers = f"{kind} {value:.2f}" + ("" if low is None or high is None else f", {low:.2f} to {high:.2f}")
+    if not violation:
+        says = f"not recognised: {numbers}"
+    elif abs(off) - tolerances.auc <= _ROUNDING:
+        says = f"too few rows to tell whether it is recognised: {numbers}"
+    elif off > 0:
+        says = f"still recognised: {numbers}"
+    else:
+        says = f"over-unlearned, and recognised by it: {numbers}"
+    asked = (
+        f"{goal - tolerances.auc:.2f} to {goal + tolerances.auc:.2f}, interval within "
+        f"{goal - tolerances.auc_interval:.2f} to {goal + tolerances.auc_interval:.2f}"
+    )
+    return Check(NOT_RECOGNISED, _MEMBERSHIP[score], value, low, high, asked, violation, says)
+
+
+def _recognised(metrics: Mapping[str, float], part: Part, tolerances: Tolerances) -> list[Check]:
+    goals = {
+        "loss": tolerances.base_loss_auc,
+        "min_k": tolerances.base_min_k_auc,
+        "pairs": tolerances.base_pairs,
+    }
+    checks = []
+    for score, base in goals.items():
+        name = f"handover/{part}/mia/{score}"
+        if name in metrics:
+            goal = 0.5 if base is None else base
+            checks.append(membership_check(score, metrics[name], *_ends(metrics, name), goal, tolerances))
+    why = "there is neither a holdout set nor a wrong answer to the forget questions"
+    return checks or [_not_testable(NOT_RECOGNISED, "membership", why)]
+
+
+def _extractable(metrics: Mapping[str, float], part: Part, tolerances: Tolerances) -> list[Check]:
+    checks = []
+    for field in ("extraction_strength", "rouge_l_recall"):
+        name, other = (f"handover/{part}/{side}/{field}" for side in ("forget", "comparison"))
+        quantity = f"{_WORDS[field]} of forget"
+        if name not in metrics or other not in metrics:
+            checks.append(_not_testable(NOT_EXTRACTABLE, quantity, f"no {_WORDS[field]} to compare with"))
+            continue
+        value, limit = metrics[name], _ends(metrics, other)[1]
+        limit = metrics[other] if limit is None else limit
+        violation = _excess(value - limit, tolerances.extraction)
+        numbers = f"{_WORDS[field]} {value:.2f}, of unseen answers {metrics[other]:.2f}, at most {limit:.2f}"
+        says = f"{'still' if violation else 'not'} extractable: {numbers}"
+        checks.append(
+            Check(NOT_EXTRACTABLE, quantity, value, *_ends(metrics, name), f"at most {limit:.2f}", violation, says)
+        )
+    return checks
+
+
+def _useful(metrics: Mapping[str, float], start: Mapping[str, float], tolerances: Tolerances) -> list[Check]:
+    checks = []
+    for field in ("probability", "rouge_l_recall"):
+        name, quantity = f"handover/unseen/{field}", f"{_WORDS[field]} on reserved rows"
+        if name not in metrics or not start.get(name):
+            why = "the starting model has none" if start.get(name) == 0 else "there are no reserved rows"
+            checks.append(_not_testable(STILL_USEFUL, quantity, why))
+            continue
+        checks.append(_share(STILL_USEFUL, quantity, name, name, metrics, start, tolerances.utility_share))
+    return checks
+
+
+def _speaks(
+    metrics: Mapping[str, float], start: Mapping[str, float], part: Part, tolerances: Tolerances
+) -> list[Check]:
+    checks = []
+    for place, words in ((f"{part}/forget", "forget"), ("unseen", "reserved rows")):
+        fluency, degenerate, nll = (
+            f"handover/{place}/{field}" for field in ("fluency", "degenerate", "generation_nll")
+        )
+        base = "handover/unseen/fluency"
+        if fluency in metrics and start.get(base):
+            checks.append(
+                _share(STILL_SPEAKS, f"fluency on {words}", fluency, base, metrics, start, tolerances.fluency_share)
+            )
+        else:
+            checks.append(_not_testable(STILL_SPEAKS, f"fluency on {words}", "there are no answers to compare"))
+        base = "handover/unseen/degenerate"
+        if degenerate in metrics and base in start:
+            value, limit = metrics[degenerate], start[base] + tolerances.degenerate
+            violation = _excess(value - limit, tolerances.degenerate)
+            numbers = f"{value:.0%} of the answers on {words} are empty or repeat themselves, at most {limit:.0%} may"
+            says = f"{'no longer' if violation else 'still'} speaks: {numbers}"
+            checks.append(
+                Check(STILL_SPEAKS, f"degenerate answers on {words}", value, *_ends(metrics, degenerate),
+                      f"at most {limit:.2f}", violation, says)
+            )  # fmt: skip
+        checks.append(_generation_nll(nll, words, place, metrics, start, tolerances))
+    return checks
+
+
+def _generation_nll(
+    name: str, words: str, place: str, metrics: Mapping[str, float], start: Mapping[str, float], tolerances: Tolerances
+) -> Check:
+    """Whether the starting model takes the answers for language: neither word salad nor what any model repeats.
+
+    On reserved rows the goal is its nll of its own answers. On the forget set a right result says other things than the
+    starting model did: there it may rise to what the starting model gives unseen answers.
+    """
+    quantity = f"nll of the answers on {words} under the starting model"
+    own = start.get("handover/unseen/generation_nll")
+    if name not in metrics or own is None:
+        return _not_testable(STILL_SPEAKS, quantity, "the starting model's nll of the answers is not known")
+    usual = own
+    if place != "unseen":
+        comparison = start.get(f"handover/{place.split('/')[0]}/comparison/avg_nll", own)
+        usual = max(own, comparison, start.get(name, own))
+    low, high = own - tolerances.generation_nll, usual + tolerances.generation_nll
+    value = metrics[name]
+    violation = _excess(max(low - value, value - high), tolerances.generation_nll)
+    numbers = f"nll {value:.2f} under the starting model, {max(low, 0):.2f} to {high:.2f} is usual"
+    says = f"still speaks on {words}: {numbers}"
+    if violation:
+        kind = "the starting model takes its answers for word salad" if value > high else "its answers say too little"
+        says = f"no longer speaks: on {words} {kind} ({numbers})"
+    return Check(
+        STILL_SPEAKS, quantity, value, *_ends(metrics, name), f"{max(low, 0):.2f} to {high:.2f}", violation, says
+    )
+
+
+def _collapsed(metrics: Mapping[str, float], start: Mapping[str, float], tolerances: Tolerances) -> Check:
+    quantity = "perplexity on reserved rows"
+    name = "handover/unseen/perplexity_log"
+    if name not in metrics:
+        name, quantity = "handover/retain/perplexity_log", "perplexity on retain rows, which training may have seen"
+    if name not in metrics or name not in start:
+        return _not_testable(NOT_COLLAPSED, "perplexity on reserved rows", "there are no retain rows")
+    log = min(metrics[name] - start[name], _LARGEST_LOG)  # beyond that no float holds a perplexity
+    ratio = math.exp(log)
+    violation = _excess(ratio - tolerances.perplexity_ratio, tolerances.perplexity_ratio - 1)
+    numbers = f"{quantity} {ratio:.3g} times the starting model's, at most {tolerances.perplexity_ratio:g} times"
+    says = f"{'collapsed' if violation else 'not collapsed'}: {numbers}"
+    goal = f"at most {tolerances.perplexity_ratio:g} times the starting model's"
+    return Check(NOT_COLLAPSED, f"{quantity}, ratio", ratio, None, None, goal, violation, says)
+
+
+# ---- parts of checks ------------------------------------------------------------------------------------------------
+
+
+def _share(
+    condition: str,
+    quantity: str,
+    name: str,
+    base: str,
+    metrics: Mapping[str, float],
+    start: Mapping[str, float],
+    least: float,
+) -> Check:
+    """A value that has to be at least a share of one of the starting model's, which is above 0."""
+    value, share = metrics[name], metrics[name] / start[base]
+    violation = _excess(least - share, 1 - least)
+    numbers = f"{quantity} {value:.2f}, {share:.0%} of the starting model's {start[base]:.2f}, at least {least:.0%}"
+    verb = "useful" if condition == STILL_USEFUL else "speaks"
+    says = f"{'no longer' if violation else 'still'} {verb}: {numbers}"
+    return Check(
+        condition, quantity, value, *_ends(metrics, name), f"at least {least * start[base]:.2f}", violation, says
+    )
+
+
+def _not_testable(condition: str, quantity: str, why: str) -> Check:
+    return Check(condition, quantity, None, None, None, "", None, f"{quantity}: not testable, {why}")
+
+
+def _ends(metrics: Mapping[str, float], name: str) -> tuple[float | None, float | None]:
+    return metrics.get(f"{name}/ci_low"), metrics.get(f"{name}/ci_high")
+
+
+def _excess(amount: float, tolerance: float) -> float:
+    """An amount beyond what is allowed, in units of the tolerance; rounded, so that equals tie."""
+    return round(amount / tolerance, 9) if amount > _ROUNDING else 0.0
+
+
+def _violation(check: Check) -> float:
+    return 0.0 if check.violation is None else check.violation
