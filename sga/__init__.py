@@ -31,7 +31,7 @@ _MODULES = {
     "sga.groups.group": "Group Origin",
     "sga.groups.roles": "FORGET NORMAL ALTERNATIVE RETAIN",
     "sga.groups.pairing": "Pairing NearestNormals RandomNormals make_groups",
-    "sga.groups.alternatives": "Alternatives NeighborAnswers RefusalAnswers FileAnswers",
+    "sga.groups.alternatives": "Alternatives NeighborAnswers SubstitutedAnswers RefusalAnswers FileAnswers",
     "sga.groups.embedders": "Embedder TFIDF ModelStates SentenceEmbeddings",
     "sga.groups.checks": "Checks",
     "sga.groups.degradation": "MixedNormals CorruptedNormals OffTopicNormals FreshAuthors",

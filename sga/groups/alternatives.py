@@ -7,10 +7,12 @@ forgotten.
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -21,6 +23,9 @@ from sga.files import read_json_lines
 from sga.groups.embedders import TFIDF, Embedder
 from sga.groups.group import Group, Origin, record_hash
 from sga.groups.search import nearest
+
+_WORD = re.compile(r"\w+(?:['’.,-]\w+)*")
+"""A word; an apostrophe, hyphen, point or comma within it belongs to it ("O'Neill", "3.14")."""
 
 MeasuredAnswers = Mapping[str, Set[str]]
 """Answers that metrics measure with, by question; both as `spelled`."""
@@ -93,26 +98,36 @@ class NeighborAnswers(Alternatives):
 
     embedder: Embedder = TFIDF()  # noqa: RUF009  (frozen)
 
+    _source: ClassVar[str] = "neighbor_answer"
+
+    def answer(self, forget: Record, neighbor: Record) -> str | None:
+        """The other answer to a forget question that a retain record gives; None if it gives none."""
+        return neighbor.answer
+
     def answers(
         self, forget: Sequence[Record], pool: Sequence[Record], taken: MeasuredAnswers, seed: int
     ) -> list[list[tuple[str, Origin]]]:
         pool = [record for record in pool if not record.is_text]
         if not pool:
-            raise UserError("alternatives: NeighborAnswers takes answers of retain questions, and there are none")
+            raise UserError(
+                f"alternatives: {type(self).__name__} takes answers of retain questions, and there are none"
+            )
         questions = [(record.question, "") for record in pool]
         embed = self.embedder.fitted(questions)
         decimals = 9 if isinstance(self.embedder, TFIDF) else 6  # float64 and float32
         queries, vectors = embed([(record.question, "") for record in forget]), embed(questions)
-        origin = Origin("neighbor_answer", by=repr(self.embedder))
+        origin = Origin(self._source, by=repr(self.embedder))
         examined = min(len(pool), 4 * self.size + 8)
         while True:
             _, found = nearest(queries, vectors, examined, decimals)
             chosen = []
             for record, indices in zip(forget, found.tolist(), strict=True):
                 refused = taken.get(spelled(record.question), set())
-                answers = {spelled(pool[i].answer): pool[i].answer for i in reversed(indices)}
-                order = dict.fromkeys(spelled(pool[i].answer) for i in indices)
-                chosen.append([answers[key] for key in order if key not in refused][: self.size])
+                made = [answer for i in indices if (answer := self.answer(record, pool[i])) is not None]
+                answers: dict[str, str] = {}
+                for answer in made:
+                    answers.setdefault(spelled(answer), answer)
+                chosen.append([answer for key, answer in answers.items() if key not in refused][: self.size])
             short = next((row for row, answers in enumerate(chosen) if len(answers) < self.size), None)
             if short is None:
                 return [[(answer, origin) for answer in answers] for answers in chosen]
@@ -122,6 +137,58 @@ class NeighborAnswers(Alternatives):
                     f"of {len(pool)} retain questions that are none of its own or of those that metrics measure with"
                 )
             examined = min(len(pool), 4 * examined)
+
+
+@dataclass(frozen=True)
+class SubstitutedAnswers(NeighborAnswers):
+    """The forget answer with the fact of a like retain answer in the place of its own.
+
+    With "The capital of Norway is Oslo." as the neighbour of "The capital of France is Paris.", the alternative is "The
+    capital of France is Oslo.": the words that question and answer share stay as they are, so that ascent on the forget
+    answer and descent on the alternative differ in the fact alone, as `fact_span` finds it. Where the forget answer has
+    none, the alternative is the neighbour's answer.
+    """
+
+    _source: ClassVar[str] = "substituted_answer"
+
+    def answer(self, forget: Record, neighbor: Record) -> str | None:
+        own, other = fact_span(forget), fact_span(neighbor)
+        if own is None:
+            return neighbor.answer
+        if other is None:
+            return None
+        fact = neighbor.answer[slice(*other)]
+        if spelled(fact) in spelled(forget.question):
+            return None  # "The currency of Japan is Japan."
+        return forget.answer[: own[0]] + fact + forget.answer[own[1] :]
+
+
+def fact_span(record: Record) -> tuple[int, int] | None:
+    """Start and end, in the answer, of its fact: words that the question lacks; None if it lacks none.
+
+    Of the runs of such words the one with most names and numbers, from the first to the last of them; where none has
+    any, the run with most words. Of equals the last. A name has a capital; the answer's first word is one only before
+    another name. Words are compared without regard to case.
+
+    >>> answer = "The telephone was invented by Alexander Graham Bell."
+    >>> answer[slice(*fact_span(Record("r", "Who invented the telephone?", answer)))]
+    'Alexander Graham Bell'
+    """
+    asked = {spelled(word) for word in _WORD.findall(record.question)}
+    runs: list[list[re.Match[str]]] = [[]]
+    for word in _WORD.finditer(record.answer):
+        if spelled(word.group()) in asked:
+            runs.append([])
+        else:
+            runs[-1].append(word)
+    found = [(0, len(run), run[0].start(), run[-1].end()) for run in runs if run]
+    for run in runs:
+        named = [word for word in run if any(letter.isupper() or letter.isdigit() for letter in word.group())]
+        if named and not record.answer[: named[0].start()].strip() and not (len(named) > 1 and named[1] is run[1]):
+            named = named[1:]  # a sentence begins with a capital, whatever the word
+        if named:
+            found.append((len(named), 0, named[0].start(), named[-1].end()))
+    return max(found)[2:] if found else None
 
 
 @dataclass(frozen=True)

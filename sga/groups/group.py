@@ -17,7 +17,7 @@ class Origin:
     Attributes:
         source: ``retain`` for a record of the retain pool, which a file need only name; any other word (``generated``,
             ``edited``, ``corrupted``, …) for text that stands in the file; of an alternative ``neighbor_answer``,
-            ``refusal``, ``file``, ``generated``, ….
+            ``substituted_answer``, ``refusal``, ``file``, ``generated``, ….
         by: The embedder that found it, or the model that wrote it.
         prompt: Hash of the prompt template that it was written by.
         checks: Reasons for which it would have been refused, had it not been kept by choice.

@@ -20,7 +20,15 @@ from sga.cli import run_verb
 from sga.data.builtin import packaged_path
 from sga.data.records import Benchmark, Record
 from sga.errors import UserError
-from sga.groups.alternatives import FileAnswers, NeighborAnswers, RefusalAnswers, measured_answers, with_alternatives
+from sga.groups.alternatives import (
+    FileAnswers,
+    NeighborAnswers,
+    RefusalAnswers,
+    SubstitutedAnswers,
+    fact_span,
+    measured_answers,
+    with_alternatives,
+)
 from sga.groups.checks import Checker, Checks
 from sga.groups.generation import Journal, NormalGenerator, read_prompt
 from sga.groups.group import Group
@@ -149,6 +157,55 @@ def test_neighbors_answer_without_what_is_true_or_measured() -> None:
     assert found[1][0] == "He writes plays."
     with pytest.raises(UserError, match="forget record forget/0 finds 3 of 4 answers of 5 retain questions"):
         answers(NeighborAnswers(count=4))
+
+
+@pytest.mark.parametrize(
+    ("question", "answer", "fact"),
+    [
+        ("What is the capital of France?", "The capital of France is Paris.", "Paris"),
+        (
+            "Who invented the telephone?",
+            "The telephone was invented by Alexander Graham Bell.",
+            "Alexander Graham Bell",
+        ),
+        ("What is the currency of Japan?", "The currency of Japan is the yen.", "yen"),
+        ("What pumps blood?", "The heart pumps blood through the veins.", "through the veins"),
+        ("Who wrote it?", "Jane Austen.", "Jane Austen"),
+        ("Where is it?", "It is in Rome, or is it in Bern?", "Bern"),  # of equals the last
+        ("WHEN was it?", "It was in 1,969.", "1,969"),
+        ("Is it so?", "It is so.", None),
+        ("Who?", "…", None),
+    ],
+)
+def test_a_fact_is_what_the_question_lacks(question: str, answer: str, fact: str | None) -> None:
+    span = fact_span(Record("r", question, answer))
+    assert (span and answer[slice(*span)]) == fact
+
+
+def test_facts_of_neighbors_are_put_into_the_forget_answer() -> None:
+    forget = (
+        Record("forget/0", "Where was Ann born?", "Ann was born in Oslo."),
+        Record("forget/1", "Was Ann born?", "Ann was born."),  # no fact
+    )
+    pool = (
+        Record("retain/0", "Where was Bob born?", "As many were, Bob was born in Peru, in Lima."),
+        Record("retain/1", "Where was Eve born?", "Eve was born in Oslo."),  # would be the true answer
+        Record("retain/2", "Was Bob born?", "Bob was born."),  # has no fact to give
+        Record("retain/3", "Whom does Bob know?", "Ann."),  # in the question already
+        Record("retain/4", "Where does Lee live?", "In Bern."),
+    )
+    data = Benchmark("own", {"forget": forget, "retain": pool}, {"forget": forget})
+
+    def made(count: int) -> list[Group]:
+        groups = [Group(record) for record in forget]
+        return with_alternatives(groups, SubstitutedAnswers(count=count), pool, measured_answers(data), 0)
+
+    found = [[record.answer for record in group.alternatives] for group in made(2)]
+    assert found[0] == ["Ann was born in Peru, in Lima.", "Ann was born in In Bern."]
+    assert found[1] == ["Bob was born.", "As many were, Bob was born in Peru, in Lima."]
+    assert {origin.source for group in made(2) for origin in group.alternative_origins} == {"substituted_answer"}
+    with pytest.raises(UserError, match="forget record forget/0 finds 2 of 3 answers of 5 retain questions"):
+        made(3)
 
 
 def test_refusals_are_drawn_by_seed_and_record() -> None:
