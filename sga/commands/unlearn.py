@@ -32,7 +32,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--holdout", metavar="FILE", help="of the kind to forget, never seen: forgetting is measured by it"
     )
-    parser.add_argument("--method", default="sga", help="sga methods lists them (default sga)")
+    parser.add_argument("--method", help="sga methods lists them (default: the recipe's)")
     parser.add_argument(
         "--lora", type=int, metavar="RANK", help="rank of the adapter; 0 trains all weights (default: recipe)"
     )

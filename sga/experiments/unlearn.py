@@ -1,7 +1,7 @@
 """From two files and a model to a model that can be handed over: `sga unlearn` and `sga.unlearn`.
 
 A preset over `sga fit` and the engine of experiments. Three ordinary runs in one folder: the starting model is
-evaluated, it is trained under the rule that needs no retained model, and what was exported is evaluated again from disk.
+evaluated, it is trained under the rule that needs no retained model, and what was exported is evaluated from disk.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,8 +62,8 @@ class Unlearned:
     folder: Path
     sentence: str
     fit: bool
-    metrics: dict[str, float]
-    start_metrics: dict[str, float]
+    metrics: dict[str, float] = field(repr=False)
+    start_metrics: dict[str, float] = field(repr=False)
     model_path: Path
     report: Path
 
@@ -79,7 +79,7 @@ def unlearn(
     forget: Any = None,
     retain: Any = None,
     holdout: Any = None,
-    method: str = "sga",
+    method: str | None = None,
     lora: int | None = None,
     *,
     folder: str | Path = "runs/unlearn",
@@ -100,7 +100,7 @@ def unlearn(
         forget: What to forget: path of a file, or records, dictionaries or a data set of them. See `converted_records`.
         retain: What to keep, of the same kind. Without it general questions of the package stand in.
         holdout: Records of the kind to forget that the model never saw, by which forgetting is measured.
-        method: Name of a method; ``sga methods`` lists them.
+        method: Name of a method; ``sga methods`` lists them. None takes the recipe's.
         lora: Rank of a low-rank adapter, 0 to train all weights; None takes the recipe's.
         folder: Where everything goes.
         epochs: Most passes over the forget data; None takes the recipe's, likewise the next two.
@@ -119,7 +119,8 @@ def unlearn(
     folder = Path(folder)
     if forget is None:
         raise UserError("unlearn needs what to forget (--forget): a file, or records")
-    method_config(method)  # a wrong name is said before anything is read
+    if method is not None:
+        method_config(method)  # a wrong name is said before anything is read
     records = read_unlearning_records(forget, retain, holdout)
     if records.has_texts and holdout is None:
         raise UserError(
@@ -132,18 +133,18 @@ def unlearn(
     start = given_model(model, tokenizer, folder)
     weights = _look(records, start, own, say)
     recipe = chosen_recipe(method, lora, weights, records)
-    tasks = unlearning_tasks(method, recipe, start, records.write(folder), weights, own)
+    tasks = unlearning_tasks(recipe, start, records.write(folder), weights, own)
     pool = _pool(tasks[1])
     ended = run(tasks[:1], folder, pool, retry=True, wait=False, total=len(tasks))
     _check_ended(ended, tasks[:1])
     before = load_run(folder / START)
     _check_answers(before)
     say(f"model: {_knowledge(before, anyway)}")
-    for line in _recipe_lines(method, recipe, tasks[1]):
+    for line in _recipe_lines(recipe, tasks[1]):
         say(line)
     _check_ended(run(tasks, folder, pool, retry=True, wait=False, total=len(tasks)), tasks)
     result = Result(folder, before, load_run(folder / UNLEARNED), load_run(folder / FINAL))
-    result.write(method, recipe, records)
+    result.write(recipe, records)
     for line in result.lines():
         say(line)
     say(f"\n{duration(time.monotonic() - begun)} in all")
@@ -191,7 +192,7 @@ def evaluate(
     records = read_unlearning_records(*(sets.get(name) for name in ("forget", "retain", "holdout")))
     start = given_model(model, tokenizer, folder)
     recipe = chosen_recipe("ga", 0, None, records)
-    first, *_ = unlearning_tasks("ga", recipe, start, records.write(folder), None, settings or {})
+    first, *_ = unlearning_tasks(recipe, start, records.write(folder), None, settings or {})
     task = Task("evaluation", first.config, {}, first.key, "evaluates the model", verb="validate")
     _check_ended(run([task], folder, InThisProcess(lambda line: None), retry=True, wait=False), [task])
     return _numbers(load_run(folder / task.name).chosen)
@@ -326,7 +327,7 @@ def _pool(training: Task) -> Pool:
 
     def hear(line: str) -> None:
         found = _STEP.match(line)
-        if found and time.monotonic() - last[0] > 1:
+        if found and found[1] != "0" and time.monotonic() - last[0] > 1:
             last[0] = time.monotonic()
             left = f", {found[3]}" if found[3] else ""
             print(f"    step {found[1]} of {found[2]}{left}", file=out, flush=True)
@@ -341,7 +342,7 @@ def _check_ended(ended: Mapping[str, Any], tasks: Sequence[Task]) -> None:
             raise StoppedError(f"{task.title}: {outcome.reason}")
 
 
-def _recipe_lines(method: str, recipe: Recipe, training: Task) -> list[str]:
+def _recipe_lines(recipe: Recipe, training: Task) -> list[str]:
     config = training.config
     shown = {
         "K": config["data"]["group_size"],
@@ -356,7 +357,7 @@ def _recipe_lines(method: str, recipe: Recipe, training: Task) -> list[str]:
     numbers = ", ".join(f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}" for name, value in
                         {**loss, **shown}.items())  # fmt: skip
     lines = [
-        f"recipe {recipe.name}: {method}, {kind}, {neighbours} neighbours and {count} alternatives, {numbers}",
+        f"recipe {recipe.name}: {recipe.method}, {kind}, {neighbours} neighbours and {count} alternatives, {numbers}",
         *(f"recipe: {note}" for note in recipe.notes),
     ]
     return lines

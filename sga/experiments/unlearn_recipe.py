@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,22 +31,24 @@ class Recipe:
 
     Attributes:
         name: Its name in the table.
+        method: Name of the method.
         rank: Rank of the adapter; 0 for training all weights.
         settings: Flags of `sga fit`.
         notes: What the data did not allow, a sentence each.
     """
 
     name: str
+    method: str
     rank: int
     settings: Values
     notes: tuple[str, ...] = ()
 
 
-def chosen_recipe(method: str, lora: int | None, weights: int | None, records: UnlearningRecords) -> Recipe:
+def chosen_recipe(method: str | None, lora: int | None, weights: int | None, records: UnlearningRecords) -> Recipe:
     """The recipe of the packaged table (`RECIPES`) for a model, made to fit the data.
 
     Args:
-        method: Name of a file in ``configs/methods/``.
+        method: Name of a file in ``configs/methods/``; None for what the table says.
         lora: Rank of the adapter; 0 to train all weights, None for what the table says.
         weights: Number of the model's weights; None where it is not known, which takes the first that fits otherwise.
         records: The data.
@@ -55,21 +58,26 @@ def chosen_recipe(method: str, lora: int | None, weights: int | None, records: U
     """
     if lora is not None and lora < 0:
         raise UserError(f"--lora must be at least 1, or 0 to train all weights, got {lora}")
-    table = mapping_value(read_yaml(packaged_path(RECIPES)), RECIPES)
+    table = recipe_table()
+    method = method or str(table["method"])
     kinds = {None: ("lora", "full"), 0: ("full",)}.get(lora, ("lora",))
     fitting = [
         one
         for one in table["recipes"]
-        if one["training"] in kinds and (weights is None or weights <= one.get("up_to", float("inf")))
+        if one["training"] in kinds and (weights is None or weights <= one.get("up_to", math.inf))
     ]
-    recipe = next((one for one in fitting if lora is not None or one.get("default")), fitting[0])
+    recipe = next(one for one in fitting if lora is not None or one.get("default"))
     settings = {**table["every"], **table["settings"][recipe["name"]], **table["methods"].get(method, {})}
-    settings |= table["methods"].get(f"{method}/{recipe['name']}", {})
     rank = lora if lora is not None else int(recipe.get("rank", 0))
     settings["data.reserved"] = records.reserved
     if not rank:
         settings["fluency.starting_model"] = "own" if weights is not None and weights <= _SECOND_COPY else None
-    return Recipe(recipe["name"], rank, *_fitted(settings, records))
+    return Recipe(recipe["name"], method, rank, *_fitted(settings, records))
+
+
+def recipe_table() -> dict[str, Any]:
+    """The packaged table."""
+    return mapping_value(read_yaml(packaged_path(RECIPES)), RECIPES)
 
 
 def _fitted(settings: Values, records: UnlearningRecords) -> tuple[Values, tuple[str, ...]]:
@@ -84,11 +92,18 @@ def _fitted(settings: Values, records: UnlearningRecords) -> tuple[Values, tuple
         why = f"{len(records.sets['retain'])} retain records are too few to take other answers from"
     if count and why is not None:
         settings["data.alternatives"], size, count = None, size - count, 0
+        settings.pop("model.loss.alternative_weight", None)
         notes.append(f"no alternatives: {why}")
+    elif count and alternatives and alternatives["init_args"].get("pool"):
+        most = max(count, min(alternatives["init_args"]["pool"], records.answers - 2))
+        arguments = {**alternatives["init_args"], "pool": most}
+        settings["data.alternatives"] = {**alternatives, "init_args": arguments}
     if size - 1 - count > records.pool:
         size = records.pool + 1 + count
         notes.append(f"K = {size}: there are no more retain records")
     settings["data.group_size"] = size
+    if settings.get("data.pool_size"):
+        settings["data.pool_size"] = min(settings["data.pool_size"], records.pool)
     return settings, tuple(notes)
 
 
@@ -112,19 +127,18 @@ def method_config(method: str) -> dict[str, Any]:
 
 
 def unlearning_tasks(
-    method: str, recipe: Recipe, start: Mapping[str, Any], files: Mapping[str, str], weights: int | None, own: Values
+    recipe: Recipe, start: Mapping[str, Any], files: Mapping[str, str], weights: int | None, own: Values
 ) -> tuple[Task, Task, Task]:
     """The three runs: the starting model evaluated, the training, the exported model evaluated.
 
     Args:
-        method: Name of the method.
         recipe: What to train with.
         start: Arguments of `sga.Pretrained` for the starting model.
         files: Path of each set's records.
         weights: Number of the model's weights, where it is known.
         own: The user's settings, which win.
     """
-    config = applied(method_config(method), recipe.settings)
+    config = applied(method_config(recipe.method), recipe.settings)
     config["data"]["source"] = {"class_path": "sga.OwnData", "init_args": dict(files)}
     pretrained = {"class_path": "sga.Pretrained", "init_args": dict(start)}
     config["model"]["language_model"] = pretrained
@@ -141,8 +155,8 @@ def unlearning_tasks(
         return applied(found, {"fluency.starting_model": starting_model if second else None})
 
     place = str(start["name_or_path"])
-    first = _task(START, evaluated(pretrained, "own"), place, {}, "looks at the model", "validate")
-    training = _task(UNLEARNED, config, place, {}, f"trains by {method}", "fit")
+    first = _task(START, evaluated(pretrained, place), place, {}, "looks at the model", "validate")
+    training = _task(UNLEARNED, config, place, {}, f"trains by {recipe.method}", "fit")
     kept = {name: start[name] for name in ("dtype", "attention", "trust_remote_code") if name in start}
     exported = {"class_path": "sga.Pretrained", "init_args": kept}
     needs = {"model.language_model.name_or_path": training}

@@ -67,10 +67,10 @@ class Result:
         records = [Record(str(row["id"]), str(row["question"]), str(row["answer"])) for row in rows]
         return spoken_facts(records, [str(row["generation"]) for row in rows])
 
-    def write(self, method: str, recipe: Recipe, records: UnlearningRecords) -> None:
+    def write(self, recipe: Recipe, records: UnlearningRecords) -> None:
         """Writes the page and the model card."""
-        write_report([self.training, self.final], self.report, title="Unlearning of your own data")
-        write_text(self.model / "README.md", self.card(method, recipe, records))
+        write_report([self.start, self.training, self.final], self.report, title="Unlearning of your own data")
+        write_text(self.model / "README.md", self.card(recipe, records))
 
     # ---- the table ---------------------------------------------------------------------------------------------
 
@@ -95,7 +95,7 @@ class Result:
         yield from fitted_table(self.table(), _WIDTH, texts=(0, 4, 5), spare=3)
         for check in self.account.checks:
             if check.value is None:
-                yield f"not tested: {check.says}"
+                yield check.says
         answers = list(self.answers())
         if answers:
             yield "\nanswers before and after"
@@ -104,7 +104,7 @@ class Result:
                 yield textwrap.fill(
                     f"{label}{' '.join(text.split())[:300] or '(empty)'}", _WIDTH, subsequent_indent=" " * len(label)
                 )
-        yield f"\nmodel:  {self.model}\ncard:   {self.model / 'README.md'}\nreport: {self.report}"
+        yield f"\n  model   {self.model}\n  card    {self.model / 'README.md'}\n  report  {self.report}"
         yield "\nnext"
         for command in self.next_commands():
             yield f"  {command}"
@@ -141,7 +141,7 @@ class Result:
 
     # ---- the card ----------------------------------------------------------------------------------------------
 
-    def card(self, method: str, recipe: Recipe, records: UnlearningRecords) -> str:
+    def card(self, recipe: Recipe, records: UnlearningRecords) -> str:
         """The model card: what was forgotten (numbers, no texts), how, with what result, what was not tested."""
         info, chosen = self.training.info, self.training.chosen
         counts = ", ".join(f"{len(rows)} {name}" for name, rows in records.sets.items())
@@ -160,7 +160,7 @@ class Result:
                 "library_name: transformers",
                 "tags: [machine-unlearning]",
                 "---",
-                f"# Unlearned by {method}",
+                f"# Unlearned by {recipe.method}",
                 "",
                 f"**{'' if self.account.fit else 'Not fit to be handed over: '}{self.account.sentence}.**",
                 "",
