@@ -95,7 +95,7 @@ def _fitted(settings: Values, records: UnlearningRecords) -> tuple[Values, tuple
         settings.pop("model.loss.alternative_weight", None)
         notes.append(f"no alternatives: {why}")
     elif count and alternatives and alternatives["init_args"].get("pool"):
-        most = max(count, min(alternatives["init_args"]["pool"], records.answers - 2))
+        most = max(count, min(alternatives["init_args"]["pool"], records.answers // 2))
         arguments = {**alternatives["init_args"], "pool": most}
         settings["data.alternatives"] = {**alternatives, "init_args": arguments}
     if size - 1 - count > records.pool:
