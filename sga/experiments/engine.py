@@ -8,6 +8,7 @@ given again, and several commands may work in one folder: each takes what nobody
 from __future__ import annotations
 
 import io
+import logging
 import os
 import signal
 import subprocess
@@ -17,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, TextIO, cast
+from typing import Any, Protocol, TextIO, cast
 
 from sga.evaluation.table import duration
 from sga.experiments.task import (
@@ -268,9 +269,18 @@ class InThisProcess(Pool):
                 log = cast(TextIO, _Log(folder / task.name / LOG_FILE, self.hear))
                 places.enter_context(redirect_stdout(log))
                 places.enter_context(redirect_stderr(log))
+                for handler in _terminal_handlers():
+                    places.callback(handler.setStream, handler.setStream(log))
             run_verb(_arguments(task, folder))
         end(task, folder, Outcome(), 0)
         return _Ended(Outcome())
+
+
+def _terminal_handlers() -> list[logging.StreamHandler[Any]]:
+    """Lightning's handlers of the logging module, which hold the terminal whatever standard output is."""
+    names = ("", "lightning", "lightning.pytorch", "lightning.fabric")
+    handlers = [handler for name in names for handler in logging.getLogger(name).handlers]
+    return [one for one in handlers if isinstance(one, logging.StreamHandler) and one.stream is sys.__stderr__]
 
 
 class _Log(io.TextIOBase):

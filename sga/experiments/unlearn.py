@@ -35,7 +35,7 @@ from sga.experiments.unlearn_recipe import (
     method_config,
     unlearning_tasks,
 )
-from sga.experiments.unlearn_result import Result
+from sga.experiments.unlearn_result import UnlearnResult
 from sga.runs.folder import Run, load_run
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ def unlearn(
     for line in _recipe_lines(recipe, tasks[1]):
         say(line)
     _check_ended(run(tasks, folder, pool, retry=True, wait=False, total=len(tasks)), tasks)
-    result = Result(folder, before, load_run(folder / UNLEARNED), load_run(folder / FINAL))
+    result = UnlearnResult(folder, before, load_run(folder / UNLEARNED), load_run(folder / FINAL))
     result.write(recipe, records)
     for line in result.lines():
         say(line)
@@ -293,12 +293,14 @@ def _knowledge(before: Run, anyway: bool) -> str:
         UserError: it does not know it.
     """
     checks = account(before.chosen, before.chosen).checks
-    facts = Result.facts(before)
+    facts = UnlearnResult.facts(before)
     shown = [f"{facts[0]} of {facts[1]} greedy answers say the fact"] if facts is not None and facts[1] else []
     for name, words in (("forget/probability", "probability"), ("forget/rouge_l_recall", "ROUGE-L")):
         value = before.value(name)
         shown += [] if value is None else [f"{words} {value:.2f}"]
-    shown += [f"{one.quantity} {one.value:.2f}" for one in checks if one.condition == NOT_RECOGNISED and one.value]
+    shown += [
+        f"{one.quantity} {one.value:.2f}" for one in checks if one.condition == NOT_RECOGNISED and one.value is not None
+    ]
     tested = [one for one in checks if one.condition in (NOT_RECOGNISED, NOT_EXTRACTABLE) and one.value is not None]
     unknown = all(
         one.violation == 0 or (one.condition == NOT_RECOGNISED and (one.value or 0) <= _UNRECOGNISED) for one in tested
@@ -357,10 +359,14 @@ def _recipe_lines(recipe: Recipe, training: Task) -> list[str]:
     numbers = ", ".join(f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}" for name, value in
                         {**loss, **shown}.items())  # fmt: skip
     lines = [
-        f"recipe {recipe.name}: {recipe.method}, {kind}, {neighbours} neighbours and {count} alternatives, {numbers}",
+        f"recipe {recipe.name}: {recipe.method}, {kind}, {_many(neighbours, 'neighbour')} and {_many(count, 'alternative')}, {numbers}",
         *(f"recipe: {note}" for note in recipe.notes),
     ]
     return lines
+
+
+def _many(count: int, word: str) -> str:
+    return f"{count} {word}{'' if count == 1 else 's'}"
 
 
 def _numbers(chosen: Mapping[str, Any]) -> dict[str, float]:

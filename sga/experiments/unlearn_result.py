@@ -27,7 +27,7 @@ bring the data back, and everything beyond the records to keep and the tests abo
 
 
 @dataclass(frozen=True)
-class Result:
+class UnlearnResult:
     """The three runs of `sga unlearn`, finished.
 
     Attributes:

@@ -75,7 +75,7 @@ def test_the_terminal_has_all_steps_in_eighty_columns(unlearned: tuple[Unlearned
         "data: 6 forget and 10 retain and 4 holdout records",
         "template PlainTemplate",
         "6 of 6 greedy answers say the fact",
-        "recipe lora-small: sga, LoRA of rank 4, 2 neighbours and 1 alternatives",
+        "recipe lora-small: sga, LoRA of rank 4, 2 neighbours and 1 alternative,",
         "Where was Ada Brook born?\n  was: Ada Brook was born in Oslo.\n  now: ",
         f"  model   {found.model_path}",
         f"  report  {found.report}",
@@ -148,7 +148,7 @@ def test_killed_anywhere_it_goes_on_to_the_same_result(
         process.send_signal(signal.SIGKILL)
         process.wait()
     done = subprocess.run([*command, str(folder)], check=True, capture_output=True, text=True, timeout=300)
-    assert "in all" in done.stdout
+    assert "in all" in done.stdout and "Seed set" not in done.stdout + done.stderr
     ours, theirs = (load_file(one / "unlearned" / "model" / "model.safetensors") for one in (folder, found.folder))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     numbers = {name: value for name, value in sga.load_run(folder / "final").chosen.items() if "/" in name}
