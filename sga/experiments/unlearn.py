@@ -345,24 +345,19 @@ def _check_ended(ended: Mapping[str, Any], tasks: Sequence[Task]) -> None:
 
 
 def _recipe_lines(recipe: Recipe, training: Task) -> list[str]:
-    config = training.config
-    shown = {
-        "K": config["data"]["group_size"],
-        "lr": config["model"]["optimizer"]["init_args"]["lr"],
-        "epochs": config["trainer"]["max_epochs"],
-        "batch": config["data"]["batch_size"],
-    }
-    loss = {name: value for name, value in config["model"]["loss"].get("init_args", {}).items() if value is not None}
-    kind = f"LoRA of rank {recipe.rank}" if recipe.rank else "all weights"
-    count = ((config["data"].get("alternatives") or {}).get("init_args") or {}).get("count", 0)
-    neighbours = shown["K"] - 1 - count
-    numbers = ", ".join(f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}" for name, value in
-                        {**loss, **shown}.items())  # fmt: skip
-    lines = [
-        f"recipe {recipe.name}: {recipe.method}, {kind}, {_many(neighbours, 'neighbour')} and {_many(count, 'alternative')}, {numbers}",
-        *(f"recipe: {note}" for note in recipe.notes),
+    """What the training will be, the user's own settings included."""
+    model, data = training.config["model"], training.config["data"]
+    count = ((data.get("alternatives") or {}).get("init_args") or {}).get("count", 0)
+    settings = {name: value for name, value in model["loss"].get("init_args", {}).items() if value is not None}
+    settings |= {"K": data["group_size"], "lr": model["optimizer"]["init_args"]["lr"]}
+    settings |= {"epochs": training.config["trainer"]["max_epochs"], "batch": data["batch_size"]}
+    parts = [
+        f"recipe {recipe.name}: {recipe.method}",
+        f"LoRA of rank {recipe.rank}" if recipe.rank else "all weights",
+        f"{_many(data['group_size'] - 1 - count, 'neighbour')} and {_many(count, 'alternative')}",
+        *(f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}" for name, value in settings.items()),
     ]
-    return lines
+    return [", ".join(parts), *(f"recipe: {note}" for note in recipe.notes)]
 
 
 def _many(count: int, word: str) -> str:

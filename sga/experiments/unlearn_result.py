@@ -58,10 +58,12 @@ class UnlearnResult:
         return self.training.model_path
 
     @staticmethod
-    def facts(run: Run) -> tuple[int, int] | None:
-        """Number of a run's greedy forget answers that say the fact, and of records that have one; None without answers
-        or texts."""
-        rows = [row for row in run.row_dicts(run.chosen_step, "forget") if "generation" in row and "answer" in row]
+    def facts(run: Run, name: str = "forget") -> tuple[int, int] | None:
+        """Number of a run's greedy answers that say the fact of their record, and of records that have one.
+
+        None without answers or texts.
+        """
+        rows = [row for row in run.row_dicts(run.chosen_step, name) if "generation" in row and "answer" in row]
         if not rows:
             return None
         records = [Record(str(row["id"]), str(row["question"]), str(row["answer"])) for row in rows]
@@ -78,11 +80,12 @@ class UnlearnResult:
         """Heading and rows: quantity, start, the exported model with its interval, goal, verdict."""
         before = account(self.start.chosen, self.start.chosen, part=self.account.part)
         lines: list[tuple[str, ...]] = [("", "start", "now", "95 % interval", "goal", "")]
-        facts = self.facts(self.start), self.facts(self.final)
-        if facts[0] is not None and facts[1] is not None and facts[1][1]:
-            said = [f"{count} of {rows}" for count, rows in facts]  # type: ignore[misc]
-            change = facts[1][0] - facts[0][0]
-            lines.append(("answers with the fact", *said, "", "none", _word(change < 0, change > 0)))
+        for name, wanted, goal in (("forget", -1, "none"), ("retain", 1, "as at the start")):
+            was, now = self.facts(self.start, name), self.facts(self.final, name)
+            if was is not None and now is not None and now[1]:
+                change = wanted * (now[0] - was[0])
+                said = [f"{count} of {rows}" for count, rows in (was, now)]
+                lines.append((f"{name} answers with their fact", *said, "", goal, _word(change > 0, change < 0)))
         for old, new in zip(before.checks, self.account.checks, strict=True):
             if new.value is not None:
                 lines.append(_row(old, new))
