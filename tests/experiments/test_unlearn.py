@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import json
+import shlex
 import signal
 import subprocess
 import sys
@@ -18,6 +20,7 @@ from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import sga
+from sga.__main__ import VERBS
 from sga.commands.unlearn import main
 from sga.data.conversion import converted_records
 from sga.errors import UserError
@@ -82,9 +85,23 @@ def test_the_terminal_has_all_steps_in_eighty_columns(unlearned: tuple[Unlearned
         "next\n  sga ask ",
     ):
         assert said in text, said
-    table = text[text.index("95 % interval") : text.index("answers before and after")]
+    table = text[text.index("start  ") : text.index("answers before and after")]
     assert max(map(len, table.splitlines())) <= 80
     assert table.count("answers") >= 2 and "10 of 10" in table and "missed" in table
+
+
+def test_the_commands_that_it_prints_work(
+    unlearned: tuple[Unlearned, str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """The first and the last of them; the second is `sga fit` with another seed, see below."""
+    found, text = unlearned
+    ask, fit, compared = text[text.index("next\n") :].splitlines()[1:4]
+    for line in (ask, compared):
+        _, verb, *arguments = shlex.split(line)
+        assert VERBS[verb] and importlib.import_module(VERBS[verb]).main(arguments) == 0
+    out = capsys.readouterr().out
+    assert "Ada Brook was" in out and "probability" in out
+    assert shlex.split(fit)[:4] == ["sga", "fit", "--config", str(found.folder / "unlearned" / "fit.yaml")]
 
 
 def test_the_card_has_numbers_and_no_texts(unlearned: tuple[Unlearned, str]) -> None:
