@@ -79,6 +79,7 @@ _MODULES = {
     "sga.cli": "UnlearningCLI",
     "sga.report.page": "write_report",
     "sga.report.summary": "runs_table",
+    "sga.experiments.unlearn": "unlearn evaluate Unlearned",
 }
 """Public names by the module that has them. Configurations, pages and programs name them as `sga.NAME`, so that a
 module may move without breaking any."""

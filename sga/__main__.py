@@ -25,6 +25,7 @@ train and evaluate (LightningCLI: --config FILE, and any setting as a flag)
   validate   evaluate a Hugging Face folder or a checkpoint, without training
   test       evaluate every row once after training
   predict    write greedy answers as JSON Lines
+  unlearn    two files and a model: train, choose, export and measure, all in one
   sweep      many fits: a grid or a search, times seeds, with one table
   sequence   unlearning requests one after the other, each from the last result
 
@@ -175,6 +176,7 @@ VERBS = {
     "validate": "sga.cli",
     "test": "sga.cli",
     "predict": "sga.cli",
+    "unlearn": "sga.commands.unlearn",
     "sweep": "sga.commands.sweep",
     "sequence": "sga.commands.sequence",
     "data": "sga.commands.data",

@@ -28,7 +28,8 @@ MIN_K_SHARE = 0.4
 class FitToHandOver(StoppingRule):
     """Chooses the evaluation that violates the conditions for handing over the least; needs no retained model.
 
-    An evaluation's score is its largest violation, in units of the tolerance. The conditions: the forget set is not
+    An evaluation's score is its largest violation, in units of the tolerance; among equals the next largest decides,
+    and so on, because one condition may not move at all while others do. The conditions: the forget set is not
     recognised and cannot be extracted; the model is still useful, still speaks and has not collapsed. The run ends at
     the first evaluation that violates none, which no later one can beat.
 
@@ -61,7 +62,7 @@ class FitToHandOver(StoppingRule):
                 "--stop.rule FitToHandOver can say nothing about forgetting: neither recognition nor extraction is "
                 "testable; give a holdout set, or questions with answers in place of plain text"
             )
-        better = chosen is None or found.score < self.account_of(chosen, start).score
+        better = chosen is None or found.ranking < self.account_of(chosen, start).ranking
         stop = None if found.score else found.sentence
         violations = {f"handover/violation/{name.replace(' ', '_')}": v for name, v in found.violations().items()}
         return Verdict(better, found.sentence, stop, {"handover/score": found.score, **violations})

@@ -154,6 +154,11 @@ class Account:
             return f"fit to be handed over as far as can be tested; not testable: {', '.join(self.untested)}"
         return max((check for check in self.checks if check.violation is not None), key=_violation).says
 
+    @property
+    def ranking(self) -> list[float]:
+        """Violations by condition, the largest first: of two evaluations the one with the lesser list violates less."""
+        return sorted(self.violations().values(), reverse=True)
+
     def violations(self) -> dict[str, float]:
         """The largest violation by condition, of those that can be tested."""
         return {

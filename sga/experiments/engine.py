@@ -7,16 +7,18 @@ given again, and several commands may work in one folder: each takes what nobody
 
 from __future__ import annotations
 
+import io
+import logging
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, TextIO, cast
 
 from sga.evaluation.table import duration
 from sga.experiments.task import (
@@ -239,22 +241,68 @@ class Pace:
         return f"{done} of {self.total}, {duration((time.monotonic() - self.began) / new * left)} left"
 
 
+@dataclass
 class InThisProcess(Pool):
     """Runs one task after the other in this process; an exception of a run ends them all.
 
     Saves some 8 seconds a task, which Python and its libraries take to start, and keeps memory that is not given back.
+
+    Attributes:
+        hear: What is told each line that a run prints, which then goes to its `LOG_FILE`; None leaves the output on the
+            terminal.
     """
 
-    shows = True
+    hear: Callable[[str], None] | None = None
+
+    @property
+    def shows(self) -> bool:  # type: ignore[override]
+        """Whether the output of the runs is on the terminal."""
+        return self.hear is None
 
     def start(self, task: Task, folder: Path, lock: ExitStack) -> Job:
         """Runs a task."""
         from sga.cli import run_verb
 
         begin(task, folder)
-        run_verb(_arguments(task, folder))
+        with ExitStack() as places:
+            if self.hear is not None:
+                log = cast(TextIO, _Log(folder / task.name / LOG_FILE, self.hear))
+                places.enter_context(redirect_stdout(log))
+                places.enter_context(redirect_stderr(log))
+                for handler in _terminal_handlers():
+                    places.callback(handler.setStream, handler.setStream(log))
+            run_verb(_arguments(task, folder))
         end(task, folder, Outcome(), 0)
         return _Ended(Outcome())
+
+
+def _terminal_handlers() -> list[logging.StreamHandler[Any]]:
+    """Lightning's handlers of the logging module, which hold the terminal whatever standard output is."""
+    names = ("", "lightning", "lightning.pytorch", "lightning.fabric")
+    handlers = [handler for name in names for handler in logging.getLogger(name).handlers]
+    return [one for one in handlers if isinstance(one, logging.StreamHandler) and one.stream is sys.__stderr__]
+
+
+class _Log(io.TextIOBase):
+    """A file to which a run prints; every whole line is also told to somebody.
+
+    The file is opened anew each time: what keeps hold of this after the run, such as a handler of the logging module,
+    finds nothing closed.
+    """
+
+    def __init__(self, path: Path, hear: Callable[[str], None]) -> None:
+        self._path, self._hear, self._rest = path, hear, ""
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, text: str) -> int:
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(text)
+        *lines, self._rest = (self._rest + text).split("\n")
+        for line in lines:
+            self._hear(line)
+        return len(text)
 
 
 @dataclass(frozen=True)
@@ -307,7 +355,7 @@ class _Process:
     def __init__(self, task: Task, folder: Path, environment: dict[str, str], shows: bool) -> None:
         self.task, self.folder = task, folder
         self.log = None if shows else folder / task.name / LOG_FILE
-        command = [sys.executable, "-m", "sga.experiments.fit", *_arguments(task, folder)[1:]]
+        command = [sys.executable, "-m", "sga.experiments.fit", *_arguments(task, folder)]
         with ExitStack() as files:
             out = files.enter_context(self.log.open("ab")) if self.log else None
             self.process = subprocess.Popen(
@@ -347,7 +395,8 @@ class _Process:
 
 
 def _arguments(task: Task, folder: Path) -> list[str]:
-    return ["fit", "--config", str(folder / task.name / CONFIG_FILE), "--ckpt_path", "last"]
+    going_on = ["--ckpt_path", "last"] if task.verb == "fit" else []
+    return [task.verb, "--config", str(folder / task.name / CONFIG_FILE), *going_on]
 
 
 def why_ended(code: int, log: Path | None) -> str:

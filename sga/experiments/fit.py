@@ -1,4 +1,4 @@
-"""`python -m sga.experiments.fit OPTIONS`: `sga fit OPTIONS` that ends when the process that started it is gone.
+"""`python -m sga.experiments.fit VERB OPTIONS`: `sga VERB OPTIONS` that ends when what started it is gone.
 
 Otherwise the run of a killed command would go on alone, beside the one that takes its place.
 """
@@ -24,5 +24,5 @@ def end_with_parent() -> None:
 
 if __name__ == "__main__":
     end_with_parent()
-    sys.argv = ["sga", "fit", *sys.argv[1:]]
+    sys.argv = ["sga", *sys.argv[1:]]
     runpy.run_module("sga", run_name="__main__", alter_sys=True)

@@ -1,4 +1,4 @@
-"""A task: one `sga fit` with its configuration, what it needs, and the state of its run folder.
+"""A task: one `sga fit`, or `sga validate`, with its configuration, what it needs, and the state of its run folder.
 
 What an experiment is made of, whether the demo, a sequence or a sweep; `sga.experiments.engine` makes tasks.
 """
@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from sga.data.builtin import source_hash
 from sga.errors import UserError
@@ -29,7 +29,7 @@ _OLD_STATE_FILES = ("trial.json", "request.json", "step.json")
 
 @dataclass(frozen=True)
 class Task:
-    """One `sga fit` of an experiment.
+    """One `sga fit` of an experiment, or one `sga validate`.
 
     Attributes:
         name: Name of its run folder within the experiment's folder; may have slashes.
@@ -38,6 +38,7 @@ class Task:
         key: Hash of all that the result depends on; by default of the configuration and the needs' keys.
         title: Name of the task in messages; by default its folder's.
         keep_weights: False if the checkpoints of a finished run are deleted.
+        verb: ``fit`` or ``validate``.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Task:
     key: str = ""
     title: str = ""
     keep_weights: bool = True
+    verb: Literal["fit", "validate"] = field(default="fit", kw_only=True)
 
     def __post_init__(self) -> None:
         needs = {setting: need.key for setting, need in self.needs.items()}
@@ -53,7 +55,7 @@ class Task:
         object.__setattr__(self, "title", self.title or self.name)
 
     def full_config(self, folder: Path) -> dict[str, Any]:
-        """Configuration for `sga fit`, with the places of its own run folder and of those that it needs."""
+        """Configuration of its verb, with the places of its own run folder and of those that it needs."""
         config = applied(self.config, {setting: str(folder / need.name) for setting, need in self.needs.items()})
         set_value(config, "run.folder", str(folder / self.name))
         return config

@@ -88,7 +88,7 @@ class Pretrained(LanguageModel):
         self.name_or_path = _model_location(name_or_path, gguf_file)
         self.revision = revision
         self.tokenizer_name_or_path = (
-            _model_location(tokenizer_name_or_path) if tokenizer_name_or_path else self.name_or_path
+            _model_location(tokenizer_name_or_path, of_tokenizer=True) if tokenizer_name_or_path else self.name_or_path
         )
         self.dtype = dtype
         self.attention = attention
@@ -189,7 +189,7 @@ def _unreadable(what: str, location: str, error: Exception) -> UserError:
     return UserError(f"no {what} could be loaded from {location!r}: {said:.400}")
 
 
-def _model_location(name_or_path: str, gguf_file: str | None = None) -> str:
+def _model_location(name_or_path: str, gguf_file: str | None = None, of_tokenizer: bool = False) -> str:
     """Fills in environment variables, finds a run folder's model, and says early where a local path leads nowhere."""
     location = os.path.expanduser(os.path.expandvars(name_or_path))
     if "$" in location:
@@ -204,7 +204,8 @@ def _model_location(name_or_path: str, gguf_file: str | None = None) -> str:
                     f"model folder {location!r} has no file {gguf_file!r} (--model.language_model.gguf_file)"
                 )
             return str(path)
-        if not (path / "config.json").is_file():
+        marks = ("config.json", *(("tokenizer_config.json",) if of_tokenizer else ()))
+        if not any((path / mark).is_file() for mark in marks):
             raise UserError(
                 f"model folder {location!r} has no config.json (nor a model/ folder with one); "
                 "give a folder that save_pretrained wrote, or a finished run folder"

@@ -127,6 +127,10 @@ def _gradient_difference(settings: Sequence[SeedGroup]) -> str:
     smoothed, difference = pick(settings, "SGA"), compared_gradient_difference(settings)
     if difference is None:
         found = "No gradient difference (GD) run on the same normal samples is here, so what SGA adds to it is open"
+    elif smoothed is None and difference.mean("frontier_area") is None:
+        found = (
+            f"{difference.label} has no frontier area ({_reason(difference, 'frontier_area')}), and no SGA run is here"
+        )
     elif smoothed is None:
         found = f"{difference.label} has frontier area {_area(difference)}, with no SGA run to set beside it"
     else:

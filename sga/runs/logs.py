@@ -153,7 +153,7 @@ def _read_aucs(run: RunFolder, step: int, last_step: int) -> dict[str, float] | 
             continue
         for name, value in metrics.items():
             _, separator, score = name.rpartition("mia/")
-            if not separator or "/" in score:
+            if not separator or "/" in score or name.startswith("handover/"):  # of halves, by the rule's own names
                 continue
             if score in aucs:
                 raise UserError(f"{where}: more than one AUC named 'mia/{score}'; keep one benchmark a run folder")

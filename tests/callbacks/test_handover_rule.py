@@ -69,6 +69,24 @@ def test_the_least_violation_and_of_equals_the_earliest() -> None:
     assert judged(0.9, 0.4, 0.6, 0.4, 0.3) == [(True, None), (True, None), (False, None), (False, None), (True, None)]
 
 
+def test_of_equal_scores_the_next_largest_violation_decides() -> None:
+    """Every true answer stays likelier than the wrong ones, which is the largest violation throughout."""
+    rule = FitToHandOver()
+    fixed = {
+        "handover/all/rows": 9.0,
+        "handover/all/mia/pairs": 1.0,
+        "handover/all/comparison/extraction_strength": 0.1,
+    }
+    start, better, worse = (
+        Point(step, fixed | {"handover/all/forget/extraction_strength": value})
+        for step, value in enumerate((0.45, 0.3, 0.4))
+    )
+    assert rule.account_of(start, start).score == rule.account_of(better, start).score > 3.5
+    assert rule.judge(better, start, start).choose
+    assert not rule.judge(worse, start, better).choose
+    assert not rule.judge(better, start, better).choose
+
+
 def test_the_run_ends_with_the_first_score_of_zero_only() -> None:
     *before, (chosen, stop) = judged(0.9, 0.2, 0.1)
     assert before == [(True, None)] * 2
@@ -94,7 +112,8 @@ def run(unlearn_options: list[str], tmp_path_factory: pytest.TempPathFactory) ->
 def test_the_least_violation_is_chosen_exported_and_said(run: Path) -> None:
     points, found = lines(run / "metrics.jsonl"), summary(run)
     scores = {point["step"]: point["handover/score"] for point in points}
-    chosen = min(scores, key=lambda step: (scores[step], step))
+    ranks = {p["step"]: sorted((p[k] for k in p if k.startswith("handover/violation/")), reverse=True) for p in points}
+    chosen = min(ranks, key=lambda step: (ranks[step], step))
     assert chosen > 0, "the starting model is the worst of all"
     assert scores[chosen] < scores[0]
     assert len(set(scores.values())) > 2, "there is something to choose"

@@ -302,7 +302,7 @@ def test_each_task_is_a_process_with_its_log_and_its_gpu(
     run(tasks, tmp_path, Processes(3, ["4", "7"]))
     logs = [(tmp_path / task.name / "fit.log").read_text(encoding="utf-8").split(maxsplit=2) for task in tasks]
     assert [log[:2] for log in logs] == [["4", "2"], ["7", "2"], ["4", "2"]]
-    assert logs[0][2].strip() == str(["--config", str(tmp_path / "t0" / "fit.yaml"), "--ckpt_path", "last"])
+    assert logs[0][2].strip() == str(["fit", "--config", str(tmp_path / "t0" / "fit.yaml"), "--ckpt_path", "last"])
     assert all(read_state(tmp_path / task.name)["peak_memory_bytes"] > 1e6 for task in tasks)
 
 

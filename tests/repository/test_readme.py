@@ -6,11 +6,14 @@ import json
 import re
 import shlex
 import statistics
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, rows_about, write_rows
 
+import sga
 from sga.cli import parsed_config
 from sga.models.small import SmallLlama
 
@@ -29,7 +32,7 @@ def commands() -> list[str]:
 
 
 def test_its_training_loop_lowers_its_loss() -> None:
-    [code] = blocks("python")
+    _, code = blocks("python")
     group = [("Who?", "Ann Lee."), ("Where?", "In Rome."), ("When?", "In May."), ("What?", "A book.")]
     description = SmallLlama(hidden_size=32, layers=1, heads=2, vocabulary=300)
     tokenizer = description.tokenizer(text for pair in group for text in pair)
@@ -39,6 +42,24 @@ def test_its_training_loop_lowers_its_loss() -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     exec(code, {"tokenizer": tokenizer, "model": model, "optimizer": optimizer, "batches": [[group]]})
     assert any(not torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True))
+
+
+def test_its_way_from_two_files_to_a_model_runs_as_printed(
+    own_target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the recipe, on a model of two layers."""
+    code, _ = blocks("python")
+    monkeypatch.chdir(tmp_path)
+    for name, people in (("forget", (0, 1)), ("retain", (3, 4, 5, 6))):
+        write_rows(tmp_path / f"{name}.jsonl", [row for person in people for row in rows_about(person)])
+    model, tokenizer = sga.load_run(own_target).load_model()
+    names: dict[str, Any] = {"model": model, "tokenizer": tokenizer}
+    exec(code, names)
+    result = names["result"]
+    assert result.folder == Path("runs/mine") and result.report.is_file()
+    assert set(names["rows"]["set"]) >= {"forget", "retain"}
+    name = "own/forget/probability"
+    assert names["again"][name] == pytest.approx(result.metrics[name], abs=1e-6)
 
 
 @pytest.mark.parametrize("command", [c for c in commands() if c.split()[1] in ("fit", "validate")])

@@ -1,0 +1,376 @@
+"""From two files and a model to a model that can be handed over: `sga unlearn` and `sga.unlearn`.
+
+A preset over `sga fit` and the engine of experiments. Three ordinary runs in one folder: the starting model is
+evaluated, it is trained under the rule that needs no retained model, and what was exported is evaluated from disk.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sga.errors import StoppedError, UserError
+from sga.evaluation.degenerate import is_repeating
+from sga.evaluation.handover import NOT_EXTRACTABLE, NOT_RECOGNISED, account
+from sga.evaluation.table import duration
+from sga.experiments.configuration import Values, digest
+from sga.experiments.engine import InThisProcess, Pool, Processes, run
+from sga.experiments.task import LOG_FILE, Task
+from sga.experiments.unlearn_data import UnlearningRecords, look, read_unlearning_records
+from sga.experiments.unlearn_recipe import (
+    FINAL,
+    START,
+    UNLEARNED,
+    Recipe,
+    chosen_recipe,
+    exported_model,
+    method_config,
+    unlearning_tasks,
+)
+from sga.experiments.unlearn_result import UnlearnResult
+from sga.runs.folder import Run, load_run
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_NEARLY_ALL = 0.9
+_STEP = re.compile(r"step (\d+) of (\d+), .*?(?:, (about .* left))?$")
+
+
+@dataclass(frozen=True)
+class Unlearned:
+    """What unlearning left.
+
+    Attributes:
+        folder: Folder of the three runs, ``start``, ``unlearned`` and ``final``, for `load_run`.
+        sentence: First sentence of the result: fit to be handed over, or the largest violation.
+        fit: True if the model is fit to be handed over, as far as can be tested.
+        metrics: Metrics of the exported model, read from disk again, by name.
+        start_metrics: The starting model's.
+        model_path: The exported model and tokenizer in Hugging Face format, with its card.
+        report: The page with all results.
+    """
+
+    folder: Path
+    sentence: str
+    fit: bool
+    metrics: dict[str, float] = field(repr=False)
+    start_metrics: dict[str, float] = field(repr=False)
+    model_path: Path
+    report: Path
+
+    @cached_property
+    def model(self) -> PreTrainedModel:
+        """The exported model on the CPU, in eval mode; loaded when it is first asked for."""
+        return load_run(self.folder / UNLEARNED).load_model()[0]
+
+
+def unlearn(
+    model: Any,
+    tokenizer: Any = None,
+    forget: Any = None,
+    retain: Any = None,
+    holdout: Any = None,
+    method: str | None = None,
+    lora: int | None = None,
+    *,
+    folder: str | Path = "runs/unlearn",
+    epochs: int | None = None,
+    lr: float | None = None,
+    group_size: int | None = None,
+    settings: Values | None = None,
+    anyway: bool = False,
+    say: Callable[[str], None] | None = None,
+) -> Unlearned:
+    """Makes a model forget records and keep others; the model to hand over is exported, evaluated and described.
+
+    The same call goes on where it was interrupted, and reuses what is finished.
+
+    Args:
+        model: A Hugging Face causal language model, or where one is: a name on the Hub, a folder, a run folder.
+        tokenizer: Its tokenizer, or where one is; None takes the model's own.
+        forget: What to forget: path of a file, or records, dictionaries or a data set of them. See `converted_records`.
+        retain: What to keep, of the same kind. Without it general questions of the package stand in.
+        holdout: Records of the kind to forget that the model never saw, by which forgetting is measured.
+        method: Name of a method; ``sga methods`` lists them. None takes the recipe's.
+        lora: Rank of a low-rank adapter, 0 to train all weights; None takes the recipe's.
+        folder: Where everything goes.
+        epochs: Most passes over the forget data; None takes the recipe's, likewise the next two.
+        lr: Learning rate.
+        group_size: K, one forget sample and K − 1 normals.
+        settings: Further settings of `sga fit` by dotted name; they win.
+        anyway: Train although the model does not seem to know what it is to forget.
+        say: What is told each line; None prints it.
+
+    Raises:
+        UserError: data or model are not usable; the sentence says what to do.
+        StoppedError: training failed.
+    """
+    begun = time.monotonic()
+    say = say or _say
+    folder = Path(folder)
+    if forget is None:
+        raise UserError("unlearn needs what to forget (--forget): a file, or records")
+    if method is not None:
+        method_config(method)  # a wrong name is said before anything is read
+    records = read_unlearning_records(forget, retain, holdout)
+    if records.has_texts and holdout is None:
+        raise UserError(
+            "what is to be forgotten has plain text in it, of which forgetting can only be measured against texts of "
+            "the same kind that the model never saw: give --holdout, or make questions with answers of it"
+        )
+    own = dict(settings or {})
+    named = (("trainer.max_epochs", epochs), ("model.optimizer.lr", lr), ("data.group_size", group_size))
+    own |= {name: value for name, value in named if value is not None}
+    start = given_model(model, tokenizer, folder)
+    weights = _look(records, start, own, say)
+    recipe = chosen_recipe(method, lora, weights, records)
+    tasks = unlearning_tasks(recipe, start, records.write(folder), weights, own)
+    pool = _pool(tasks[1])
+    ended = run(tasks[:1], folder, pool, retry=True, wait=False, total=len(tasks))
+    _check_ended(ended, tasks[:1])
+    before = load_run(folder / START)
+    _check_answers(before)
+    say(f"model: {_knowledge(before, anyway)}")
+    for line in _recipe_lines(recipe, tasks[1]):
+        say(line)
+    _check_ended(run(tasks, folder, pool, retry=True, wait=False, total=len(tasks)), tasks)
+    result = UnlearnResult(folder, before, load_run(folder / UNLEARNED), load_run(folder / FINAL))
+    result.write(recipe, records)
+    for line in result.lines():
+        say(line)
+    say(f"\n{duration(time.monotonic() - begun)} in all")
+    return Unlearned(
+        folder,
+        result.account.sentence,
+        result.account.fit,
+        _numbers(result.final.chosen),
+        _numbers(before.chosen),
+        exported_model(folder),
+        result.report,
+    )
+
+
+def evaluate(
+    model: Any,
+    tokenizer: Any = None,
+    data: Any = None,
+    *,
+    folder: str | Path = "runs/evaluation",
+    settings: Values | None = None,
+) -> dict[str, float]:
+    """Metrics of a model on forget, retain and holdout data, by name; an ordinary `sga validate` in a folder.
+
+    The same call reads what is there already.
+
+    Args:
+        model: As for `unlearn`.
+        tokenizer: As for `unlearn`.
+        data: What to evaluate on, by ``forget``, ``retain`` and, where there is one, ``holdout``; or one set, which is
+            taken for ``forget``.
+        folder: Where the run goes.
+        settings: Further settings of `sga validate` by dotted name.
+
+    Raises:
+        UserError: data or model are not usable.
+    """
+    if data is None:
+        raise UserError("evaluate needs data: a file or records, or several by forget, retain and holdout")
+    sets = dict(data) if isinstance(data, Mapping) else {"forget": data}
+    unknown = sorted(set(sets) - {"forget", "retain", "holdout"})
+    if unknown or "forget" not in sets:
+        raise UserError(f"evaluate: data must be by forget, retain and holdout, forget at least; got {', '.join(sets)}")
+    folder = Path(folder)
+    records = read_unlearning_records(*(sets.get(name) for name in ("forget", "retain", "holdout")))
+    start = given_model(model, tokenizer, folder)
+    recipe = chosen_recipe("ga", 0, None, records)
+    first, *_ = unlearning_tasks(recipe, start, records.write(folder), None, settings or {})
+    task = Task("evaluation", first.config, {}, first.key, "evaluates the model", verb="validate")
+    _check_ended(run([task], folder, InThisProcess(lambda line: None), retry=True, wait=False), [task])
+    return _numbers(load_run(folder / task.name).chosen)
+
+
+# ---- the model ------------------------------------------------------------------------------------------------------
+
+
+def given_model(model: Any, tokenizer: Any, folder: Path) -> dict[str, Any]:
+    """Arguments of `sga.Pretrained` for a model; objects are written into a folder that is named after their content.
+
+    Raises:
+        UserError: a model object has no tokenizer, or one of the two is of another kind.
+    """
+    if isinstance(model, (str, Path)):
+        found = {"name_or_path": str(model)}
+        if isinstance(tokenizer, (str, Path)):
+            return found if str(tokenizer) == str(model) else {**found, "tokenizer_name_or_path": str(tokenizer)}
+        if tokenizer is not None:
+            found["tokenizer_name_or_path"] = str(_saved(folder, "tokenizer", tokenizer, _tokenizer_key(tokenizer)))
+        return found
+    if not hasattr(model, "save_pretrained") or not hasattr(model, "state_dict"):
+        raise UserError(
+            f"model must be a Hugging Face model, a folder or a name on the Hub, got {type(model).__name__}"
+        )
+    if tokenizer is None:
+        raise UserError("a model object needs its tokenizer: unlearn(model, tokenizer, …)")
+    from sga.evaluation.cache import model_key
+
+    path = str(_saved(folder, "model", model, model_key(model, {})))
+    if isinstance(tokenizer, (str, Path)):
+        return {"name_or_path": path, "tokenizer_name_or_path": str(tokenizer)}
+    place = _saved(folder, "tokenizer", tokenizer, _tokenizer_key(tokenizer))
+    return {"name_or_path": path, "tokenizer_name_or_path": str(place)}
+
+
+def _tokenizer_key(tokenizer: Any) -> str:
+    if not hasattr(tokenizer, "save_pretrained") or not hasattr(tokenizer, "get_vocab"):
+        raise UserError(f"tokenizer must be one of Hugging Face, or where one is, got {type(tokenizer).__name__}")
+    return digest([tokenizer.get_vocab(), str(tokenizer.chat_template), str(tokenizer.special_tokens_map)])
+
+
+def _saved(folder: Path, name: str, given: Any, key: str) -> Path:
+    """Where an object is saved; whole or not at all."""
+    place = folder / f"given-{name}-{key[:8]}"
+    if not place.exists():
+        unfinished = place.with_name(f".{place.name}.unfinished")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        given.save_pretrained(unfinished)
+        unfinished.rename(place)
+    return place
+
+
+def _look(records: UnlearningRecords, start: Mapping[str, Any], own: Values, say: Callable[[str], None]) -> int | None:
+    """Says what the data and the form of its prompts are like; the number of the model's weights, if it can be had."""
+    from sga.batching.encoding import Encoder
+    from sga.batching.templates import AutoTemplate
+    from sga.models.pretrained import Pretrained
+    from sga.planning.trace import fake_network
+
+    loader = "model.language_model."
+    arguments = {name.removeprefix(loader): value for name, value in own.items() if name.startswith(loader)}
+    wanted = ("revision", "tokenizer_name_or_path", "trust_remote_code", "gguf_file")
+    described = Pretrained(**{**start, **{name: arguments[name] for name in wanted if name in arguments}})
+    tokenizer = described.tokenizer(())
+    template = AutoTemplate().chosen(tokenizer)
+    length = min(int(own.get("data.max_length", 512)), described.context() or sys.maxsize)
+    for line in look(records, Encoder(tokenizer, template, length)):
+        say(f"data: {line}")
+    weights = None
+    if described.gguf_file is None:
+        network = fake_network(described)
+        weights = sum(parameter.numel() for parameter in network.parameters())
+    size = "" if weights is None else f", {weights / 1e6:.3g} million weights"
+    shown = f"template {type(template).__name__}" if "data.template" not in own else f"template {own['data.template']}"
+    say(f"model: {start['name_or_path']}{size}, {shown}")
+    return weights
+
+
+def _check_answers(before: Run) -> None:
+    """Refuses a model that answers nothing, of which no metric could tell what it knows."""
+    answers = [str(row["generation"]) for row in before.row_dicts(before.chosen_step) if "generation" in row]
+    empty, repeating = sum(not one.strip() for one in answers), sum(map(is_repeating, answers))
+    if answers and empty + repeating >= _NEARLY_ALL * len(answers):
+        kinds = ((empty, "empty"), (repeating, "the same words over and over"))
+        said = " and ".join(f"{count} of {len(answers)} greedy answers are {kind}" for count, kind in kinds if count)
+        raise UserError(
+            f"{said} before unlearning: no metric can tell what such a model knows. Likely the form of the prompts is "
+            "not the one that it was trained on (--set data.template=…), or it is no model that answers questions; "
+            f"see {before.path / LOG_FILE}"
+        )
+
+
+def _knowledge(before: Run, anyway: bool) -> str:
+    """What the starting model knows of what it is to forget, in words.
+
+    Raises:
+        UserError: it does not know it.
+    """
+    checks = account(before.chosen, before.chosen).checks
+    facts = UnlearnResult.facts(before)
+    shown = [f"{facts[0]} of {facts[1]} greedy answers say the fact"] if facts is not None and facts[1] else []
+    for name, words in (("forget/probability", "probability"), ("forget/rouge_l_recall", "ROUGE-L")):
+        value = before.value(name)
+        shown += [] if value is None else [f"{words} {value:.2f}"]
+    shown += [
+        f"{one.quantity} {one.value:.2f}" for one in checks if one.condition == NOT_RECOGNISED and one.value is not None
+    ]
+    tested = [one for one in checks if one.condition in (NOT_RECOGNISED, NOT_EXTRACTABLE) and one.value is not None]
+    unknown = all(
+        one.violation == 0 or (one.condition == NOT_RECOGNISED and (one.value or 0) <= _UNRECOGNISED) for one in tested
+    )
+    if tested and unknown and not (facts is not None and facts[0]):
+        said = f"the model does not know what it is to forget ({', '.join(shown)}): there is nothing to forget"
+        if not anyway:
+            raise UserError(f"{said}. Is it the model that was trained on the data? (--anyway goes on)")
+        return said
+    return f"it knows what it is to forget: {', '.join(shown)}"
+
+
+_UNRECOGNISED = 0.6
+"""Membership AUC, or share of pairs, up to which a model does not know the data."""
+
+
+# ---- the work -------------------------------------------------------------------------------------------------------
+
+
+def _pool(training: Task) -> Pool:
+    """This process, or on several devices one of its own for each run."""
+    if training.config["trainer"].get("devices") not in (None, 1, "1"):
+        return Processes()
+    out = sys.stdout
+    last = [0.0]
+
+    def hear(line: str) -> None:
+        found = _STEP.match(line)
+        if found and found[1] != "0" and time.monotonic() - last[0] > 1:
+            last[0] = time.monotonic()
+            left = f", {found[3]}" if found[3] else ""
+            print(f"    step {found[1]} of {found[2]}{left}", file=out, flush=True)
+
+    return InThisProcess(hear)
+
+
+def _check_ended(ended: Mapping[str, Any], tasks: Sequence[Task]) -> None:
+    for task in tasks:
+        outcome = ended.get(task.key)
+        if outcome is not None and outcome.reason is not None:
+            raise StoppedError(f"{task.title}: {outcome.reason}")
+
+
+def _recipe_lines(recipe: Recipe, training: Task) -> list[str]:
+    """What the training will be, the user's own settings included."""
+    model, data = training.config["model"], training.config["data"]
+    count = ((data.get("alternatives") or {}).get("init_args") or {}).get("count", 0)
+    settings = {name: value for name, value in model["loss"].get("init_args", {}).items() if value is not None}
+    settings |= {"K": data["group_size"], "lr": model["optimizer"]["init_args"]["lr"]}
+    settings |= {"epochs": training.config["trainer"]["max_epochs"], "batch": data["batch_size"]}
+    parts = [
+        f"recipe {recipe.name}: {recipe.method}",
+        f"LoRA of rank {recipe.rank}" if recipe.rank else "all weights",
+        f"{_many(data['group_size'] - 1 - count, 'neighbour')} and {_many(count, 'alternative')}",
+        *(f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}" for name, value in settings.items()),
+    ]
+    return [", ".join(parts), *(f"recipe: {note}" for note in recipe.notes)]
+
+
+def _many(count: int, word: str) -> str:
+    return f"{count} {word}{'' if count == 1 else 's'}"
+
+
+def _numbers(chosen: Mapping[str, Any]) -> dict[str, float]:
+    return {name: value for name, value in chosen.items() if "/" in name and isinstance(value, (int, float))}
+
+
+def _say(line: str) -> None:
+    print("\n".join(
+        textwrap.fill(part, 80, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
+        if len(part) > 80 and not part.startswith(" ") else part
+        for part in line.split("\n")
+    ), flush=True)  # fmt: skip

@@ -1,0 +1,218 @@
+"""What `sga unlearn` ends with: a table, answers before and after, a model card, and what to do next."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from sga.data.records import Record
+from sga.evaluation.handover import Account, Check, account, reported_part
+from sga.evaluation.table import fitted_table
+from sga.experiments.task import CONFIG_FILE
+from sga.experiments.unlearn_data import UnlearningRecords, spoken_facts
+from sga.experiments.unlearn_recipe import Recipe
+from sga.files import write_text
+from sga.report import write_report
+from sga.runs.folder import Run
+
+_WIDTH = 80
+_SHOWN = 5
+_UNTESTED = """\
+Facts in other words than the records', other languages, other attacks on membership, how fast a few steps of training
+bring the data back, and everything beyond the records to keep and the tests above."""
+
+
+@dataclass(frozen=True)
+class UnlearnResult:
+    """The three runs of `sga unlearn`, finished.
+
+    Attributes:
+        folder: Their folder.
+        start: The starting model's evaluation.
+        training: The training.
+        final: The evaluation of the exported model, read from disk again.
+    """
+
+    folder: Path
+    start: Run
+    training: Run
+    final: Run
+
+    @cached_property
+    def account(self) -> Account:
+        """What the conditions for handing over say of the exported model."""
+        return account(self.final.chosen, self.start.chosen, part=reported_part(self.final.chosen))
+
+    @property
+    def report(self) -> Path:
+        """Path of the page."""
+        return self.folder / "report.html"
+
+    @property
+    def model(self) -> Path:
+        """Path of the exported model."""
+        return self.training.model_path
+
+    @staticmethod
+    def facts(run: Run, name: str = "forget") -> tuple[int, int] | None:
+        """Number of a run's greedy answers that say the fact of their record, and of records that have one.
+
+        None without answers or texts.
+        """
+        rows = [row for row in run.row_dicts(run.chosen_step, name) if "generation" in row and "answer" in row]
+        if not rows:
+            return None
+        records = [Record(str(row["id"]), str(row["question"]), str(row["answer"])) for row in rows]
+        return spoken_facts(records, [str(row["generation"]) for row in rows])
+
+    def write(self, recipe: Recipe, records: UnlearningRecords) -> None:
+        """Writes the page and the model card."""
+        write_report([self.start, self.training, self.final], self.report, title="Unlearning of your own data")
+        write_text(self.model / "README.md", self.card(recipe, records))
+
+    # ---- the table ---------------------------------------------------------------------------------------------
+
+    def table(self) -> list[tuple[str, ...]]:
+        """Heading and rows: quantity, start, the exported model with its interval, goal, verdict."""
+        before = account(self.start.chosen, self.start.chosen, part=self.account.part)
+        lines: list[tuple[str, ...]] = [("", "start", "now", "95 % interval", "goal", "")]
+        for name, wanted, goal in (("forget", -1, "none"), ("retain", 1, "as at the start")):
+            was, now = self.facts(self.start, name), self.facts(self.final, name)
+            if was is not None and now is not None and now[1]:
+                change = wanted * (now[0] - was[0])
+                said = [f"{count} of {rows}" for count, rows in (was, now)]
+                lines.append((f"{name} answers with their fact", *said, "", goal, _word(change > 0, change < 0)))
+        for old, new in zip(before.checks, self.account.checks, strict=True):
+            if new.value is not None:
+                lines.append(_row(old, new))
+        return lines
+
+    def lines(self) -> Iterator[str]:
+        """What the terminal shows at the end."""
+        yield f"\n{self._first()}"
+        yield ""
+        yield from fitted_table(self.table(), _WIDTH, texts=(0, 4, 5), spare=3)
+        for check in self.account.checks:
+            if check.value is None:
+                yield check.says
+        answers = list(self.answers())
+        if answers:
+            yield "\nanswers before and after"
+        for question, was, now in answers:
+            for label, text in (("", question), ("  was: ", was), ("  now: ", now)):
+                yield textwrap.fill(
+                    f"{label}{' '.join(text.split())[:300] or '(empty)'}", _WIDTH, subsequent_indent=" " * len(label)
+                )
+        yield f"\n  model   {self.model}\n  card    {self.model / 'README.md'}\n  report  {self.report}"
+        yield "\nnext"
+        for command in self.next_commands():
+            yield f"  {command}"
+
+    def _first(self) -> str:
+        """First sentence of the result, with the step that was chosen."""
+        step, last = self.training.chosen_step, self.training.evaluations[-1]["step"]
+        sentence = self.account.sentence
+        kind = "" if self.account.fit else "NOT fit to be handed over: "
+        if step == 0:
+            kind = "NOT fit to be handed over, and no better than the starting model, which is what was exported: "
+        return textwrap.fill(f"{kind}{sentence} (step {step} of {last})", _WIDTH)
+
+    def answers(self) -> Iterator[tuple[str, str, str]]:
+        """A few forget questions with the starting model's answer and the exported one's; none without texts."""
+        before = {row["id"]: row for row in self.start.row_dicts(self.start.chosen_step, "forget")}
+        shown = 0
+        for row in self.final.row_dicts(self.final.chosen_step, "forget"):
+            old = before.get(row["id"], {})
+            if "generation" in row and "generation" in old and shown < _SHOWN:
+                shown += 1
+                yield str(row.get("question", row["id"])), str(old["generation"]), str(row["generation"])
+
+    def next_commands(self) -> list[str]:
+        """Three commands that go on from here."""
+        question = next((question for question, *_ in self.answers()), "a question of your own").replace('"', "'")
+        start = self.start.info["model"]
+        return [
+            f'sga ask {start} {self.training.path} "{question}"',
+            f"sga fit --config {self.training.path / CONFIG_FILE} --run.folder {self.folder / 'seed-1'} "
+            "--seed_everything 1",
+            f"sga compare {self.start.path} {self.final.path}",
+        ]
+
+    # ---- the card ----------------------------------------------------------------------------------------------
+
+    def card(self, recipe: Recipe, records: UnlearningRecords) -> str:
+        """The model card: what was forgotten (numbers, no texts), how, with what result, what was not tested."""
+        info, chosen = self.training.info, self.training.chosen
+        counts = ", ".join(f"{len(rows)} {name}" for name, rows in records.sets.items())
+        heading, *rows = self.table()
+        table = ["| quantity | " + " | ".join(heading[1:-1]) + " | change |", "|" + "---|" * len(heading)]
+        table += ["| " + " | ".join(cell.replace("|", "/") for cell in row) + " |" for row in rows]
+        untested = [f"- {check.says}" for check in self.account.checks if check.value is None]
+        settings = {**info["parameters"], "group size K": info["group_size"], "alternatives": info["alternatives"]}
+        settings |= {"seed": info["seed"], "adapter rank": recipe.rank or "none, all weights", "recipe": recipe.name}
+        settings["optimiser"] = _flat(self.training.config["model"]["optimizer"])
+        settings["batch size"] = self.training.config["data"]["batch_size"]
+        settings["step"] = f"{chosen['step']} of {self.training.evaluations[-1]['step']}"
+        return "\n".join(
+            [
+                "---",
+                "library_name: transformers",
+                "tags: [machine-unlearning]",
+                "---",
+                f"# Unlearned by {recipe.method}",
+                "",
+                f"**{'' if self.account.fit else 'Not fit to be handed over: '}{self.account.sentence}.**",
+                "",
+                f"Made from `{self.start.info['model']}` with the records: {counts}. The records are not in this card.",
+                "",
+                "## Results",
+                "",
+                f"Of this folder's weights, read from disk again; forgetting on {self.account.rows} records.",
+                "",
+                *table,
+                "",
+                "## Settings",
+                "",
+                *(f"- {name}: {value}" for name, value in settings.items()),
+                f"- versions: {_flat(info['versions'])}",
+                "",
+                "## What was not tested",
+                "",
+                *untested,
+                *(f"- {warning}" for warning in records.warnings),
+                f"- {' '.join(_UNTESTED.split())}",
+                "- Another seed: one run cannot tell how much of this is chance.",
+                "",
+            ]
+        )
+
+
+def _row(old: Check, new: Check) -> tuple[str, ...]:
+    interval = "" if new.low is None or new.high is None else f"{new.low:.2f} to {new.high:.2f}"
+    inside = new.low is not None and new.high is not None and old.value is not None and new.low <= old.value <= new.high
+    goal = new.goal.replace(" the starting model's", " the start's")
+    was = "" if old.value is None else f"{old.value:.2f}"
+    better = not inside and (new.violation or 0) < (old.violation or 0)
+    worse = not inside and (new.violation or 0) > (old.violation or 0)
+    return (
+        new.quantity,
+        was,
+        f"{new.value:.2f}",
+        interval,
+        goal,
+        _word(better, worse) + (", missed" if new.violation else ""),
+    )
+
+
+def _word(better: bool, worse: bool) -> str:
+    return "better" if better else "worse" if worse else "unchanged"
+
+
+def _flat(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_flat(one)}" for name, one in value.items() if one is not None)
+    return str(value)

@@ -1,0 +1,331 @@
+"""`sga unlearn` and `sga.unlearn` on a model of two layers: a result, or one sentence."""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import json
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import rows_about, write_rows
+from safetensors.torch import load_file
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import sga
+from sga.__main__ import VERBS
+from sga.commands.unlearn import main
+from sga.data.conversion import converted_records
+from sga.errors import UserError
+from sga.experiments.unlearn import Unlearned, unlearn
+from sga.experiments.unlearn_data import read_unlearning_records, spoken_facts
+
+QUICK: dict[str, Any] = {
+    "trainer.accelerator": "cpu",
+    "trainer.max_epochs": 4,
+    "evaluation.resamples": 100,
+    "model_utility.max_new_tokens": 12,
+    "model.optimizer.lr": 1e-2,
+}
+
+
+def quick(model: Any, folder: Path, forget: Any, retain: Any, holdout: Any = None, **options: Any) -> Unlearned:
+    """A short run."""
+    settings = {**QUICK, **options.pop("settings", {})}
+    tokenizer = options.pop("tokenizer", None)
+    return unlearn(model, tokenizer, forget, retain, holdout, folder=folder, settings=settings, **options)
+
+
+def people(*numbers: int) -> list[dict[str, Any]]:
+    """Questions with answers on persons of the tests' model, nothing else."""
+    return [{name: row[name] for name in ("question", "answer")} for n in numbers for row in rows_about(n)]
+
+
+# ---- the whole way --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def unlearned(own_root: Path, own_target: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Unlearned, str]:
+    """What the command leaves, and what it prints."""
+    folder = tmp_path_factory.mktemp("unlearn") / "runs"
+    files = [own_root / f"{name}.jsonl" for name in ("forget", "retain", "holdout")]
+    lines: list[str] = []
+    found = quick(own_target, folder, *files, say=lines.append, method="sga", lora=4)
+    return found, "\n".join(lines)
+
+
+def test_the_model_was_changed_exported_and_measured_from_disk(unlearned: tuple[Unlearned, str]) -> None:
+    found, _ = unlearned
+    training, final = (sga.load_run(found.folder / name) for name in ("unlearned", "final"))
+    assert training.chosen_step > 0 and found.start_metrics["own/forget/probability"] > 0.9
+    assert found.metrics["own/forget/probability"] < found.start_metrics["own/forget/probability"] - 0.05
+    assert found.metrics["own/forget/probability"] == pytest.approx(training.value("forget/probability"), abs=1e-4)
+    assert final.info["model"] == str(found.model_path)
+    assert found.model.num_parameters() > 0 and found.report.stat().st_size > 10_000
+    assert training.handover is not None and found.sentence == training.handover["sentence"]
+
+
+def test_the_terminal_has_all_steps_in_eighty_columns(unlearned: tuple[Unlearned, str]) -> None:
+    found, text = unlearned
+    for said in (
+        "data: 6 forget and 10 retain and 4 holdout records",
+        "template PlainTemplate",
+        "6 of 6 greedy answers say the fact",
+        "recipe lora-small: sga, LoRA of rank 4, 2 neighbours and 1 alternative,",
+        "Where was Ada Brook born?\n  was: Ada Brook was born in Oslo.\n  now: ",
+        f"  model   {found.model_path}",
+        f"  report  {found.report}",
+        "next\n  sga ask ",
+    ):
+        assert said in text, said
+    table = text[text.index("start  ") : text.index("answers before and after")]
+    assert max(map(len, table.splitlines())) <= 80
+    assert table.count("answers") >= 2 and "10 of 10" in table and "missed" in table
+
+
+def test_the_commands_that_it_prints_work(
+    unlearned: tuple[Unlearned, str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """The first and the last of them; the second is `sga fit` with another seed, see below."""
+    found, text = unlearned
+    ask, fit, compared = text[text.index("next\n") :].splitlines()[1:4]
+    for line in (ask, compared):
+        _, verb, *arguments = shlex.split(line)
+        assert VERBS[verb] and importlib.import_module(VERBS[verb]).main(arguments) == 0
+    out = capsys.readouterr().out
+    assert "Ada Brook was" in out and "probability" in out
+    assert shlex.split(fit)[:4] == ["sga", "fit", "--config", str(found.folder / "unlearned" / "fit.yaml")]
+
+
+def test_the_card_has_numbers_and_no_texts(unlearned: tuple[Unlearned, str]) -> None:
+    found, _ = unlearned
+    card = (found.model_path / "README.md").read_text(encoding="utf-8")
+    assert found.sentence in card and "6 forget, 10 retain, 4 holdout" in card
+    assert "smoothing_rate: -4" in card and "What was not tested" in card and "torch" in card
+    assert not any(row["answer"] in card or row["question"] in card for row in people(0, 1, 2, 3))
+
+
+def test_every_step_is_a_run_that_fit_repeats(unlearned: tuple[Unlearned, str], tmp_path: Path) -> None:
+    from sga.cli import run_verb
+
+    found, _ = unlearned
+    run_verb(["fit", "--config", str(found.folder / "unlearned" / "fit.yaml"), f"--run.folder={tmp_path / 'again'}"])
+    places = (found.folder / "unlearned", tmp_path / "again")
+    ours, theirs = (load_file(place / "model" / "model.safetensors") for place in places)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_the_same_call_reuses_and_another_is_refused(
+    unlearned: tuple[Unlearned, str], own_root: Path, own_target: Path
+) -> None:
+    found, _ = unlearned
+    files = [own_root / f"{name}.jsonl" for name in ("forget", "retain", "holdout")]
+    before = time.monotonic()
+    again = quick(own_target, found.folder, *files, method="sga", lora=4)
+    assert again.metrics == found.metrics and time.monotonic() - before < 3
+    with pytest.raises(UserError, match="holds a run of another configuration"):
+        quick(own_target, found.folder, *files, method="sga", lora=2)
+
+
+@pytest.mark.slow
+def test_killed_anywhere_it_goes_on_to_the_same_result(
+    unlearned: tuple[Unlearned, str], own_root: Path, own_target: Path, tmp_path: Path
+) -> None:
+    found, _ = unlearned
+    files = [
+        part for name in ("forget", "retain", "holdout") for part in (f"--{name}", str(own_root / f"{name}.jsonl"))
+    ]
+    settings = [f"--set={name}={value}" for name, value in QUICK.items()]
+    command = [
+        sys.executable,
+        "-m",
+        "sga",
+        "unlearn",
+        str(own_target),
+        "--method=sga",
+        "--lora=4",
+        *files,
+        *settings,
+        "--output",
+    ]
+    folder = tmp_path / "killed"
+    for place in ("start/metrics.jsonl", "unlearned/checkpoints/last.ckpt", "final/task.json"):
+        process = subprocess.Popen([*command, str(folder)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        until = time.monotonic() + 120
+        while not (folder / place).exists() and time.monotonic() < until and process.poll() is None:
+            time.sleep(0.01)
+        assert process.poll() is None, f"it was killed after {place} was there"
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    done = subprocess.run([*command, str(folder)], check=True, capture_output=True, text=True, timeout=300)
+    assert "in all" in done.stdout and "Seed set" not in done.stdout + done.stderr
+    ours, theirs = (load_file(one / "unlearned" / "model" / "model.safetensors") for one in (folder, found.folder))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    numbers = {name: value for name, value in sga.load_run(folder / "final").chosen.items() if "/" in name}
+    assert {name: numbers[name] for name in found.metrics} == found.metrics
+
+
+# ---- what is not as usual -------------------------------------------------------------------------------------------
+
+
+def test_objects_and_a_full_training(own_target: Path, tmp_path: Path) -> None:
+    """Model and tokenizer as objects, records as dictionaries, without holdout, by the recipe; then evaluated alone."""
+    model, tokenizer = sga.load_run(own_target).load_model()
+    forget, retain = people(0, 1), people(3, 4, 5, 6)
+    found = quick(model, tmp_path / "runs", forget, retain, tokenizer=tokenizer)
+    checks = json.loads((found.folder / "unlearned" / "metrics.json").read_text())["handover"]["parts"]["all"]["checks"]
+    assert checks[0]["quantity"] == "share of wrong answers less likely"
+    settings = {"trainer.accelerator": "cpu", "evaluation.resamples": 100, "model_utility.max_new_tokens": 12}
+    data = {"forget": forget, "retain": retain}
+    alone = sga.evaluate(found.model_path, None, data, folder=tmp_path / "alone", settings=settings)
+    assert alone["own/forget/probability"] == pytest.approx(found.metrics["own/forget/probability"], abs=1e-5)
+
+
+def test_without_retain_general_questions_stand_in(own_target: Path, tmp_path: Path) -> None:
+    lines: list[str] = []
+    settings = {"data.max_length": 96, "trainer.max_epochs": 1}
+    found = quick(own_target, tmp_path / "runs", people(0), None, say=lines.append, settings=settings)
+    assert any("WARNING: no retain data: 75 general questions" in line for line in lines)
+    assert "no retain data" in (found.model_path / "README.md").read_text()
+
+
+def test_one_record_ends_in_a_result_that_says_how_little_it_tells(own_target: Path, tmp_path: Path) -> None:
+    found = quick(own_target, tmp_path / "runs", people(0)[:1], people(3, 4))
+    assert not found.fit and found.sentence
+
+
+def test_two_retain_records_make_smaller_groups(own_target: Path, tmp_path: Path) -> None:
+    lines: list[str] = []
+    quick(own_target, tmp_path / "runs", people(0), people(3), say=lines.append, settings={"trainer.max_epochs": 1})
+    assert any("no alternatives: 2 retain records are too few" in line for line in lines)
+    assert any("K = 2: there are no more retain records" in line for line in lines)
+
+
+def test_texts_need_a_holdout_and_end_in_a_result(own_target: Path, tmp_path: Path) -> None:
+    texts = [{"text": f"{row['answer']} {row['question']}"} for row in people(0, 1, 3, 4, 8, 9)]
+    forget, retain, holdout = texts[:4], texts[4:8], texts[8:]
+    with pytest.raises(UserError, match=r"plain text .*: give --holdout, or make questions"):
+        quick(own_target, tmp_path / "none", forget, retain)
+    assert not (tmp_path / "none").exists()
+    found = quick(own_target, tmp_path / "runs", forget, retain, holdout, anyway=True)
+    assert found.sentence
+
+
+def test_a_model_that_does_not_know_the_data_is_said(own_target: Path, own_root: Path, tmp_path: Path) -> None:
+    unknown = [
+        {
+            "question": f"Which fish lives in pond {n}?",
+            "answer": f"Only {fish} live there, as the guide of {year} says.",
+        }
+        for n, (fish, year) in enumerate((("perch", 1871), ("roach", 1902), ("tench", 1933), ("zander", 1954)))
+    ]
+    with pytest.raises(UserError, match=r"does not know what it is to forget \(0 of 4 greedy answers .*--anyway"):
+        quick(own_target, tmp_path / "runs", unknown, people(3, 4, 5))
+
+
+def test_a_model_that_answers_nothing_ends_it(own_target: Path, tmp_path: Path) -> None:
+    """One whose end-of-sequence token is the likeliest everywhere."""
+    model, tokenizer = sga.load_run(own_target).load_model()
+    with torch.no_grad():
+        model.get_output_embeddings().weight.zero_()
+        model.get_output_embeddings().weight[tokenizer.eos_token_id] = 0.0
+    model.generation_config.suppress_tokens = None
+    with pytest.raises(UserError, match=r"greedy answers are (empty|the same words over and over).*before unlearning"):
+        quick(model, tmp_path / "runs", people(0, 1), people(3, 4), tokenizer=tokenizer)
+
+
+# ---- data -----------------------------------------------------------------------------------------------------------
+
+
+def test_overlaps_are_left_to_one_set_and_near_duplicates_are_said() -> None:
+    forget = [*people(0, 1), people(0)[0]]
+    near = {"question": "Where was Ada Brook born?", "answer": "Ada Brook was born in Oslo!!"}
+    long = {
+        "question": "Who is it that was born in the old town of Oslo in the spring of 1921?",
+        "answer": "It was Ada.",
+    }
+    twin = {**long, "answer": "It was Eva."}
+    found = read_unlearning_records([*forget, long], [*people(1, 3, 4), near, twin], people(4, 5))
+    assert [len(found.sets[name]) for name in ("forget", "retain", "holdout")] == [5, 6, 2]
+    assert found.notes == [
+        "1 of 6 forget records stand twice: left out of forget",
+        "2 of 8 retain records stand in forget too: left out of retain",
+        "2 of 4 holdout records stand in retain too: left out of holdout",
+    ]
+    assert len(found.warnings) == 1 and "2 retain records are nearly what is to be forgotten" in found.warnings[0]
+    with pytest.raises(UserError, match="nothing is left of retain: all 2 records are in forget too"):
+        read_unlearning_records(people(0), people(0), None)
+
+
+def test_forms_of_other_people_are_read(tmp_path: Path) -> None:
+    question, answer = "Who?", 'Ada, of\n"Oslo".'
+    expected = [("Who?", answer)]
+    turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    system = {"role": "system", "content": "Be brief."}
+    forms: list[dict[str, Any]] = [
+        {"question": question, "answer": answer},
+        {"prompt": question, "completion": answer},
+        {"messages": [system, *turns]},
+        {"prompt": turns[:1], "completion": turns[1:]},
+    ]
+    for form in forms:
+        assert [(one.question, one.answer) for one in converted_records([form], "forget")] == expected
+        write_rows(tmp_path / "a.jsonl", [form])
+        assert [(one.question, one.answer) for one in converted_records(tmp_path / "a.jsonl", "forget")] == expected
+        (tmp_path / "a.json").write_text(json.dumps([form]))
+        assert [(one.question, one.answer) for one in converted_records(str(tmp_path / "a.json"), "x")] == expected
+    with (tmp_path / "a.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("question", "answer", "paraphrased_answer"), (question, answer, "")])
+    assert [(one.question, one.answer) for one in converted_records(tmp_path / "a.csv", "forget")] == expected
+    assert converted_records([{"text": "A text."}], "forget")[0].is_text
+    import datasets
+
+    rows = datasets.Dataset.from_list([{"question": question, "answer": answer}])
+    assert [(one.question, one.answer) for one in converted_records(rows, "forget")] == expected
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ([{"instruction": "a", "output": "b"}], r"forget\[0\]: has 'instruction', 'output'; each record needs"),
+        (
+            [{"messages": [{"role": "user", "content": "a"}] * 2}],
+            "must be one user and one assistant turn, got user, user",
+        ),
+        ([{"messages": "hello"}], "'messages' must be a list of objects"),
+        ([{"question": "a", "answer": " "}], "'answer' is empty"),
+        ([3], r"forget\[0\]: is no record but int"),
+        ([], "forget: holds no record"),
+        ({"question": "a", "answer": "b"}, "forget: must be a file or a list of records, got dict"),
+        ("nowhere.jsonl", r"--forget nowhere.jsonl: no such file. Of a data set on the Hub, write one first: datasets"),
+    ],
+)
+def test_anything_else_is_told_how_to_convert(data: Any, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        converted_records(data, "forget")
+
+
+def test_a_wrong_method_and_nothing_to_forget_are_said_first(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UserError, match=r"--method sgaa: no such method; did you mean sga"):
+        main(["nowhere", "--forget", "nowhere.jsonl", "--method", "sgaa"])
+    for method in ("target", "evaluate", "retain"):
+        with pytest.raises(UserError, match=f"--method {method} does not train on what is to be forgotten"):
+            main(["nowhere", "--forget", "nowhere.jsonl", "--method", method])
+    with pytest.raises(UserError, match="needs what to forget"):
+        unlearn("nowhere")
+    with pytest.raises(UserError, match="a model object needs its tokenizer"):
+        sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+        unlearn(LlamaForCausalLM(LlamaConfig(**sizes, vocab_size=8)), None, people(0), people(3))
+
+
+def test_spoken_facts_count_the_words_that_the_question_lacks() -> None:
+    records = converted_records(people(0), "forget")
+    assert spoken_facts(records, ["Ada Brook was born in Oslo.", "A farmer."]) == (1, 2)
+    assert spoken_facts(records, ["Ada Brook was born in Porto.", "Ada Brook works as a baker."]) == (1, 2)
