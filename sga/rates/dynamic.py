@@ -13,7 +13,6 @@ from sga.rates.geometry import Geometry, total
 from sga.rates.policies import RatePolicy, RateState
 from sga.rates.split_backward import SplitGradients
 
-
 NORMAL_PART = "normal_part"
 """Name under which a step in two parts gives ℓ̄_n, the mean over all normals, to `TrainingRate.log`; never logged."""
 
