@@ -387,7 +387,7 @@ def _collapsed(metrics: Mapping[str, float], start: Mapping[str, float], toleran
 
 
 def _check_start(name: str, metrics: Mapping[str, float], start: Mapping[str, float]) -> None:
-    """Raises where only the starting model lacks a quantity: the condition would vanish, as if it could not be tested."""
+    """Raises where only the starting model lacks a quantity: the condition would pass for one that is not testable."""
     if name in metrics and name not in start:
         raise UserError(
             f"the evaluation of the starting model has no {name} and this one has it, so they cannot be compared: go "
