@@ -51,6 +51,7 @@ class EvaluationData:
         encoder: For metrics that cut texts by their tokens.
         examples: Worked examples that stand before each question of an evaluation set, by set.
         references: Each retain model's numbers for the forget set, in its order; none without a reference.
+        alternatives: The other answers to forget questions that training learns; empty without groups.
     """
 
     name: str
@@ -61,6 +62,7 @@ class EvaluationData:
     encoder: Encoder
     examples: dict[str, tuple[Record, ...]] = field(default_factory=dict)
     references: tuple[RetainReference, ...] = ()
+    alternatives: tuple[Record, ...] = ()
 
 
 class Asking(Protocol):
@@ -334,6 +336,7 @@ class UnlearningData(pl.LightningDataModule):
             },
             encoder=self.encoder,
             examples=dict(self.benchmark.examples),
+            alternatives=tuple(record for group in self.groups for record in group.alternatives),
         )
 
     @property

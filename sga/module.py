@@ -36,7 +36,7 @@ from sga.models.blocks import check_layers, transformer_blocks
 from sga.models.pretrained import PURE_BFLOAT16, LanguageModel
 from sga.models.sharding import check_strategy, gather, is_sharded, scatter, shard
 from sga.optimization import LinearSchedule, Schedule, adamw
-from sga.rates.dynamic import TrainingRate, gradient_diverged
+from sga.rates.dynamic import NORMAL_PART, TrainingRate, gradient_diverged
 from sga.rates.policies import RateState
 from sga.runs.starting_model import StartingModel, starting_model
 
@@ -245,9 +245,11 @@ class UnlearningModule(pl.LightningModule):
         self._check_divergence(forget)
         # Lightning divides by the accumulated batches what it gets.
         rate.backward(forget * batch.scale / self.trainer.accumulate_grad_batches, self._scaler)
-        normal = sequence_nll(self._network, batch.normals_only(), self.forward_options).mean()
+        answers = answer_tokens(self._network, batch.normals_only(), options=self.forward_options)
+        normal = answers.nll.mean()  # over normals of both kinds
         self._check_divergence(normal)
-        self._log_step({"train/forget_nll": forget, "train/normal_nll": normal}, batch)
+        values = {f"train/{role}_nll": answers.of(role).nll.mean() for role in dict.fromkeys(answers.roles)}
+        self._log_step({"train/forget_nll": forget, NORMAL_PART: normal, **values}, batch)
         return normal * batch.scale
 
     def optimizer_step(

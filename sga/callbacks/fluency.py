@@ -43,8 +43,8 @@ class Fluency(EvaluationCallback):
             tokens: Number of tokens of each answer that its n-gram entropy is taken of, at least 4.
             starting_model: Where to load the starting model from, a second time, to score the answers with it: ``own``
                 for what the run starts from, or a folder or name on the Hub, for `sga validate` of a finished model.
-                null: only runs with LoRA have the nll under the starting model (their adapter is switched off). Takes
-                the memory of one more copy of the weights.
+                Takes the memory of one more copy of the weights. null: only runs with LoRA have the nll under the
+                starting model; their adapter is switched off, as for ``own``, which takes no memory.
         """
         if tokens < 4:
             raise UserError(f"tokens must be at least 4, the shortest that has two 3-grams, got {tokens}")
@@ -130,7 +130,7 @@ class Fluency(EvaluationCallback):
         module = self._module
         if self.starting_model in (None, "own") and not self._trains:
             return None, "only a run that trains knows its starting model; name it (--fluency.starting_model)"
-        if self._trains and has_adapter(module.model):
+        if self.starting_model in (None, "own") and has_adapter(module.model):
             return module.model, ""
         if self.starting_model is None:
             return None, "the starting model is not in memory: with full weights it takes --fluency.starting_model own"
@@ -148,7 +148,11 @@ class Fluency(EvaluationCallback):
         self._starting = None  # its memory goes back
 
     def _total_nll(self, network: nn.Module, sequences: Sequence[Encoded]) -> list[float]:
-        """Negative log-likelihood of each answer under the starting model, in nats, summed over its tokens."""
+        """Negative log-likelihood of each answer under the starting model, in nats, summed over its tokens.
+
+        Computed in every process, because weights in parts need all of them; all take the first one's. A rule decides
+        by it, and where one process chose otherwise for a last bit, the others would wait for it to save.
+        """
         module, model = self._module, StartingModel(network)
         order = sorted(range(len(sequences)), key=lambda index: len(sequences[index].ids))
         found = [0.0] * len(sequences)
@@ -160,7 +164,7 @@ class Fluency(EvaluationCallback):
                 totals = model.answers(batch, options=module.forward_options).total_nll.flatten().tolist()
             for index, total in zip(part, totals, strict=True):
                 found[index] = total
-        return found
+        return module.trainer.strategy.broadcast(found)  # type: ignore[no-any-return]
 
 
 def _parts(generation: Generation, length: int) -> dict[str, float]:

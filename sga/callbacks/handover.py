@@ -55,6 +55,18 @@ class FitToHandOver(StoppingRule):
     def needs(self) -> tuple[str, ...]:
         return ()  # a condition that cannot be tested is said to be so
 
+    def needs_of_start(self) -> tuple[str, ...]:
+        return ("handover/all/rows",)
+
+    def check(self, data: EvaluationData) -> None:
+        if data.alternatives and not data.sets.get("holdout") and not data.sets.get(RETAIN_UNSEEN):
+            raise UserError(
+                "--stop.rule FitToHandOver compares with answers of retain records to the forget questions where there "
+                "is neither a holdout set nor a reserved row, and training learns other answers to these questions, "
+                "which may be the same: reserve rows (--data.reserved 0.2), give a holdout set, or train without other "
+                "answers"
+            )
+
     def judge(self, point: Point, start: Point, chosen: Point | None) -> Verdict:
         found = self.account_of(point, start)
         if not found.tells_of_forgetting:

@@ -78,6 +78,10 @@ class StoppingRule(ABC):
     def needs(self) -> tuple[str, ...]:
         """Names of the metrics that it decides by; a run in which one is absent is refused."""
 
+    def needs_of_start(self) -> tuple[str, ...]:
+        """Names of the starting model's metrics that it compares with; a checkpoint that lacks one is refused."""
+        return ()
+
     @abstractmethod
     def judge(self, point: Point, start: Point, chosen: Point | None) -> Verdict:
         """The verdict on an evaluation.
@@ -87,6 +91,14 @@ class StoppingRule(ABC):
             start: The first one, of the starting model; `point` itself when it is that one.
             chosen: The one chosen so far; None where none has been yet.
         """
+
+    def check(self, data: EvaluationData) -> None:
+        """Raises a UserError, before weights are loaded, where a run that trains has data that it cannot judge by.
+
+        Args:
+            data: What may be asked about.
+        """
+        return
 
     def requests(self, data: EvaluationData, utility: ModelUtility | None) -> Iterable[Request]:
         """What it asks beyond what metric callbacks do.
@@ -143,6 +155,9 @@ class BestForgetQuality(StoppingRule):
 
     def needs(self) -> tuple[str, ...]:
         return QUALITY, UTILITY
+
+    def needs_of_start(self) -> tuple[str, ...]:
+        return (UTILITY,)
 
     def judge(self, point: Point, start: Point, chosen: Point | None) -> Verdict:
         least = self.utility_share * start[UTILITY]

@@ -126,6 +126,7 @@ class Stopping(EvaluationCallback):
                 f"--stop.rule {self._name} decides by intervals, which --evaluation.resamples 0 leaves out; give 1000"
             )
         data = pl_module.data.evaluation_data()  # type: ignore[operator, union-attr]
+        self.rule.check(data)
         needs = self.rule.needs()
         if any(name in needs for name in OF_REFERENCE):
             paths = evaluators[0].reference_paths
@@ -175,6 +176,12 @@ class Stopping(EvaluationCallback):
         if self.rule is None:
             return
         self._start = None if state_dict["start"] is None else Point(**state_dict["start"])
+        for name in self.rule.needs_of_start():
+            if self._start is not None and name not in self._start.metrics:
+                raise UserError(
+                    f"--stop.rule {self._name} compares with {name} of the starting model, which the run did not "
+                    f"measure under {state_dict['rule']}: go on under that rule, or start the run anew"
+                )
         if state_dict["rule"] == repr(self.rule):  # in another folder a checkpoint may go on under another rule
             self.choice = None if state_dict["choice"] is None else Choice(**state_dict["choice"])
             self.stopped = state_dict["stopped"]

@@ -194,7 +194,7 @@ def account(
         part: Rows to look at; None for those that a choice is made on: a half, or all where rows are few.
 
     Raises:
-        UserError: the metrics have no numbers of this part.
+        UserError: the metrics have no numbers of this part, or one that the starting model's lack.
     """
     part = part or ("choosing" if "handover/choosing/rows" in metrics else "all")
     rows = metrics.get(f"handover/{part}/rows")
@@ -300,6 +300,7 @@ def _useful(metrics: Mapping[str, float], start: Mapping[str, float], tolerances
     checks = []
     for field in ("probability", "rouge_l_recall"):
         name, quantity = f"handover/unseen/{field}", f"{_WORDS[field]} on reserved rows"
+        _check_start(name, metrics, start)
         if name not in metrics or not start.get(name):
             why = "the starting model has none" if start.get(name) == 0 else "there are no reserved rows"
             checks.append(_not_testable(STILL_USEFUL, quantity, why))
@@ -317,6 +318,7 @@ def _speaks(
             f"handover/{place}/{field}" for field in ("fluency", "degenerate", "generation_nll")
         )
         base = "handover/unseen/fluency"
+        _check_start(base, metrics, start)
         if fluency in metrics and start.get(base):
             checks.append(
                 _share(STILL_SPEAKS, f"fluency on {words}", fluency, base, metrics, start, tolerances.fluency_share)
@@ -324,6 +326,7 @@ def _speaks(
         else:
             checks.append(_not_testable(STILL_SPEAKS, f"fluency on {words}", "there are no answers to compare"))
         base = "handover/unseen/degenerate"
+        _check_start(base, metrics, start)
         if degenerate in metrics and base in start:
             value, limit = metrics[degenerate], start[base] + tolerances.degenerate
             violation = _excess(value - limit, tolerances.degenerate)
@@ -347,6 +350,8 @@ def _generation_nll(
     """
     quantity = f"nll of the answers on {words} under the starting model"
     own = start.get("handover/unseen/generation_nll")
+    if start.get("handover/unseen/fluency") != 0:  # where every answer is empty there is no nll of them
+        _check_start("handover/unseen/generation_nll", metrics, start)
     if name not in metrics or own is None:
         return _not_testable(STILL_SPEAKS, quantity, "the starting model's nll of the answers is not known")
     usual = own
@@ -371,7 +376,8 @@ def _collapsed(metrics: Mapping[str, float], start: Mapping[str, float], toleran
     name = "handover/unseen/perplexity_log"
     if name not in metrics:
         name, quantity = "handover/retain/perplexity_log", "perplexity on retain rows, which training may have seen"
-    if name not in metrics or name not in start:
+    _check_start(name, metrics, start)
+    if name not in metrics:
         return _not_testable(NOT_COLLAPSED, "perplexity on reserved rows", "there are no retain rows")
     log = min(metrics[name] - start[name], _LARGEST_LOG)  # beyond that no float holds a perplexity
     ratio = math.exp(log)
@@ -383,6 +389,15 @@ def _collapsed(metrics: Mapping[str, float], start: Mapping[str, float], toleran
 
 
 # ---- parts of checks ------------------------------------------------------------------------------------------------
+
+
+def _check_start(name: str, metrics: Mapping[str, float], start: Mapping[str, float]) -> None:
+    """Raises where only the starting model lacks a quantity: the condition would pass for one that is not testable."""
+    if name in metrics and name not in start:
+        raise UserError(
+            f"the evaluation of the starting model has no {name} and this one has it, so they cannot be compared: go "
+            "on with the settings that the starting model was evaluated with, or start the run anew"
+        )
 
 
 def _share(

@@ -56,7 +56,7 @@ class Inference:
         if len(batch.indices) == 1 or batch.tokens <= self._fits[type(batch)]:
             try:
                 return self._answer(batch)
-            except (torch.OutOfMemoryError, RuntimeError) as error:
+            except (MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
                     raise
                 what = f"{len(batch.indices)} sequences, {batch.tokens} tokens"

@@ -25,11 +25,12 @@ METRIC_SETTINGS = (
     "verbmem_tokens",
     "knowmem_tokens",
     "rouge_tokenizer",
+    "fluency_tokens",
 )
 """Settings of metrics that nothing taken from a reference depends on; two runs that are compared must agree in them."""
 
 
-UNSTATED = {"rouge_tokenizer": "published"}
+UNSTATED = {"rouge_tokenizer": "published", "fluency_tokens": "32"}
 """What a log had that does not state a setting: only other values are stated."""
 
 

@@ -110,6 +110,7 @@ def _statistics(logits: Tensor, batch: ScoreBatch) -> tuple[Tensor, Tensor, Tens
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether this is how PyTorch says that an allocation failed, on a GPU or on a CPU."""
-    text = str(error)
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in text or "not enough memory" in text
+    """True if an allocation failed, on a GPU or on a CPU, in PyTorch, in a C++ container or in Python."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return any(words in str(error) for words in ("DefaultCPUAllocator", "not enough memory", "bad_alloc"))

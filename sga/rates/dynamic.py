@@ -13,6 +13,9 @@ from sga.rates.geometry import Geometry, total
 from sga.rates.policies import RatePolicy, RateState
 from sga.rates.split_backward import SplitGradients
 
+NORMAL_PART = "normal_part"
+"""Name under which a step in two parts gives ℓ̄_n, the mean over all normals, to `TrainingRate.log`; never logged."""
+
 
 class Weighing(Protocol):
     """A loss w_f·ℓ_f + w_n·ℓ̄_n whose weights follow from one number."""
@@ -120,16 +123,17 @@ class TrainingRate:
         """The number in force under all its names and, if it is dynamic, what it follows from, as of the last look.
 
         Args:
-            step: Logged means over the step's groups, to which the loss of a step in two parts is added.
+            step: Logged means over the step's groups; of a step in two parts `NORMAL_PART` gives way to the loss.
 
         Returns:
             Values by name, the same in every process; none for a step that a gradient scaler skips.
         """
+        part = step.pop(NORMAL_PART, None)
         if self._weights is None:
             return {}
         (forget, normal), state, size = self._weights, self.state, self._group_size
-        if "train/loss" not in step:
-            step["train/loss"] = forget * step["train/forget_nll"] + normal * step["train/normal_nll"]
+        if part is not None:
+            step["train/loss"] = forget * step["train/forget_nll"] + normal * part
         assert state.value is not None, "`decide` has run"
         values = {"train/forget_weight": forget, "train/normal_weight": normal, "train/lambda": -normal / forget}
         if self.loss.parameter == "smoothing_rate":

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +15,9 @@ from conftest import all_rows
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from sga.callbacks import FitToHandOver
+from sga.batching.encoding import Encoded
+from sga.callbacks import FitToHandOver, Fluency
+from sga.callbacks import fluency as fluency_callback
 from sga.callbacks.rules import Point
 from sga.cli import run_verb
 from sga.errors import UserError
@@ -285,3 +289,57 @@ def test_halves_choose_and_tell_apart(unlearn_options: list[str], tmp_path: Path
     assert chosen["handover/score"] == told["parts"]["choosing"]["score"] == min(p["handover/score"] for p in points)
     with pytest.raises(UserError, match="least_rows must be at least 4"):
         FitToHandOver(least_rows=3)
+
+
+def test_trained_answers_are_no_decoys(unlearn_options: list[str], tmp_path: Path) -> None:
+    """Alternatives are the nearest retain answers, and so were the decoys without holdout and reserved rows."""
+    options = [option for option in unlearn_options if not option.startswith("--model.loss")]
+    options += ["--model.loss=GradientDifference", "--data.alternatives=NeighborAnswers"]
+    options += ["--data.source.holdout=null", "--trainer.max_epochs=1"]
+    with pytest.raises(UserError, match=r"training learns other answers .*--data.reserved 0\.2"):
+        unlearn(options, tmp_path / "run", "--data.reserved=0")
+    assert not (tmp_path / "run" / "config.yaml").exists()
+    unlearn(options, tmp_path / "reserved", "--export.enabled=false")  # decoys that no training draws from
+    assert "handover" in summary(tmp_path / "reserved")
+
+
+# ---- the nll of answers under the starting model --------------------------------------------------------------------
+
+
+def test_a_named_starting_model_is_the_one_asked_beside_an_adapter(monkeypatch: pytest.MonkeyPatch) -> None:
+    named, trained = torch.nn.Linear(1, 1), torch.nn.Linear(1, 1)
+    monkeypatch.setattr(fluency_callback, "has_adapter", lambda model: model is trained)
+    monkeypatch.setattr(fluency_callback, "Pretrained", lambda name: SimpleNamespace(network=lambda tokenizer: named))
+    trainer, data = SimpleNamespace(callbacks=[], precision="32-true"), SimpleNamespace(tokenizer=None)
+    module = SimpleNamespace(model=trained, data=data, trainer=trainer, device="cpu")
+    for name, expected in ((None, trained), ("own", trained), ("some/model", named)):
+        callback = Fluency(starting_model=name)
+        callback.setup(trainer, module, "fit")  # type: ignore[arg-type]
+        assert callback._starting_network() == (expected, "")
+
+
+def test_all_processes_take_the_first_ones_nll(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rule decides by it, and what it chooses is saved by all processes together: none may differ in a last bit."""
+    said: list[list[float]] = []
+
+    def broadcast(found: list[float]) -> list[float]:
+        said.append(found)
+        return [1.25, 2.5]
+
+    scored = SimpleNamespace(total_nll=torch.tensor([[2.0], [3.0]]))  # the shorter one first
+    monkeypatch.setattr(
+        fluency_callback, "StartingModel", lambda network: SimpleNamespace(answers=lambda batch, options: scored)
+    )
+    plugin = SimpleNamespace(forward_context=nullcontext)
+    trainer = SimpleNamespace(callbacks=[], precision_plugin=plugin, strategy=SimpleNamespace(broadcast=broadcast))
+    module = SimpleNamespace(
+        data=SimpleNamespace(tokenizer=SimpleNamespace(pad_token_id=0)),
+        trainer=trainer,
+        device="cpu",
+        forward_options=None,
+        transfer_batch_to_device=lambda batch, device, index: batch,
+    )
+    callback = Fluency()
+    callback.setup(trainer, module, "fit")  # type: ignore[arg-type]
+    found = callback._total_nll(torch.nn.Linear(1, 1), [Encoded((1, 2, 3), 1), Encoded((1, 2), 1)])
+    assert (said, found) == ([[3.0, 2.0]], [1.25, 2.5])

@@ -19,7 +19,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sga.callbacks import RunCheckpoints, checkpoints, stopping
+from sga.callbacks import FitToHandOver, RunCheckpoints, Stopping, checkpoints, stopping
 from sga.callbacks.rules import (
     BestForgetQuality,
     FailureSignatures,
@@ -368,6 +368,21 @@ def test_a_run_does_not_go_on_under_another_rule_or_from_weights_alone(ascend: F
     for name in ("best", str(folder / "checkpoints" / "best.ckpt")):
         with pytest.raises(UserError, match=r"best\.ckpt holds weights only"):
             ascend(folder, *DIVERGED, *SHORT, f"--ckpt_path={name}")
+
+
+@pytest.mark.parametrize(
+    ("rule", "lacking"),
+    [(FitToHandOver(), "handover/all/rows"), (BestForgetQuality(), "model_utility_unseen")],
+)
+def test_a_start_that_was_not_measured_for_the_rule_is_refused_when_it_is_loaded(
+    rule: StoppingRule, lacking: str
+) -> None:
+    state = {"rule": repr(ForgetNLLReached()), "choice": None, "stopped": None}
+    named = f"compares with {lacking} of the starting model, which the run did not measure under ForgetNLLReached()"
+    with pytest.raises(UserError, match=re.escape(named)):
+        Stopping(rule).load_state_dict(state | {"start": {"step": 0, "metrics": {"forget_nll": 0.1}}})
+    Stopping(rule).load_state_dict(state | {"start": {"step": 0, "metrics": {lacking: 1.0}}})
+    Stopping(ForgetNLLReached()).load_state_dict(state | {"start": {"step": 0, "metrics": {"forget_nll": 0.1}}})
 
 
 # ---- going on -------------------------------------------------------------------------------------------------------

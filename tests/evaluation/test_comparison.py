@@ -344,6 +344,12 @@ def test_another_tokenizer_of_rouge_is_refused_whether_the_published_one_is_stat
     assert not any("rouge_tokenizer" in note for note in compared(tmp_path, other, other)["notes"])
 
 
+def test_another_length_of_fluency_is_refused_whether_32_is_stated_or_not(tmp_path, runs):
+    other = write_run(tmp_path / "other", rows_of(), SETTINGS | {"fluency_tokens": "64"})
+    with pytest.raises(UserError, match="fluency_tokens is '32' in A and '64' in B"):
+        main([str(runs[0]), str(other)])
+
+
 def test_settings_of_one_side_only_are_a_note(tmp_path, runs):
     less = write_run(tmp_path / "less", rows_of(), {"template": "plain", "precision": None, "benchmark": "own"})
     notes = compared(tmp_path, runs[0], less)["notes"]

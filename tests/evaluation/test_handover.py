@@ -86,6 +86,23 @@ def test_a_model_that_has_forgotten_and_nothing_else_is_fit() -> None:
     assert found.as_json()["checks"][0]["value"] == 0.52
 
 
+@pytest.mark.parametrize(
+    "name", ["probability", "rouge_l_recall", "fluency", "degenerate", "generation_nll", "perplexity_log"]
+)
+def test_a_starting_model_that_was_not_measured_is_no_passed_condition(name: str) -> None:
+    start = {key: value for key, value in START.items() if key != f"handover/unseen/{name}"}
+    with pytest.raises(UserError, match=f"handover/unseen/{name} .*start the run anew"):
+        account(GOOD | {"handover/unseen/perplexity_log": 30.0}, start)
+    assert account({key: GOOD[key] for key in start}, start).fit, "what neither has cannot be tested"
+
+
+def test_a_starting_model_that_answers_nothing_has_no_nll_of_answers() -> None:
+    start = START | {"handover/unseen/fluency": 0.0}
+    del start["handover/unseen/generation_nll"]
+    quantity = "nll of the answers on reserved rows under the starting model"
+    assert check(account(GOOD, start), quantity).violation is None
+
+
 # ---- models that must be refused ------------------------------------------------------------------------------------
 
 

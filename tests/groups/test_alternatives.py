@@ -368,12 +368,18 @@ def test_a_dynamic_rate_takes_all_normals_alike(unlearn_options: list[str], tmp_
     options += [*KINDS, *QUICK, "--trainer.max_epochs=1", "--model.loss=SmoothedGradientAscent"]
     fixed = ["--model.loss.smoothing_rate=-2.0"]
     rule = ["--model.loss.smoothing_rate=ObservedRate", "--model.loss.smoothing_rate.rate=-2.0"]
-    found = []
+    found, runs = [], []
     for name, rate in (("fixed", fixed), ("rule", rule)):
-        run_verb(["fit", *options, *rate, f"--run.folder={tmp_path / name}"])
+        runs.append(run_verb(["fit", *options, *rate, f"--run.folder={tmp_path / name}"]))
         found.append(metrics(tmp_path / name)[-1])
     assert found[1]["own/forget/avg_nll"] == pytest.approx(found[0]["own/forget/avg_nll"], rel=1e-4)
     assert found[0]["own/forget/avg_nll"] != metrics(tmp_path / "fixed")[0]["own/forget/avg_nll"]
+    fixed_logs, rule_logs = (run.trainer.callback_metrics for run in runs)
+    for name in ("train/loss", "train/forget_nll", "train/normal_nll", "train/alternative_nll"):
+        assert float(rule_logs[name]) == pytest.approx(float(fixed_logs[name]), rel=1e-4), name
+    assert {name for name in rule_logs if name.endswith("_nll") and name.startswith("train/")} == {
+        name for name in fixed_logs if name.endswith("_nll") and name.startswith("train/")
+    }
 
 
 def test_what_cannot_be_is_refused_before_training(unlearn_options: list[str], tmp_path: Path) -> None:

@@ -383,6 +383,12 @@ def test_every_setting_that_both_state_must_agree(tmp_path):
     assert "forget_split" not in str(error.value)
 
 
+@pytest.mark.parametrize("theirs", [{}, {"fluency_tokens": "48"}])
+def test_nothing_of_a_reference_depends_on_the_tokens_of_fluency(tmp_path, theirs):
+    reference = read_retain_reference(write_run(tmp_path / "run", sga_rows(3), SETTINGS | theirs))
+    assert reference_for(reference, ids(3), SETTINGS | {"fluency_tokens": "64"}).notes == ()
+
+
 def test_another_share_of_min_k_costs_that_auc_and_nothing_else(tmp_path):
     """The share decides nothing but Min-K %."""
     aucs = {"step": 10, "tofu/mia/min_k": 0.4, "tofu/mia/loss": 0.3}
