@@ -279,6 +279,26 @@ def test_an_alternative_edited_by_hand_is_read_as_such(tmp_path: Path) -> None:
     assert group.alternatives[1].answer == "She hid it."
 
 
+@pytest.mark.parametrize(
+    ("own", "message"),
+    [
+        ("forget/0", "forget/0 is the id of another record"),
+        ("retain/4", "retain/4 is the id of another record"),
+        ("alt", "alt stands for two different texts in this file"),
+    ],
+)
+def test_an_alternative_has_an_id_of_its_own(tmp_path: Path, own: str, message: str) -> None:
+    """Sequences are kept by id: one that stood for two texts would be trained on as the last of them."""
+    path = tmp_path / "pairs.jsonl"
+    write_groups(path, made())
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    for line in lines:
+        line["alternatives"][0]["id"] = own
+    write_rows(path, lines)
+    with pytest.raises(UserError, match=rf"pairs.jsonl:\d: {message}"):
+        read_groups(path, FORGET_ROWS, POOL, 2, alternatives=2)
+
+
 # ---- drawing --------------------------------------------------------------------------------------------------------
 
 
