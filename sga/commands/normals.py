@@ -69,12 +69,12 @@ def _retrieve(arguments: list[str]) -> int:
     _add_output(parser)
     options, rest = parser.parse_known_args(arguments)
     _check_output(options.output, options.overwrite)
-    data, forget, pool, _ = _data(rest)
+    data, forget, pool, reserved = _data(rest)
     checks = _checks(data)
     pairing = data.pairing
     if isinstance(pairing, NearestNormals):
         pairing = replace(pairing, checks=checks if options.on_failure == "replace" else None)
-    groups = make_groups(forget, pool, data.neighbors + 1, pairing, data.seed, data.pool_size)
+    groups = make_groups(forget, pool, data.neighbors + 1, pairing, data.seed, data.pool_size, reserved)
     checker = Checker(checks, forget, pool)
     groups, failures = mended(groups, checker, options.on_failure, pool, _nearest(data))
     _report(failures, sum(len(group.normals) for group in groups))
