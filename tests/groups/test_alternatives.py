@@ -121,8 +121,10 @@ def test_numbers_of_alternatives_are_checked() -> None:
         loss.check_alternatives(0)
         with pytest.raises(UserError, match=f"{type(loss).__name__} has no use for alternatives"):
             loss.check_alternatives(1)
-    for silent in (sga.GradientAscent(), sga.SmoothedGradientAscent(0.0), sga.NPO()):  # they read no normals either
-        silent.check_alternatives(1)
+    for silent in (sga.GradientAscent(), sga.SmoothedGradientAscent(0.0), sga.NPO(), sga.SimNPO(retain=None)):
+        with pytest.raises(UserError, match=f"{type(silent).__name__} .*alternatives.* leave --data.alternatives out"):
+            silent.check_alternatives(1)  # read by none of them
+    sga.SmoothedGradientAscent(0.0, alternative_rate=-2.0).check_alternatives(1)
 
 
 # ---- sources --------------------------------------------------------------------------------------------------------
@@ -350,9 +352,7 @@ def test_each_group_draws_from_columns_of_its_own(smallest_first: bool) -> None:
         assert batch.roles == (FORGET, NORMAL, NORMAL, ALTERNATIVE)
         for row in batch.input_ids[:, 1].view(-1, 4).tolist():
             seen[row[0] // 10] |= set(zip(batch.roles, (number % 10 for number in row), strict=True))
-    assert seen == [set(zip(roles, range(len(roles)), strict=True)) for roles in kinds], (
-        "each has its turn, in its role"
-    )
+    assert seen == [set(zip(roles, range(len(roles)), strict=True)) for roles in kinds], "each in its role"
 
 
 def test_a_loader_goes_on_with_the_same_draws() -> None:
