@@ -31,7 +31,7 @@ from sga.groups.roles import ALTERNATIVE, FORGET, NORMAL, RETAIN, columns_of
 from sga.losses import Needs
 from sga.models.pretrained import LanguageModel
 from sga.runs.folder import RunFolder
-from sga.runs.restart import check_reserved_rows, only_begun
+from sga.runs.restart import check_reserved_ids, check_reserved_rows, only_begun, reserved_ids
 
 SCHEMA_VERSION = "2"
 """Raised when a change to the code changes numbers; results of different versions are never compared."""
@@ -397,11 +397,17 @@ class UnlearningData(pl.LightningDataModule):
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """The loader's position. Lightning gives a loader its own state back within an epoch only, not at its end."""
-        return self._loader.state_dict() if self._loader is not None else {}
+        """The loader's position, and which rows are reserved.
+
+        Lightning gives a loader its own state back within an epoch only, not at its end.
+        """
+        if self._loader is None or self.benchmark is None:
+            return {}
+        return {**self._loader.state_dict(), "reserved": reserved_ids(self.benchmark)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        if self._loader is not None:
+        if self._loader is not None and self.benchmark is not None:
+            check_reserved_ids(state_dict.get("reserved"), self.benchmark, "the checkpoint's run")
             self._loader.load_state_dict(state_dict)
 
     def train_dataloader(self) -> GroupLoader:
