@@ -31,7 +31,7 @@ from sga.groups.roles import ALTERNATIVE, FORGET, NORMAL, RETAIN, columns_of
 from sga.losses import Needs
 from sga.models.pretrained import LanguageModel
 from sga.runs.folder import RunFolder
-from sga.runs.restart import check_reserved_rows, only_begun
+from sga.runs.restart import check_reserved_ids, check_reserved_rows, only_begun, reserved_ids
 
 SCHEMA_VERSION = "2"
 """Raised when a change to the code changes numbers; results of different versions are never compared."""
@@ -292,8 +292,8 @@ class UnlearningData(pl.LightningDataModule):
     def sequences(self, roles: Sequence[str]) -> list[Encoded]:
         """Token ids of all groups' sequences of some roles; setup() for training has run."""
         assert self._loader is not None, "setup() has run"
-        columns = columns_of(self.roles, roles)
-        return [group[column] for group in self._loader.groups for column in columns]
+        groups = zip(self._loader.groups, self._loader.roles, strict=True)
+        return [group[column] for group, present in groups for column in columns_of(present, roles)]
 
     def set_reference(self, total_nll: Mapping[Encoded, float] | None) -> None:
         """Stores the starting model's negative log-likelihoods of sequences with the data; see `collate`."""
@@ -308,10 +308,20 @@ class UnlearningData(pl.LightningDataModule):
         self._check_texts([record for group in self.groups for record in group.alternatives])
         self._whole = needs.whole
 
-    @property
-    def roles(self) -> tuple[str, ...]:
-        """Role of each sequence of a group, as `encode` puts them."""
-        return _roles(self.groups[0])
+    def loader(self, rank: int = 0, world_size: int = 1) -> GroupLoader:
+        """A loader of the groups, from the first epoch on."""
+        return GroupLoader(
+            self.encode(self.groups),
+            self.batch_size,
+            self.micro_batch_size,
+            self.seed,
+            rank,
+            world_size,
+            self.tokenizer.pad_token_id or 0,
+            [_roles(group) for group in self.groups],
+            self.neighbors + 1,
+            self.alternatives.count if self.alternatives else None,
+        )
 
     def evaluation_data(self, every_row: bool = False) -> EvaluationData:
         """The records that metrics ask about, cut to `evaluation_rows` unless every row is wanted."""
@@ -365,18 +375,7 @@ class UnlearningData(pl.LightningDataModule):
             if loss is not None:
                 loss.check_alternatives(self.alternatives.count if self.alternatives else 0)
                 self.extend(loss.needs)
-            self._loader = GroupLoader(
-                self.encode(self.groups),
-                self.batch_size,
-                self.micro_batch_size,
-                self.seed,
-                trainer.global_rank,
-                trainer.world_size,
-                self.tokenizer.pad_token_id or 0,
-                self.roles if self.groups else None,
-                self.neighbors + 1,
-                self.alternatives.count if self.alternatives else None,
-            )
+            self._loader = self.loader(trainer.global_rank, trainer.world_size)
             if trainer.accumulate_grad_batches not in (1, self._loader.accumulation):
                 raise UserError(
                     f"trainer.accumulate_grad_batches = {trainer.accumulate_grad_batches} contradicts batch_size "
@@ -401,11 +400,17 @@ class UnlearningData(pl.LightningDataModule):
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """The loader's position. Lightning gives a loader its own state back within an epoch only, not at its end."""
-        return self._loader.state_dict() if self._loader is not None else {}
+        """The loader's position, and which rows are reserved.
+
+        Lightning gives a loader its own state back within an epoch only, not at its end.
+        """
+        if self._loader is None or self.benchmark is None:
+            return {}
+        return {**self._loader.state_dict(), "reserved": reserved_ids(self.benchmark)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        if self._loader is not None:
+        if self._loader is not None and self.benchmark is not None:
+            check_reserved_ids(state_dict.get("reserved"), self.benchmark, "the checkpoint's run")
             self._loader.load_state_dict(state_dict)
 
     def train_dataloader(self) -> GroupLoader:

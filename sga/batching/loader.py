@@ -32,7 +32,8 @@ class GroupLoader:
         rank: This process.
         world_size: Number of processes.
         pad_id: Id that fills up short rows; never attended to.
-        roles: Role of each sequence of a group; see `collate`.
+        roles: Role of each sequence of each group, see `collate`; by default a forget sample and its normal samples.
+            Groups may differ in what they have to draw from, not in what is drawn.
         group_size: Number of forget and normal samples of a group; of a group with more normal samples each epoch takes
             so many less one, drawn from (seed, epoch, group). None takes all.
         alternatives: Number of alternatives, drawn likewise. None takes all.
@@ -47,7 +48,7 @@ class GroupLoader:
         rank: int = 0,
         world_size: int = 1,
         pad_id: int = 0,
-        roles: Sequence[str] | None = None,
+        roles: Sequence[Sequence[str]] | None = None,
         group_size: int | None = None,
         alternatives: int | None = None,
     ) -> None:
@@ -61,7 +62,7 @@ class GroupLoader:
         self.batch_size = batch_size
         self.micro_batch_size = micro_batch_size or -(-batch_size // world_size)
         self.seed, self.rank, self.world_size, self.pad_id = seed, rank, world_size, pad_id
-        self.roles = (FORGET, *[NORMAL] * (len(groups[0]) - 1)) if roles is None else tuple(roles)
+        self.roles = [(FORGET, *[NORMAL] * (len(group) - 1)) for group in groups] if roles is None else roles
         self.reference: Mapping[Encoded, float] | None = None
         """Negative log-likelihoods under the starting model, once they are known; see `collate`."""
         self._limits = {
@@ -104,29 +105,23 @@ class GroupLoader:
             if number < self.position:
                 continue
             self.position = number + 1
-            groups = [self._drawn(index) for index in indices]
-            yield collate(groups, scale, self.pad_id, self._drawn_roles, self.reference)
+            drawn = [self.drawn(index) for index in indices]
+            yield collate([rows for rows, _ in drawn], scale, self.pad_id, drawn[0][1], self.reference)
 
     @property
     def _drawn_epoch(self) -> int:
         return 0 if self.repeats else self.epoch
 
-    def _drawn(self, index: int) -> Sequence[Encoded]:
-        """A group as this epoch has it; whatever process asks, and wherever in the epoch."""
-        group, kept = self.groups[index], set(range(len(self.roles)))
+    def drawn(self, index: int) -> tuple[list[Encoded], list[str]]:
+        """A group's sequences in this epoch and their roles; whatever process asks, and wherever in the epoch."""
+        group, roles = self.groups[index], self.roles[index]
+        kept = set(range(len(roles)))
         for role, (limit, stream) in self._limits.items():
-            places = columns_of(self.roles, [role])
+            places = columns_of(roles, [role])
             if limit is not None and len(places) > limit:
                 draws = np.random.default_rng([self.seed, self._drawn_epoch, index, stream])
                 kept -= set(places) - {places[i] for i in draws.choice(len(places), size=limit, replace=False)}
-        return [row for place, row in enumerate(group) if place in kept]
-
-    @property
-    def _drawn_roles(self) -> list[str]:
-        """Role of each sequence of a group as an epoch has it."""
-        limits = {role: limit for role, (limit, _) in self._limits.items() if limit is not None}
-        surplus = {place for role, limit in limits.items() for place in columns_of(self.roles, [role])[limit:]}
-        return [role for place, role in enumerate(self.roles) if place not in surplus]
+        return [group[place] for place in sorted(kept)], [roles[place] for place in sorted(kept)]
 
     def _plan(self, epoch: int) -> Iterator[tuple[list[int], float]]:
         """Group indices and scale of each of this process's micro-batches."""

@@ -26,7 +26,6 @@ from sga.callbacks.evaluator import Evaluator, evaluation_of, evaluator_of, pred
 from sga.callbacks.export import HuggingFaceExport
 from sga.callbacks.room import check_room
 from sga.callbacks.stopping import Stopping
-from sga.data.reserved import RETAIN_UNSEEN
 from sga.errors import UserError
 from sga.evaluation.aggregation import UTILITY_UNSEEN
 from sga.evaluation.evaluation import Evaluation
@@ -38,7 +37,7 @@ from sga.groups.similarity import similarity_of_normals
 from sga.losses import Loss
 from sga.rates.geometry import Geometry, paper_rate, total
 from sga.runs.folder import RunFolder
-from sga.runs.restart import clear_start, only_begun
+from sga.runs.restart import clear_start, only_begun, reserved_ids
 
 
 class RunFiles(pl.Callback):
@@ -152,7 +151,7 @@ class RunFiles(pl.Callback):
                 "texts": self.texts,
                 "forget_records": len(data.benchmark.training["forget"]),
                 "retain_records": len(data.benchmark.training["retain"]),
-                "reserved": [record.id for record in data.benchmark.evaluation.get(RETAIN_UNSEEN, ())],
+                "reserved": reserved_ids(data.benchmark),
                 "evaluation": data.evaluation_data(every_row=stage == "test").settings,
                 "versions": versions(),
                 "device": _device(trainer),

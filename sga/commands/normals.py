@@ -69,12 +69,12 @@ def _retrieve(arguments: list[str]) -> int:
     _add_output(parser)
     options, rest = parser.parse_known_args(arguments)
     _check_output(options.output, options.overwrite)
-    data, forget, pool = _data(rest)
+    data, forget, pool, reserved = _data(rest)
     checks = _checks(data)
     pairing = data.pairing
     if isinstance(pairing, NearestNormals):
         pairing = replace(pairing, checks=checks if options.on_failure == "replace" else None)
-    groups = make_groups(forget, pool, data.neighbors + 1, pairing, data.seed, data.pool_size)
+    groups = make_groups(forget, pool, data.neighbors + 1, pairing, data.seed, data.pool_size, reserved)
     checker = Checker(checks, forget, pool)
     groups, failures = mended(groups, checker, options.on_failure, pool, _nearest(data))
     _report(failures, sum(len(group.normals) for group in groups))
@@ -127,7 +127,7 @@ def _generate(arguments: list[str]) -> int:
     if options.attempts < 1:
         raise UserError(f"--attempts must be at least 1, got {options.attempts}")
     writer = _writer(options)
-    data, forget, pool = _data(rest)
+    data, forget, pool, _ = _data(rest)
     name = options.prompt or ("news" if forget[0].is_text else "qa")
     packaged = name in ("qa", "news", "book", "alternative")
     prompt = read_prompt(packaged_path(f"configs/prompts/{name}.yaml") if packaged else Path(name))
@@ -267,9 +267,10 @@ def _check(arguments: list[str]) -> int:
     options, rest = parser.parse_known_args(arguments)
     if options.output is not None:
         _check_output(options.output, options.overwrite)
-    data, forget, pool = _data(rest)
+    data, forget, pool, reserved = _data(rest)
     asked = data.alternatives.size if data.alternatives is not None else 0
-    groups = read_groups(options.file, forget, pool, data.neighbors + 1, data.pool_size, alternatives=asked)
+    expected = (data.neighbors + 1, data.pool_size, None, reserved, asked)
+    groups = read_groups(options.file, forget, pool, *expected)
     checker = Checker(_checks(data), forget, pool)
     way: OnFailure = options.on_failure if options.output is not None else "keep"
     mended_groups, failures = mended(groups, checker, way, pool, _nearest(data))
@@ -350,13 +351,17 @@ def _check_output(path: Path, overwrite: bool) -> None:
         raise UserError(f"{path} is there already; choose another --output, or replace it with --overwrite")
 
 
-def _data(rest: Sequence[str]) -> tuple[UnlearningData, Sequence[Record], Sequence[Record]]:
-    """The data module that the options mean, its forget records and its pool; no tokenizer and no model is read."""
+def _data(rest: Sequence[str]) -> tuple[UnlearningData, Sequence[Record], Sequence[Record], Sequence[Record]]:
+    """The data module that the options mean, its forget records, its pool and its reserved rows.
+
+    No tokenizer and no model is read.
+    """
     from sga.cli import configured_cli
 
     data = configured_cli(rest).datamodule
     benchmark = with_reserved(data.source.load(data.root), data.reserved, data.seed)
-    return data, benchmark.training["forget"], reserved_and_pool(benchmark)[1]
+    reserved, pool = reserved_and_pool(benchmark)
+    return data, benchmark.training["forget"], pool, reserved
 
 
 def _checks(data: UnlearningData) -> Checks:

@@ -135,7 +135,7 @@ def _request(
         lengths = _Lengths(options.length, options.answer or options.length / 2, None, None)
     else:
         limit = config.trainer.overfit_batches or config.trainer.limit_train_batches
-        lengths = _lengths(data, needs, micro, devices, used, module.packing, 1.0 if limit is None else limit)
+        lengths = _lengths(data, needs, devices, used, module.packing, 1.0 if limit is None else limit)
     optimizer = config.model.get("optimizer")
     name = str(getattr(optimizer, "class_path", None) or optimizer)
     gpu = str(config.trainer.accelerator) != "cpu"
@@ -179,10 +179,9 @@ def _devices(trainer: Any) -> tuple[int, bool]:
 
 
 def _lengths(
-    data: UnlearningData, needs: Any, micro: int, devices: int, used: Sequence[str], packing: bool, limit: float
+    data: UnlearningData, needs: Any, devices: int, used: Sequence[str], packing: bool, limit: float
 ) -> _Lengths:
     """From the tokens that training would see, in its own micro-batches; the limit is that of batches of an epoch."""
-    from sga.batching.loader import GroupLoader
     from sga.batching.packing import packed, padded
 
     try:
@@ -190,17 +189,7 @@ def _lengths(
     except UserError as error:
         raise UserError(f"{error} (or give --length and --answer, and no data is read)") from error
     data.extend(needs)
-    loader = GroupLoader(
-        data.encode(data.groups),
-        data.batch_size,
-        micro,
-        data.seed,
-        0,
-        devices,
-        data.tokenizer.pad_token_id or 0,
-        data.roles,
-        data.group_size,
-    )
+    loader = data.loader(world_size=devices)
     batches = [batch.select(*used) for batch in loader]
     answers = sum(int(batch.answer_mask.sum()) for batch in batches) / sum(len(batch.input_ids) for batch in batches)
     layouts = [(packed(batch) if packing else padded(batch)).arguments["input_ids"].shape for batch in batches]

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from sga.cli import UnlearningCLI
+    from sga.losses import Loss
     from sga.rates.estimates import GeometryEstimates, IntervalEstimate, RuleEstimates
     from sga.report.rate_advice import Sample
 
@@ -22,7 +23,8 @@ _DESCRIPTION = """\
 Which smoothing rate? An answer with what it is not certain of, and what the gradients of forget and normal samples say
 at the weights that training would start from: each rule's r and λ with a bootstrap interval over groups, without
 noise, and as a training step would see it; the geometry of every layer; advice; what the symbols mean.
-Nothing is trained. Writes rate.json and rate.html. All options of `sga fit` are understood as well (--config FILE,
+Of larger pools each group is as the first epoch draws it. Nothing is trained.
+Writes rate.json and rate.html. All options of `sga fit` are understood as well (--config FILE,
 --model.language_model.name_or_path …, --ckpt_path FILE); no loss is needed.
 """
 
@@ -144,12 +146,13 @@ def _measured(cli: UnlearningCLI, options: argparse.Namespace) -> RateResult:
             f"a rate compares forget with normal samples: group_size must be at least 2, got {data.group_size} "
             "(set --data.group_size)"
         )
+    _check_alternatives(loss, data.alternatives.count if data.alternatives else 0)
     data.read(Path(cli.trainer.default_root_dir))
     sample = _sample(len(data.groups), options, data.group_size, data.batch_size, data.seed)
     order = np.random.default_rng([data.seed, 0x6A7E]).permutation(sample.available)[: sample.taken]
+    loader = data.loader()  # whose first epoch is looked at
     chunks = [
-        data.encode([data.groups[order[number]] for number in part])
-        for part in cut_into_chunks(sample.taken, sample.chunks)
+        [loader.drawn(order[number])[0] for number in part] for part in cut_into_chunks(sample.taken, sample.chunks)
     ]
     network = _network(cli)
     gradients = ChunkGradients(
@@ -216,6 +219,19 @@ def _measured(cli: UnlearningCLI, options: argparse.Namespace) -> RateResult:
         "settings": {part: config[part] for part in ("seed_everything", "model", "data")},
     }
     return RateResult(which, sample, about, whole, found, layers, sentences, content)
+
+
+def _check_alternatives(loss: Loss | None, count: int) -> None:
+    """Raises a UserError where alternatives are not weighed as other normals are."""
+    from sga.losses.ascent import WeighingLoss
+
+    if loss is not None:
+        loss.check_alternatives(count)
+    if isinstance(loss, WeighingLoss) and loss.of_alternatives is not None:
+        raise UserError(
+            f"{loss.alternative_parameter} {loss.of_alternatives:g}: sga rate looks for one number for all normals; "
+            "leave it out"
+        )
 
 
 def _sample(available: int, options: argparse.Namespace, group_size: int, batch_size: int, seed: int) -> Sample:

@@ -158,7 +158,6 @@ def record_from_row(row: Mapping[str, Any], record_id: str, where: str) -> Recor
     Args:
         row: The row.
         record_id: Id of the record to make.
-        paraphrased_question: The same question in another form of sentence (TOFU has some); None where there is none.
         where: File and line, for the error message.
 
     Raises:

@@ -108,11 +108,15 @@ def read_groups(
                 return _named(pool_by_id, record_id, record_hash_, where), origin
             text = replace(text, id=f"{record_id}/edited-{record_hash(text)[:6]}")
             origin = replace(origin, source="edited", by=None, checks=())
+        return only(text, origin, where), origin
+
+    def only(text: Record, origin: Origin, where: str) -> Record:
+        """The one record of its id; sequences are encoded by id."""
         if text.id in pool_by_id or text.id in forget_by_id:
             raise UserError(f"{where}: {text.id} is the id of another record; give the {origin.source} text its own")
         if own.setdefault(text.id, text).content != text.content:
             raise UserError(f"{where}: {text.id} stands for two different texts in this file; give each its own id")
-        return own[text.id], origin
+        return own[text.id]
 
     for number, line in read_json_lines(path):
         where = f"{path}:{number}"
@@ -157,7 +161,10 @@ def read_groups(
                     "replace it"
                 )
         origins = tuple(origin for _, origin in found)
-        others = _read_alternatives(line.get("alternatives") or [], forgotten, made, where)
+        others = [
+            (only(record, origin, where), origin)
+            for record, origin in _read_alternatives(line.get("alternatives") or [], forgotten, made, where)
+        ]
         groups[forget_id] = Group(
             forgotten,
             tuple(records),
@@ -199,6 +206,8 @@ def _read_alternatives(
             found.append((record, origin))
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{where}: each of 'alternatives' needs id, source and answer ({error!r})") from None
+    if not all(isinstance(record.id, str) for record, _ in found):
+        raise UserError(f"{where}: ids of 'alternatives' must be strings")
     if len({record.id for record, _ in found}) < len(found):
         raise UserError(f"{where}: two alternatives have one id; give each its own")
     return found

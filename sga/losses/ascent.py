@@ -38,7 +38,8 @@ class WeighingLoss(Loss, ABC):
                 f"{self.alternative_parameter} {of_alternatives:g} cannot be combined with {type(setting).__name__}, "
                 f"which sets one {self.parameter} for all normals: leave {self.alternative_parameter} out, or fix both"
             )
-        self._of_alternatives = of_alternatives
+        self.of_alternatives = of_alternatives
+        """The alternatives' own number, where they have one."""
         if isinstance(setting, RatePolicy) and setting.parameter not in (None, self.parameter):
             other = {"smoothing_rate": SmoothedGradientAscent, "normal_weight": GradientDifference}
             cure = f"; use it with {other[setting.parameter].__name__}" if setting.parameter in other else ""
@@ -61,10 +62,15 @@ class WeighingLoss(Loss, ABC):
         return loss
 
     def check_alternatives(self, count: int) -> None:
-        if not count and self._of_alternatives is not None:
+        if not count and self.of_alternatives is not None:
             raise UserError(
-                f"{self.alternative_parameter} {self._of_alternatives:g} weighs alternatives, and the groups have "
+                f"{self.alternative_parameter} {self.of_alternatives:g} weighs alternatives, and the groups have "
                 f"none: set --data.alternatives, or leave {self.alternative_parameter} out"
+            )
+        if count and not self.uses_normals:
+            raise UserError(
+                f"{type(self).__name__} with {self.parameter} 0 reads no normals, and no alternatives among them: give "
+                f"{self.parameter} or {self.alternative_parameter} another number, or leave --data.alternatives out"
             )
 
     @abstractmethod

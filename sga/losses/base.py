@@ -75,7 +75,7 @@ class Loss(nn.Module):
 
     def check_alternatives(self, count: int) -> None:
         """Raises a UserError where this loss cannot work with `count` alternatives among a group's normals."""
-        if count and (self.uses_normals or self.needs.alternative is not None):
+        if count:
             raise UserError(
                 f"{type(self).__name__} has no use for alternatives among the normals, which are for "
                 "SmoothedGradientAscent and GradientDifference: leave --data.alternatives out"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from sga.data.records import Benchmark
@@ -50,12 +51,24 @@ def remove_unfinished(folder: Path) -> None:
                 path.unlink()
 
 
+def reserved_ids(benchmark: Benchmark) -> list[str]:
+    """Ids of the rows that are reserved for measuring utility."""
+    return [record.id for record in benchmark.evaluation.get(RETAIN_UNSEEN, ())]
+
+
 def check_reserved_rows(run: RunFolder, benchmark: Benchmark) -> None:
     """Raises a UserError where a run had other retain rows reserved than the benchmark has now."""
-    before = run.info.get("reserved") if run.info_path.is_file() else None
-    now = [record.id for record in benchmark.evaluation.get(RETAIN_UNSEEN, ())]
-    if before is not None and before != now:
+    if run.info_path.is_file():
+        check_reserved_ids(run.info.get("reserved"), benchmark, f"{run.info_path}: the run")
+
+
+def check_reserved_ids(before: Sequence[str] | None, benchmark: Benchmark, what: str) -> None:
+    """Raises a UserError where `what` had other rows reserved than the benchmark has now; None for none."""
+    now = reserved_ids(benchmark)
+    if list(before or ()) != now:
+        others = "others" if before and len(before) == len(now) else f"{len(now)}"
         raise UserError(
-            f"{run.info_path}: the run had {len(before)} other rows reserved for measuring utility than data, seed and "
-            f"--data.reserved give now ({len(now)} rows): go on with the run's configuration, or in another run.folder"
+            f"{what} had {len(before or ())} rows reserved for measuring utility, and data, seed and --data.reserved "
+            f"give {others} now, on some of which it may have been trained: go on with its configuration"
+            + ("" if before else ", and --data.reserved 0")
         )

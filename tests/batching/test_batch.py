@@ -244,7 +244,7 @@ def test_of_a_larger_pool_only_normal_samples_are_drawn() -> None:
     """Roles with other answers and retain samples after a pool of five normals; K = 3 takes two of these."""
     roles = ["forget", *["normal"] * 5, "alternative", "retain"]
     group = [Encoded((1, 10 + place, 2), 1) for place in range(8)]
-    loader = GroupLoader([group], 1, None, seed=0, roles=roles, group_size=3)
+    loader = GroupLoader([group], 1, None, seed=0, roles=[roles], group_size=3)
     seen = set()
     for _ in range(30):
         (batch,) = loader

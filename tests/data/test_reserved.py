@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import all_rows
 
 import sga
@@ -14,6 +15,8 @@ from sga.data.records import Benchmark, Record
 from sga.data.reserved import RETAIN_UNSEEN, reserved_and_pool, with_reserved
 from sga.errors import UserError
 from sga.files import read_json_object, write_json
+from sga.runs.folder import RunFolder
+from sga.runs.restart import check_reserved_rows
 
 QUICK = ("--model_utility.generate=false", "--export.enabled=false", "--evaluation.answers=null")
 
@@ -135,8 +138,32 @@ def test_a_run_goes_on_with_the_rows_it_began_with(unlearn_options: list[str], t
     assert reserved_of(tmp_path) == reserved and (tmp_path / "pairs.jsonl").read_bytes() == pairs
     info = read_json_object(tmp_path / "run.json")
     write_json(tmp_path / "run.json", info | {"reserved": ["retain/none"]})  # as if the data had changed since
-    with pytest.raises(UserError, match="had 1 other rows reserved for measuring utility"):
+    with pytest.raises(UserError, match="had 1 rows reserved for measuring utility"):
         run_verb(["fit", *options, "--trainer.max_epochs=3", last])
+
+
+def test_nor_does_a_checkpoint_go_on_with_others_in_another_folder(unlearn_options: list[str], tmp_path: Path) -> None:
+    """What the weights have been trained on may not be measured as unseen; checkpoints of before reserved nothing."""
+    options = [*unlearn_options, "--data.group_size=2", *QUICK]
+    run_verb(["fit", *options, "--trainer.max_epochs=1", f"--run.folder={tmp_path / 'a'}"])
+    last = tmp_path / "a/checkpoints/last.ckpt"
+    there = [*options, "--trainer.max_epochs=2", f"--run.folder={tmp_path / 'b'}", f"--ckpt_path={last}"]
+    with pytest.raises(UserError, match=r"2 rows reserved .* give 5 now, .*: go on with its configuration$"):
+        run_verb(["fit", *there, "--data.reserved=0.5"])
+    run_verb(["fit", *there])
+    state = torch.load(last, weights_only=False)
+    del state["UnlearningData"]["reserved"]
+    torch.save(state, last)
+    with pytest.raises(UserError, match="had 0 rows reserved"):
+        run_verb(["fit", *there, f"--run.folder={tmp_path / 'c'}"])
+    run_verb(["fit", *there, f"--run.folder={tmp_path / 'd'}", "--data.reserved=0"])
+
+
+def test_a_run_of_before_there_were_reserved_rows_had_none(tmp_path: Path) -> None:
+    write_json(tmp_path / "run.json", {})
+    check_reserved_rows(RunFolder(tmp_path), with_reserved(benchmark(), 0, 0))
+    with pytest.raises(UserError, match=r"had 0 rows reserved .* give 3"):
+        check_reserved_rows(RunFolder(tmp_path), with_reserved(benchmark(), 3, 0))
 
 
 def test_too_few_rows_for_the_groups_says_what_to_do() -> None:

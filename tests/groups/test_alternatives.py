@@ -121,8 +121,10 @@ def test_numbers_of_alternatives_are_checked() -> None:
         loss.check_alternatives(0)
         with pytest.raises(UserError, match=f"{type(loss).__name__} has no use for alternatives"):
             loss.check_alternatives(1)
-    for silent in (sga.GradientAscent(), sga.SmoothedGradientAscent(0.0), sga.NPO()):  # they read no normals either
-        silent.check_alternatives(1)
+    for silent in (sga.GradientAscent(), sga.SmoothedGradientAscent(0.0), sga.NPO(), sga.SimNPO(retain=None)):
+        with pytest.raises(UserError, match=f"{type(silent).__name__} .*alternatives.* leave --data.alternatives out"):
+            silent.check_alternatives(1)  # read by none of them
+    sga.SmoothedGradientAscent(0.0, alternative_rate=-2.0).check_alternatives(1)
 
 
 # ---- sources --------------------------------------------------------------------------------------------------------
@@ -279,6 +281,26 @@ def test_an_alternative_edited_by_hand_is_read_as_such(tmp_path: Path) -> None:
     assert group.alternatives[1].answer == "She hid it."
 
 
+@pytest.mark.parametrize(
+    ("own", "message"),
+    [
+        ("forget/0", "forget/0 is the id of another record"),
+        ("retain/4", "retain/4 is the id of another record"),
+        ("alt", "alt stands for two different texts in this file"),
+    ],
+)
+def test_an_alternative_has_an_id_of_its_own(tmp_path: Path, own: str, message: str) -> None:
+    """Sequences are kept by id: one that stood for two texts would be trained on as the last of them."""
+    path = tmp_path / "pairs.jsonl"
+    write_groups(path, made())
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    for line in lines:
+        line["alternatives"][0]["id"] = own
+    write_rows(path, lines)
+    with pytest.raises(UserError, match=rf"pairs.jsonl:\d: {message}"):
+        read_groups(path, FORGET_ROWS, POOL, 2, alternatives=2)
+
+
 # ---- drawing --------------------------------------------------------------------------------------------------------
 
 
@@ -286,7 +308,7 @@ def loader(seed: int = 0, count: int = 2) -> GroupLoader:
     """Five groups: a forget sample, 3 normals of which epochs take 2, 4 alternatives; token = 10·group + column."""
     roles = (FORGET, *[NORMAL] * 3, *[ALTERNATIVE] * 4)
     groups = [[Encoded((1, 10 * g + c), 1) for c in range(8)] for g in range(5)]
-    return GroupLoader(groups, 5, 2, seed, roles=roles, group_size=3, alternatives=count)
+    return GroupLoader(groups, 5, 2, seed, roles=[roles] * 5, group_size=3, alternatives=count)
 
 
 def epoch(found: GroupLoader) -> dict[int, list[int]]:
@@ -312,10 +334,25 @@ def test_each_epoch_draws_from_seed_epoch_and_group() -> None:
 def test_drawing_neighbors_is_what_it_was_without_alternatives() -> None:
     roles = (FORGET, *[NORMAL] * 3)
     groups = [[Encoded((1, 10 * g + c), 1) for c in range(4)] for g in range(5)]
-    plain = GroupLoader(groups, 5, 2, 0, roles=roles, group_size=3)
+    plain = GroupLoader(groups, 5, 2, 0, roles=[roles] * 5, group_size=3)
     drawn = [row for batch in plain for row in batch.input_ids[:, 1].view(-1, 3).tolist()]
     rows = {row[0] // 10: [number % 10 for number in row] for row in drawn}
     assert rows == {group: columns[:3] for group, columns in epoch(loader()).items()}
+
+
+@pytest.mark.parametrize("smallest_first", [True, False])
+def test_each_group_draws_from_columns_of_its_own(smallest_first: bool) -> None:
+    """Groups of 2 normals and 1 alternative and of 4 and 2, as a file may have after its checks; column of a group."""
+    kinds = [(FORGET, *[NORMAL] * (2 * n), *[ALTERNATIVE] * n) for n in ((1, 2) if smallest_first else (2, 1))]
+    groups = [[Encoded((1, 10 * g + c), 1) for c in range(len(roles))] for g, roles in enumerate(kinds)]
+    found = GroupLoader(groups, 2, None, 0, roles=kinds, group_size=3, alternatives=1)
+    seen: list[set[tuple[str, int]]] = [set(), set()]
+    for _ in range(40):
+        (batch,) = found
+        assert batch.roles == (FORGET, NORMAL, NORMAL, ALTERNATIVE)
+        for row in batch.input_ids[:, 1].view(-1, 4).tolist():
+            seen[row[0] // 10] |= set(zip(batch.roles, (number % 10 for number in row), strict=True))
+    assert seen == [set(zip(roles, range(len(roles)), strict=True)) for roles in kinds], "each in its role"
 
 
 def test_a_loader_goes_on_with_the_same_draws() -> None:
@@ -351,7 +388,7 @@ def test_a_run_with_both_kinds_resumes_exactly(unlearn_options: list[str], tmp_p
     options += ["--model.loss=GradientDifference", "--model.loss.alternative_weight=0.5", *KINDS, *QUICK]
     options += ["--trainer.max_epochs=2", "--model.schedule=ConstantSchedule"]
     whole = run_verb(["fit", *options, f"--run.folder={tmp_path / 'whole'}"])
-    assert whole.trainer.datamodule.roles == (FORGET, NORMAL, NORMAL, ALTERNATIVE, ALTERNATIVE)
+    assert whole.trainer.datamodule.train_dataloader().roles[0] == (FORGET, NORMAL, NORMAL, ALTERNATIVE, ALTERNATIVE)
     assert {"train/normal_nll", "train/alternative_nll"} <= set(whole.trainer.callback_metrics)
     part = f"--run.folder={tmp_path / 'part'}"
     run_verb(["fit", *options, part, "--trainer.max_epochs=1"])

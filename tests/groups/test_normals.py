@@ -657,6 +657,16 @@ def test_retrieve_check_show_and_what_fit_takes(
     assert normals("check", own_options, mended_path, "--data.pairing=sga.NearestNormals", loose) == 0
 
 
+@pytest.mark.runs
+def test_check_says_what_to_do_about_reserved_rows(
+    own_options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "normals.jsonl"
+    assert normals("retrieve", own_options, "--output", path, "--data.reserved=0") == 0
+    assert normals("check", own_options, path) == 2
+    assert "is one of the reserved rows, on which utility is measured" in capsys.readouterr().err
+
+
 def test_show_takes_files_without_texts_and_names_what_it_cannot_read(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -560,7 +560,7 @@ def test_the_divergence_of_kl_minimisation_is_read_at_the_question_too(tmp_path:
     for average in ("sequence", "answer"):
         run = fit(tmp_path / average, "kl", f"--model.loss.average={average}")
         read[average] = run.datamodule.train_dataloader().groups
-        assert run.datamodule.roles == ("forget", "normal", "normal", "normal")
+        assert run.datamodule.train_dataloader().roles[0] == ("forget", "normal", "normal", "normal")
     for whole, answer in zip(read["sequence"], read["answer"], strict=True):
         assert whole[0] == answer[0] and whole[0].prompt_length > 1
         assert [row.ids for row in whole] == [row.ids for row in answer]

@@ -21,10 +21,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sga import losses
 from sga.__main__ import main
-from sga.batching.batch import collate
+from sga.batching.batch import Batch, collate
 from sga.batching.encoding import Encoded
+from sga.batching.loader import GroupLoader
+from sga.datamodule import UnlearningData
 from sga.evaluation.bootstrap import Bootstrap
 from sga.evaluation.metrics import Floats
+from sga.groups.roles import ALTERNATIVE, FORGET, NORMAL
 from sga.likelihood.forward import sequence_nll
 from sga.losses import GradientDifference, SmoothedGradientAscent
 from sga.rates.estimates import Estimator, IntervalEstimate, RateRule, RuleEstimates, rules, total_gram
@@ -429,6 +432,8 @@ AUTHORS = (
     "--trainer.accelerator=cpu",
 )
 
+ALTERNATIVES = ("--data.alternatives=RefusalAnswers", "--data.alternatives.count=1", "--data.alternatives.pool=3")
+
 
 @dataclass(frozen=True)
 class Shown:
@@ -567,6 +572,31 @@ def test_a_run_s_own_rule_and_checkpoint_are_looked_at_and_the_run_is_left_alone
     assert {path: path.stat().st_mtime_ns for path in own_target.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.runs
+def test_groups_are_those_of_the_first_epoch(rate: Rate, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of pools of normals and alternatives a training step sees a draw, in another mixture than that of the pools."""
+    loaders: list[GroupLoader] = []
+    seen: list[list[Encoded]] = []
+    load = UnlearningData.loader
+
+    def noted(data: UnlearningData) -> GroupLoader:
+        loaders.append(load(data))
+        return loaders[-1]
+
+    def put_together(groups: list[list[Encoded]], **options: int) -> Batch:
+        seen.extend(groups)
+        return collate(groups, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(UnlearningData, "loader", noted)
+    monkeypatch.setattr("sga.rates.gram.collate", put_together)
+    rate(*ALTERNATIVES, "--data.group_size=4", "--data.pool_size=5")
+    assert {len(group) for group in seen} == {4}
+    (loader,) = loaders
+    drawn = [loader.drawn(index) for index in range(len(loader.groups))]
+    assert all(roles == [FORGET, NORMAL, NORMAL, ALTERNATIVE] for _, roles in drawn)
+    assert all(group in [rows for rows, _ in drawn] for group in seen)
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -580,6 +610,11 @@ def test_a_run_s_own_rule_and_checkpoint_are_looked_at_and_the_run_is_left_alone
         (["--data.source.forget_authors=1", "--data.source.questions_per_author=3"], "needs at least 4"),
         (["--ckpt_path=missing.ckpt"], "--ckpt_path missing.ckpt: no such file"),
         (["--output=file"], "--output file is a file; name a folder"),
+        ([*ALTERNATIVES, "--model.loss=NPO"], "NPO has no use for alternatives among the normals"),
+        (
+            [*ALTERNATIVES, "--model.loss=SmoothedGradientAscent", "--model.loss.alternative_rate=-2"],
+            "alternative_rate -2: sga rate looks for one number for all normals; leave it out",
+        ),
     ],
 )
 @pytest.mark.runs
