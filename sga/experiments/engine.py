@@ -25,6 +25,7 @@ from sga.experiments.task import (
     Outcome,
     Task,
     begin,
+    check_folder,
     check_folders,
     end,
     held,
@@ -207,6 +208,7 @@ class _Engine:
             if found is not None:
                 self._end(task, found)
                 return
+            check_folder(task, self.folder, self.replace)  # whoever had the lock may have made something else there
             resumed = read_state(self.folder / task.name).get("key") == task.key
             self._say_if_shown(task, "going on where it stopped" if resumed else "")
             self.running[task.key] = self.pool.start(task, self.folder, lock)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from sga.errors import UserError
 from sga.experiments.configuration import applied, digest, set_value
 from sga.files import read_json_object, write_json, write_text, yaml_text
 from sga.runs.folder import RunFolder
-from sga.runs.lock import write_lock
+from sga.runs.lock import LockedError, write_lock
 
 STATE_FILE = "task.json"
 CONFIG_FILE = "fit.yaml"
@@ -101,24 +101,41 @@ def outcome(task: Task, folder: Path) -> Outcome | None:
     return Outcome() if state["state"] == "finished" else Outcome(str(state["reason"]), int(state.get("code", 1)))
 
 
-def check_folders(tasks: Iterable[Task], folder: Path, replace: bool) -> None:
-    """Refuses run folders that are of something else, before anything runs.
+def check_folder(task: Task, folder: Path, replace: bool) -> None:
+    """Refuses a run folder that is of something else. Only while the task is `held` does that stay so.
 
     Args:
-        tasks: The tasks.
+        task: The task.
         folder: The experiment's.
         replace: True if a run of another configuration may be deleted; one that no experiment made never is.
 
     Raises:
-        UserError: there is such a folder.
+        UserError: it is such a folder.
+    """
+    path = folder / task.name
+    state = read_state(path)
+    if not state and path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise UserError(f"{path} was not made by this command: choose another --folder, or move it away")
+    if state and state.get("key") != task.key and not replace:
+        raise UserError(f"{path} holds a run of another configuration: choose another --folder, or delete it")
+
+
+def check_folders(tasks: Iterable[Task], folder: Path, replace: bool) -> None:
+    """Refuses run folders that are of something else, as `check_folder`, before anything runs.
+
+    A folder that another command holds may have no state yet; it is looked at again when it is free.
     """
     for task in tasks:
-        path = folder / task.name
-        state = read_state(path)
-        if path.exists() and not state:
-            raise UserError(f"{path} was not made by this command: choose another --folder, or move it away")
-        if state and state.get("key") != task.key and not replace:
-            raise UserError(f"{path} holds a run of another configuration: choose another --folder, or delete it")
+        try:
+            check_folder(task, folder, replace)
+        except UserError:
+            with ExitStack() as lock:
+                try:
+                    lock.enter_context(held(task, folder))
+                except LockedError:
+                    if not read_state(folder / task.name):
+                        continue
+                check_folder(task, folder, replace)
 
 
 @contextmanager

@@ -124,7 +124,7 @@ def test_what_needs_a_failed_task_is_not_made_and_the_rest_is(tmp_path: Path) ->
 def test_folders_of_something_else_are_refused_before_anything_runs(tmp_path: Path) -> None:
     target, one, _ = chain()
     pool = Pretended()
-    (tmp_path / one.name).mkdir(parents=True)
+    write_json(tmp_path / one.name / "own.json", {})
     with pytest.raises(UserError, match=r"trials/1 was not made by this command: choose another --folder"):
         run([one], tmp_path, pool, replace=True)
     write_json(tmp_path / one.name / "task.json", {"key": "another", "state": "finished"})
@@ -221,6 +221,43 @@ def test_a_run_that_outlived_its_command_is_waited_for(fast: None, tmp_path: Pat
     with meanwhile(write_lock(tmp_path / "one"), 0.5) as ended:
         run([one], tmp_path, pool)
         assert ended and pool.began == ["one"]
+
+
+def test_what_another_command_finished_meanwhile_is_not_deleted(fast: None, tmp_path: Path) -> None:
+    """It makes another configuration in the same folder, which was not there when this one first looked."""
+    mine, other = Task("one", {"n": 1}), Task("one", {"n": 2})
+
+    def make() -> None:
+        begin(other, tmp_path)
+        end(other, tmp_path, Outcome(), 0)
+
+    pool = Pretended()
+    with (
+        meanwhile(held(mine, tmp_path), 0.5, make),
+        pytest.raises(UserError, match=r"one holds a run of another configuration"),
+    ):
+        run([mine], tmp_path, pool)
+    assert not pool.began and outcome(other, tmp_path) == Outcome()
+
+
+@pytest.mark.parametrize("files", [[], ["half-written.tmp"]])
+def test_a_run_that_another_command_is_just_beginning_is_waited_for(
+    files: list[str], fast: None, tmp_path: Path
+) -> None:
+    """Its folder is there, and its state not yet."""
+    one = Task("one", {"n": 1})
+    pool = Pretended()
+
+    def make() -> None:
+        begin(one, tmp_path)
+        end(one, tmp_path, Outcome(), 0)
+
+    (tmp_path / "one").mkdir()
+    for name in files:
+        (tmp_path / "one" / name).write_text("", encoding="utf-8")
+    with meanwhile(held(one, tmp_path), 0.5, make):
+        assert run([one], tmp_path, pool) == {one.key: Outcome()}
+    assert not pool.began
 
 
 def test_two_commands_make_each_task_once(tmp_path: Path) -> None:
