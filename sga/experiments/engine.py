@@ -58,10 +58,12 @@ class Pool:
     Attributes:
         shows: True if the output of the runs is on the terminal; otherwise it is in their `LOG_FILE`.
         workers: Number of tasks at a time.
+        pause: Seconds between looks whether one has ended.
     """
 
     shows = False
     workers = 1
+    pause = 0.05
 
     def batch(self) -> AbstractContextManager[object]:
         """Surrounds the start of several tasks."""
@@ -145,7 +147,7 @@ class _Engine:
                 look_again = time.monotonic() + POLL
             if not self.running and not self._open():
                 return
-            time.sleep(0.05)
+            time.sleep(self.pool.pause)
 
     def _collect(self) -> bool:
         """Notes which jobs have ended; whether any has."""
@@ -328,6 +330,8 @@ class _Process:
             return None
         self.process.returncode = code = os.waitstatus_to_exitcode(status)
         found = Outcome(why_ended(code, self.log) if code else None, code if code >= 0 else 128 - code)
+        if read_state(self.folder / self.task.name).get("key") != self.task.key:
+            found = Outcome("its folder is gone", found.code or 1)
         with self.lock:
             self._close()
             if found.code - 128 in _STOPPED:
@@ -357,7 +361,7 @@ def why_ended(code: int, log: Path | None) -> str:
     if code < 0:
         name = signal.Signals(-code).name
         return f"killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
-    if log is None:
+    if log is None or not log.is_file():
         return f"exit code {code}"
     lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     said = next((line for line in reversed(lines) if "error" in line.lower()), lines[-1] if lines else "no output")

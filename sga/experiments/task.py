@@ -176,9 +176,14 @@ def begin(task: Task, folder: Path) -> bool:
 
 
 def end(task: Task, folder: Path, ended: Outcome, peak_memory: int) -> None:
-    """Writes down how a run ended, and its peak memory in bytes; the most of several attempts counts."""
+    """Writes down how a run ended, and its peak memory in bytes; the most of several attempts counts.
+
+    Where its folder has been taken away, there is nothing to write.
+    """
     path = folder / task.name
     state = read_state(path)
+    if state.get("key") != task.key:
+        return
     state["peak_memory_bytes"] = max(int(state["peak_memory_bytes"]), peak_memory)
     state["state"] = "finished" if ended.reason is None else "failed"
     if ended.reason is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import subprocess
@@ -105,6 +106,20 @@ def test_no_more_run_at_a_time_than_there_are_workers(tmp_path: Path) -> None:
     pool = Pretended(3, third)
     assert len(run([Task(f"t{n}", {"n": n}) for n in range(7)], tmp_path, pool)) == 7
     assert pool.most == 3
+
+
+def test_jobs_are_asked_as_often_as_their_pool_says(tmp_path: Path) -> None:
+    """Each look at a job of a cluster goes to a shared file system."""
+    asked: list[float] = []
+
+    def third(task: Task) -> Outcome | None:
+        asked.append(time.monotonic())
+        return Outcome() if len(asked) == 3 else None
+
+    pool = Pretended(finish=third)
+    pool.pause = 0.3
+    run([Task("one", {})], tmp_path, pool)
+    assert min(b - a for a, b in itertools.pairwise(asked)) > 0.25
 
 
 def test_what_needs_a_failed_task_is_not_made_and_the_rest_is(tmp_path: Path) -> None:
@@ -341,6 +356,24 @@ def test_each_task_is_a_process_with_its_log_and_its_gpu(
     assert [log[:2] for log in logs] == [["4", "2"], ["7", "2"], ["4", "2"]]
     assert logs[0][2].strip() == str(["--config", str(tmp_path / "t0" / "fit.yaml"), "--ckpt_path", "last"])
     assert all(read_state(tmp_path / task.name)["peak_memory_bytes"] > 1e6 for task in tasks)
+
+
+@pytest.mark.parametrize(
+    ("program", "found"),
+    [
+        ("", Outcome("its folder is gone", 1)),
+        ("exit(1)", Outcome("its folder is gone", 1)),
+        ("os.kill(os.getpid(), 9)", Outcome("its folder is gone", 137)),
+    ],
+)
+def test_a_folder_that_is_taken_away_costs_its_own_run_alone(
+    program: str, found: Outcome, command: Callable[[str], None], tmp_path: Path
+) -> None:
+    gone, other = Task("gone", {"n": 1}), Task("other", {"n": 2})
+    place = str(tmp_path / "gone")
+    command(f"import os, shutil, sys\nif 'gone' in sys.argv[2].split('/'):\n shutil.rmtree({place!r})\n {program}")
+    assert run([gone, other], tmp_path, Processes(2)) == {gone.key: found, other.key: Outcome()}
+    assert not (tmp_path / "gone").exists() and outcome(other, tmp_path) == Outcome()
 
 
 @pytest.mark.parametrize(
