@@ -12,8 +12,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -41,6 +41,9 @@ POLL = 2.0
 _STOPPED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 """Signals by which people and schedulers stop a run; it is not failed, and the next command goes on with it."""
 
+GRACE = 30.0
+"""Seconds that runs have to write a checkpoint when the command that started them is stopped."""
+
 
 class Job(Protocol):
     """A task that is being made."""
@@ -49,7 +52,7 @@ class Job(Protocol):
         """How it ended; None while it goes on."""
 
     def stop(self) -> None:
-        """Ends it, so that the next command goes on with it."""
+        """Ends it at once, so that the next command goes on with it."""
 
 
 class Pool:
@@ -72,6 +75,11 @@ class Pool:
     def start(self, task: Task, folder: Path, lock: ExitStack) -> Job:
         """Begins a task; takes its lock over with ``lock.pop_all()``, or leaves locking to the job."""
         raise NotImplementedError
+
+    def stop(self, jobs: Iterable[Job]) -> None:
+        """Ends tasks that are being made, because the command ends."""
+        for job in jobs:
+            job.stop()
 
 
 Tasks = Sequence[Task] | Callable[[int], Sequence[Task]]
@@ -111,8 +119,7 @@ def run(
     try:
         engine.work()
     finally:
-        for job in engine.running.values():
-            job.stop()
+        engine.pool.stop(engine.running.values())
     return engine.ended
 
 
@@ -302,6 +309,21 @@ class Processes(Pool):
         process.lock = lock.pop_all()
         return process
 
+    def stop(self, jobs: Iterable[Job]) -> None:
+        """Asks the runs to write a checkpoint and end; kills what takes longer than `GRACE`, or at an interrupt."""
+        left = [process for process in self.places.values() if not process.has_ended]
+        try:
+            for process in left:
+                process.ask_to_end()
+            if left:
+                print(f"waiting up to {GRACE:g} s for a checkpoint; interrupt once more to end at once", flush=True)
+            deadline = time.monotonic() + GRACE
+            while time.monotonic() < deadline and any([process.poll() is None for process in left]):
+                left = [process for process in left if not process.has_ended]
+                time.sleep(self.pause)
+        finally:
+            super().stop(jobs)
+
 
 class _Process:
     """A run in a process of its own."""
@@ -339,6 +361,12 @@ class _Process:
             # Linux counts from what this process had then; the run loads all that is in it, and a model.
             end(self.task, self.folder, found, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024))
         return found
+
+    def ask_to_end(self) -> None:
+        """Has it end where the next command can go on; `sga.experiments.fit` listens."""
+        assert self.process.stdin is not None, "it is a pipe"
+        with suppress(BrokenPipeError):  # it is ending
+            os.write(self.process.stdin.fileno(), b"end\n")
 
     def stop(self) -> None:
         """Ends it at once."""

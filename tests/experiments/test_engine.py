@@ -337,7 +337,8 @@ def command(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
 
         def start(arguments: list[str], **options: Any) -> Any:
             assert arguments[1:3] == ["-m", "sga.experiments.fit"]
-            return real([sys.executable, "-c", program, *arguments[3:]], **options)
+            listening = f"from sga.experiments.fit import end_with_parent; end_with_parent()\n{program}"
+            return real([sys.executable, "-c", listening, *arguments[3:]], **options)
 
         monkeypatch.setattr(sga.experiments.engine.subprocess, "Popen", start)
 
@@ -401,11 +402,9 @@ def test_how_a_process_ends_is_noted(
 def test_an_interrupt_ends_the_runs_and_gives_their_locks_back(command: Callable[[str], None], tmp_path: Path) -> None:
     command("import time; print('here', flush=True); time.sleep(60)")
     task = Task("one", {})
-    log = tmp_path / "one" / "fit.log"
 
     def interrupt() -> None:
-        while not (log.is_file() and log.stat().st_size):
-            time.sleep(0.02)
+        wait_for(tmp_path / "one" / "fit.log", "here")
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=interrupt).start()
@@ -414,6 +413,95 @@ def test_an_interrupt_ends_the_runs_and_gives_their_locks_back(command: Callable
     assert read_state(tmp_path / "one")["state"] == "started"
     with held(task, tmp_path):
         assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["one"]
+
+
+WATCHES = """
+import signal, time
+from pathlib import Path
+received = []
+def note(number, frame):  # as SignalWatch, without loading torch
+    received.append(number)
+    for one in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(one, signal.SIG_DFL)
+for one in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(one, note)
+print("here", flush=True)
+while not received:
+    time.sleep(0.02)
+{then}
+Path({saved!r}).write_text(str(received))
+exit(128 + received[0])
+"""
+
+
+@pytest.mark.parametrize(("everybody", "twice"), [(False, False), (True, False), (False, True)])
+def test_a_command_that_is_stopped_lets_its_runs_write_a_checkpoint(
+    everybody: bool, twice: bool, tmp_path: Path
+) -> None:
+    """A terminal sends Ctrl-C to all processes at once, a scheduler SIGTERM to one; the second one is for haste."""
+    saved = tmp_path / "saved"
+    program = WATCHES.format(then=f"time.sleep({30 if twice else 0.5})", saved=str(saved))
+    parent = f"""
+import subprocess, sys
+from pathlib import Path
+import sga.experiments.engine as engine
+from sga.experiments.task import Task
+real = subprocess.Popen
+program = "from sga.experiments.fit import end_with_parent; end_with_parent()\\n" + {program!r}
+engine.subprocess.Popen = lambda arguments, **options: real([sys.executable, "-c", program], **options)
+with engine.terminable():
+    engine.run([Task("one", {{}})], Path({str(tmp_path)!r}))
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", parent],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    wait_for(tmp_path / "one" / "fit.log", "here")
+
+    def stop() -> None:
+        (os.killpg if everybody else os.kill)(process.pid, signal.SIGINT if everybody else signal.SIGTERM)
+
+    began = time.monotonic()
+    stop()
+    assert process.stdout.readline().startswith("waiting up to 30 s for a checkpoint")
+    if twice:
+        stop()
+    _, said = process.communicate(timeout=60)
+    assert "KeyboardInterrupt" in said and time.monotonic() - began < 20
+    assert saved.exists() != twice
+    assert read_state(tmp_path / "one")["state"] == "started"
+
+
+def test_a_run_that_does_not_end_when_asked_is_killed(
+    command: Callable[[str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sga.experiments.engine, "GRACE", 0.5)
+    command(
+        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('here', flush=True); time.sleep(60)"
+    )
+    task = Task("one", {})
+
+    def interrupt() -> None:
+        wait_for(tmp_path / "one" / "fit.log", "here")
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=interrupt).start()
+    with terminable(), pytest.raises(KeyboardInterrupt):
+        run([task], tmp_path)
+    with held(task, tmp_path):
+        assert read_state(tmp_path / "one")["state"] == "started"
+
+
+def wait_for(log: Path, text: str) -> None:
+    """Until a log has a text."""
+    deadline = time.monotonic() + 60
+    while not (log.is_file() and text in log.read_text(encoding="utf-8")):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def test_the_time_left_goes_by_what_is_done_since_the_command_began(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -485,7 +573,8 @@ import os, sys
 if os.environ.get("FIT_STAND_IN"):
     import sga.experiments.engine as engine
     real = engine.subprocess.Popen
-    program = "import os, sys, time; open(os.environ['FIT_STAND_IN'], 'a').write('x'); "
+    program = "from sga.experiments.fit import end_with_parent; end_with_parent()\\n"
+    program += "import os, sys, time; open(os.environ['FIT_STAND_IN'], 'a').write('x'); "
     program += "time.sleep(0 if len(open(os.environ['FIT_STAND_IN']).read()) > 1 else 100)"
 
     class Popen(real):
