@@ -53,7 +53,11 @@ class Task:
         object.__setattr__(self, "title", self.title or self.name)
 
     def full_config(self, folder: Path) -> dict[str, Any]:
-        """Configuration for `sga fit`, with the places of its own run folder and of those that it needs."""
+        """Configuration for `sga fit`, with the places of its own run folder and of those that it needs.
+
+        The places are absolute, so that the same command may go on with it from elsewhere.
+        """
+        folder = folder.resolve()
         config = applied(self.config, {setting: str(folder / need.name) for setting, need in self.needs.items()})
         set_value(config, "run.folder", str(folder / self.name))
         return config

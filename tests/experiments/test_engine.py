@@ -96,6 +96,26 @@ def test_needs_come_first_and_their_folders_are_set(tmp_path: Path) -> None:
     )
 
 
+def test_the_places_of_needs_do_not_depend_on_how_the_folder_is_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run folder whose configuration has another place is refused, and jobs of a cluster start elsewhere."""
+    _, one, _ = chain()
+    monkeypatch.chdir(tmp_path)
+    assert one.full_config(Path("mine")) == one.full_config(tmp_path / "mine")
+
+
+def test_a_run_that_was_begun_with_a_relative_place_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sga.cli import _differences
+
+    (tmp_path / "models").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert not _differences("model", {"from": "models"}, {"from": str(tmp_path / "models")})
+    assert _differences("model", {"from": "models"}, {"from": str(tmp_path / "others")})
+    assert _differences("model", {"text": "word " * 2000}, {"text": "words " * 2000})
+    assert _differences("model", {"from": "gone"}, {"from": str(tmp_path / "models")})
+
+
 def test_no_more_run_at_a_time_than_there_are_workers(tmp_path: Path) -> None:
     polls: dict[str, int] = {}
 
