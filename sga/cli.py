@@ -364,8 +364,11 @@ def _differences(name: str, old: Any, new: Any) -> list[tuple[str, Any, Any]]:
         return [
             found for key in sorted({*old, *new}) for found in _differences(f"{name}.{key}", old.get(key), new.get(key))
         ]
-    if isinstance(old, str) and isinstance(new, str) and old.startswith("sga.") and new.startswith("sga."):
-        old, new = (f"sga.{path.rpartition('.')[2]}" for path in (old, new))  # a run of before names a class's module
+    if isinstance(old, str) and isinstance(new, str):
+        if old.startswith("sga.") and new.startswith("sga."):
+            old, new = (f"sga.{path.rpartition('.')[2]}" for path in (old, new))  # earlier runs name a class's module
+        if old != new and os.path.exists(old) and os.path.realpath(old) == os.path.realpath(new):  # never fail on texts
+            return []  # a place that was given relative to where the command was started
     return [] if old == new else [(name, old, new)]
 
 

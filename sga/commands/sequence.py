@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sga.experiments.configuration import settings_from
-from sga.experiments.engine import Processes, run
+from sga.experiments.engine import Processes, run, terminable
 from sga.experiments.sequence import RESULTS_FILE, read_sequence, sequence_results
 from sga.files import write_json
 from sga.runs.config_files import config_path
@@ -31,7 +31,8 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(list(arguments))
     folder: Path = options.folder or Path("runs/sequences", options.config.stem)
     requests = read_sequence(config_path(options.config), settings_from(options.set))
-    ended = run(requests, folder, Processes(shows=True), retry=True, wait=False)
+    with terminable():
+        ended = run(requests, folder, Processes(shows=True), retry=True, wait=False)
     code = max(outcome.code for outcome in ended.values())
     if code:
         return code

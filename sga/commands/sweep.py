@@ -17,9 +17,10 @@ from sga.evaluation.table import duration
 from sga.experiments.configuration import applied, settings_from
 from sga.experiments.engine import Pool, Processes, run, terminable
 from sga.experiments.sweeps.definition import Sweep, Trial, label, read_sweep
-from sga.experiments.task import LOG_FILE, Task, outcome, read_state
+from sga.experiments.task import LOG_FILE, Task, held, outcome
 from sga.files import read_json_object, write_json, yaml_text
 from sga.runs.config_files import config_path
+from sga.runs.lock import LockedError
 
 SWEEP_FILE = "sweep.json"
 
@@ -29,11 +30,13 @@ def main(arguments: Sequence[str]) -> int:
     options = _options(arguments)
     sweep = read_sweep(config_path(options.config), settings_from(options.set))
     folder: Path = options.folder or Path("runs/sweeps", options.config.stem)
+    if options.results and not (folder / SWEEP_FILE).is_file():
+        raise UserError(f"{folder} holds no sweep ({SWEEP_FILE} is not there): --results needs the --folder of one")
     tasks = known_tasks(sweep, folder)
     if not options.results:
         _begin(sweep, folder, tasks(0))
         if options.retry_failed:
-            print(f"{forget_failed(sweep, folder)} failed runs are made again")
+            print(f"{forget_failed([*sweep.model_tasks, *tasks(0)], folder)} failed runs are made again")
         started = time.monotonic()
         work(sweep, folder, tasks, _pool(options, sweep, folder))
         print(f"\nin {duration(time.monotonic() - started)}")
@@ -115,11 +118,13 @@ def work(sweep: Sweep, folder: Path, tasks: Callable[[int], list[Trial]], pool: 
     """Makes the shared models, and then every run.
 
     Raises:
-        UserError: a shared model could not be made.
+        UserError: a shared model could not be made, or a finished run shows that an objective is no metric.
     """
-    from sga.experiments.sweeps.results import objective
+    from sga.experiments.sweeps.results import check_objectives, objective
 
     def words(task: Task) -> str:
+        if isinstance(task, Trial):
+            check_objectives(sweep, folder / task.name)
         values = (
             {name: objective(folder / task.name, name) for name in sweep.objectives} if isinstance(task, Trial) else {}
         )
@@ -146,17 +151,22 @@ def work(sweep: Sweep, folder: Path, tasks: Callable[[int], list[Trial]], pool: 
         raise
 
 
-def forget_failed(sweep: Sweep, folder: Path) -> int:
-    """Deletes failed runs of a sweep folder, so that they are made again; their number."""
-    from sga.experiments.sweeps.results import disk_results
+def forget_failed(tasks: Sequence[Task], folder: Path) -> int:
+    """Deletes the run folders of those tasks that failed, so that they are made again; their number."""
+    return sum(_forget(task, folder) for task in tasks if _has_failed(task, folder))
 
-    results = disk_results(sweep, folder)
-    failed = {key for key, result in results.items() if result.reason is not None}
-    states = {place: read_state(place) for place in folder.glob("*/*") if place.is_dir()}
-    gone = [place for place, state in states.items() if state.get("state") == "failed" or state.get("key") in failed]
-    for place in gone:
-        shutil.rmtree(place)
-    return len(gone)
+
+def _has_failed(task: Task, folder: Path) -> bool:
+    found = outcome(task, folder)
+    return found is not None and found.reason is not None
+
+
+def _forget(task: Task, folder: Path) -> bool:
+    with contextlib.suppress(LockedError), held(task, folder):
+        if _has_failed(task, folder):  # nobody has begun to make it again since it was looked at
+            shutil.rmtree(folder / task.name)
+            return True
+    return False
 
 
 def _begin(sweep: Sweep, folder: Path, tasks: Sequence[Trial]) -> None:
@@ -211,9 +221,12 @@ def _finish(sweep: Sweep, folder: Path, tasks: Sequence[Trial]) -> int:
 
     rows = write_results(sweep, tasks, folder)
     print(terminal_table(sweep, rows))
-    failed = sum(len(row.failed) for row in rows)
+    failed = sum(_has_failed(task, folder) for task in tasks)
     if failed:
         print(f"\n{failed} runs failed, for reasons that the page lists; --retry-failed makes them again")
+    absent = sum(len(row.failed) for row in rows) - failed
+    if absent:
+        print(f"\n{absent} finished runs are without an objective, for reasons that the page lists: mend objectives")
     missing = sum(len(row.missing) for row in rows)
     if missing:
         print(f"\n{missing} runs are not finished; the same command without --results goes on with them")

@@ -85,6 +85,7 @@ class Cluster(Pool):
             self.executor.update_parameters(**given)
         except (RuntimeError, NameError, TypeError, AssertionError) as error:
             raise UserError(f"--cluster {kind}: {error}") from None
+        self.pause = 10.0 if kind == "slurm" else 1.0  # each look at a job takes several calls to a shared file system
         self.workers = 1000 if ahead and kind == "slurm" else workers
 
     def batch(self) -> AbstractContextManager[object]:

@@ -14,8 +14,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, redirect_stderr, redirect_stdout
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import (
+    AbstractContextManager,
+    ExitStack,
+    contextmanager,
+    nullcontext,
+    redirect_stderr,
+    redirect_stdout,
+    suppress,
+)
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TextIO, cast
@@ -27,6 +35,7 @@ from sga.experiments.task import (
     Outcome,
     Task,
     begin,
+    check_folder,
     check_folders,
     end,
     held,
@@ -42,6 +51,9 @@ POLL = 2.0
 _STOPPED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 """Signals by which people and schedulers stop a run; it is not failed, and the next command goes on with it."""
 
+GRACE = 30.0
+"""Seconds that runs have to write a checkpoint when the command that started them is stopped."""
+
 
 class Job(Protocol):
     """A task that is being made."""
@@ -50,7 +62,7 @@ class Job(Protocol):
         """How it ended; None while it goes on."""
 
     def stop(self) -> None:
-        """Ends it, so that the next command goes on with it."""
+        """Ends it at once, so that the next command goes on with it."""
 
 
 class Pool:
@@ -59,10 +71,12 @@ class Pool:
     Attributes:
         shows: True if the output of the runs is on the terminal; otherwise it is in their `LOG_FILE`.
         workers: Number of tasks at a time.
+        pause: Seconds between looks whether one has ended.
     """
 
     shows = False
     workers = 1
+    pause = 0.05
 
     def batch(self) -> AbstractContextManager[object]:
         """Surrounds the start of several tasks."""
@@ -71,6 +85,11 @@ class Pool:
     def start(self, task: Task, folder: Path, lock: ExitStack) -> Job:
         """Begins a task; takes its lock over with ``lock.pop_all()``, or leaves locking to the job."""
         raise NotImplementedError
+
+    def stop(self, jobs: Iterable[Job]) -> None:
+        """Ends tasks that are being made, because the command ends."""
+        for job in jobs:
+            job.stop()
 
 
 Tasks = Sequence[Task] | Callable[[int], Sequence[Task]]
@@ -110,8 +129,7 @@ def run(
     try:
         engine.work()
     finally:
-        for job in engine.running.values():
-            job.stop()
+        engine.pool.stop(engine.running.values())
     return engine.ended
 
 
@@ -146,7 +164,7 @@ class _Engine:
                 look_again = time.monotonic() + POLL
             if not self.running and not self._open():
                 return
-            time.sleep(0.05)
+            time.sleep(self.pool.pause)
 
     def _collect(self) -> bool:
         """Notes which jobs have ended; whether any has."""
@@ -209,6 +227,7 @@ class _Engine:
             if found is not None:
                 self._end(task, found)
                 return
+            check_folder(task, self.folder, self.replace)  # whoever had the lock may have made something else there
             resumed = read_state(self.folder / task.name).get("key") == task.key
             self._say_if_shown(task, "going on where it stopped" if resumed else "")
             self.running[task.key] = self.pool.start(task, self.folder, lock)
@@ -346,6 +365,21 @@ class Processes(Pool):
         process.lock = lock.pop_all()
         return process
 
+    def stop(self, jobs: Iterable[Job]) -> None:
+        """Asks the runs to write a checkpoint and end; kills what takes longer than `GRACE`, or at an interrupt."""
+        left = [process for process in self.places.values() if not process.has_ended]
+        try:
+            for process in left:
+                process.ask_to_end()
+            if left:
+                print(f"waiting up to {GRACE:g} s for a checkpoint; interrupt once more to end at once", flush=True)
+            deadline = time.monotonic() + GRACE
+            while time.monotonic() < deadline and any([process.poll() is None for process in left]):
+                left = [process for process in left if not process.has_ended]
+                time.sleep(self.pause)
+        finally:
+            super().stop(jobs)
+
 
 class _Process:
     """A run in a process of its own."""
@@ -374,6 +408,8 @@ class _Process:
             return None
         self.process.returncode = code = os.waitstatus_to_exitcode(status)
         found = Outcome(why_ended(code, self.log) if code else None, code if code >= 0 else 128 - code)
+        if read_state(self.folder / self.task.name).get("key") != self.task.key:
+            found = Outcome("its folder is gone", found.code or 1)
         with self.lock:
             self._close()
             if found.code - 128 in _STOPPED:
@@ -381,6 +417,12 @@ class _Process:
             # Linux counts from what this process had then; the run loads all that is in it, and a model.
             end(self.task, self.folder, found, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024))
         return found
+
+    def ask_to_end(self) -> None:
+        """Has it end where the next command can go on; `sga.experiments.fit` listens."""
+        assert self.process.stdin is not None, "it is a pipe"
+        with suppress(BrokenPipeError):  # it is ending
+            os.write(self.process.stdin.fileno(), b"end\n")
 
     def stop(self) -> None:
         """Ends it at once."""
@@ -404,7 +446,7 @@ def why_ended(code: int, log: Path | None) -> str:
     if code < 0:
         name = signal.Signals(-code).name
         return f"killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
-    if log is None:
+    if log is None or not log.is_file():
         return f"exit code {code}"
     lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     said = next((line for line in reversed(lines) if "error" in line.lower()), lines[-1] if lines else "no output")

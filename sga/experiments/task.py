@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +17,7 @@ from sga.errors import UserError
 from sga.experiments.configuration import applied, digest, set_value
 from sga.files import read_json_object, write_json, write_text, yaml_text
 from sga.runs.folder import RunFolder
-from sga.runs.lock import write_lock
+from sga.runs.lock import LockedError, write_lock
 
 STATE_FILE = "task.json"
 CONFIG_FILE = "fit.yaml"
@@ -55,7 +55,11 @@ class Task:
         object.__setattr__(self, "title", self.title or self.name)
 
     def full_config(self, folder: Path) -> dict[str, Any]:
-        """Configuration of its verb, with the places of its own run folder and of those that it needs."""
+        """Configuration of its verb, with the places of its own run folder and of those that it needs.
+
+        The places are absolute, so that the same command may go on with it from elsewhere.
+        """
+        folder = folder.resolve()
         config = applied(self.config, {setting: str(folder / need.name) for setting, need in self.needs.items()})
         set_value(config, "run.folder", str(folder / self.name))
         return config
@@ -103,24 +107,41 @@ def outcome(task: Task, folder: Path) -> Outcome | None:
     return Outcome() if state["state"] == "finished" else Outcome(str(state["reason"]), int(state.get("code", 1)))
 
 
-def check_folders(tasks: Iterable[Task], folder: Path, replace: bool) -> None:
-    """Refuses run folders that are of something else, before anything runs.
+def check_folder(task: Task, folder: Path, replace: bool) -> None:
+    """Refuses a run folder that is of something else. Only while the task is `held` does that stay so.
 
     Args:
-        tasks: The tasks.
+        task: The task.
         folder: The experiment's.
         replace: True if a run of another configuration may be deleted; one that no experiment made never is.
 
     Raises:
-        UserError: there is such a folder.
+        UserError: it is such a folder.
+    """
+    path = folder / task.name
+    state = read_state(path)
+    if not state and path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise UserError(f"{path} was not made by this command: choose another --folder, or move it away")
+    if state and state.get("key") != task.key and not replace:
+        raise UserError(f"{path} holds a run of another configuration: choose another --folder, or delete it")
+
+
+def check_folders(tasks: Iterable[Task], folder: Path, replace: bool) -> None:
+    """Refuses run folders that are of something else, as `check_folder`, before anything runs.
+
+    A folder that another command holds may have no state yet; it is looked at again when it is free.
     """
     for task in tasks:
-        path = folder / task.name
-        state = read_state(path)
-        if path.exists() and not state:
-            raise UserError(f"{path} was not made by this command: choose another --folder, or move it away")
-        if state and state.get("key") != task.key and not replace:
-            raise UserError(f"{path} holds a run of another configuration: choose another --folder, or delete it")
+        try:
+            check_folder(task, folder, replace)
+        except UserError:
+            with ExitStack() as lock:
+                try:
+                    lock.enter_context(held(task, folder))
+                except LockedError:
+                    if not read_state(folder / task.name):
+                        continue
+                check_folder(task, folder, replace)
 
 
 @contextmanager
@@ -161,9 +182,14 @@ def begin(task: Task, folder: Path) -> bool:
 
 
 def end(task: Task, folder: Path, ended: Outcome, peak_memory: int) -> None:
-    """Writes down how a run ended, and its peak memory in bytes; the most of several attempts counts."""
+    """Writes down how a run ended, and its peak memory in bytes; the most of several attempts counts.
+
+    Where its folder has been taken away, there is nothing to write.
+    """
     path = folder / task.name
     state = read_state(path)
+    if state.get("key") != task.key:
+        return
     state["peak_memory_bytes"] = max(int(state["peak_memory_bytes"]), peak_memory)
     state["state"] = "finished" if ended.reason is None else "failed"
     if ended.reason is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import subprocess
@@ -95,6 +96,26 @@ def test_needs_come_first_and_their_folders_are_set(tmp_path: Path) -> None:
     )
 
 
+def test_the_places_of_needs_do_not_depend_on_how_the_folder_is_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run folder whose configuration has another place is refused, and jobs of a cluster start elsewhere."""
+    _, one, _ = chain()
+    monkeypatch.chdir(tmp_path)
+    assert one.full_config(Path("mine")) == one.full_config(tmp_path / "mine")
+
+
+def test_a_run_that_was_begun_with_a_relative_place_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sga.cli import _differences
+
+    (tmp_path / "models").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert not _differences("model", {"from": "models"}, {"from": str(tmp_path / "models")})
+    assert _differences("model", {"from": "models"}, {"from": str(tmp_path / "others")})
+    assert _differences("model", {"text": "word " * 2000}, {"text": "words " * 2000})
+    assert _differences("model", {"from": "gone"}, {"from": str(tmp_path / "models")})
+
+
 def test_no_more_run_at_a_time_than_there_are_workers(tmp_path: Path) -> None:
     polls: dict[str, int] = {}
 
@@ -105,6 +126,20 @@ def test_no_more_run_at_a_time_than_there_are_workers(tmp_path: Path) -> None:
     pool = Pretended(3, third)
     assert len(run([Task(f"t{n}", {"n": n}) for n in range(7)], tmp_path, pool)) == 7
     assert pool.most == 3
+
+
+def test_jobs_are_asked_as_often_as_their_pool_says(tmp_path: Path) -> None:
+    """Each look at a job of a cluster goes to a shared file system."""
+    asked: list[float] = []
+
+    def third(task: Task) -> Outcome | None:
+        asked.append(time.monotonic())
+        return Outcome() if len(asked) == 3 else None
+
+    pool = Pretended(finish=third)
+    pool.pause = 0.3
+    run([Task("one", {})], tmp_path, pool)
+    assert min(b - a for a, b in itertools.pairwise(asked)) > 0.25
 
 
 def test_what_needs_a_failed_task_is_not_made_and_the_rest_is(tmp_path: Path) -> None:
@@ -124,7 +159,7 @@ def test_what_needs_a_failed_task_is_not_made_and_the_rest_is(tmp_path: Path) ->
 def test_folders_of_something_else_are_refused_before_anything_runs(tmp_path: Path) -> None:
     target, one, _ = chain()
     pool = Pretended()
-    (tmp_path / one.name).mkdir(parents=True)
+    write_json(tmp_path / one.name / "own.json", {})
     with pytest.raises(UserError, match=r"trials/1 was not made by this command: choose another --folder"):
         run([one], tmp_path, pool, replace=True)
     write_json(tmp_path / one.name / "task.json", {"key": "another", "state": "finished"})
@@ -223,6 +258,43 @@ def test_a_run_that_outlived_its_command_is_waited_for(fast: None, tmp_path: Pat
         assert ended and pool.began == ["one"]
 
 
+def test_what_another_command_finished_meanwhile_is_not_deleted(fast: None, tmp_path: Path) -> None:
+    """It makes another configuration in the same folder, which was not there when this one first looked."""
+    mine, other = Task("one", {"n": 1}), Task("one", {"n": 2})
+
+    def make() -> None:
+        begin(other, tmp_path)
+        end(other, tmp_path, Outcome(), 0)
+
+    pool = Pretended()
+    with (
+        meanwhile(held(mine, tmp_path), 0.5, make),
+        pytest.raises(UserError, match=r"one holds a run of another configuration"),
+    ):
+        run([mine], tmp_path, pool)
+    assert not pool.began and outcome(other, tmp_path) == Outcome()
+
+
+@pytest.mark.parametrize("files", [[], ["half-written.tmp"]])
+def test_a_run_that_another_command_is_just_beginning_is_waited_for(
+    files: list[str], fast: None, tmp_path: Path
+) -> None:
+    """Its folder is there, and its state not yet."""
+    one = Task("one", {"n": 1})
+    pool = Pretended()
+
+    def make() -> None:
+        begin(one, tmp_path)
+        end(one, tmp_path, Outcome(), 0)
+
+    (tmp_path / "one").mkdir()
+    for name in files:
+        (tmp_path / "one" / name).write_text("", encoding="utf-8")
+    with meanwhile(held(one, tmp_path), 0.5, make):
+        assert run([one], tmp_path, pool) == {one.key: Outcome()}
+    assert not pool.began
+
+
 def test_two_commands_make_each_task_once(tmp_path: Path) -> None:
     """Processes with a lock each, eight tasks of 50 ms."""
     program = """
@@ -285,7 +357,8 @@ def command(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
 
         def start(arguments: list[str], **options: Any) -> Any:
             assert arguments[1:3] == ["-m", "sga.experiments.fit"]
-            return real([sys.executable, "-c", program, *arguments[3:]], **options)
+            listening = f"from sga.experiments.fit import end_with_parent; end_with_parent()\n{program}"
+            return real([sys.executable, "-c", listening, *arguments[3:]], **options)
 
         monkeypatch.setattr(sga.experiments.engine.subprocess, "Popen", start)
 
@@ -304,6 +377,24 @@ def test_each_task_is_a_process_with_its_log_and_its_gpu(
     assert [log[:2] for log in logs] == [["4", "2"], ["7", "2"], ["4", "2"]]
     assert logs[0][2].strip() == str(["fit", "--config", str(tmp_path / "t0" / "fit.yaml"), "--ckpt_path", "last"])
     assert all(read_state(tmp_path / task.name)["peak_memory_bytes"] > 1e6 for task in tasks)
+
+
+@pytest.mark.parametrize(
+    ("program", "found"),
+    [
+        ("", Outcome("its folder is gone", 1)),
+        ("exit(1)", Outcome("its folder is gone", 1)),
+        ("os.kill(os.getpid(), 9)", Outcome("its folder is gone", 137)),
+    ],
+)
+def test_a_folder_that_is_taken_away_costs_its_own_run_alone(
+    program: str, found: Outcome, command: Callable[[str], None], tmp_path: Path
+) -> None:
+    gone, other = Task("gone", {"n": 1}), Task("other", {"n": 2})
+    place = str(tmp_path / "gone")
+    command(f"import os, shutil, sys\nif 'gone' in sys.argv[2].split('/'):\n shutil.rmtree({place!r})\n {program}")
+    assert run([gone, other], tmp_path, Processes(2)) == {gone.key: found, other.key: Outcome()}
+    assert not (tmp_path / "gone").exists() and outcome(other, tmp_path) == Outcome()
 
 
 @pytest.mark.parametrize(
@@ -331,11 +422,9 @@ def test_how_a_process_ends_is_noted(
 def test_an_interrupt_ends_the_runs_and_gives_their_locks_back(command: Callable[[str], None], tmp_path: Path) -> None:
     command("import time; print('here', flush=True); time.sleep(60)")
     task = Task("one", {})
-    log = tmp_path / "one" / "fit.log"
 
     def interrupt() -> None:
-        while not (log.is_file() and log.stat().st_size):
-            time.sleep(0.02)
+        wait_for(tmp_path / "one" / "fit.log", "here")
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=interrupt).start()
@@ -344,6 +433,95 @@ def test_an_interrupt_ends_the_runs_and_gives_their_locks_back(command: Callable
     assert read_state(tmp_path / "one")["state"] == "started"
     with held(task, tmp_path):
         assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["one"]
+
+
+WATCHES = """
+import signal, time
+from pathlib import Path
+received = []
+def note(number, frame):  # as SignalWatch, without loading torch
+    received.append(number)
+    for one in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(one, signal.SIG_DFL)
+for one in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(one, note)
+print("here", flush=True)
+while not received:
+    time.sleep(0.02)
+{then}
+Path({saved!r}).write_text(str(received))
+exit(128 + received[0])
+"""
+
+
+@pytest.mark.parametrize(("everybody", "twice"), [(False, False), (True, False), (False, True)])
+def test_a_command_that_is_stopped_lets_its_runs_write_a_checkpoint(
+    everybody: bool, twice: bool, tmp_path: Path
+) -> None:
+    """A terminal sends Ctrl-C to all processes at once, a scheduler SIGTERM to one; the second one is for haste."""
+    saved = tmp_path / "saved"
+    program = WATCHES.format(then=f"time.sleep({30 if twice else 0.5})", saved=str(saved))
+    parent = f"""
+import subprocess, sys
+from pathlib import Path
+import sga.experiments.engine as engine
+from sga.experiments.task import Task
+real = subprocess.Popen
+program = "from sga.experiments.fit import end_with_parent; end_with_parent()\\n" + {program!r}
+engine.subprocess.Popen = lambda arguments, **options: real([sys.executable, "-c", program], **options)
+with engine.terminable():
+    engine.run([Task("one", {{}})], Path({str(tmp_path)!r}))
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", parent],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    wait_for(tmp_path / "one" / "fit.log", "here")
+
+    def stop() -> None:
+        (os.killpg if everybody else os.kill)(process.pid, signal.SIGINT if everybody else signal.SIGTERM)
+
+    began = time.monotonic()
+    stop()
+    assert process.stdout.readline().startswith("waiting up to 30 s for a checkpoint")
+    if twice:
+        stop()
+    _, said = process.communicate(timeout=60)
+    assert "KeyboardInterrupt" in said and time.monotonic() - began < 20
+    assert saved.exists() != twice
+    assert read_state(tmp_path / "one")["state"] == "started"
+
+
+def test_a_run_that_does_not_end_when_asked_is_killed(
+    command: Callable[[str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sga.experiments.engine, "GRACE", 0.5)
+    command(
+        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('here', flush=True); time.sleep(60)"
+    )
+    task = Task("one", {})
+
+    def interrupt() -> None:
+        wait_for(tmp_path / "one" / "fit.log", "here")
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=interrupt).start()
+    with terminable(), pytest.raises(KeyboardInterrupt):
+        run([task], tmp_path)
+    with held(task, tmp_path):
+        assert read_state(tmp_path / "one")["state"] == "started"
+
+
+def wait_for(log: Path, text: str) -> None:
+    """Until a log has a text."""
+    deadline = time.monotonic() + 60
+    while not (log.is_file() and text in log.read_text(encoding="utf-8")):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def test_the_time_left_goes_by_what_is_done_since_the_command_began(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -415,7 +593,8 @@ import os, sys
 if os.environ.get("FIT_STAND_IN"):
     import sga.experiments.engine as engine
     real = engine.subprocess.Popen
-    program = "import os, sys, time; open(os.environ['FIT_STAND_IN'], 'a').write('x'); "
+    program = "from sga.experiments.fit import end_with_parent; end_with_parent()\\n"
+    program += "import os, sys, time; open(os.environ['FIT_STAND_IN'], 'a').write('x'); "
     program += "time.sleep(0 if len(open(os.environ['FIT_STAND_IN']).read()) > 1 else 100)"
 
     class Popen(real):

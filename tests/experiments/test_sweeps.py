@@ -39,7 +39,7 @@ from sga.experiments.sweeps.results import (
     terminal_table,
 )
 from sga.experiments.sweeps.search import Draws, open_journal
-from sga.experiments.task import Outcome, Task, begin, end, read_state
+from sga.experiments.task import Outcome, Task, begin, end, held, read_state
 
 AUTHORS_SGA = ["configs/benchmarks/authors.yaml", "configs/methods/sga.yaml"]
 """Of the package, found wherever a sweep file is."""
@@ -534,7 +534,7 @@ def test_a_failed_trial_is_recorded_and_the_others_finish(pretended: list[str], 
     assert 1 not in best_rows(sweep, rows)
     do(sweep, tmp_path / "sweep")
     assert len(pretended) == 6, "a failure is not tried again by itself"
-    assert forget_failed(sweep, place) == 2
+    assert forget_failed(sweep.tasks({}), place) == 2
     do(sweep, tmp_path / "sweep")
     assert len(pretended) == 8
     assert [len(row.failed) for row in collect(sweep, sweep.tasks({}), place)] == [0, 2, 0]
@@ -545,6 +545,46 @@ def test_an_objective_that_is_absent_says_why(pretended: list[str], tmp_path: Pa
     do(sweep, tmp_path / "sweep")
     (outcome,) = disk_results(sweep, tmp_path / "sweep").values()
     assert outcome.reason is not None and "not among the run's metrics" in outcome.reason
+
+
+def test_what_is_made_again_is_what_failed_and_is_asked_for(
+    pretended: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither a finished run without the objective, nor one of an older file, nor one that another command makes."""
+    monkeypatch.setattr("sga.runs.lock.PATIENCE", 0.05)
+    folder = tmp_path / "sweep"
+    path = sweep_file(tmp_path, grid={"data.batch_size": [4, 13]}, seeds=[0, 1])
+    main([str(path), "--folder", str(folder)])
+    pretended.clear()
+    path = sweep_file(tmp_path, grid={"data.batch_size": [4, 13]}, seeds=[0], objectives=["privleak"])
+    assert main([str(path), "--folder", str(folder), "--retry-failed"]) == 0
+    assert len(pretended) == 1 and "size13" in pretended[0]
+    assert len(list(folder.glob("trials/*/task.json"))) == 4
+    said = capsys.readouterr().out
+    assert "1 finished runs are without an objective" in said and "mend objectives" in said
+    (failed,) = (task for task in read_sweep(path).tasks({}) if task.values["data.batch_size"] == 13)
+    with held(failed, folder):
+        assert forget_failed([failed], folder) == 0
+    assert forget_failed([failed], folder) == 1
+
+
+def test_an_objective_that_is_no_metric_ends_the_sweep_after_its_first_run(
+    pretended: list[str], tmp_path: Path
+) -> None:
+    grid = {"data.batch_size": [4, 8]}
+    sweep = read_sweep(sweep_file(tmp_path, grid=grid, objectives=["frontier_ara"]))
+    with pytest.raises(UserError, match=r"objectives: .* has no metric 'frontier_ara' \(did you mean frontier_area"):
+        do(sweep, tmp_path / "sweep")
+    assert len(pretended) == 1
+    do(read_sweep(sweep_file(tmp_path, grid=grid)), tmp_path / "sweep")
+    assert len(pretended) == 2, "the first one is reused"
+
+
+@pytest.mark.parametrize("plan", [{"grid": {"a": [1]}}, {"search": {"trials": 1, "space": {"a": {"int": [0, 1]}}}}])
+def test_results_of_a_folder_that_is_no_sweep_are_refused(plan: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"mistyped holds no sweep"):
+        main([str(sweep_file(tmp_path, **plan)), "--folder", str(tmp_path / "mistyped"), "--results"])
+    assert not (tmp_path / "mistyped").exists()
 
 
 def marked(folder: Path, batch_sizes: list[int], seeds: list[int]) -> tuple[int, str]:
@@ -659,7 +699,7 @@ def test_a_failed_trial_of_a_search_is_made_again(pretended: list[str], tmp_path
     do(sweep, tmp_path / "sweep")
     (row,) = written(sweep, tmp_path / "sweep")
     assert len(pretended) == 1 and "13 is unlucky" in row.failed[0]
-    assert forget_failed(sweep, tmp_path / "sweep") == 1
+    assert forget_failed(known_tasks(sweep, tmp_path / "sweep")(0), tmp_path / "sweep") == 1
     do(sweep, tmp_path / "sweep")
     assert len(pretended) == 2
 

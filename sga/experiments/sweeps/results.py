@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ COSTS = ("seconds", "tokens", "peak_memory_bytes", "peak_gpu_memory_bytes")
 LEVEL = 0.95
 WRITTEN_DIGITS = 3
 """Decimals of a mean on the page; means that are written alike count as equal."""
+_UNKNOWN = "not among the run's metrics"
 CUT = "†"
 CUT_MEANING = f"{CUT} The interval is cut here, at the end of what the metric can be."
 
@@ -172,7 +174,26 @@ def objective(folder: Path, name: str) -> float | str:
     reasons: dict[str, str] = run.chosen.get("absent") or {}
     prefix = f"{run.benchmark}/"
     keys = (name, f"{prefix}{name}", f"{prefix}forget_quality", f"{prefix}forget_quality_log10")
-    return next((reasons[key] for key in keys if key in reasons), "not among the run's metrics")
+    return next((reasons[key] for key in keys if key in reasons), _UNKNOWN)
+
+
+def check_objectives(sweep: Sweep, folder: Path) -> None:
+    """Refuses objectives that a finished run does not have, and that no metric is named; no other run would have them.
+
+    Raises:
+        UserError: there is one; names those that are alike.
+    """
+    for name in sweep.objectives:
+        if objective(folder, name) != _UNKNOWN or name in NORMAL_DATA or possible_range(name) != (None, None):
+            continue
+        run = finished_run(folder)
+        known = [one.removeprefix(f"{run.benchmark}/") for one, value in run.chosen.items() if isinstance(value, float)]
+        near = get_close_matches(name, [*METRICS, *known], 3)
+        meant = f" (did you mean {' or '.join(near)}?)" if near else ""
+        raise UserError(
+            f"{sweep.path}: objectives: {folder.name} has no metric {name!r}{meant}; mend it, and finished "
+            "runs are reused"
+        )
 
 
 def disk_results(sweep: Sweep, folder: Path) -> dict[str, Result]:
