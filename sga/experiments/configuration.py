@@ -11,7 +11,7 @@ from typing import Any
 
 from sga.errors import UserError
 from sga.files import read_yaml, yaml_value
-from sga.runs.config_files import config_files
+from sga.runs.config_files import config_files, names_model
 from sga.runs.setting_checks import check_class_paths
 
 Values = dict[str, Any]
@@ -20,14 +20,18 @@ Values = dict[str, Any]
 _CLASS_KEYS = ("class_path", "init_args", "dict_kwargs")
 
 
-def read_config(files: Sequence[Path]) -> dict[str, Any]:
+def read_config(files: Sequence[Path], settings: Values | None = None) -> dict[str, Any]:
     """Configuration files one over the other; the last wins, and lists named ``key+`` are appended.
+
+    Args:
+        files: The files.
+        settings: Settings that will be put on top, by dotted name; they are not, here.
 
     Raises:
         UserError: as `config_files`, or a file holds something other than names and values.
     """
     config: dict[str, Any] = {}
-    for file in config_files(files):
+    for file in config_files(files, names_model(applied({}, settings or {}))):
         _merge(config, mapping_value(file.content, str(file.path)))
     return config
 

@@ -42,7 +42,8 @@ def read_sequence(path: Path, overrides: Values | None = None) -> list[Task]:
     if not isinstance(names, list) or not names or not isinstance(settings, dict):
         raise UserError(f"{path}: config must be a file or a list of files, settings names with values")
     files = [config_path(str(name), path.parent) for name in names]
-    base = applied(read_config(files), {**settings, **(overrides or {})})
+    settings = {**settings, **(overrides or {})}
+    base = applied(read_config(files, settings), settings)
     if base.get("export", {}).get("enabled") is False:
         raise UserError(f"{path}: export.enabled false keeps no model that the next request could start from")
     requests: list[Task] = []

@@ -262,7 +262,7 @@ def read_sweep(path: Path, overrides: Values | None = None) -> Sweep:
     keep = plan.get("keep_weights", False)
     if not isinstance(keep, bool):
         raise UserError(f"{path}: keep_weights must be true or false, got {keep!r}")
-    base = _quiet(applied(_merged(path, plan.get("config")), settings), keep)
+    base = _quiet(_merged(path, plan.get("config"), settings), keep)
     for role in models:  # where they are is set when the sweep folder is known, and is no part of the question
         set_value(base, _BINDINGS[role], f"<{role}>")
     grid = mapping_value(plan.get("grid"), f"{path}: grid")
@@ -292,8 +292,8 @@ def _model(path: Path, role: str, wanted: Any, common: Values) -> Task | str:
         return str(wanted["folder"])
     if not {"config"} <= set(wanted) <= {"config", "settings"}:
         raise UserError(f"{where}: needs a config, with settings or without, or the folder of a model that is there")
-    config = applied(_merged(path, wanted["config"]), {**common, **mapping_value(wanted.get("settings"), where)})
-    config = _quiet(config, keep_weights=True)
+    settings = {**common, **mapping_value(wanted.get("settings"), where)}
+    config = _quiet(_merged(path, wanted["config"], settings), keep_weights=True)
     key = digest(config)
     return Task(f"models/{role}-{key[:8]}", config, key=key)
 
@@ -383,14 +383,14 @@ def _seeds(wanted: Any, where: str) -> tuple[int, ...]:
     return tuple(seeds)
 
 
-def _merged(path: Path, names: Any) -> dict[str, Any]:
-    """Configuration files that `path` names relative to itself, as `read_config`."""
+def _merged(path: Path, names: Any, settings: Values) -> dict[str, Any]:
+    """Configuration files that `path` names relative to itself, as `read_config`, with settings on top."""
     names = [names] if isinstance(names, str) else list_value(names, f"{path}: config")
     try:
         files = [config_path(str(name), path.parent) for name in names]
     except UserError as error:
         raise UserError(f"{path}: names {error}") from None
-    return read_config(files)
+    return applied(read_config(files, settings), settings)
 
 
 def label(values: Values) -> str:
