@@ -39,13 +39,15 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--max-new-tokens", type=int, default=200, metavar="N", help="tokens of an answer at most (default 200)"
     )
+    parser.add_argument("--trust-code", action="store_true", help="import a run's template that is not of this package")
     options = parser.parse_args(list(arguments))
     if options.max_new_tokens < 1:
         raise UserError(f"--max-new-tokens must be at least 1, got {options.max_new_tokens}")
     if not options.question.strip():
         raise UserError("the question is empty; put it in quotation marks after the models")
     names = [options.model, *([options.other] if options.other is not None else [])]
-    templates = [run_template(name) for name in names]  # what is wrong with a folder is said before a model is loaded
+    # What is wrong with a folder is said before a model is loaded.
+    templates = [run_template(name, options.trust_code) for name in names]
     asked = [
         _ask(name, template, options.question, options.answer, options.max_new_tokens)
         for name, template in zip(names, templates, strict=True)
@@ -54,11 +56,15 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def run_template(model: str) -> Template:
+def run_template(model: str, trust_code: bool = False) -> Template:
     """The template that a run folder, or its ``model/``, was trained with; AutoTemplate where there is no run.
 
+    Args:
+        model: A run folder, its ``model/``, or any other name of a model.
+        trust_code: Whether a class that is not of this package may be imported, which runs its module's code.
+
     Raises:
-        UserError: the run's configuration names no template that can be made.
+        UserError: the run's configuration names no template that can be made, or one that is not trusted.
     """
     from sga.batching.templates import AutoTemplate, Template
 
@@ -67,17 +73,25 @@ def run_template(model: str) -> Template:
     if run is None or not run.config_path.is_file():
         return AutoTemplate()
     path = run.config_path
-    stored = run.config.get("data", {}).get("template")
+    data = run.config.get("data")
+    stored = data.get("template") if isinstance(data, dict) else None
     if stored is None:
         return AutoTemplate()
-    module, _, name = str(stored["class_path"] if isinstance(stored, dict) else stored).rpartition(".")
-    settings = stored.get("init_args") or {} if isinstance(stored, dict) else {}
+    described = stored if isinstance(stored, dict) else {"class_path": stored}
+    if not isinstance(described.get("class_path"), str):
+        raise UserError(f"{path}: data.template names no class_path")
+    module, _, name = described["class_path"].rpartition(".")
+    module = module or "sga"
+    if module.partition(".")[0] != "sga" and not trust_code:
+        raise UserError(
+            f"{path}: data.template is {module}.{name}, which is not of this package: --trust-code if you trust the run"
+        )
     try:
-        kind = getattr(importlib.import_module(module or "sga"), name)
-        if not (isinstance(kind, type) and issubclass(kind, Template)):  # nothing else is ever called
+        kind = getattr(importlib.import_module(module), name)
+        if not (isinstance(kind, type) and issubclass(kind, Template)):  # nothing else is called
             raise UserError(f"{path}: data.template is {name}, which is no template")
-        return kind(**settings)
-    except (ImportError, AttributeError, TypeError) as error:
+        return kind(**(described.get("init_args") or {}))
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise UserError(f"{path}: its template cannot be made ({error})") from error
 
 

@@ -17,7 +17,8 @@ List the configurations that come with the package, or copy some of them to chan
   sga config list [WORD]                 names, of those that have WORD in them
   sga config copy NAME [NAME ...] [--to FOLDER]
 
-A name is that of the list; a part of it will do where no other has it, and a folder's name copies the folder.
+A name is that of the list; a part of it will do where no other has it, and a folder's name copies the folder. With a
+benchmark come its pairs: what methods need on it.
 """
 
 
@@ -53,6 +54,8 @@ def main(arguments: Sequence[str]) -> int:
     there = [path for path in copies.values() if path.exists()]
     if there:
         raise UserError(f"{there[0]} is there already; choose another folder (--to), or delete it")
+    pairs = [name for name in files if f"benchmarks/{Path(name).parent.name}" in copies and name.startswith("pairs/")]
+    copies |= {name: path for name in pairs if not (path := options.to / f"{name}.yaml").exists()}
     for name, path in copies.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(files[name], path)

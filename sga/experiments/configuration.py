@@ -11,7 +11,8 @@ from typing import Any
 
 from sga.errors import UserError
 from sga.files import read_yaml, yaml_value
-from sga.runs.config_files import config_files
+from sga.runs.config_files import config_files, names_model
+from sga.runs.folder import RunFolder
 from sga.runs.setting_checks import check_class_paths
 
 Values = dict[str, Any]
@@ -20,14 +21,18 @@ Values = dict[str, Any]
 _CLASS_KEYS = ("class_path", "init_args", "dict_kwargs")
 
 
-def read_config(files: Sequence[Path]) -> dict[str, Any]:
+def read_config(files: Sequence[Path], settings: Values | None = None) -> dict[str, Any]:
     """Configuration files one over the other; the last wins, and lists named ``key+`` are appended.
+
+    Args:
+        files: The files.
+        settings: Settings that will be put on top, by dotted name; they are not, here.
 
     Raises:
         UserError: as `config_files`, or a file holds something other than names and values.
     """
     config: dict[str, Any] = {}
-    for file in config_files(files):
+    for file in config_files(files, names_model(applied({}, settings or {}))):
         _merge(config, mapping_value(file.content, str(file.path)))
     return config
 
@@ -101,18 +106,43 @@ def digest(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def content_digest(location: str) -> str:
-    """What tells a model that is only taken from another at the same place: names, sizes, and small files' content."""
-    path = Path(location)
+def content_digest(location: str, rows: bool) -> str:
+    """What tells a model that is only taken from another at the same place: names, sizes, and small files' content.
+
+    Args:
+        location: A run folder, of which only configuration and model count, because verbs write beside them; another
+            folder or a file, which counts as a whole; or a name on the Hub, which stands for itself.
+        rows: Whether a run's last rows count too, as of a reference.
+    """
+    path, run = Path(location), RunFolder(location)
     if not path.exists():
-        return location  # a name on the Hub
-    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+        return location
+    if path.is_file():
+        found = [path]
+    elif run.info_path.is_file():
+        found = [run.config_path, *run.model_path.rglob("*")]
+        found += [run.rows_file(step) for step in run.row_steps[-1:] if rows]
+    else:
+        found = list(path.rglob("*"))
+    files = sorted(file for file in found if file.is_file())
     shown: list[Any] = []
     for file in files:
         size = file.stat().st_size
         small = hashlib.sha256(file.read_bytes()).hexdigest() if size < 1_000_000 else None
         shown.append([str(file.relative_to(path)), size, small])
     return digest(shown)
+
+
+def block(config: dict[str, Any], name: str, where: str) -> dict[str, Any]:
+    """A block of a configuration, to be changed; an empty one is made where there is none.
+
+    Raises:
+        UserError: something else stands there, such as null.
+    """
+    found = config.setdefault(name, {})
+    if not isinstance(found, dict):
+        raise UserError(f"{where}: {name} must be names with values, got {found!r:.60}")
+    return found
 
 
 def mapping_value(value: Any, where: str) -> dict[str, Any]:

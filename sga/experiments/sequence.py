@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sga.errors import UserError
-from sga.experiments.configuration import Values, applied, read_config, set_value
+from sga.experiments.configuration import Values, applied, block, read_config, set_value
 from sga.experiments.task import Task
 from sga.runs.config_files import config_path
 from sga.runs.folder import Run
@@ -42,13 +42,15 @@ def read_sequence(path: Path, overrides: Values | None = None) -> list[Task]:
     if not isinstance(names, list) or not names or not isinstance(settings, dict):
         raise UserError(f"{path}: config must be a file or a list of files, settings names with values")
     files = [config_path(str(name), path.parent) for name in names]
-    base = applied(read_config(files), {**settings, **(overrides or {})})
-    if base.get("export", {}).get("enabled") is False:
+    settings = {**settings, **(overrides or {})}
+    base = applied(read_config(files, settings), settings)
+    if "export" in base and block(base, "export", str(path)).get("enabled") is False:
         raise UserError(f"{path}: export.enabled false keeps no model that the next request could start from")
     requests: list[Task] = []
     for number, values in enumerate(_requests(plan, path), start=1):
         config = applied(base, {**values, **(overrides or {})})
-        config.get("run", {}).pop("folder", None)
+        if "run" in config:
+            block(config, "run", str(path)).pop("folder", None)
         if requests:
             set_value(config, "model.language_model", {"class_path": "sga.Pretrained", **_kept(config)})
         requests.append(Task(f"request-{number}", config, {_START: requests[-1]} if requests else {}))

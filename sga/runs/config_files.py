@@ -1,7 +1,7 @@
 """Configuration files that are laid one over the other: a benchmark's, a method's, and what depends on both.
 
 Files in a folder ``benchmarks`` and in a folder ``methods`` belong together: ``pairs/BENCHMARK/METHOD.yaml``, beside
-either folder, is applied after them where it exists, and a run goes to ``runs/BENCHMARK/METHOD``.
+either folder or in the package, is applied after them where it exists, and a run goes to ``runs/BENCHMARK/METHOD``.
 """
 
 from __future__ import annotations
@@ -20,6 +20,9 @@ from sga.files import read_yaml, yaml_text
 from sga.runs.setting_checks import check_class_paths
 
 _REFUSED = "refused"
+_FROM_ANOTHER_MODEL = ("target", "retain")
+"""Methods that make a benchmark's models from one that has not seen its data; which one only a pair's file knows."""
+_MODEL_OPTIONS = re.compile(r"--model\.language_model(\.(init_args\.)?name_or_path)?")
 _TIMES = re.compile(r"(\d+(?:\.\d+)?)x")
 _BEFORE_THE_SPLIT = re.compile(r"configs/(authors|book|muse|own|tofu)/(?:(phi-1\.5|llama-2-7b|opt-2\.7b|small)-)?(.+)")
 
@@ -47,7 +50,8 @@ def config_path(name: str | Path, beside: Path | None = None) -> Path:
 
     Args:
         name: Path of the file; ``configs/…`` may be the package's.
-        beside: Folder that a relative path starts from, where it is not the working directory.
+        beside: Folder that a relative path starts from, where it is not the working directory; ``../…``, as the
+            package's files name one another, may be the package's too.
 
     Raises:
         UserError: there is no such file; says what became of it, or which names are close.
@@ -58,8 +62,10 @@ def config_path(name: str | Path, beside: Path | None = None) -> Path:
     if os.path.isdir(path):
         raise UserError(f"{name}: a folder, not a file")
     root = packaged_path("configs").parent
-    if Path(name).parts[:1] == ("configs",) and os.path.isfile(root / name):
-        return root / name
+    parts = Path(name).parts
+    shipped = root.joinpath("configs", *parts[1:])
+    if parts[:1] in [("configs",), *([("..",)] if beside is not None else [])] and os.path.isfile(shipped):
+        return shipped
     known = {f"configs/{one.relative_to(root / 'configs').as_posix()}" for one in (root / "configs").rglob("*.yaml")}
     before = _BEFORE_THE_SPLIT.search(path.with_suffix("").as_posix())
     if before is not None:
@@ -74,39 +80,78 @@ def config_path(name: str | Path, beside: Path | None = None) -> Path:
     raise UserError(f"{name}: no such file{'; is it ' * bool(close)}{' or '.join(close)}{'?' * bool(close)}")
 
 
-def config_files(files: Sequence[str | Path]) -> list[ConfigFile]:
+def config_files(files: Sequence[str | Path], model_given: bool = False) -> list[ConfigFile]:
     """The files in the order in which they apply, the last one winning, with the pair's after the later of its two.
 
     Args:
         files: Files as named, by the user or by another file.
+        model_given: Whether settings beside the files say which model is trained.
 
     Raises:
-        UserError: a file is missing or not YAML; a value is relative to nothing; or the pair makes no sense, for the
-            reason that its file gives under ``refused``.
+        UserError: a file is missing or not YAML; a value is relative to nothing; the pair makes no sense, for the
+            reason that its file gives under ``refused``; or nothing says which model a target or retain model is made
+            of, so that it would be the benchmark's, which knows what is to be forgotten.
     """
     paths = [config_path(file) for file in files]
-    named = set(paths)
     benchmark, method = _last_of("benchmarks", paths), _last_of("methods", paths)
+    pair, added = None, None
     if benchmark is not None and method is not None:
-        for root in dict.fromkeys((benchmark.parent.parent, method.parent.parent)):
-            pair = root / "pairs" / benchmark.stem / method.name
-            if pair.is_file() and pair not in named:
-                paths.insert(max(paths.index(benchmark), paths.index(method)) + 1, pair)
-                break
+        pair = _pair(benchmark, method)
+        if pair is not None and pair.resolve() not in {path.resolve() for path in paths}:
+            added = pair
+            paths.insert(max(paths.index(benchmark), paths.index(method)) + 1, pair)
     found: list[ConfigFile] = []
     for path in paths:
         said = read_yaml(path)
         if isinstance(said, dict) and _REFUSED in said:
-            raise UserError(f"{path.stem} on {path.parent.name} makes no sense: {said[_REFUSED]}")
+            raise UserError(f"{path.stem} on {path.absolute().parent.name} makes no sense: {said[_REFUSED]}")
         name = None if benchmark is None else benchmark.stem
         content = _worked_out(said, [file.content for file in reversed(found)], name, str(path))
         check_class_paths(content, path)
-        found.append(ConfigFile(path, content, content != said, path not in named))
+        found.append(ConfigFile(path, content, content != said, path is added))
+    if method is not None and method.stem in _FROM_ANOTHER_MODEL and pair is None and not model_given:
+        later = found[paths.index(method) + 1 :]
+        if not any(names_model(file.content) for file in later if _folder(file.path) != "benchmarks"):
+            place = "benchmarks/BENCHMARK.yaml" if benchmark is None else str(benchmark)
+            raise UserError(
+                f"{method}: nothing says which model it trains, and that of {place} may know what is to be forgotten: "
+                f"give --model.language_model.name_or_path, or write pairs/{Path(place).stem}/{method.name} beside "
+                "the folder benchmarks (as configs/pairs/tofu-phi-1.5/retain.yaml)"
+            )
+    if added is not None:
+        from lightning.pytorch.utilities import rank_zero_info  # takes a second to import
+
+        rank_zero_info(f"{added} applies too: what the method needs on this benchmark")
     return found
 
 
+def _folder(path: Path) -> str:
+    """Name of the folder that a file is in, also where its path does not name it."""
+    return path.absolute().parent.name
+
+
 def _last_of(folder: str, paths: Sequence[Path]) -> Path | None:
-    return next((path for path in reversed(paths) if path.parent.name == folder), None)
+    return next((path for path in reversed(paths) if _folder(path) == folder), None)
+
+
+def _pair(benchmark: Path, method: Path) -> Path | None:
+    """The file of what a method needs on a benchmark: the user's own first, then the package's."""
+    here = Path.cwd()
+    for root in (benchmark.absolute().parents[1], method.absolute().parents[1], packaged_path("configs")):
+        path = root / "pairs" / benchmark.stem / method.name
+        if path.is_file():
+            return path.relative_to(here) if path.is_relative_to(here) else path
+    return None
+
+
+def names_model(config: Any) -> bool:
+    """Whether a configuration says which model is trained; an adapter by itself does not."""
+    model = config.get("model") if isinstance(config, dict) else None
+    described = model.get("language_model") if isinstance(model, dict) else None
+    if isinstance(described, dict) and "name_or_path" in (described.get("init_args") or described):
+        return True
+    name = described.get("class_path") if isinstance(described, dict) else described
+    return name is not None and not str(name).endswith("LoRA")
 
 
 def _worked_out(value: Any, before: Sequence[Any], benchmark: str | None, where: str) -> Any:
@@ -137,7 +182,7 @@ def _worked_out(value: Any, before: Sequence[Any], benchmark: str | None, where:
 def default_folder(files: Sequence[ConfigFile]) -> str | None:
     """``runs/BENCHMARK/METHOD``, with the names of further files after the method's; None without these two."""
     benchmark = _last_of("benchmarks", [file.path for file in files])
-    others = [file.path.stem for file in files if not file.added and file.path.parent.name != "benchmarks"]
+    others = [file.path.stem for file in files if not file.added and _folder(file.path) != "benchmarks"]
     return None if benchmark is None or not others else f"runs/{benchmark.stem}/{'-'.join(others)}"
 
 
@@ -162,7 +207,8 @@ def composed(arguments: Sequence[str]) -> list[str]:
         is_pipe = os.path.exists(value) and not os.path.isdir(value)
         as_it_is = not os.path.isfile(value) and (is_pipe or re.search(r"[:{\n]", value) is not None)
         parts.append((False, f"--config={value}") if as_it_is else (True, value))
-    files = config_files([value for is_file, value in parts if is_file])
+    model_given = any(_gives_model(value) for is_file, value in parts if not is_file)
+    files = config_files([value for is_file, value in parts if is_file], model_given)
     folder, result = default_folder(files), []
     for is_file, value in parts:
         if not is_file:
@@ -173,11 +219,16 @@ def composed(arguments: Sequence[str]) -> list[str]:
             folder = None
         result.append(_option(files.pop(0)))
         if files and files[0].added:
-            from lightning.pytorch.utilities import rank_zero_info  # takes a second to import
-
-            rank_zero_info(f"{files[0].path} applies too: what the method needs on this benchmark")
             result.append(_option(files.pop(0)))
     return result
+
+
+def _gives_model(argument: str) -> bool:
+    """Whether a part of a command line says which model is trained."""
+    option, _, value = argument.partition("=")
+    if option in ("--config", "-c"):
+        return "language_model" in value
+    return _MODEL_OPTIONS.fullmatch(option) is not None and not value.endswith("LoRA")
 
 
 def _option(file: ConfigFile) -> str:

@@ -208,20 +208,24 @@ class RunFolder:
         """Paths of the checkpoints that are there, by name."""
         return sorted(path for path in self.checkpoints_path.glob("*.ckpt") if path.is_file())
 
-    def load_model(self, checkpoint: str | Path | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    def load_model(
+        self, checkpoint: str | Path | None = None, trust_code: bool = False
+    ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """The model of this run with its tokenizer, on the CPU and in eval mode.
 
         Args:
             checkpoint: A checkpoint file, or ``last``, ``best`` or ``good`` for this run's own. By default the result
                 of the run: the exported model, or without one the best checkpoint, or without that the last one.
+            trust_code: Whether code that the run's configuration names may be run: classes that are not of this
+                package, and what comes with a model where ``trust_remote_code`` was set. Only for runs of your own.
 
         Raises:
-            UserError: there is no such checkpoint, it is damaged or of another model than the configuration's, or the
-                tokenizer was trained on the data and has not been exported.
+            UserError: there is no such checkpoint, it is damaged or of another model than the configuration's, the
+                tokenizer was trained on the data and has not been exported, or the configuration names code of others.
         """
         from sga.runs.weights import load_model  # needs torch, which reports do without
 
-        return load_model(self, checkpoint)
+        return load_model(self, checkpoint, trust_code)
 
     # ---- writing -----------------------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,11 @@ from sga.errors import UserError
 from sga.files import is_unfinished
 from sga.runs.folder import RunFolder
 
+_TASK_FILES = ("task.json", "fit.yaml")
+"""What a sweep, a sequence or the demo writes into the folders of its runs."""
+_NUMBERED = re.compile(r"(last|best|good|epoch-.+)\.ckpt|\d+\.jsonl")
+"""Names of checkpoints and of files of rows."""
+
 
 def only_begun(folder: Path) -> bool:
     """True if a run has started here and left nothing to resume from: no checkpoint and no evaluation.
@@ -20,11 +26,14 @@ def only_begun(folder: Path) -> bool:
     written is the user's own, and the folder then is not such a one.
     """
     run = RunFolder(folder)
+    return _has_our_config(run) and not any(_holds_something(path) for path in run.results)
+
+
+def _has_our_config(run: RunFolder) -> bool:
     if not run.config_path.is_file():
         return False
     with run.config_path.open("rb") as file:
-        ours = file.readline().startswith(b"# lightning.pytorch==")
-    return ours and not any(_holds_something(path) for path in run.results)
+        return file.readline().startswith(b"# lightning.pytorch==")
 
 
 def _holds_something(path: Path) -> bool:
@@ -39,16 +48,24 @@ def clear_start(folder: Path) -> None:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Deletes temporary files and folders of a killed process; for the holder of the run folder's lock only."""
-    run, test = RunFolder(folder), RunFolder(folder).test
-    for place in (run.path, run.checkpoints_path, run.rows_path, test.path, test.rows_path):
-        for path in place.iterdir() if place.is_dir() else ():
-            if not is_unfinished(path.name):
-                continue
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
+    """Deletes temporary files and folders of a killed process; for the holder of the run folder's lock only.
+
+    A folder that is no run's is the user's own, and so is whatever is not named after a file that a run writes.
+    """
+    for run in (RunFolder(folder), RunFolder(folder).test):
+        if not run.info_path.is_file() and not _has_our_config(run):
+            continue
+        ours = {path.name for path in (*run.results, run.info_path, run.config_path, run.pairs_path)}
+        ours |= {run.reference_path.name, *_TASK_FILES}
+        for place in (run.path, run.checkpoints_path, run.rows_path):
+            for path in place.iterdir() if place.is_dir() else ():
+                name = path.name[1:].rpartition(".")[0]
+                if not is_unfinished(path.name) or not (name in ours or _NUMBERED.fullmatch(name)):
+                    continue
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
 
 
 def reserved_ids(benchmark: Benchmark) -> list[str]:

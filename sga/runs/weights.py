@@ -122,7 +122,9 @@ def load_checkpoint(network: nn.Module, path: Path, where: str) -> None:
         raise UserError(f"{where}: not of this model ({' '.join(str(error).split()):.200})") from None
 
 
-def load_model(run: RunFolder, checkpoint: str | Path | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_model(
+    run: RunFolder, checkpoint: str | Path | None, trust_code: bool
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model of a run with its tokenizer; see `RunFolder.load_model`."""
     exported = Pretrained(str(run.model_path)) if (run.model_path / "config.json").is_file() else None
     if checkpoint is None and exported is not None:
@@ -136,7 +138,7 @@ def load_model(run: RunFolder, checkpoint: str | Path | None) -> tuple[PreTraine
         if not path.is_file():
             raise UserError(f"{run.path}: no such checkpoint as {path}")
         check_checkpoint(path, str(path))
-    language_model = _configured_language_model(run)
+    language_model = _configured_language_model(run, trust_code)
     if exported is None and language_model.trains_tokenizer:
         raise UserError(
             f"{run.path}: its tokenizer was trained on the data and was not exported; run it again with "
@@ -158,8 +160,28 @@ def _result(run: RunFolder) -> Path | None:
     return own if own is not None or evaluated is None else Path(evaluated)
 
 
-def _configured_language_model(run: RunFolder) -> LanguageModel:
-    described = (run.config.get("model") or {}).get("language_model")
+def _without_code(described: Any, where: str) -> Any:
+    """A block of a configuration of unknown origin that runs no code of others; refuses one that names some."""
+    if isinstance(described, list):
+        return [_without_code(inner, where) for inner in described]
+    if not isinstance(described, dict):
+        return described
+    name = described.get("class_path")
+    if name is not None and not str(name).startswith("sga."):
+        raise UserError(
+            f"{where}: {name} is no class of this package; load_model(trust_code=True) if you trust the run"
+        )
+    return {
+        key: False if key == "trust_remote_code" else _without_code(value, where) for key, value in described.items()
+    }
+
+
+def _configured_language_model(run: RunFolder, trust_code: bool) -> LanguageModel:
+    model = run.config.get("model")
+    described = model.get("language_model") if isinstance(model, dict) else None
+    where = f"{run.config_path}: model.language_model"
+    if not trust_code:
+        described = _without_code({"class_path": described} if isinstance(described, str) else described, where)
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(LanguageModel, "language_model")
     try:
@@ -168,6 +190,6 @@ def _configured_language_model(run: RunFolder) -> LanguageModel:
         raise
     except Exception as error:  # jsonargparse's own, and what an import may raise
         said = " ".join(str(error).split())
-        raise UserError(f"{run.config_path}: model.language_model: {said:.300}") from None
+        raise UserError(f"{where}: {said:.300}") from None
     assert isinstance(found, LanguageModel)
     return found

@@ -17,6 +17,7 @@ from sga.batching.encoding import Encoder
 from sga.batching.templates import AutoTemplate, PlainTemplate
 from sga.commands.ask import run_template
 from sga.commands.config import shipped_files
+from sga.errors import UserError
 
 QUESTION = "Where was Ada Brook born?"
 
@@ -87,6 +88,28 @@ def test_the_template_is_the_run_s_or_the_tokenizer_s(
     (run / "config.yaml").write_text(json.dumps({"data": {"template": "sga.SmallLlama"}}))
     assert main(["ask", str(run), QUESTION]) == 2
     assert "data.template is SmallLlama, which is no template" in capsys.readouterr().err
+
+
+def test_a_run_s_template_runs_no_code_of_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "run.json").write_text("{}")
+    (tmp_path / "others_template.py").write_text(
+        "import pathlib, sga\npathlib.Path(__file__).with_name('ran').touch()\nclass Mine(sga.PlainTemplate): pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    for data, said in (
+        ({"template": "others_template.Mine"}, "others_template.Mine, which is not of this package: --trust-code"),
+        ({"template": {"init_args": {"text": "{question}{answer}"}}}, "data.template names no class_path"),
+        ({"template": {"class_path": "sga.PlainTemplate", "init_args": [1]}}, "cannot be made"),
+        ({"template": [1]}, "names no class_path"),
+    ):
+        (tmp_path / "config.yaml").write_text(json.dumps({"data": data}))
+        with pytest.raises(UserError, match=said):
+            run_template(str(tmp_path))
+        assert not (tmp_path / "ran").exists()
+    (tmp_path / "config.yaml").write_text(json.dumps({"data": {"template": "others_template.Mine"}}))
+    assert type(run_template(str(tmp_path), trust_code=True)).__name__ == "Mine"
+    (tmp_path / "config.yaml").write_text('{"data": null}')
+    assert run_template(str(tmp_path)) == AutoTemplate()
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from sga.data.builtin import packaged_path
 from sga.errors import UserError
 from sga.experiments.configuration import applied, set_value
 from sga.experiments.engine import Job, Processes
+from sga.experiments.sweeps import definition
 from sga.experiments.sweeps.definition import Result, Sweep, label, read_sweep, short_names, slug
 from sga.experiments.sweeps.page import write_results
 from sga.experiments.sweeps.results import (
@@ -104,9 +106,9 @@ def test_a_hash_depends_on_what_the_result_depends_on_and_on_nothing_else(tmp_pa
     assert not one & keys(grid=grid, models={"target": {"config": "base.yaml", "settings": {"data.batch_size": 4}}})
     taken = tmp_path / "model"
     taken.mkdir()
-    (taken / "run.json").write_text("1", encoding="utf-8")
+    (taken / "config.json").write_text("1", encoding="utf-8")
     one = keys(grid=grid, models={"target": {"folder": str(taken)}})
-    (taken / "run.json").write_text("2", encoding="utf-8")
+    (taken / "config.json").write_text("2", encoding="utf-8")
     assert not one & keys(grid=grid, models={"target": {"folder": str(taken)}}), "another model at the same place"
     path = sweep_file(tmp_path, grid=grid)
     base = (tmp_path / "base.yaml").read_text(encoding="utf-8")
@@ -452,12 +454,52 @@ def test_what_is_finished_is_reused(pretended: list[str], tmp_path: Path) -> Non
     assert len(pretended) == 4
 
 
-def test_keys_are_those_of_earlier_versions(tmp_path: Path) -> None:
+def test_keys_are_those_of_earlier_versions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """So that sweep folders of before are reused; as they were before there was one engine."""
+    monkeypatch.setattr(definition, "_check_elsewhere", lambda *_: None)  # the stored key is of a reference elsewhere
     models = {"target": "base.yaml", "retain": {"folder": "some/where"}}
     sweep = read_sweep(sweep_file(tmp_path, grid={"model.optimizer.lr": [1e-4]}, models=models, seeds=[3]))
     (task,) = sweep.tasks({})
     assert (task.name, task.key) == (OLD_NAME, OLD_KEY)
+
+
+@pytest.mark.parametrize("role", ["target", "retain"])
+def test_a_taken_run_is_known_by_its_model_and_as_a_reference_by_its_rows(role: str, tmp_path: Path) -> None:
+    """What verbs write beside them later, `sga test` for one, makes no other sweep of it, nor while one runs."""
+    taken = tmp_path / "taken"
+    for name in ("run.json", "config.yaml", "model/config.json", "rows/000000.jsonl"):
+        (taken / name).parent.mkdir(parents=True, exist_ok=True)
+        (taken / name).write_text("{}\n", encoding="utf-8")
+    path = sweep_file(tmp_path, grid={"data.batch_size": [4]}, models={role: {"folder": str(taken)}})
+    sweep = read_sweep(path)
+    key = sweep.key
+    (taken / "test").mkdir()
+    for name in ("test/run.json", "run.json", "metrics.jsonl"):
+        (taken / name).write_text('{"more": 1}\n', encoding="utf-8")
+    assert read_sweep(path).key == key
+    for name in ("config.yaml", "model/config.json", "rows/000000.jsonl"):
+        before = read_sweep(path).key
+        (taken / name).write_text('{"other": 1}\n', encoding="utf-8")
+        assert (read_sweep(path).key == before) == (role == "target" and name.startswith("rows"))
+    assert sweep.key == key, "as it was when the file was read"
+
+
+@pytest.mark.parametrize(
+    ("plan", "said"),
+    [
+        ({"models": {"retain": {"folder": "runs/nowhere"}}}, "models: retain: folder: runs/nowhere: no such file or"),
+        ({"models": {"retain": {"folder": "some/name"}}}, "models: retain: folder: some/name: no such file or"),
+        ({"models": {"target": {"folder": "runs/nowhere"}}}, "models: target: folder: model 'runs/nowhere': no such"),
+        ({"common": {"run": None}}, "some.yaml: run must be names with values, got None"),
+        ({"settings": {"trainer": None}}, "some.yaml: trainer must be names with values, got None"),
+        ({"common": {"export": 3}}, "some.yaml: export must be names with values, got 3"),
+    ],
+)
+def test_what_no_run_could_use_is_refused_at_once(plan: dict[str, Any], said: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=re.escape(said)):
+        read_sweep(sweep_file(tmp_path, grid={"data.batch_size": [4]}, **plan))
+    models = {"target": {"folder": "some/name"}}
+    assert read_sweep(sweep_file(tmp_path, grid={"data.batch_size": [4]}, models=models)), "a name on the Hub"
 
 
 def test_a_changed_file_never_mixes_results(
@@ -623,7 +665,9 @@ def test_a_failed_model_ends_the_sweep(pretended: list[str], tmp_path: Path) -> 
     assert len(pretended) == 1
 
 
-def test_trials_use_the_shared_models(pretended: list[str], tmp_path: Path) -> None:
+def test_trials_use_the_shared_models(pretended: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "some" / "where").mkdir(parents=True)
     models = {"target": "base.yaml", "retain": {"folder": "some/where"}}
     sweep = read_sweep(sweep_file(tmp_path, grid={"data.batch_size": [4]}, models=models, seeds=[0, 1]))
     folder = tmp_path / "sweep"

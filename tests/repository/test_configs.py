@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import inspect
 import logging
+import os
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from conftest import ROOT, shipped
 
 import sga
 from sga.cli import _cli, _ParsingCLI, configured_cli, parsed_config, plain_config, run_verb
+from sga.commands.config import main as copy_configs
 from sga.data.builtin import packaged_path
 from sga.errors import UserError
 from sga.experiments.configuration import read_config
@@ -199,6 +202,74 @@ def test_a_users_method_has_the_pairs_of_a_shipped_benchmark_and_files_are_found
     (mine / "methods" / "rmu.yaml").write_text("model: {loss: {class_path: sga.RMU}}\n", encoding="utf-8")
     found = config_files(["configs/benchmarks/book.yaml", "methods/rmu.yaml"])
     assert found[-1].path == ROOT_OF_CONFIGS / "pairs" / "book" / "rmu.yaml"
+
+
+@pytest.fixture
+def copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with copies of shipped files and no checkout."""
+    monkeypatch.chdir(tmp_path)
+    assert copy_configs(["copy", "benchmarks/tofu-phi-1.5", "methods/retain", "methods/sga", "sweeps/quick"]) == 0
+    return tmp_path / "configs"
+
+
+BASE = "microsoft/phi-1_5"
+
+
+@pytest.mark.parametrize("place", [".", "configs", "configs/benchmarks"])
+@pytest.mark.parametrize("own_pairs", [True, False])
+def test_copies_have_their_pair_from_wherever_they_are_named(
+    place: str, own_pairs: bool, copied: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without it, the retain model would be made of the model that knows what is to be forgotten."""
+    assert (copied / "pairs" / "tofu-phi-1.5" / "retain.yaml").is_file()
+    if not own_pairs:
+        shutil.rmtree(copied / "pairs")
+    monkeypatch.chdir(copied.parent / place)
+    files = [os.path.relpath(copied / name) for name in ("benchmarks/tofu-phi-1.5.yaml", "methods/retain.yaml")]
+    with caplog.at_level(logging.INFO):
+        config = read_config([Path(file) for file in files])
+    assert config["model"]["language_model"]["init_args"]["name_or_path"] == BASE
+    root = copied if own_pairs else ROOT_OF_CONFIGS
+    said = re.search(r"(\S+) applies too", caplog.text)
+    assert said is not None and Path(said[1]).samefile(root / "pairs" / "tofu-phi-1.5" / "retain.yaml")
+    folder, *options = composed([f"--config={file}" for file in files])
+    assert (
+        "runs/tofu-phi-1.5/retain" in folder
+        and Path(options[2].partition("=")[2]).parts[-2:] == Path(said[1]).parts[-2:]
+    )
+
+
+def test_a_model_of_a_benchmark_is_not_made_of_the_one_that_knows_the_data(copied: Path) -> None:
+    mine, method = copied / "benchmarks" / "mine.yaml", copied / "methods" / "retain.yaml"
+    (copied / "benchmarks" / "tofu-phi-1.5.yaml").rename(mine)
+    files = [f"--config={mine}", f"--config={method}"]
+    said = r"retain\.yaml: nothing says which model it trains, .* or write pairs/mine/retain\.yaml beside"
+    lora = f"--config={ROOT_OF_CONFIGS / 'adapters' / 'lora.yaml'}"
+    for more in ([], [lora], ["--model.language_model.dtype=bfloat16"], ["--model.language_model=sga.LoRA"]):
+        with pytest.raises(UserError, match=said):
+            composed([*files, *more])
+    with pytest.raises(UserError, match=said):
+        read_config([mine, method], {"model.language_model.dtype": "bfloat16"})
+    composed([*files, f"--model.language_model.name_or_path={BASE}"])
+    composed([*files, "--model.language_model.name_or_path", BASE])
+    composed([*files, "--config={model: {language_model: sga.SmallLlama}}"])
+    read_config([mine, method], {"model.language_model.name_or_path": BASE})
+    composed([f"--config={mine}", f"--config={copied / 'methods' / 'sga.yaml'}"])
+    own = copied / "base.yaml"
+    own.write_text("model: {language_model: {init_args: {name_or_path: gpt2}}}\n", encoding="utf-8")
+    composed([*files, f"--config={own}"])
+    with pytest.raises(UserError, match=said.replace("mine", "BENCHMARK")):
+        composed([f"--config={own}", f"--config={method}"])
+
+
+def test_copied_plans_name_the_packages_files(copied: Path) -> None:
+    path = copied / "sweeps" / "quick.yaml"
+    assert set(read_sweep(path).models) == {"target", "retain"}
+    assert config_path("../methods/sga.yaml", path.parent).samefile(copied / "methods" / "sga.yaml"), "there: first"
+    with pytest.raises(UserError, match=r"\.\./methods/sgd\.yaml: no such file"):
+        config_path("../methods/sgd.yaml", path.parent)
+    with pytest.raises(UserError, match="no such file"):
+        config_path("../benchmarks/book.yaml")
 
 
 @pytest.mark.parametrize(

@@ -183,6 +183,38 @@ def test_a_tokenizer_that_was_trained_on_the_data_has_to_be_there(written: Path)
         load_run(written).load_model()
 
 
+def test_a_run_of_others_runs_no_code_unless_it_is_trusted(
+    written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither a module that its configuration names nor what comes with a model."""
+    (tmp_path / "of_others.py").write_text(
+        "import pathlib, sga\n"
+        "pathlib.Path(__file__).with_name('ran').touch()\n"
+        "class Model(sga.Pretrained):\n"
+        "    def tokenizer(self, texts): raise sga.UserError(f'trusted {self.trust_remote_code}')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text(json.dumps({"auto_map": {"AutoConfig": "code.Config"}, "model_type": "mine"}))
+    (model / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    arguments = {"name_or_path": str(model), "trust_remote_code": True}
+    for described in (
+        {"class_path": "of_others.Model", "init_args": arguments},
+        {"class_path": "sga.Pretrained", "init_args": arguments},
+        "of_others.Model",
+    ):
+        RunFolder(written).write_config(json.dumps({"model": {"language_model": described}}))
+        with pytest.raises(UserError, match=r"no class of this package|could be loaded"):
+            load_run(written).load_model()
+        assert not (tmp_path / "ran").exists()
+    RunFolder(written).write_config(
+        json.dumps({"model": {"language_model": {"class_path": "of_others.Model", "init_args": arguments}}})
+    )
+    with pytest.raises(UserError, match="trusted True"):
+        load_run(written).load_model(trust_code=True)
+
+
 def test_lightning_s_own_way_to_load_says_what_to_use_instead(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"use sga\.load_run\(FOLDER\)\.load_model\(CHECKPOINT\)"):
         UnlearningModule.load_from_checkpoint(tmp_path / "last.ckpt")

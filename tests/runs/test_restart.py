@@ -99,8 +99,18 @@ def test_what_a_killed_write_left_is_removed_by_the_next_start(command: list[str
     """In the run folder only, and nothing that somebody else may have put there."""
     folder = tmp_path / "run"
     ours = (".metrics.jsonl.0a1b2c3d", "checkpoints/.last.ckpt.unfinished", "test/rows/.000000.jsonl.ffffffff")
-    others = (".notes", ".cache.deadbee", ".x.0A1B2C3D", "mine/.metrics.jsonl.0a1b2c3d", "a.0a1b2c3d", "../.a.0a1b2c3d")
-    for name in (*ours, *others, ".model.unfinished/model.safetensors"):
+    others = (
+        ".env.20241105",
+        "rows/.env.20241105",
+        "checkpoints/.mine.ckpt.unfinished",
+        ".notes",
+        ".cache.deadbee",
+        ".x.0A1B2C3D",
+        "mine/.metrics.jsonl.0a1b2c3d",
+        "a.0a1b2c3d",
+        "../.a.0a1b2c3d",
+    )
+    for name in (*ours, *others, "run.json", "test/run.json", ".model.unfinished/model.safetensors"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("x")
     assert main([*command, "--model.loss.smoothing_rate=2"]) == 2
@@ -108,9 +118,21 @@ def test_what_a_killed_write_left_is_removed_by_the_next_start(command: list[str
     assert [name for name in others if not (folder / name).exists()] == []
 
 
+def test_negative_control_in_a_folder_of_the_user_s_own_nothing_is_removed(command: list[str], tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    names = (".env.20241105", ".config.yaml.20241105", "checkpoints/.last.ckpt.unfinished")
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("x")
+    (folder / "config.yaml").write_text("# mine\nseed_everything: 3\n")
+    assert main([*command, "--model.loss.smoothing_rate=2"]) == 2
+    assert [name for name in names if not (folder / name).exists()] == []
+
+
 def test_negative_control_another_process_s_are_left(command: list[str], tmp_path: Path) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
+    (folder / "run.json").write_text("{}")
     (folder / ".metrics.jsonl.0a1b2c3d").write_text("x")
     with write_lock(folder):
         assert main(command) == 2

@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,6 +16,7 @@ from sga.errors import UserError
 from sga.experiments.configuration import (
     Values,
     applied,
+    block,
     content_digest,
     digest,
     list_value,
@@ -120,12 +122,16 @@ class Sweep:
     def key(self) -> str:
         """Hash of the question: a sweep with another one shares nothing with this but runs that both ask for."""
         search = self.search and [repr(self.search.space), self.search.sampler, self.search.seed]  # trials may grow
-        parts = [self.base, self._model_keys, self.grid, search, self.seeds, self.choose and vars(self.choose)]
+        parts = [self.base, self.model_keys, self.grid, search, self.seeds, self.choose and vars(self.choose)]
         return digest([*parts, self.objectives])
 
-    @property
-    def _model_keys(self) -> dict[str, str]:
-        return {role: one.key if isinstance(one, Task) else content_digest(one) for role, one in self.models.items()}
+    @cached_property
+    def model_keys(self) -> dict[str, str]:
+        """Hash of each shared model by role; of one that is only taken, as it was when the file was read."""
+        return {
+            role: one.key if isinstance(one, Task) else content_digest(one, rows=role == "retain")
+            for role, one in self.models.items()
+        }
 
     @property
     def model_tasks(self) -> list[Task]:
@@ -135,7 +141,7 @@ class Sweep:
     def task(self, values: Values, seed: int, stage: Stage = "final") -> Trial:
         """The run of one combination of values and one seed."""
         config = applied(self.base, values)
-        key = digest([config, self._model_keys])
+        key = digest([config, self.model_keys])
         taken = {_BINDINGS[role]: one for role, one in self.models.items() if isinstance(one, str)}
         return Trial(
             f"trials/{slug(values)}-{key[:8]}-seed{seed}",  # in this order the report sees what differs in the seed
@@ -262,14 +268,14 @@ def read_sweep(path: Path, overrides: Values | None = None) -> Sweep:
     keep = plan.get("keep_weights", False)
     if not isinstance(keep, bool):
         raise UserError(f"{path}: keep_weights must be true or false, got {keep!r}")
-    base = _quiet(applied(_merged(path, plan.get("config")), settings), keep)
+    base = _quiet(_merged(path, plan.get("config"), settings), keep, path)
     for role in models:  # where they are is set when the sweep folder is known, and is no part of the question
         set_value(base, _BINDINGS[role], f"<{role}>")
     grid = mapping_value(plan.get("grid"), f"{path}: grid")
     grid = {name: list_value(values, f"{path}: grid: {name}") for name, values in grid.items()}
     if "grid" in plan and not grid:
         raise UserError(f"{path}: grid must name at least one setting with its values")
-    return Sweep(
+    sweep = Sweep(
         path,
         base,
         models,
@@ -280,6 +286,8 @@ def read_sweep(path: Path, overrides: Values | None = None) -> Sweep:
         _objectives(plan.get("objectives", ["frontier_area"]), f"{path}: objectives"),
         keep,
     )
+    _ = sweep.model_keys  # of now: what is written into a taken model's folder later makes no other sweep of it
+    return sweep
 
 
 def _model(path: Path, role: str, wanted: Any, common: Values) -> Task | str:
@@ -289,21 +297,39 @@ def _model(path: Path, role: str, wanted: Any, common: Values) -> Task | str:
     where = f"{path}: models: {role}"
     wanted = {"config": wanted} if isinstance(wanted, str | list) else mapping_value(wanted, where)
     if set(wanted) == {"folder"}:
-        return str(wanted["folder"])
+        location = str(wanted["folder"])
+        if not Path(location).exists():
+            _check_elsewhere(role, location, where)
+        return location
     if not {"config"} <= set(wanted) <= {"config", "settings"}:
         raise UserError(f"{where}: needs a config, with settings or without, or the folder of a model that is there")
-    config = applied(_merged(path, wanted["config"]), {**common, **mapping_value(wanted.get("settings"), where)})
-    config = _quiet(config, keep_weights=True)
+    settings = {**common, **mapping_value(wanted.get("settings"), where)}
+    config = _quiet(_merged(path, wanted["config"], settings), True, path)
     key = digest(config)
     return Task(f"models/{role}-{key[:8]}", config, key=key)
 
 
-def _quiet(config: dict[str, Any], keep_weights: bool) -> dict[str, Any]:
+def _check_elsewhere(role: str, location: str, where: str) -> None:
+    """Refuses the location of a model that is no file or folder, unless it may be a name on the Hub or several."""
+    from sga.models.pretrained import Pretrained  # takes seconds to import
+
+    if location.startswith("["):
+        return
+    if role == "retain":
+        raise UserError(f"{where}: folder: {location}: no such file or folder")
+    try:
+        Pretrained(location)
+    except UserError as error:
+        raise UserError(f"{where}: folder: {error}") from None
+
+
+def _quiet(config: dict[str, Any], keep_weights: bool, path: Path) -> dict[str, Any]:
     """What a run that nobody watches has, and the sweep folder that it goes to replaces."""
-    config.get("run", {}).pop("folder", None)
-    config.setdefault("trainer", {}).setdefault("enable_progress_bar", False)
+    if "run" in config:
+        block(config, "run", str(path)).pop("folder", None)
+    block(config, "trainer", str(path)).setdefault("enable_progress_bar", False)
     if not keep_weights:
-        config.setdefault("export", {}).setdefault("enabled", False)
+        block(config, "export", str(path)).setdefault("enabled", False)
     return config
 
 
@@ -383,14 +409,14 @@ def _seeds(wanted: Any, where: str) -> tuple[int, ...]:
     return tuple(seeds)
 
 
-def _merged(path: Path, names: Any) -> dict[str, Any]:
-    """Configuration files that `path` names relative to itself, as `read_config`."""
+def _merged(path: Path, names: Any, settings: Values) -> dict[str, Any]:
+    """Configuration files that `path` names relative to itself, as `read_config`, with settings on top."""
     names = [names] if isinstance(names, str) else list_value(names, f"{path}: config")
     try:
         files = [config_path(str(name), path.parent) for name in names]
     except UserError as error:
         raise UserError(f"{path}: names {error}") from None
-    return read_config(files)
+    return applied(read_config(files, settings), settings)
 
 
 def label(values: Values) -> str:
