@@ -165,7 +165,7 @@ def unlearning_tasks(
 
 
 def _task(name: str, config: dict[str, Any], model: str, needs: dict[str, Task], title: str, verb: Any) -> Task:
-    key = digest([config, content_digest(model), {setting: need.key for setting, need in needs.items()}])
+    key = digest([config, content_digest(model, rows=False), {setting: need.key for setting, need in needs.items()}])
     return Task(name, config, needs, key, title, verb=verb)
 
 
