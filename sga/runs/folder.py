@@ -34,8 +34,7 @@ _SHORT_METHODS = {"GradientAscent": "GA", "SmoothedGradientAscent": "SGA", "Grad
 class RunFolder:
     """The folder of a run, finished or not: the only place that knows names of its files, reads them and writes them.
 
-    A file is read when it is first asked for and then kept in memory; it is written whole or not at all. `load_run`
-    gives a finished run, checked.
+    Files are read when first asked for and then kept, and written whole or not at all; `load_run` checks a finished run.
 
     Attributes:
         path: The folder itself; it need not be there yet.
@@ -214,14 +213,12 @@ class RunFolder:
         """The model of this run with its tokenizer, on the CPU and in eval mode.
 
         Args:
-            checkpoint: A checkpoint file, or ``last``, ``best`` or ``good`` for this run's own. By default the result
-                of the run: the exported model, or without one the best checkpoint, or without that the last one.
-            trust_code: Whether code that the run's configuration names may be run: classes that are not of this
-                package, and what comes with a model where ``trust_remote_code`` was set. Only for runs of your own.
+            checkpoint: A checkpoint file, or ``last``, ``best`` or ``good`` of this run. By default the result: the
+                exported model, or without one the best checkpoint, or without that the last one.
+            trust_code: Whether classes of others and ``trust_remote_code`` that the configuration names run; yours only.
 
         Raises:
-            UserError: there is no such checkpoint, it is damaged or of another model than the configuration's, the
-                tokenizer was trained on the data and has not been exported, or the configuration names code of others.
+            UserError: no such checkpoint, damaged, or of another model; tokenizer not exported; or code not trusted.
         """
         from sga.runs.weights import load_model  # needs torch, which reports do without
 
