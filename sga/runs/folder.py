@@ -34,7 +34,7 @@ _SHORT_METHODS = {"GradientAscent": "GA", "SmoothedGradientAscent": "SGA", "Grad
 class RunFolder:
     """The folder of a run, finished or not: the only place that knows names of its files, reads them and writes them.
 
-    Files are read when first asked for and then kept, and written whole or not at all; `load_run` checks a finished run.
+    Files are read when first asked for and then kept, written whole or not at all; `load_run` checks a finished run.
 
     Attributes:
         path: The folder itself; it need not be there yet.
@@ -215,7 +215,7 @@ class RunFolder:
         Args:
             checkpoint: A checkpoint file, or ``last``, ``best`` or ``good`` of this run. By default the result: the
                 exported model, or without one the best checkpoint, or without that the last one.
-            trust_code: Whether classes of others and ``trust_remote_code`` that the configuration names run; yours only.
+            trust_code: Whether classes of others and ``trust_remote_code`` of its configuration may run.
 
         Raises:
             UserError: no such checkpoint, damaged, or of another model; tokenizer not exported; or code not trusted.
