@@ -392,7 +392,7 @@ def test_a_folder_that_is_taken_away_costs_its_own_run_alone(
 ) -> None:
     gone, other = Task("gone", {"n": 1}), Task("other", {"n": 2})
     place = str(tmp_path / "gone")
-    command(f"import os, shutil, sys\nif 'gone' in sys.argv[2].split('/'):\n shutil.rmtree({place!r})\n {program}")
+    command(f"import os, shutil, sys\nif 'gone' in sys.argv[3].split('/'):\n shutil.rmtree({place!r})\n {program}")
     assert run([gone, other], tmp_path, Processes(2)) == {gone.key: found, other.key: Outcome()}
     assert not (tmp_path / "gone").exists() and outcome(other, tmp_path) == Outcome()
 
@@ -462,7 +462,8 @@ def test_a_command_that_is_stopped_lets_its_runs_write_a_checkpoint(
     saved = tmp_path / "saved"
     program = WATCHES.format(then=f"time.sleep({30 if twice else 0.5})", saved=str(saved))
     parent = f"""
-import subprocess, sys
+import signal, subprocess, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in a shell's background
 from pathlib import Path
 import sga.experiments.engine as engine
 from sga.experiments.task import Task
