@@ -105,7 +105,7 @@ def ring_swatch(kind: str) -> str:
 
 
 def frontier_chart(curves: Sequence[Curve], retain: ReferenceLine | None, level: float, identifier: str) -> str:
-    """Trajectories of (log10 forget quality, model utility) with the region in which the KS test sees no difference.
+    """Trajectories of (log10 forget quality, utility) with the region in which the KS test sees no difference.
 
     Args:
         curves: One for each run; the first point is the start, the last the end.
@@ -134,7 +134,7 @@ def pareto_chart(
     level: float,
     identifier: str,
 ) -> str:
-    """Points of (log10 forget quality, model utility) of many configurations, and the line of the best trade-offs.
+    """Points of (log10 forget quality, utility) of many configurations, and the line of the best trade-offs.
 
     Args:
         clouds: One for each configuration; its points are not joined.
@@ -162,7 +162,7 @@ def pareto_chart(
 
 
 def _trade_off(retain: ReferenceLine | None, level: float) -> tuple[_Frame, list[str]]:
-    """Axes of (log10 forget quality, model utility) with the region in which the KS test sees no difference."""
+    """Axes of (log10 forget quality, utility) with the region in which the KS test sees no difference."""
     frame = _Frame(700, 440, (FLOOR - 0.35, 0.25), (-0.03, 1.04))
     edge = frame.x(math.log10(level))
     parts = [
@@ -172,7 +172,7 @@ def _trade_off(retain: ReferenceLine | None, level: float) -> tuple[_Frame, list
             [(float(t), f"≤ {_signed(t)}" if t == FLOOR else _signed(t)) for t in range(-12, 1, 2)],
             [(t / 5, f"{t / 5:g}") for t in range(6)],
             "forget quality, log₁₀ p",
-            "model utility",
+            "utility",
         ),
         f'<text class="note" x="{frame.right - 4:.1f}" y="{frame.bottom - 8:.1f}" text-anchor="end">'
         f"p &gt; {level:g}</text>",

@@ -200,10 +200,12 @@ def _forget_quality(settings: Sequence[SeedGroup]) -> str:
     who = f"{title}, {best.label}, {f'with {count} seeds' if count > 1 else 'on one seed'},"
     retain = retain_mean("utility", settings)
     beside = "" if retain is None else f" (retain model: {fixed(retain)})"
+    reserved = all(run.key("utility") == run.key("model_utility_unseen") for run in best.runs)
+    kind = "utility on reserved rows" if reserved else "model utility"
     good = [point for point in found if point[0] > math.log10(FORGET_QUALITY_LEVEL)]
     if not good:
         quality, utility, step, _ = max(found, key=lambda point: point[0])
-        at = "" if utility is None else f" with model utility {fixed(utility)}{beside}"
+        at = "" if utility is None else f" with {kind} {fixed(utility)}{beside}"
         return (
             f"{who} never reached a forget quality above {FORGET_QUALITY_LEVEL}{' in any seed' if count > 1 else ''}: "
             f"its highest was {p_value(quality)}, at step {step}{at}."
@@ -215,7 +217,7 @@ def _forget_quality(settings: Sequence[SeedGroup]) -> str:
     before = ", before any unlearning" if steps == [0] else ""
     of_seeds = f" in {len(tops)} of {count} seeds" if count > 1 else ""
     utilities = [utility for _, utility, _, _ in tops if utility is not None]
-    at = f"model utility {_spread(utilities, fixed)}{beside}" if utilities else "a model utility that is absent"
+    at = f"{kind} {_spread(utilities, fixed)}{beside}" if utilities else f"a {kind} that is absent"
     return f"{who} reached a forget quality above {FORGET_QUALITY_LEVEL}{of_seeds} ({when}{before}) at {at}."
 
 

@@ -744,4 +744,6 @@ def test_rankings_go_by_the_rows_that_unlearning_has_not_seen(tmp_path: Path) ->
     assert best is not None and best.first.path == plain
     page = write_report([ahead, plain], tmp_path / "report.html").read_text(encoding="utf-8")
     assert "Only some runs have reserved rows" in page
+    assert re.search(r" (with|at) utility on reserved rows 0\.0\d", said([ahead])[3]), "and not by the other's name"
+    assert re.search(r" (with|at) model utility 0\.\d", said([plain])[3])
     assert "Only some runs have reserved rows" not in write_report([plain], tmp_path / "one.html").read_text()
