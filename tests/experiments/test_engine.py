@@ -369,7 +369,7 @@ def test_each_task_is_a_process_with_its_log_and_its_gpu(
     command: Callable[[str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command("import os, sys; print(os.environ['CUDA_VISIBLE_DEVICES'], os.environ['OMP_NUM_THREADS'], sys.argv[1:])")
-    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(sga.experiments.engine, "_cores", lambda: 6)
     tasks = [Task(f"t{n}", {"n": n}) for n in range(3)]
     run(tasks, tmp_path, Processes(3, ["4", "7"]))
