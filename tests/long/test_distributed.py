@@ -112,7 +112,7 @@ def test_two_processes_resume_evaluate_and_predict(
         ours, expected = (
             (lines if verb == "predict" else all_rows)(tmp_path / f"{verb}-{count}" / name) for count in ("two", "one")
         )
-        assert len(ours) == (24 if verb == "test" else 16)
+        assert len(ours) == (26 if verb == "test" else 16)  # two of the retain rows are reserved, and a set besides
         for row, other in zip(ours, expected, strict=True):
             assert row.keys() == other.keys()
             for key, value in other.items():
