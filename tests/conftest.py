@@ -53,14 +53,17 @@ ROOT = Path(__file__).parents[1]
 TINY_TOFU_TEMPLATE = PlainTemplate("Question: {question}\nAnswer:\n{answer}")
 
 
-_TRAINED = {"tiny_network", "tiny_models", "own_target", "own_reference", "unlearn_options", "finished_run"}
-"""Fixtures that train a model or load a trained one."""
+_HEAVY = {
+    *("tiny_network", "tiny_models", "own_target", "own_reference", "unlearn_options", "finished_run"),
+    "two_processes",
+}
+"""Fixtures that train a model, load a trained one or start processes."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks tests with a trained model as ``runs``."""
+    """Marks tests with a trained model or processes of a fixture as ``runs``."""
     for item in items:
-        if _TRAINED & set(getattr(item, "fixturenames", ())):
+        if _HEAVY & set(getattr(item, "fixturenames", ())):
             item.add_marker("runs")
 
 

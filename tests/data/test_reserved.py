@@ -60,8 +60,8 @@ def test_an_amount_that_is_neither_share_nor_number_is_refused(amount: float) ->
         sga.UnlearningData(sga.Pretrained("x"), reserved=amount)
 
 
-def test_of_tofu_a_fifth_of_the_evaluated_rows_is_reserved() -> None:
-    found = with_reserved(sga.TOFU("forget10").load(None), 0.2, 0)
+def test_of_tofu_a_fifth_of_the_evaluated_rows_is_reserved(tofu_root: Path) -> None:
+    found = with_reserved(sga.TOFU("forget10").load(tofu_root), 0.2, 0)
     reserved, pool = reserved_and_pool(found)
     assert len(found.evaluation[RETAIN_UNSEEN]) == len(reserved) == 80 and len(pool) == 3520
     assert len(found.evaluation["retain"]) == 400

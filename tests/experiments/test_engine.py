@@ -578,6 +578,7 @@ def alive(pid: int) -> bool:
 # ---- jobs -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.runs
 def test_jobs_make_tasks_in_order_and_say_where_they_failed(own_options: list[str], tmp_path: Path) -> None:
     """By submitit's local executor, which runs the code of SLURM jobs; the configurations are refused at once."""
     target, one, _ = chain()
@@ -608,6 +609,7 @@ if os.environ.get("FIT_STAND_IN"):
 """
 
 
+@pytest.mark.runs
 def test_a_job_that_runs_out_of_time_is_put_back_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first attempt would take 100 s and is given 12; the second ends at once."""
     (tmp_path / "sitecustomize.py").write_text(STAND_IN, encoding="utf-8")

@@ -239,9 +239,9 @@ def test_answers_that_metrics_measure_with_are_refused(tmp_path: Path, answer: s
         answers(FileAnswers(file=name))
 
 
-def test_perturbed_answers_of_tofu_are_refused(tmp_path: Path) -> None:
+def test_perturbed_answers_of_tofu_are_refused(tofu_root: Path, tmp_path: Path) -> None:
     """TOFU's training split has no perturbed answers: they are found through the evaluation set."""
-    tofu = sga.TOFU("forget01").load(None)
+    tofu = sga.TOFU("forget01").load(tofu_root)
     rows = [(record.question, record.perturbed_answers[0]) for record in tofu.evaluation["forget"]]
     groups = [Group(record) for record in tofu.training["forget"]]
     with pytest.raises(UserError, match="metrics measure with it"):

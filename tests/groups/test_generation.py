@@ -102,6 +102,7 @@ def test_alternatives_are_written_to_a_file_that_a_run_takes(data: list[str], tm
     assert [a.answer for group in groups for a in group.alternatives] == [line["answer"] for line in found]
 
 
+@pytest.mark.runs
 def test_a_server_that_fails_in_every_way_leaves_nothing_out(
     data: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -325,6 +326,7 @@ def test_ten_refusals_in_a_row_end_the_command_and_nine_do_not(
         assert main(command(server, tmp_path / "third.jsonl", data, *more)) == 0
 
 
+@pytest.mark.runs
 def test_the_same_command_goes_past_ten_prompts_that_are_refused(
     data: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -493,6 +495,7 @@ def test_retry_after_is_waited_for_by_all() -> None:
         assert time.monotonic() - started >= 0.6
 
 
+@pytest.mark.runs
 def test_it_says_why_it_waits() -> None:
     said: list[str] = []
     with Misbehaving(kinds=()) as server:

@@ -59,6 +59,7 @@ def test_who_holds_it_is_said_and_nothing_is_left(tmp_path: Path) -> None:
     assert names(tmp_path) == {"a", "a/b", "a/b/run"}, "what something is in stays"
 
 
+@pytest.mark.runs
 def test_it_is_one_lock_by_whatever_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "run")
     monkeypatch.chdir(tmp_path)
@@ -260,6 +261,7 @@ def test_a_run_of_two_processes_starts(unlearn_options: list[str], tmp_path: Pat
 # ---- sequences and the demo; sweeps are in tests/experiments ---------------------------------------------------------
 
 
+@pytest.mark.runs
 def test_the_demo_and_a_sequence_refuse_a_folder_that_is_held(tmp_path: Path) -> None:
     """Before anything in it is changed; the demo would delete what is there."""
     write_json(tmp_path / "one" / "step.json", {"key": "another", "finished": True})
