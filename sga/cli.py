@@ -27,6 +27,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from sga.callbacks import (
     MUSE,
     BookContinuations,
+    Composite,
     Evaluator,
     Fluency,
     ForgetQuality,
@@ -77,6 +78,7 @@ class UnlearningCLI(LightningCLI):
         parser.add_lightning_class_args(Memorization, "memorization")
         parser.add_lightning_class_args(Perplexity, "perplexity")
         parser.add_lightning_class_args(Fluency, "fluency")
+        parser.add_lightning_class_args(Composite, "composite")  # after those whose metrics it takes
         parser.add_lightning_class_args(MUSE, "muse")
         parser.add_lightning_class_args(BookContinuations, "book")
         parser.add_lightning_class_args(Harness, "harness")

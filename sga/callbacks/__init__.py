@@ -2,6 +2,7 @@
 
 from sga.callbacks.book import BookContinuations
 from sga.callbacks.checkpoints import RunCheckpoints
+from sga.callbacks.composite import Composite
 from sga.callbacks.evaluator import EvaluationCallback, Evaluator
 from sga.callbacks.export import HuggingFaceExport
 from sga.callbacks.fluency import Fluency
@@ -21,6 +22,7 @@ __all__ = [
     "MUSE",
     "BestForgetQuality",
     "BookContinuations",
+    "Composite",
     "EvaluationCallback",
     "Evaluator",
     "FailureSignatures",

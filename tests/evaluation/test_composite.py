@@ -10,6 +10,8 @@ import pytest
 from conftest import golden_numbers
 
 from sga.errors import UserError
+from sga.evaluation.composite import add_composite, full_values
+from sga.evaluation.evaluation import Evaluation
 from sga.evaluation.metrics import (
     correct_share,
     harmonic_mean,
@@ -134,3 +136,74 @@ def test_the_correct_share_is_one_over_one_plus_truth_ratio_and_never_underflows
     assert share[0] == pytest.approx(math.exp(-1) / (math.exp(-1) + math.exp(-2.5)), abs=1e-12)
     assert share[1] == pytest.approx(share[0], abs=1e-12)
     assert paraphrase_probability([0.0, math.log(2)]) == 0.75
+
+
+# ---- of an evaluation -----------------------------------------------------------------------------------------------
+
+AUCS = {"loss": 0.9, "zlib": 0.6, "min_k": 0.5, "min_k_plus_plus": 0.4}
+FULL = {"model_utility": 0.8, "forget/fluency": 0.9}
+
+
+def evaluated(**left_out: bool) -> Evaluation:
+    """Two forget rows: p of the paraphrase 1/2 and 1/4, of the wrong answers 1/2 and 1/4 (their geometric mean)."""
+    evaluation = Evaluation("tofu", bootstrap=None)
+    for number, p in enumerate((0.5, 0.25)):
+        wrong = [] if "perturbed" in left_out else [-math.log(p) - 1, -math.log(p) + 1]
+        evaluation.rows["forget", str(number)] = {"paraphrased_nll": -math.log(p), "perturbed_nll": wrong}
+    evaluation.metrics = {
+        "tofu/forget/extraction_strength": 0.2,
+        "tofu/forget/exact_memorization": 0.6,
+        "tofu/model_utility": 0.6,
+        "tofu/forget/fluency": 0.45,
+        **{f"tofu/mia/{attack}": auc for attack, auc in AUCS.items()},
+    }
+    return evaluation
+
+
+def test_an_evaluation_has_each_score_with_its_parts() -> None:
+    evaluation = evaluated()
+    reference = dict.fromkeys(AUCS, 0.5)
+    add_composite(evaluation, [reference], FULL)
+    found = {name.removeprefix("tofu/composite/"): value for name, value in evaluation.metrics.items()}
+    assert found["paraphrase_probability"] == pytest.approx(0.375) and found["correct_share"] == pytest.approx(0.5)
+    memorization = 4 / (1 / 0.8 + 1 / 0.4 + 1 / 0.625 + 1 / 0.5)
+    privacy = 4 / (1 / 0.2 + 1 / 0.8 + 1 / 1 + 1 / 0.8)
+    utility = 2 / (1 / 0.6 + 1 / 0.5)  # fluency is half of the full model's
+    assert found["ngram_fluency"] == pytest.approx(0.5) and found["utility"] == pytest.approx(utility)
+    relative = utility / (2 / (1 / 0.8 + 1))
+    assert found["relative_utility"] == pytest.approx(relative)
+    assert [found[f"s_{attack}"] for attack in AUCS] == pytest.approx([0.2, 0.8, 1.0, 0.8])
+    assert (found["memorization"], found["privacy"]) == pytest.approx((memorization, privacy))
+    assert found["overall"] == pytest.approx(3 / (1 / memorization + 1 / privacy + 1 / relative))
+    assert not evaluation.absent and not evaluation.notes
+
+
+def test_several_references_give_means_and_a_range_and_their_order_changes_nothing() -> None:
+    references = [dict.fromkeys(AUCS, 0.5), {**dict.fromkeys(AUCS, 0.5), "loss": 0.8}]
+    both, alone = [], []
+    for order in (references, references[::-1]):
+        evaluation = evaluated()
+        add_composite(evaluation, order, FULL)
+        both.append(evaluation.metrics)
+    for reference in references:
+        evaluation = evaluated()
+        add_composite(evaluation, [reference], FULL)
+        alone.append(evaluation.metrics["tofu/composite/privacy"])
+    assert both[0] == both[1]
+    assert both[0]["tofu/composite/privacy"] == pytest.approx(sum(alone) / 2)
+    assert both[0]["tofu/composite/privacy_min"] == min(alone) < max(alone) == both[0]["tofu/composite/privacy_max"]
+
+
+def test_what_is_missing_is_said_and_never_filled_in() -> None:
+    evaluation = evaluated(perturbed=False)
+    add_composite(evaluation, [], {}, "0.2")
+    assert not any("/composite/" in name for name in evaluation.metrics)
+    said = evaluation.absent
+    assert "paraphrased and perturbed answers" in said["tofu/composite/memorization"]
+    assert "no reference" in said["tofu/composite/privacy"] and "not known" in said["tofu/composite/utility"]
+    assert said["tofu/composite/overall"] == "needs memorization and privacy and utility, which are absent"
+    assert "share of 0.2" in evaluation.notes[0]
+    evaluation = evaluated()
+    add_composite(evaluation, [{**AUCS, "zlib": 0.0}], FULL)
+    assert "reference_auc must be above 0" in evaluation.absent["tofu/composite/privacy"]
+    assert full_values(evaluation.metrics, "tofu") == {"model_utility": 0.6, "forget/fluency": 0.45}
