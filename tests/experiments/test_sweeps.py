@@ -35,13 +35,19 @@ from sga.experiments.sweeps.results import (
     best_rows,
     collect,
     disk_results,
+    in_order,
+    markdown,
     others,
     pareto_front,
+    reference_value,
+    scored,
     seed_mean,
+    side_of_reference,
     terminal_table,
 )
 from sga.experiments.sweeps.search import Draws, open_journal
 from sga.experiments.task import Outcome, Task, begin, end, held, read_state
+from sga.runs.folder import load_run
 
 AUTHORS_SGA = ["configs/benchmarks/authors.yaml", "configs/methods/sga.yaml"]
 """Of the package, found wherever a sweep file is."""
@@ -221,7 +227,7 @@ def test_what_is_chosen_is_run_with_the_other_seeds(tmp_path: Path) -> None:
         ({"grid": {"a": [1]}, "models": {"teacher": "base.yaml"}}, "no 'teacher'"),
         ({"grid": {"a": [1]}, "models": {"target": {"settings": {}}}}, "needs a config"),
         ({"grid": {"a": [1]}, "choose": {"settings": ["b"], "seeds": [0]}}, "among the grid's"),
-        ({"grid": {"a": [1]}, "objectives": [{"x": "up"}]}, "maximize or minimize"),
+        ({"grid": {"a": [1]}, "objectives": [{"x": "up"}]}, "maximize or minimize or toward_reference"),
         ({"grid": {"a": [1]}, "keep_weights": "yes"}, "true or false"),
         ({"search": {"trials": 0, "space": {"a": {"uniform": [0, 1]}}}}, "at least 1"),
         ({"search": {"trials": 1, "space": {"a": {"uniform": [1, 0]}}}}, "lowest and its highest"),
@@ -655,6 +661,65 @@ def test_neither_ties_nor_single_seeds_are_marked_as_best(
     assert count == 0 and page.count("one seed") == 1
     count, page = marked(tmp_path / "two", [4, 8], [0, 1])
     assert count == 1 and "one seed" not in page
+
+
+def left(folder: Path, auc: float, privleak: float, probability: float, reference: Any = None) -> Path:
+    """A finished run's folder with three metrics that are best at the reference's value."""
+    folder.mkdir(parents=True)
+    info = {"name": folder.name, "role": "unlearn", "seed": 0, "group_size": 4, "benchmark": "own", "method": "SGA"}
+    metrics = {
+        "chosen": "the last evaluation", "step": 4, "epoch": 2.0, "seconds": 1.0, "absent": {}, "own/mia/min_k": auc,
+        "own/privleak": privleak, "own/forget/probability": probability, "own/privleak_reference_auc": 0.5,
+    }  # fmt: skip
+    (folder / "run.json").write_text(json.dumps({**info, "parameters": {}}), encoding="utf-8")
+    (folder / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
+    (folder / "metrics.jsonl").write_text(json.dumps({**metrics, "chosen": None}) + "\n", encoding="utf-8")
+    (folder / "rows.jsonl").write_text("", encoding="utf-8")
+    (folder / "config.yaml").write_text(yaml.safe_dump({"evaluation": {"reference": reference}}), encoding="utf-8")
+    return folder
+
+
+def test_toward_reference_both_sides_are_worse_and_the_far_side_is_named(tmp_path: Path) -> None:
+    """Minimised, an AUC of 0.02 was best; the reference's is 0.5."""
+    retained = [left(tmp_path / f"retain-{n}", 0.5, 0.0, p) for n, p in enumerate((0.1, 0.3))]
+    names = [str(path) for path in retained]
+    found = {
+        name: left(tmp_path / name, auc, privleak, p, names)
+        for name, auc, privleak, p in (
+            ("over", 0.02, 96.0, 0.0), ("near", 0.45, 5.0, 0.25), ("under", 1.0, -100.0, 0.97)
+        )
+    }  # fmt: skip
+    for metric, distances in (
+        ("mia/min_k", (0.48, 0.05, 0.5)), ("privleak", (96.0, 5.0, 100.0)), ("forget/probability", (0.2, 0.05, 0.77))
+    ):  # fmt: skip
+        got = [scored(folder, metric, "toward_reference") for folder in found.values()]
+        assert got == pytest.approx(distances), metric
+        sides = [side_of_reference(folder, metric) for folder in found.values()]
+        assert sides == ["over-unlearned", "", "under-unlearned"], metric
+    assert scored(found["over"], "mia/min_k", "minimize") == 0.02
+    alone = left(tmp_path / "alone", 0.5, 0.0, 0.5)
+    assert "names none" in str(scored(alone, "forget/probability", "toward_reference"))
+    gone = left(tmp_path / "gone", 0.5, 0.0, 0.5, str(tmp_path / "nowhere"))
+    assert "has no reference" in str(reference_value(load_run(gone), "forget/probability"))
+
+
+def test_with_references_swapped_nothing_changes(tmp_path: Path) -> None:
+    names = [str(left(tmp_path / f"retain-{n}", 0.5, 0.0, p)) for n, p in enumerate((0.1, 0.3))]
+    one, other = (left(tmp_path / f"run-{n}", 0.4, 1.0, 0.6, given) for n, given in enumerate((names, names[::-1])))
+    for metric in ("mia/min_k", "privleak", "forget/probability"):
+        assert scored(one, metric, "toward_reference") == scored(other, metric, "toward_reference")
+
+
+def test_rows_are_ordered_by_their_distance(pretended: list[str], tmp_path: Path) -> None:
+    objectives = [{"mia/min_k": "toward_reference"}]
+    sweep = read_sweep(sweep_file(tmp_path / "plan", grid={"data.batch_size": [1, 2, 3]}, objectives=objectives))
+    rows = [
+        Row({"data.batch_size": n}, "final", {0: left(tmp_path / f"run-{n}", auc, 0.0, 0.5)}, {}, [])
+        for n, auc in ((1, 0.02), (2, 0.97), (3, 0.55))
+    ]
+    assert [row.values["data.batch_size"] for row in in_order(sweep, rows)] == [3, 2, 1]
+    table = markdown(sweep, rows)
+    assert "0.02, over-unlearned" in table and "0.97, under-unlearned" in table and "| 0.55 |" in table
 
 
 def test_a_failed_model_ends_the_sweep(pretended: list[str], tmp_path: Path) -> None:

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     Distribution = CategoricalDistribution | FloatDistribution | IntDistribution
 
 Stage = Literal["choose", "final"]
+DIRECTIONS = ("maximize", "minimize", "toward_reference")
+"""What an objective may ask for; toward_reference: the retained model's value, with both sides of it worse."""
 
 
 _KEYS = {"config", "models", "common", "settings", "grid", "search", "seeds", "choose", "objectives", "keep_weights"}
@@ -104,7 +106,7 @@ class Sweep:
         search: None for a grid.
         seeds: Of the runs that are reported.
         choose: None where nothing is chosen first.
-        objectives: Metrics with ``maximize`` or ``minimize``; the first is what is chosen by.
+        objectives: Metrics with their direction of `DIRECTIONS`; the first is what is chosen by.
         keep_weights: Whether finished trials keep checkpoints and model.
     """
 
@@ -205,7 +207,7 @@ class Sweep:
         None while a run is not finished, and for good where no combination came through on every seed.
         """
         assert self.choose is not None, "there is something to choose"
-        sign = -1.0 if next(iter(self.objectives.values())) == "minimize" else 1.0
+        sign = 1.0 if next(iter(self.objectives.values())) == "maximize" else -1.0
         scores: list[tuple[float, int]] = []
         for number, values in enumerate(group):
             found = [results.get(self.task(values, seed, "choose").key) for seed in self.choose.seeds]
@@ -396,9 +398,11 @@ def _objectives(wanted: Any, where: str) -> dict[str, str]:
     for one in list_value(wanted, where):
         named = one if isinstance(one, dict) and len(one) == 1 else {str(one): "maximize"}
         objectives |= {str(name): str(direction) for name, direction in named.items()}
-    wrong = {direction for direction in objectives.values()} - {"maximize", "minimize"}
+    wrong = {direction for direction in objectives.values()} - set(DIRECTIONS)
     if wrong:
-        raise UserError(f"{where}: a direction is maximize or minimize, got {', '.join(sorted(wrong))}")
+        raise UserError(
+            f"{where}: a direction is maximize or minimize or toward_reference, got {', '.join(sorted(wrong))}"
+        )
     return objectives
 
 

@@ -32,6 +32,8 @@ COSTS = ("seconds", "tokens", "peak_memory_bytes", "peak_gpu_memory_bytes")
 LEVEL = 0.95
 WRITTEN_DIGITS = 3
 """Decimals of a mean on the page; means that are written alike count as equal."""
+_REFERENCE_IS_BEST = ("privleak", "verbmem", "knowmem_forget")
+_FORGET_SHARES = ("probability", "rouge_l_recall", "exact_memorization", "extraction_strength")
 _UNKNOWN = "not among the run's metrics"
 CUT = "†"
 CUT_MEANING = f"{CUT} The interval is cut here, at the end of what the metric can be."
@@ -96,7 +98,7 @@ def pareto_front(points: Sequence[Sequence[float]], directions: Sequence[str]) -
     >>> pareto_front([(1, 5), (2, 4), (1, 4), (3, 1)], ["maximize", "maximize"])
     [0, 1, 3]
     """
-    signs = [-1.0 if direction == "minimize" else 1.0 for direction in directions]
+    signs = [1.0 if direction == "maximize" else -1.0 for direction in directions]
     scored = [tuple(sign * value for sign, value in zip(signs, point, strict=True)) for point in points]
 
     def beaten(mine: tuple[float, ...]) -> bool:
@@ -133,6 +135,17 @@ class Row:
         found = {seed: objective(folder, name) for seed, folder in self.folders.items()}
         return {seed: value for seed, value in found.items() if isinstance(value, float)}
 
+    def score(self, name: str, direction: str) -> float | None:
+        """What the row is ranked by: the mean over seeds of a metric, or of its distance from the reference's value."""
+        found = [scored(folder, name, direction) for folder in self.folders.values()]
+        known = [value for value in found if isinstance(value, float)]
+        return math.fsum(known) / len(known) if known else None
+
+    def side(self, name: str) -> str:
+        """``over-unlearned`` or ``under-unlearned`` where all seeds lie on that side of the reference, else empty."""
+        sides = {side_of_reference(folder, name) for folder in self.folders.values()}
+        return sides.pop() if len(sides) == 1 else ""
+
     def estimate(self, name: str) -> SeedMean | None:
         """A metric or cost over the seeds."""
         return seed_mean(list(self.single(name).values()), name)
@@ -158,6 +171,14 @@ def _loaded(folder: Path, written: int) -> Run:
     return load_run(folder)
 
 
+def _value(run: Run, name: str) -> float | None:
+    """A metric of the chosen evaluation, with or without the benchmark's prefix."""
+    for found in (run.chosen.get(name), run.chosen.get(f"{run.benchmark}/{name}")):
+        if isinstance(found, int | float) and not isinstance(found, bool):
+            return float(found)
+    return None
+
+
 def objective(folder: Path, name: str) -> float | str:
     """A metric of a finished run, with or without the benchmark's prefix, or why it is absent."""
     if name == "peak_memory_bytes":  # seen from outside, not by the run
@@ -168,13 +189,75 @@ def objective(folder: Path, name: str) -> float | str:
         return str(error)
     if name == "seconds":  # of the whole run; the chosen evaluation may be an earlier one
         return float(run.evaluations[-1]["seconds"])
-    for found in (run.chosen.get(name), run.chosen.get(f"{run.benchmark}/{name}")):
-        if isinstance(found, int | float) and not isinstance(found, bool):
-            return float(found)
+    if (value := _value(run, name)) is not None:
+        return value
     reasons: dict[str, str] = run.chosen.get("absent") or {}
     prefix = f"{run.benchmark}/"
     keys = (name, f"{prefix}{name}", f"{prefix}forget_quality", f"{prefix}forget_quality_log10")
     return next((reasons[key] for key in keys if key in reasons), _UNKNOWN)
+
+
+def reference_value(run: Run, name: str) -> float | str:
+    """The retained model's value of a metric, the mean over several of them, or why it is not known.
+
+    PrivLeak's is 0 by definition, and the AUC of Min-K % stands in the run itself; all others are the chosen
+    evaluation's of the run folders that the run names as its reference.
+    """
+    if name.rpartition("/")[2] == "privleak":
+        return 0.0
+    stated = run.chosen.get(f"{run.benchmark}/privleak_reference_auc")
+    if name.endswith("mia/min_k") and isinstance(stated, float):
+        return stated
+    try:
+        given = run.config.get("evaluation", {}).get("reference")
+    except UserError as error:
+        return f"{name} has no reference: {error}"
+    paths = [given] if isinstance(given, str) else list(given or ())
+    if not paths:
+        return f"{name} has no reference: the run names none (evaluation.reference)"
+    found = []
+    for path in paths:
+        try:
+            value = _value(finished_run(Path(path)), name)
+        except UserError as error:
+            return f"{name} has no reference: {error}"
+        if value is None:
+            return f"{name} has no reference: {path} does not have it"
+        found.append(value)
+    return math.fsum(found) / len(found)
+
+
+def scored(folder: Path, name: str, direction: str) -> float | str:
+    """What a run is ranked by: a metric, or its distance from the reference's value; or why there is none."""
+    value = objective(folder, name)
+    if direction != "toward_reference" or isinstance(value, str):
+        return value
+    reference = reference_value(finished_run(folder), name)
+    return reference if isinstance(reference, str) else abs(value - reference)
+
+
+def side_of_reference(folder: Path, name: str) -> str:
+    """On which side of the reference's value a run's metric lies, where both sides are worse than the value itself.
+
+    Empty within a tenth of the metric's range (ten of PrivLeak's per cent), without a reference, and for metrics that
+    have a direction.
+    """
+    last = name.rpartition("/")[2]
+    if "mia/" not in name and last not in _REFERENCE_IS_BEST and not _of_forget_set(name):
+        return ""
+    value = objective(folder, name)
+    if isinstance(value, str):
+        return ""
+    reference = reference_value(finished_run(folder), name)
+    near = 10.0 if last in _REFERENCE_IS_BEST else 0.1
+    if isinstance(reference, str) or abs(value - reference) <= near:
+        return ""
+    return "over-unlearned" if (value > reference) == (last == "privleak") else "under-unlearned"
+
+
+def _of_forget_set(name: str) -> bool:
+    set_name, _, last = name.removesuffix("/").rpartition("/")
+    return set_name.rpartition("/")[2] == "forget" and last in _FORGET_SHARES
 
 
 def check_objectives(sweep: Sweep, folder: Path) -> None:
@@ -204,7 +287,7 @@ def disk_results(sweep: Sweep, folder: Path) -> dict[str, Result]:
         if state.get("state") == "failed":
             found[str(state["key"])] = Result(reason=str(state["reason"]))
         elif state.get("state") == "finished":
-            numbers = {name: objective(place, name) for name in sweep.objectives}
+            numbers = {name: scored(place, name, way) for name, way in sweep.objectives.items()}
             absent = [f"{name} is absent: {number}" for name, number in numbers.items() if isinstance(number, str)]
             known = tuple(number for number in numbers.values() if isinstance(number, float))
             found[str(state["key"])] = Result(reason=absent[0]) if absent else Result(known)
@@ -250,9 +333,9 @@ def best_rows(sweep: Sweep, rows: Sequence[Row]) -> list[int]:
     """
     known = {}
     for index, row in enumerate(rows):
-        found = [one for name in sweep.objectives if (one := row.estimate(name))]
+        found = [one for name, way in sweep.objectives.items() if (one := row.score(name, way)) is not None]
         if row.stage == "final" and len(found) == len(sweep.objectives):
-            known[index] = tuple(round(one.mean, WRITTEN_DIGITS) for one in found)
+            known[index] = tuple(round(one, WRITTEN_DIGITS) for one in found)
     means = list(known.values())
     front = [list(known)[number] for number in pareto_front(means, list(sweep.objectives.values()))]
     return [index for index in front if means.count(known[index]) == 1 and len(rows[index].folders) > 1]
@@ -284,9 +367,9 @@ def sweep_table(sweep: Sweep, rows: Sequence[Row]) -> str:
 def in_order(sweep: Sweep, rows: Sequence[Row]) -> list[Row]:
     """The rows by their means of the first objective, the best first; those without a value last."""
     name, direction = next(iter(sweep.objectives.items()))
-    sign = 1.0 if direction == "minimize" else -1.0
-    found = {index: row.estimate(name) for index, row in enumerate(rows)}
-    means = {index: math.inf if one is None else sign * one.mean for index, one in found.items()}
+    sign = -1.0 if direction == "maximize" else 1.0
+    found = {index: row.score(name, direction) for index, row in enumerate(rows)}
+    means = {index: math.inf if one is None else sign * one for index, one in found.items()}
     return [rows[index] for index in sorted(means, key=means.__getitem__)]
 
 
@@ -300,7 +383,7 @@ def markdown(sweep: Sweep, rows: Sequence[Row]) -> str:
         seeds = [", ".join(map(str, row.folders))]
         seeds += [f"{len(part)} {what}" for part, what in ((row.failed, "failed"), (row.missing, "missing")) if part]
         costs = [row.estimate(name) for name in ("seconds", "tokens")]
-        cells = [_interval(row.estimate(name), 2) for name in shown]
+        cells = [", ".join(filter(None, [_interval(row.estimate(name), 2), row.side(name)])) for name in shown]
         cells += ["" if cost is None else f"{cost.mean:,.0f}" for cost in costs]
         lines.append([row.label, ", ".join(filter(None, seeds)), *cells])
     table = "".join(f"| {' | '.join(line)} |\n" for line in lines)

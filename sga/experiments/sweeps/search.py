@@ -109,7 +109,7 @@ class Draws:
         self.study = optuna().create_study(
             storage=open_journal(folder),
             study_name=f"{sweep.path.stem}-{sweep.key[:16]}",
-            directions=list(sweep.objectives.values()),
+            directions=["maximize" if way == "maximize" else "minimize" for way in sweep.objectives.values()],
             load_if_exists=True,
         )
 
