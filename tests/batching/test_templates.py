@@ -10,10 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pytest
+import yaml
 from transformers import PreTrainedTokenizerFast
 
 from sga.batching.encoding import Encoder
 from sga.batching.templates import ChatTemplate, PlainTemplate
+from sga.data.builtin import packaged_path
 from sga.errors import UserError
 from sga.models.small import train_tokenizer
 
@@ -343,3 +345,32 @@ def test_marks_of_plain_templates() -> None:
     assert encoder.marks_in("He said: Answer: no. MyAnswer: 1") == ["Answer:"]
     assert encoder.marks_in("A question, an answer: none of the two") == encoder.marks_in("MyAnswer:") == []
     assert Encoder(tokenizer, PlainTemplate("Q {question}\nA{answer}"), 256).marks == ()
+
+
+LLAMA_3_INSTRUCT = (  # what Llama-3.1 and 3.2's published template says where there are no tools
+    "{{- bos_token }}{%- if messages[0]['role'] == 'system' %}{%- set system = messages[0]['content'] | trim %}"
+    "{%- set messages = messages[1:] %}{%- else %}{%- set system = '' %}{%- endif %}"
+    "{{- '<|start_header_id|>system<|end_header_id|>\n\n' }}{{- 'Cutting Knowledge Date: December 2023\n' }}"
+    "{{- 'Today Date: ' + date_string + '\n\n' }}{{- system }}{{- '<|eot_id|>' }}{%- for m in messages %}"
+    "{{- '<|start_header_id|>' + m['role'] + '<|end_header_id|>\n\n' + m['content'] | trim + '<|eot_id|>' }}"
+    "{%- endfor %}{%- if add_generation_prompt %}{{- '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{%- endif %}"
+)
+LLAMA_3_MARKS = ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
+WRITTEN_DOWN = (
+    "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nCutting Knowledge Date: December 2023\n"
+    "Today Date: 10 Apr 2025\n\nYou are a helpful assistant.<|eot_id|><|start_header_id|>user<|end_header_id|>\n\n"
+    f"{QUESTION}<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
+)
+"""What it makes of a question in open-unlearning's set-up. The tokenizers are gated, so that this is written down."""
+
+
+@pytest.mark.parametrize("name", ["tofu-llama-3.2-1b", "tofu-llama-3.2-3b", "tofu-llama-3.1-8b"])
+def test_the_configured_prompt_of_llama_3_is_the_published_templates(name: str) -> None:
+    """Negative control: another date is another prompt."""
+    content = yaml.safe_load(packaged_path(f"configs/benchmarks/{name}.yaml").read_text(encoding="utf-8"))
+    settings = content["data"]["template"]["init_args"]
+    tokenizer = tokenizer_of(Form(LLAMA_3_INSTRUCT, "<|eot_id|>", "", "", tokens=LLAMA_3_MARKS))
+    tokenizer.add_special_tokens({"bos_token": "<|begin_of_text|>"})
+    found = ChatTemplate(**settings).render(tokenizer, QUESTION, ANSWER)
+    assert (found.prefix, found.continuation, found.otherwise) == (WRITTEN_DOWN, f"{ANSWER}<|eot_id|>", None)
+    assert ChatTemplate(**{**settings, "date": "2024-07-26"}).prompt(tokenizer, QUESTION).prefix != WRITTEN_DOWN
