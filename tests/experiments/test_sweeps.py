@@ -39,8 +39,8 @@ from sga.experiments.sweeps.results import (
     markdown,
     others,
     pareto_front,
+    ranking_value,
     reference_value,
-    scored,
     seed_mean,
     side_of_reference,
     terminal_table,
@@ -692,13 +692,13 @@ def test_toward_reference_both_sides_are_worse_and_the_far_side_is_named(tmp_pat
     for metric, distances in (
         ("mia/min_k", (0.48, 0.05, 0.5)), ("privleak", (96.0, 5.0, 100.0)), ("forget/probability", (0.2, 0.05, 0.77))
     ):  # fmt: skip
-        got = [scored(folder, metric, "toward_reference") for folder in found.values()]
+        got = [ranking_value(folder, metric, "toward_reference") for folder in found.values()]
         assert got == pytest.approx(distances), metric
         sides = [side_of_reference(folder, metric) for folder in found.values()]
         assert sides == ["over-unlearned", "", "under-unlearned"], metric
-    assert scored(found["over"], "mia/min_k", "minimize") == 0.02
+    assert ranking_value(found["over"], "mia/min_k", "minimize") == 0.02
     alone = left(tmp_path / "alone", 0.5, 0.0, 0.5)
-    assert "names none" in str(scored(alone, "forget/probability", "toward_reference"))
+    assert "names none" in str(ranking_value(alone, "forget/probability", "toward_reference"))
     gone = left(tmp_path / "gone", 0.5, 0.0, 0.5, str(tmp_path / "nowhere"))
     assert "has no reference" in str(reference_value(load_run(gone), "forget/probability"))
 
@@ -707,7 +707,7 @@ def test_with_references_swapped_nothing_changes(tmp_path: Path) -> None:
     names = [str(left(tmp_path / f"retain-{n}", 0.5, 0.0, p)) for n, p in enumerate((0.1, 0.3))]
     one, other = (left(tmp_path / f"run-{n}", 0.4, 1.0, 0.6, given) for n, given in enumerate((names, names[::-1])))
     for metric in ("mia/min_k", "privleak", "forget/probability"):
-        assert scored(one, metric, "toward_reference") == scored(other, metric, "toward_reference")
+        assert ranking_value(one, metric, "toward_reference") == ranking_value(other, metric, "toward_reference")
 
 
 def test_rows_are_ordered_by_their_distance(pretended: list[str], tmp_path: Path) -> None:

@@ -137,7 +137,7 @@ class Row:
 
     def score(self, name: str, direction: str) -> float | None:
         """What the row is ranked by: the mean over seeds of a metric, or of its distance from the reference's value."""
-        found = [scored(folder, name, direction) for folder in self.folders.values()]
+        found = [ranking_value(folder, name, direction) for folder in self.folders.values()]
         known = [value for value in found if isinstance(value, float)]
         return math.fsum(known) / len(known) if known else None
 
@@ -227,7 +227,7 @@ def reference_value(run: Run, name: str) -> float | str:
     return math.fsum(found) / len(found)
 
 
-def scored(folder: Path, name: str, direction: str) -> float | str:
+def ranking_value(folder: Path, name: str, direction: str) -> float | str:
     """What a run is ranked by: a metric, or its distance from the reference's value; or why there is none."""
     value = objective(folder, name)
     if direction != "toward_reference" or isinstance(value, str):
@@ -287,7 +287,7 @@ def disk_results(sweep: Sweep, folder: Path) -> dict[str, Result]:
         if state.get("state") == "failed":
             found[str(state["key"])] = Result(reason=str(state["reason"]))
         elif state.get("state") == "finished":
-            numbers = {name: scored(place, name, way) for name, way in sweep.objectives.items()}
+            numbers = {name: ranking_value(place, name, way) for name, way in sweep.objectives.items()}
             absent = [f"{name} is absent: {number}" for name, number in numbers.items() if isinstance(number, str)]
             known = tuple(number for number in numbers.values() if isinstance(number, float))
             found[str(state["key"])] = Result(reason=absent[0]) if absent else Result(known)
