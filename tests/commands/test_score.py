@@ -130,6 +130,22 @@ def write_run(
     return folder
 
 
+def test_the_composite_scores_utility_is_of_the_full_model_on_the_same_rows(tmp_path):
+    """A model against itself has fluency 1 and the full model's utility; other rows are refused."""
+    columns = numbers()
+    columns["forget"]["fluency"] = [0.5] * 12
+    run = write_run(tmp_path / "run", columns)
+    found = scored(tmp_path, run, "--full", run)
+    metrics = found["metrics"]
+    assert metrics["tofu/composite/ngram_fluency"] == metrics["tofu/composite/relative_utility"] == 1.0
+    utility = 2 / (1 / metrics["tofu/model_utility"] + 1)
+    assert metrics["tofu/composite/utility"] == pytest.approx(utility, rel=1e-12)
+    assert "--full LOG" in scored(tmp_path, run)["absent"]["tofu/composite/utility"]
+    fewer = write_run(tmp_path / "fewer", numbers(rows=11))
+    with pytest.raises(UserError, match="has other forget rows than the log"):
+        main([str(run), "--full", str(fewer)])
+
+
 def test_the_same_numbers_give_the_same_metrics_in_all_three_formats(tmp_path):
     """As far as each format has them: TOFU's has no membership and memorisation, open-unlearning's no token counts."""
     own, other = numbers(), numbers(seed=1)
