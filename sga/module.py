@@ -30,7 +30,8 @@ from sga.evaluation.requests import Answer, Generation
 from sga.likelihood.answer_tokens import AnswerTokens
 from sga.likelihood.forward import ForwardOptions, answer_tokens, sequence_nll
 from sga.likelihood.tryouts import tried_options
-from sga.losses import FineTuning, Loss, Needs, WeighingLoss
+from sga.losses.ascent import FineTuning, WeighingLoss
+from sga.losses.base import Loss, Needs
 from sga.models.adapters import has_adapter, is_adapter_weight
 from sga.models.blocks import check_layers, transformer_blocks
 from sga.models.pretrained import PURE_BFLOAT16, LanguageModel

@@ -8,7 +8,7 @@ from sga.callbacks.evaluator import EvaluationCallback
 from sga.callbacks.overlap import fill_rouge, rouge_settings
 from sga.data.records import Record
 from sga.datamodule import EvaluationData
-from sga.errors import UserError
+from sga.errors import check_numbers
 from sga.evaluation.aggregation import PASSAGE_SETS, add_book
 from sga.evaluation.evaluation import Evaluation
 from sga.evaluation.metrics import RougeTokenizer, bleu, texts_without_spaces
@@ -32,8 +32,7 @@ class BookContinuations(EvaluationCallback):
             rouge_tokenizer: Words that ROUGE counts: ``published`` as rouge-score has them (a-z and 0-9, so that other
                 scripts have none), ``unicode`` takes letters of any script.
         """
-        if new_tokens is not None and new_tokens < 1:
-            raise UserError(f"new_tokens must be at least 1, got {new_tokens}")
+        check_numbers(1, new_tokens=new_tokens)
         self.new_tokens = new_tokens
         self.rouge_tokenizer: RougeTokenizer = rouge_tokenizer
 

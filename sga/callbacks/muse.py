@@ -8,7 +8,7 @@ from sga.callbacks.evaluator import EvaluationCallback
 from sga.callbacks.overlap import fill_rouge, rouge_settings
 from sga.data.records import Record
 from sga.datamodule import EvaluationData
-from sga.errors import UserError
+from sga.errors import check_numbers
 from sga.evaluation.aggregation import MUSE_SETS, add_muse
 from sga.evaluation.evaluation import Evaluation
 from sga.evaluation.metrics import RougeTokenizer
@@ -37,9 +37,7 @@ class MUSE(EvaluationCallback):
             rouge_tokenizer: Words that ROUGE counts: ``published`` as rouge-score has them (a-z and 0-9, so that other
                 scripts have none), ``unicode`` takes letters of any script.
         """
-        for name, value in (("verbmem_tokens", verbmem_tokens), ("knowmem_tokens", knowmem_tokens)):
-            if value < 1:
-                raise UserError(f"{name} must be at least 1, got {value}")
+        check_numbers(1, verbmem_tokens=verbmem_tokens, knowmem_tokens=knowmem_tokens)
         self.verbmem_tokens = verbmem_tokens
         self.knowmem_tokens = knowmem_tokens
         self.rouge_tokenizer: RougeTokenizer = rouge_tokenizer

@@ -34,7 +34,7 @@ from sga.evaluation.requests import Generation
 from sga.evaluation.table import evaluation_table
 from sga.groups.group import record_hash
 from sga.groups.similarity import similarity_of_normals
-from sga.losses import Loss
+from sga.losses.base import Loss
 from sga.rates.geometry import Geometry, paper_rate, total
 from sga.runs.folder import RunFolder
 from sga.runs.restart import clear_start, only_begun, reserved_ids

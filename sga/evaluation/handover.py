@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from sga.errors import UserError
+from sga.errors import UserError, check_numbers
 
 Part = Literal["choosing", "held_out", "all"]
 """Rows of forget and comparison set: every other row that choices are made on, the others, all of them."""
@@ -69,18 +69,14 @@ class Tolerances:
             raise UserError(
                 f"tolerances: 0 < auc <= auc_interval <= 0.5, got auc {self.auc} and auc_interval {self.auc_interval}"
             )
-        for name in ("base_loss_auc", "base_min_k_auc", "base_pairs"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value <= 1:
-                raise UserError(f"tolerances: {name} must be in [0, 1], got {value}")
-        for name in ("utility_share", "fluency_share"):
-            if not 0 < getattr(self, name) < 1:
-                raise UserError(f"tolerances: {name} must be above 0 and below 1, got {getattr(self, name)}")
-        for name in ("extraction", "degenerate", "generation_nll"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise UserError(f"tolerances: {name} must be above 0, got {getattr(self, name)}")
-        if not 1 < self.perplexity_ratio < math.inf:
-            raise UserError(f"tolerances: perplexity_ratio must be above 1, got {self.perplexity_ratio}")
+        ranges: dict[tuple[str, ...], dict[str, float]] = {
+            ("base_loss_auc", "base_min_k_auc", "base_pairs"): {"at_least": 0, "at_most": 1},
+            ("utility_share", "fluency_share"): {"above": 0, "below": 1},
+            ("extraction", "degenerate", "generation_nll"): {"above": 0, "below": math.inf},
+            ("perplexity_ratio",): {"above": 1, "below": math.inf},
+        }
+        for names, limits in ranges.items():
+            check_numbers(**limits, **{f"tolerances: {name}": getattr(self, name) for name in names})
 
 
 @dataclass(frozen=True)

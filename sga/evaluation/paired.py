@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from sga.errors import UserError
+from sga.errors import UserError, check_numbers
 from sga.evaluation.bootstrap import Bootstrap
 from sga.evaluation.metrics import Floats, membership_auc
 
@@ -82,8 +82,7 @@ class PairedTests:
     _drawn: dict[tuple[str, int], Signs] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if self.resamples < 1:
-            raise UserError(f"resamples must be at least 1, got {self.resamples}")
+        check_numbers(1, resamples=self.resamples)
         self.bootstrap = Bootstrap(self.resamples, self.seed, self.level)
 
     def mean(self, set_name: str, a: npt.ArrayLike, b: npt.ArrayLike) -> PairedDifference:

@@ -16,8 +16,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sga.batching.encoding import Encoded
-from sga.callbacks import FitToHandOver, Fluency
 from sga.callbacks import fluency as fluency_callback
+from sga.callbacks.fluency import Fluency
+from sga.callbacks.handover import FitToHandOver
 from sga.callbacks.rules import Point
 from sga.cli import run_verb
 from sga.errors import UserError
