@@ -8,10 +8,9 @@ from typing import Any
 
 from sga.data.builtin import source_hash
 from sga.errors import UserError
-from sga.experiments.configuration import applied, digest, read_config
+from sga.experiments.configuration import applied, digest, named_config
 from sga.experiments.task import Task
 from sga.files import read_yaml
-from sga.runs.config_files import config_path
 from sga.runs.folder import Run
 
 
@@ -24,10 +23,10 @@ def read_demo(path: Path) -> list[Task]:
     plan = read_yaml(path)
     try:
         fixed, runs, seeds = (plan["target"], plan["retain"]), dict(plan["runs"]), [int(seed) for seed in plan["seeds"]]
-        configs = {name: _read(run["config"], path) for name, run in runs.items()}
-        target_config, retain_config = (_read(names, path) for names in fixed)
-    except UserError as error:
-        raise UserError(f"{path}: names {error}") from None
+        configs = {name: named_config(path, run["config"]) for name, run in runs.items()}
+        target_config, retain_config = (named_config(path, names) for names in fixed)
+    except UserError:
+        raise
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: needs target, retain, seeds and runs with a config each ({error!r})") from None
     target = _task("target", "target: learns everything", target_config, {}, {})
@@ -40,11 +39,6 @@ def read_demo(path: Path) -> list[Task]:
             settings = {**(run.get("settings") or {}), "seed_everything": seed, "checkpoint.keep_epochs": True}
             tasks.append(_task(label, f"unlearn: {label}", configs[name], settings, needs))
     return tasks
-
-
-def _read(names: str | list[str], path: Path) -> dict[str, Any]:
-    """The configuration that a plan at `path` names by one file or several."""
-    return read_config([config_path(name, path.parent) for name in ([names] if isinstance(names, str) else names)])
 
 
 def _task(name: str, title: str, config: dict[str, Any], settings: dict[str, Any], needs: dict[str, Task]) -> Task:
