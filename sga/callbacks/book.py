@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from sga.callbacks.evaluator import EvaluationCallback
-from sga.callbacks.overlap import fill_rouge, rouge_settings
+from sga.callbacks.overlap import fill_rouge, note_cut_prompts, rouge_settings
 from sga.data.records import Record
 from sga.datamodule import EvaluationData
 from sga.errors import check_numbers
@@ -72,11 +72,6 @@ class BookContinuations(EvaluationCallback):
             absent = fill_rouge(evaluation, name, records, texts, truth, self.rouge_tokenizer)
             if absent is not None:
                 why[f"{name}/rouge_l_recall"] = absent
-            cut = sum(generation.cut for generation in found)
-            if cut:
-                evaluation.note(
-                    f"{cut} of {len(records)} {name} prompts lost their beginning to leave room for new tokens in "
-                    f"{data.encoder.max_length}, the context"
-                )
+            note_cut_prompts(evaluation, name, found, "their beginning", data.encoder.max_length)
         if evaluation.name == "book":  # no other benchmark is expected to have these sets
             add_book(evaluation, why)

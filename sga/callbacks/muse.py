@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from sga.callbacks.evaluator import EvaluationCallback
-from sga.callbacks.overlap import fill_rouge, rouge_settings
+from sga.callbacks.overlap import fill_rouge, note_cut_prompts, rouge_settings
 from sga.data.records import Record
 from sga.datamodule import EvaluationData
 from sga.errors import check_numbers
@@ -77,13 +77,8 @@ class MUSE(EvaluationCallback):
             absent = fill_rouge(evaluation, name, records, texts, truth, self.rouge_tokenizer, "fmeasure")
             if absent is not None:
                 why[name] = absent
-            cut = sum(generation.cut for generation in found)
-            if cut:
-                lost = "their beginning" if name == VERBMEM else "their first examples"
-                evaluation.note(
-                    f"{cut} of {len(records)} {name} prompts lost {lost} to leave room for new tokens in "
-                    f"{data.encoder.max_length}, the context"
-                )
+            lost = "their beginning" if name == VERBMEM else "their first examples"
+            note_cut_prompts(evaluation, name, found, lost, data.encoder.max_length)
         if evaluation.name == "muse":  # no other benchmark is expected to have these sets
             add_muse(evaluation, why)
 
