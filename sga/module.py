@@ -6,6 +6,7 @@ import math
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -32,13 +33,18 @@ from sga.likelihood.forward import ForwardOptions, answer_tokens, sequence_nll
 from sga.likelihood.tryouts import tried_options
 from sga.losses import FineTuning, Loss, Needs, WeighingLoss
 from sga.models.adapters import has_adapter, is_adapter_weight
-from sga.models.blocks import check_layers, transformer_blocks
+from sga.models.blocks import check_layers
+from sga.models.compiled import compile_blocks, uncompiled
 from sga.models.pretrained import PURE_BFLOAT16, LanguageModel
 from sga.models.sharding import check_strategy, gather, is_sharded, scatter, shard
 from sga.optimization import LinearSchedule, Schedule, adamw
 from sga.rates.dynamic import NORMAL_PART, TrainingRate, gradient_diverged
 from sga.rates.policies import RateState
 from sga.runs.starting_model import StartingModel, starting_model
+
+
+COMPILED_FROM = 200
+"""Forward passes of a run from which compiling the blocks, which takes about half a minute, is made up for."""
 
 
 class UnlearningModule(pl.LightningModule):
@@ -53,7 +59,7 @@ class UnlearningModule(pl.LightningModule):
         gradient_checkpointing: bool = False,
         packing: bool = True,
         max_logits: int | None = 1 << 28,
-        compile: bool = False,
+        compile: bool | None = None,
     ) -> None:
         """Notes the parts; weights are loaded when training or evaluation starts.
 
@@ -68,8 +74,9 @@ class UnlearningModule(pl.LightningModule):
             max_logits: Most logits of answer tokens that exist at a time in a training step (4 bytes each, and as much
                 again for their gradients); beyond it they are made in parts, twice. null has no limit. Changes memory
                 and speed only. On Hopper GPUs Liger's fused head takes their place, where it is installed and is right.
-            compile: Compile the transformer blocks with torch.compile: faster on GPUs, after minutes in the first
-                steps.
+            compile: Compile the transformer blocks with torch.compile. null does so for training on a GPU, in runs of
+                200 forward passes and more, if a try-out of half a minute gives the same numbers; true does so
+                anywhere and for evaluation too.
         """
         super().__init__()
         self.language_model = language_model
@@ -94,6 +101,8 @@ class UnlearningModule(pl.LightningModule):
         """Hash of the weights beside an adapter, which checkpoints leave out; None without one."""
         self._starting: StartingModel | None = None
         self._inference: Inference | None = None
+        self._plain_blocks = ExitStack()
+        """What is left when an evaluation ends."""
         self._step_logs: dict[str, Tensor | float] = {}
 
     # ---- weights -----------------------------------------------------------------------------------------------
@@ -135,11 +144,7 @@ class UnlearningModule(pl.LightningModule):
             if self.gradient_checkpointing:
                 self.model.gradient_checkpointing_enable()  # type: ignore[no-untyped-call]
             if self.compile_blocks:
-                # Block by block: the same code for all of them, and hooks on the head stay outside. Training,
-                # evaluation and try-outs have variants; beyond PyTorch's limit of 8 a block would run uncompiled.
-                torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
-                for block in transformer_blocks(self.model):
-                    block.compile(dynamic=True)
+                compile_blocks(self.model)
             shard(self.model, self.trainer.strategy, self.trainer.precision)
 
     @property
@@ -178,7 +183,16 @@ class UnlearningModule(pl.LightningModule):
             self.max_logits,
             self.trainer.strategy.reduce_boolean_decision,
             self.trainer.precision_plugin.forward_context,
+            compiled=self._worth_compiling,
         )
+
+    @property
+    def _worth_compiling(self) -> bool:
+        """True if the blocks are to be compiled unless they are wrong then: on a GPU, in a run that is long enough."""
+        if self.compile_blocks is not None or self.device.type != "cuda" or is_sharded(self._network):
+            return False
+        passes = self.total_steps() * self.data.train_dataloader().accumulation
+        return passes >= COMPILED_FROM and self._needs.hidden_layer is None
 
     def _load_again(self) -> PreTrainedModel:
         """The starting model, where this run's own weights no longer are."""
@@ -220,7 +234,7 @@ class UnlearningModule(pl.LightningModule):
         value = None if self.rate is None else self.rate.value(self.global_step, self.total_steps())
         loss = self.loss.of(answers) if value is None else self.loss.of(answers, value)
         self._check_divergence(loss)
-        values = {f"train/{role}_nll": answers.of(role).nll.mean() for role in dict.fromkeys(answers.roles)}
+        values = {f"train/{role}_nll": nll for role, nll in answers.mean_nll.items()}
         self._log_step({"train/loss": loss, **values}, batch)
         return loss * batch.scale
 
@@ -248,7 +262,7 @@ class UnlearningModule(pl.LightningModule):
         answers = answer_tokens(self._network, batch.normals_only(), options=self.forward_options)
         normal = answers.nll.mean()  # over normals of both kinds
         self._check_divergence(normal)
-        values = {f"train/{role}_nll": answers.of(role).nll.mean() for role in dict.fromkeys(answers.roles)}
+        values = {f"train/{role}_nll": nll for role, nll in answers.mean_nll.items()}
         self._log_step({"train/forget_nll": forget, NORMAL_PART: normal, **values}, batch)
         return normal * batch.scale
 
@@ -383,8 +397,11 @@ class UnlearningModule(pl.LightningModule):
     def on_validation_epoch_start(self) -> None:
         self._inference = Inference(self._network, self.stop_ids)  # a new one: it remembers what these weights say
         gather(self._network)
+        if not self.compile_blocks:
+            self._plain_blocks.enter_context(uncompiled(self._network))
 
     def on_validation_epoch_end(self) -> None:
+        self._plain_blocks.close()
         scatter(self._network)
 
     on_test_epoch_start = on_predict_epoch_start = on_validation_epoch_start

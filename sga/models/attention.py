@@ -98,7 +98,7 @@ def by_length(
     if torch.is_autocast_enabled(device):
         query, key, value = (part.to(torch.get_autocast_dtype(device)) for part in (query, key, value))
     if device != "cuda":
-        return _one_by_one(query, key, value, begins, scaling, window)
+        return one_by_one(query, key, value, begins, scaling, window)
     assert varlen_attn is not None, "see available"
     arguments = inspect.signature(varlen_attn).parameters
     options: dict[str, Any] = {"scale": scaling} if "scale" in arguments else {}
@@ -114,7 +114,7 @@ def by_length(
     return found
 
 
-def _one_by_one(
+def one_by_one(
     query: Tensor, key: Tensor, value: Tensor, begins: Tensor, scaling: float | None, window: int | None
 ) -> Tensor:
     """`by_length` in plain PyTorch: what the kernel is compared with, and what a CPU takes."""
