@@ -37,7 +37,7 @@ from sga.models.blocks import check_layers
 from sga.models.compiled import compile_blocks, uncompiled
 from sga.models.pretrained import PURE_BFLOAT16, LanguageModel
 from sga.models.sharding import check_strategy, gather, is_sharded, scatter, shard
-from sga.optimization import LinearSchedule, Schedule, adamw
+from sga.optimization import LinearSchedule, Schedule, adamw, fuse
 from sga.rates.dynamic import NORMAL_PART, TrainingRate, gradient_diverged
 from sga.rates.policies import RateState
 from sga.runs.starting_model import StartingModel, starting_model
@@ -104,6 +104,8 @@ class UnlearningModule(pl.LightningModule):
         self._plain_blocks = ExitStack()
         """What is left when an evaluation ends."""
         self._step_logs: dict[str, Tensor | float] = {}
+        self._losses: list[Tensor] = []
+        """Losses of the step's micro-batches that have not been looked at."""
 
     # ---- weights -----------------------------------------------------------------------------------------------
 
@@ -301,24 +303,28 @@ class UnlearningModule(pl.LightningModule):
         return getattr(self.trainer.precision_plugin, "scaler", None)
 
     def _check_divergence(self, loss: Tensor) -> None:
-        if not torch.isfinite(loss):
-            raise DivergenceError(
-                f"the loss is {loss.item()} at step {self.global_step}: training diverged; lower the learning rate, or "
-                "stop earlier (--trainer.max_epochs)"
-            )
+        """Notes a loss, which is looked at together with the step's gradients: each look waits for the GPU."""
+        self._losses.append(loss.detach())
 
-    def _check_gradients(self) -> None:
-        """Stops before a gradient that is no number gets into the weights and the optimiser, which keep it for ever."""
-        if self._scaler is not None:
-            return  # leaves such a step out itself
+    def _check_numbers(self) -> None:
+        """Stops before a loss or gradient that is no number gets into weights and optimiser, which keep it for ever."""
+        losses, self._losses = self._losses, []
         gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
-        local = [gradient.to_local() if isinstance(gradient, DTensor) else gradient for gradient in gradients]
-        # The largest magnitude: one pass over what the optimiser is about to read, and no sum that could overflow.
-        largest = torch.nn.utils.get_total_norm(local, norm_type=math.inf)
-        wrong = (~torch.isfinite(largest)).float()
-        if self.trainer.world_size > 1:  # shards differ, and all processes have to stop
-            wrong = self.trainer.strategy.reduce(wrong, reduce_op="sum")
-        if wrong:
+        wrong = torch.zeros((), device=self.device)
+        if self._scaler is None:  # which leaves such a step out itself
+            local = [gradient.to_local() if isinstance(gradient, DTensor) else gradient for gradient in gradients]
+            # The largest magnitude: one pass over what the optimiser is about to read, and no sum that could overflow.
+            wrong = (~torch.isfinite(torch.nn.utils.get_total_norm(local, norm_type=math.inf))).to(wrong)
+            if self.trainer.world_size > 1:  # shards differ, and all processes have to stop
+                wrong = self.trainer.strategy.reduce(wrong, reduce_op="sum")
+        found = torch.stack([loss.to(wrong) for loss in losses] + [wrong]).tolist()  # the only look
+        for loss in found[:-1]:
+            if not math.isfinite(loss):
+                raise DivergenceError(
+                    f"the loss is {loss} at step {self.global_step}: training diverged; lower the learning rate, or "
+                    "stop earlier (--trainer.max_epochs)"
+                )
+        if found[-1]:
             raise gradient_diverged(self.global_step)
 
     def _log_step(self, values: dict[str, Tensor], batch: Batch) -> None:
@@ -329,7 +335,7 @@ class UnlearningModule(pl.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Looks at the gradients, and logs means over the step's groups, whatever the micro-batches and processes."""
-        self._check_gradients()
+        self._check_numbers()
         rate_logs = {} if self.rate is None else self.rate.log(self._step_logs)
         self.log_dict(self._step_logs, prog_bar=True, batch_size=1, sync_dist=self.trainer.world_size > 1)
         self.log_dict(rate_logs, batch_size=1)  # the same in every process
@@ -379,6 +385,8 @@ class UnlearningModule(pl.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         optimizer = self.optimizer([parameter for parameter in self.parameters() if parameter.requires_grad])
+        if self._scaler is None:  # a fused optimiser would unscale gradients by itself, after they are clipped
+            fuse(optimizer)
         scheduler = self.schedule.scheduler(optimizer, self.total_steps(), self.data.steps_per_epoch)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
