@@ -17,11 +17,13 @@ from torch.nn import functional
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from sga.errors import DivergenceError
+from sga.evaluation.graph_decoding import GraphDecoding, can_decode
 from sga.evaluation.request_batches import GenerateBatch, GenerateJob
 from sga.evaluation.requests import Generation
 from sga.evaluation.scoring import is_out_of_memory
 from sga.likelihood.forward import logits_at, takes
 from sga.likelihood.tryouts import lone_logits, padding_works, same_logits
+from sga.models.attention import switched
 from sga.models.text_config import text_config
 
 _PART = {"cpu": 256}
@@ -31,13 +33,15 @@ _PART = {"cpu": 256}
 class DecodingWay(IntEnum):
     """How prompts are continued, the fastest first; all give the same answers where they work."""
 
-    GROWING = 0
+    GRAPH = 0
+    """On a GPU, with buffers of fixed size and steps that are recorded once, see `sga.evaluation.graph_decoding`."""
+    GROWING = 1
     """With a key-value cache of ours, prompts padded on the left."""
-    OWN = 1
+    OWN = 2
     """With the cache that the model's configuration describes (states of recurrences, say), padded likewise."""
-    UNCACHED = 2
+    UNCACHED = 3
     """Without a cache, padded on the right: the whole text goes through the model for each token."""
-    ALONE = 3
+    ALONE = 4
     """Without a cache, one prompt after the other."""
 
 
@@ -82,10 +86,45 @@ def decoding_way(model: nn.Module, batch: GenerateBatch) -> DecodingWay:
     prompts = {shortest.ids: 0, longest.ids[len(longest.ids) // 2 :]: 0, longest.ids: longest.limit}
     texts = [tuple(islice(cycle(ids), len(ids) + max(more, _STEPS))) for ids, more in prompts.items()]
     expected = [lone_logits(model, text, _STEPS + 1) for text in texts]
+    if batch.input_ids.is_cuda and can_decode(model) and _records(model, texts, expected, batch):
+        return DecodingWay.GRAPH
     for way in (DecodingWay.GROWING, DecodingWay.OWN):
         if _decodes(model, way, texts, expected, batch):
             return way
     return DecodingWay.UNCACHED if padding_works(model, texts) else DecodingWay.ALONE
+
+
+def _records(
+    model: nn.Module, texts: Sequence[tuple[int, ...]], expected: Sequence[Tensor], batch: GenerateBatch
+) -> bool:
+    """`_decodes` for `GraphDecoding`: the texts' last tokens are read as they are written, then by a recorded step."""
+    jobs = [(row, GenerateJob(text[:-_STEPS], _STEPS + 1, cut=False)) for row, text in enumerate(texts)]
+    device = batch.input_ids.device
+    forced = torch.tensor([text[-_STEPS:] for text in texts], device=device)  # [N, S]
+    rows = torch.arange(len(texts), device=device)
+    try:
+        with switched(model):
+            decoding = GraphDecoding(model, GenerateBatch(jobs, batch.pad_id).to(device), rows, (), device.type == "cuda")
+            recorded: torch.cuda.CUDAGraph | None = None
+            for step in range(_STEPS + 1):
+                for row, found in zip(decoding.rows.tolist(), decoding.logits, strict=True):
+                    if not same_logits(model, found, expected[row][step]):
+                        return False
+                if step == 0:
+                    decoding.keep(rows[1:] if len(texts) > 1 else rows)
+                    decoding.begin(_STEPS + 1)
+                elif step == 1 and decoding.graph:
+                    recorded = torch.cuda.CUDAGraph()
+                    with torch.cuda.graph(recorded):
+                        decoding.read()
+                if step < _STEPS:
+                    decoding.ids.copy_(forced[decoding.rows, step][:, None])
+                    decoding.read() if recorded is None else recorded.replay()
+    except Exception as error:  # whatever a model raises that does not know such a cache, or that waits for the GPU
+        if is_out_of_memory(error):
+            raise
+        return False
+    return True
 
 
 def _decodes(
@@ -144,6 +183,11 @@ def generate(
     parts = torch.split(rows, _PART.get(device.type, len(rows))) if len(rows) else ()
     if way >= DecodingWay.UNCACHED:
         _generate_uncached(model, batch, torch.split(rows, 1) if way == DecodingWay.ALONE else parts, stop_ids, answers)
+        return [Generation(tuple(answer)) for answer in answers]
+    if way == DecodingWay.GRAPH:
+        if len(rows):
+            with switched(model):
+                GraphDecoding(model, batch, rows, stop_ids, device.type == "cuda").run(answers)
         return [Generation(tuple(answer)) for answer in answers]
     stops = torch.tensor(list(stop_ids), device=device)
     waiting = []

@@ -41,7 +41,7 @@ class Inference:
         # What the model is capable of, as far as sequences of so many tokens tell.
         self._trees, self._trees_tried = True, 0
         self._padding, self._padding_tried = True, 0
-        self._way, self._way_tried = DecodingWay.GROWING, 0
+        self._way, self._way_tried = DecodingWay.GRAPH, 0
         self._causal = False
         self._fits: dict[type, float] = {ScoreBatch: float("inf"), GenerateBatch: float("inf")}
 
