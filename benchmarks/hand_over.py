@@ -1,12 +1,13 @@
-"""What the rule `FitToHandOver` and recipes of unlearning are worth, judged by retained models: docs/experiments/hand-over.md.
+"""What the rule `FitToHandOver` and recipes of unlearning are worth, judged by retained models.
 
     python benchmarks/hand_over.py run benchmarks/hand-over/development.yaml --folder runs/hand-over
     python benchmarks/hand_over.py run PLAN --folder FOLDER --only target        # the models to start from alone
     python benchmarks/hand_over.py collect PLAN --folder FOLDER --to FILE.json.gz
 
-A plan names worlds (seeds of the built-in authors), retained models and recipes. Every run is an ordinary `sga fit` or
-`sga validate`; what is finished is reused, so that the command can be given again, and by several processes at once. `collect` keeps what every number of the
-result can be computed from: the metrics of each evaluation, and the forget rows without texts, but for the answers.
+The protocol is docs/experiments/hand-over.md. A plan names worlds (seeds of the built-in authors), retained models and
+recipes. Every run is an ordinary `sga fit` or `sga validate`; what is finished is reused, so that the command can be given
+again, and by several processes at once. `collect` keeps what every number of the result can be computed from: metrics of
+each evaluation, and the forget rows without texts, but for the answers.
 """
 
 from __future__ import annotations
@@ -28,9 +29,10 @@ from sga.runs.folder import RunFolder
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 NAME_OR_PATH = "model.language_model.name_or_path"
 KEPT = (
-    "id avg_nll log_truth_ratio paraphrased_nll perturbed_nll rouge_l_recall min_k extraction_strength "
-    "exact_memorization fluency empty repeated degenerate generation_tokens generation_nll generation"
-).split()
+    *("id", "avg_nll", "log_truth_ratio", "paraphrased_nll", "perturbed_nll", "rouge_l_recall", "min_k"),
+    *("extraction_strength", "exact_memorization", "fluency", "empty", "repeated", "degenerate", "generation_tokens"),
+    *("generation_nll", "generation"),
+)
 """Fields of a forget row that are collected."""
 
 
