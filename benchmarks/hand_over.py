@@ -5,9 +5,9 @@
     python benchmarks/hand_over.py collect PLAN --folder FOLDER --to FILE.json.gz
 
 The protocol is docs/experiments/hand-over.md. A plan names worlds (seeds of the built-in authors), retained models and
-recipes. Every run is an ordinary `sga fit` or `sga validate`; what is finished is reused, so that the command can be given
-again, and by several processes at once. `collect` keeps what every number of the result can be computed from: metrics of
-each evaluation, and the forget rows without texts, but for the answers.
+recipes. Every run is an ordinary `sga fit` or `sga validate`; what is finished is reused, so that the command can be
+given again, and by several processes at once. `collect` keeps what every number of the result can be computed from:
+metrics of each evaluation, the forget rows without texts, but for the answers, and the losses of the holdout rows.
 """
 
 from __future__ import annotations
@@ -122,9 +122,11 @@ def collected(tasks: list[Task], folder: Path) -> dict[str, Any]:
             continue
         rows = {}
         for step in path.row_steps:
-            lines = path.rows_file(step).read_text(encoding="utf-8").splitlines()
-            found = (json.loads(line) for line in lines if '"set": "forget",' in line)
-            rows[step] = [{key: row[key] for key in KEPT if key in row} for row in found]
+            forget, holdout = (path.row_dicts(step, name) for name in ("forget", "holdout"))
+            rows[step] = {
+                "forget": [{key: row[key] for key in KEPT if key in row} for row in forget],
+                "holdout": [row["avg_nll"] for row in holdout],
+            }
         runs[task.name] = {"evaluations": path.evaluations, "chosen": path.chosen, "rows": rows}
     return {"runs": runs, "failed": failed}
 
