@@ -1,13 +1,14 @@
 """What the rule `FitToHandOver` and recipes of unlearning are worth, judged by retained models.
 
-    python benchmarks/hand_over.py run benchmarks/hand-over/development.yaml --folder runs/hand-over
-    python benchmarks/hand_over.py run PLAN --folder FOLDER --only target        # the models to start from alone
-    python benchmarks/hand_over.py collect PLAN --folder FOLDER --to FILE.json.gz
+    python benchmarks/hand_over.py run PLAN … --folder runs/hand-over
+    python benchmarks/hand_over.py run PLAN … --folder FOLDER --only target      # the models to start from alone
+    python benchmarks/hand_over.py collect PLAN … --folder FOLDER --to FILE.json.gz
 
-The protocol is docs/experiments/hand-over.md. A plan names worlds (seeds of the built-in authors), retained models and
-recipes. Every run is an ordinary `sga fit` or `sga validate`; what is finished is reused, so that the command can be
-given again, and by several processes at once. `collect` keeps what every number of the result can be computed from:
-metrics of each evaluation, the forget rows without texts, but for the answers, and the losses of the holdout rows.
+The protocol is docs/experiments/hand-over.md. A plan, as in benchmarks/hand-over/development.yaml, has worlds (seeds
+of the built-in authors), retained models and recipes. Every run is an ordinary `sga fit` or `sga validate`; what is
+finished is reused, so that the command can be given again, and by several processes at once. `collect` keeps what every
+number of the result can be computed from: metrics of each evaluation, the forget rows without texts, but for the
+answers, and the losses of the holdout rows.
 """
 
 from __future__ import annotations
@@ -135,16 +136,24 @@ def main() -> None:
     """Runs a plan, or collects what it has given."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("verb", choices=("run", "collect"))
-    parser.add_argument("plan", type=Path)
+    parser.add_argument("plans", type=Path, nargs="+")
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--models", type=Path, help="folder with a model to start from for some worlds")
     parser.add_argument("--only", help="end of the names of the tasks to run")
+    parser.add_argument("--known", type=Path, help="collected file; what it has is not run, and is collected again")
     parser.add_argument("--to", type=Path, help="file that is collected into")
     options = parser.parse_args()
-    tasks = [task for task in read_plan(options.plan, options.models) if task.name.endswith(options.only or "")]
+    tasks = [task for plan in options.plans for task in read_plan(plan, options.models)]
+    known: dict[str, Any] = {"runs": {}}
+    if options.known is not None:
+        with gzip.open(options.known, "rt", encoding="utf-8") as file:
+            known = json.load(file)
+        tasks = [task for task in tasks if task.name not in known["runs"]]
+    tasks = [task for task in tasks if task.name.endswith(options.only or "")]
     if options.verb == "collect":
+        found = collected(tasks, options.folder)
         with gzip.open(options.to, "wt", encoding="utf-8") as file:
-            json.dump(collected(tasks, options.folder), file)
+            json.dump({**found, "runs": {**known["runs"], **found["runs"]}}, file)
         return
     run(tasks, options.folder, Patient(lambda line: None), retry=False)
 
