@@ -38,12 +38,15 @@ class FitToHandOver(StoppingRule):
         least_rows: Number of rows of the forget set, and of the holdout set where there is one, from which on choices
             are made on one half and reported on the other; at least 4. Halves of 20 rows seldom have intervals that are
             narrow enough to be told forgotten; see docs/handover.md.
+        ends: Whether the run ends at the first evaluation that violates nothing; false chooses alike and goes on to the
+            last epoch, for experiments that report both.
     """
 
     needs_intervals: ClassVar[bool] = True
 
     tolerances: Tolerances = Tolerances()  # noqa: RUF009  (frozen)
     least_rows: int = LEAST_ROWS
+    ends: bool = True
 
     def __post_init__(self) -> None:
         if self.least_rows < 4:
@@ -75,7 +78,7 @@ class FitToHandOver(StoppingRule):
                 "testable; give a holdout set, or questions with answers in place of plain text"
             )
         better = chosen is None or found.ranking < self.account_of(chosen, start).ranking
-        stop = None if found.score else found.sentence
+        stop = found.sentence if self.ends and not found.score else None
         violations = {f"handover/violation/{name.replace(' ', '_')}": v for name, v in found.violations().items()}
         return Verdict(better, found.sentence, stop, {"handover/score": found.score, **violations})
 
