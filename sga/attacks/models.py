@@ -45,7 +45,7 @@ class AttackedModel:
     def load(self, device: torch.device) -> PreTrainedModel:
         """The weights, in eval mode."""
         network = self.described.network(self.described.tokenizer(())).to(device)  # type: ignore[arg-type]
-        return network.eval()  # type: ignore[no-untyped-call, no-any-return]
+        return network.eval()  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)
@@ -145,24 +145,41 @@ def attack_data(run: RunFolder, rows: int, max_new_tokens: int | None) -> Attack
     from sga.cli import fit_objects
 
     config, _, data = fit_objects(["--config", str(run.config_path)])
-    data.language_model = run_model(run, "unlearned", str(run.path)).described
-    data.read()
-    assert data.benchmark is not None, "it was read"
-    sets = data.benchmark.evaluation
+    described = run_model(run, "unlearned", str(run.path)).described
+    tokenizer = described.tokenizer(())
+    length = min(data.max_length, described.context() or data.max_length)
+    encoder = Encoder(tokenizer, data.template.chosen(tokenizer), length, as_text=data.special_tokens == "text")
+    benchmark = data.source.cut(data.source.load(data.root), encoder)
+    sets = benchmark.evaluation
     if not sets.get("forget"):
         raise UserError(f"{run.path}: its data has no forget set, which attacks ask about")
-    known = {record.content for record in data.benchmark.training["retain"]}
+    known = {record.content for record in benchmark.training["retain"]}
     retain = [record for record in sets.get("retain", ()) if record.content in known]
     configured = getattr(getattr(config, "model_utility", None), "max_new_tokens", 200)
     return AttackData(
-        data.benchmark.name,
+        benchmark.name,
         evenly(sets["forget"], rows),
-        evenly(retain or data.benchmark.training["retain"], rows),
+        evenly(retain or benchmark.training["retain"], rows),
         evenly(sets.get("holdout", ()), rows),
-        data.encoder,
+        encoder,
         max_new_tokens or int(configured),
         bool(run.info.get("texts", True)),
     )
+
+
+def check_tokenizers(encoder: Encoder, models: Sequence[AttackedModel]) -> None:
+    """Refuses models whose tokens mean something else.
+
+    Raises:
+        UserError: a model has another tokenizer.
+    """
+    vocabulary = encoder.tokenizer.get_vocab()
+    for model in models:
+        if model.described.tokenizer(()).get_vocab() != vocabulary:
+            raise UserError(
+                f"{model.name}: has another tokenizer than the unlearned model, so that the same tokens cannot be put to "
+                "both; name a model of the same kind"
+            )
 
 
 def are_questions(records: Sequence[Record]) -> bool:

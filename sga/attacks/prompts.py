@@ -78,7 +78,10 @@ def _asked(encoder: Encoder, record: Record, question: str) -> Prompted:
 
 def _begun(encoder: Encoder, record: Record, beginning: str, rest: str) -> Prompted:
     """An answer of which the beginning is given: the tokens that it has in common with the beginning alone."""
-    whole, given = encoder.encode(record.question, beginning + rest), encoder.encode(record.question, beginning.rstrip())
+    whole, given = (
+        encoder.encode(record.question, beginning + rest),
+        encoder.encode(record.question, beginning.rstrip()),
+    )
     both = zip(whole.ids[:-1], given.ids, strict=False)
     common = next((place for place, (one, other) in enumerate(both) if one != other), len(given.ids))
     common = min(max(common, whole.prompt_length), len(whole.ids) - 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from transformers import PreTrainedModel
 
 from sga.batching.batch import collate
@@ -51,9 +52,10 @@ def relearn(
     optimizer = torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=0.0)
     yield 0
     for step, batch in enumerate(_batches(encoded, seed), start=1):
-        loss = sequence_nll(network, collate([[one] for one in batch]).to(network.device)).mean()
+        moved = move_data_to_device(collate([[one] for one in batch]), network.device)
+        loss = sequence_nll(network, moved).mean()
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         yield step
         if step == steps:

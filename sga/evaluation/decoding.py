@@ -1,4 +1,4 @@
-"""Greedy decoding, or sampling, with growing key-value buffers, from which finished rows leave; or without, where a model has none.
+"""Greedy decoding, or sampling, with growing key-value buffers, which finished rows leave; without where there are none.
 
 A model that keeps its past in another form takes a key-value cache as one of its further arguments and does not read
 it: each token is then said after the one before it alone. So how a model decodes is tried out, see `decoding_way`.
@@ -129,9 +129,9 @@ def generate(
 ) -> list[Generation]:
     """Greedy or sampled continuations; a row that has ended leaves the batch.
 
-    Plain arg-max decoding, or draws from the model's own distribution (temperature 1, top-p 1): the model's generation_config (sampling, penalties) is not read. On a CPU, where the
-    keys and values of many rows leave the processor's cache, rows begin in parts, and the few of each part whose
-    answers are long go on together.
+    Plain arg-max decoding, or draws from the model's own distribution (temperature 1, top-p 1): the model's
+    generation_config (sampling, penalties) is not read. On a CPU, where the keys and values of many rows leave the
+    processor's cache, rows begin in parts, and the few of each part whose answers are long go on together.
 
     Args:
         model: A Hugging Face causal language model in eval mode.

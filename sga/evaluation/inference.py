@@ -35,9 +35,7 @@ class Inference:
         generator: Source of chance for answers that are sampled at temperature 1; None answers greedily.
     """
 
-    def __init__(
-        self, model: nn.Module, stop_ids: Sequence[int], generator: torch.Generator | None = None
-    ) -> None:
+    def __init__(self, model: nn.Module, stop_ids: Sequence[int], generator: torch.Generator | None = None) -> None:
         self.model, self.generator = model, generator
         self.stop_ids = tuple(stop_ids)
         self._proved: dict[tuple[int, ...], tuple[int, ...]] = {}  # the beginning of the greedy answer, by prompt
