@@ -29,7 +29,7 @@ def answered_rows(
     max_new_tokens: int,
     cache: Path | None = None,
 ) -> list[Row]:
-    """A row for each record: ``avg_nll``, ``probability``, ``extraction_strength``, and ``rouge_l_recall`` of questions.
+    """A row for each record: ``avg_nll``, ``probability``, ``extraction_strength``; of questions ``rouge_l_recall``.
 
     Args:
         network: The model, in eval mode.

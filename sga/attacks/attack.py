@@ -1,4 +1,4 @@
-"""`sga attack` and what `sga unlearn` calls: attacks on the exported model of a run, with table, page, JSON and card."""
+"""`sga attack` and what `sga unlearn` calls: attacks on the exported model of a run; table, page, JSON and card."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def attack_run(
     retained = [named_model(name, "retained") for name in references]
     data = attack_data(run, rows, max_new_tokens)
     check_tokenizers(data.encoder, [before, *retained])
-    disable_progress_bar()  # of loading weights, a bar for each model and attack
+    disable_progress_bar()  # type: ignore[no-untyped-call]  # a bar for each model and attack
     cache = run.path.parent / ANSWERS_FOLDER if data.texts else None
     begun = time.monotonic()
     with write_lock(folder, "--output"):

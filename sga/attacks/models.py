@@ -177,8 +177,8 @@ def check_tokenizers(encoder: Encoder, models: Sequence[AttackedModel]) -> None:
     for model in models:
         if model.described.tokenizer(()).get_vocab() != vocabulary:
             raise UserError(
-                f"{model.name}: has another tokenizer than the unlearned model, so that the same tokens cannot be put to "
-                "both; name a model of the same kind"
+                f"{model.name}: has another tokenizer than the unlearned model, so that both cannot be asked the same "
+                "tokens; name a model of the same kind"
             )
 
 

@@ -1,11 +1,12 @@
-"""All attacks on one unlearned model: each is made once for each model, kept in a file, and goes on where it stopped."""
+"""All attacks on one unlearned model: each is made once for each model, kept in a file and resumed where it stopped."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -232,63 +233,84 @@ class Suite:
     # ---- relearning ------------------------------------------------------------------------------------------------
 
     def _relearned(self, attack: str) -> Iterator[Finding]:
+        if len(self.data.forget) < 4 or not self.data.retain:
+            self.untried[attack] = "it takes 4 forget records, and a retain record"
+            return
         for share in self.settings.shares if attack == "relearn" else self.settings.shares[-1:]:
-            if len(self.data.forget) < 4:
-                self.untried[attack] = "fewer than 4 forget records"
-                return
             learned, rest = relearned_and_rest(self.data.forget, share)
-            rate, control = self._strength(learned)
+            name, count = f"{attack} {len(learned)}", len(learned)
+            rate, last, control = self._strength(learned)
             if rate is None:
-                self.untried[attack] = control
-                return
-            words = f"{len(learned)} of {len(self.data.forget)} forget records"
+                self.untried[name] = control
+                continue
+            words = f"{count} of {len(self.data.forget)} forget records"
             if attack == "relearn-benign":
-                learned = evenly(self.data.retain, len(learned))
-                words = f"{len(learned)} retain records"
-            name = f"{attack} {len(learned)}"
+                learned = evenly(self.data.retain, count)
+                words = f"{len(learned)} retain records, at the strength for {count} forget records"
             curves = {
-                model.name: self._curve(model, name, learned, rest, rate) for model in (self.unlearned, *self.retained)
+                model.name: self._curve(model, name, learned, rest, rate, last)
+                for model in (self.unlearned, *self.retained)
             }
-            yield self._of_curves(name, f"trained on {words} at {rate:g}, {control}", curves, rest)
+            yield self._of_curves(name, f"trained on {words}, learning rate {rate:g}, {control}", curves, rest)
 
-    def _strength(self, learned: Sequence[Record]) -> tuple[float | None, str]:
-        """The learning rate, fixed by a model that does not know its rows, and how; None and why it cannot be."""
+    def _strength(self, learned: Sequence[Record]) -> tuple[float | None, int, str]:
+        """Learning rate and steps, fixed by a model that does not know its rows, and how; None and why they cannot be.
+
+        The fewest steps of once, twice and four times the setting, and then the least rate of `RATES`.
+        """
+        first = looks(len(learned), self.settings.steps)[-1]
         if self.settings.rate is not None:
-            return self.settings.rate, "as given"
+            return self.settings.rate, first, "as given"
         control, rows = (
             (self.retained[0], learned) if self.retained else (self.before, self.data.holdout[: len(learned)])
         )
         if len(rows) < len(learned):
-            return None, "no retained model and no holdout records to fix its strength by; give --reference or --rate"
-        steps = looks(len(rows), self.settings.steps)[-1]
-        who = "retained model learns these rows" if self.retained else "model before unlearning learns holdout rows"
+            why = "no retained model and not enough holdout records to fix its strength by; give --reference or --rate"
+            return None, first, why
+        who = (
+            "a retained model learns these rows" if self.retained else "the model before unlearning learns holdout rows"
+        )
 
         def make(known: Mapping[str, Any], keep: Callable[[Any], None]) -> dict[str, Any]:
             found = dict(known.get("probabilities", {}))
-            for rate in RATES:
-                if f"{rate:g}" not in found:
-                    network = control.load(self.device)
-                    for _ in relearn(network, self.data.encoder, rows, rate, steps, self.settings.seed):
-                        pass
-                    asked = [plain_prompt(self.data.encoder, record) for record in rows]
-                    asked = [Prompted(one.id, one.prompt, one.answer, "", one.ends) for one in asked]
-                    scored = answered_rows(network, self.data.encoder, asked, 1)
-                    found[f"{rate:g}"] = float(self._column(scored, "probability").mean())
-                    keep({"probabilities": found})
-                if found[f"{rate:g}"] >= LEARNED:
-                    return {"probabilities": found, "rate": rate}
+            for steps in (first, 2 * first, 4 * first):
+                for rate in RATES:
+                    name = f"{steps} steps at {rate:g}"
+                    if name not in found:
+                        found[name] = self._learned(control, rows, rate, steps)
+                        keep({"probabilities": found})
+                    if found[name] >= LEARNED:
+                        return {"probabilities": found, "rate": rate, "steps": steps}
             return {"probabilities": found, "rate": None}
 
-        settings = ([record.content for record in rows], steps, self.settings.seed)
+        settings = ([record.content for record in rows], first, self.settings.seed)
         found = self._kept(control, f"strength {len(rows)}", settings, make)
         if found["rate"] is None:
-            return None, f"at no learning rate up to {RATES[-1]:g} the {who} in {steps} steps; give --steps or --rate"
-        return float(found["rate"]), f"the least at which the {who} in {steps} steps"
+            return (
+                None,
+                first,
+                f"up to {RATES[-1]:g} and {4 * first} steps at no strength {who}; give --steps or --rate",
+            )
+        return float(found["rate"]), int(found["steps"]), f"the least at which {who} in {found['steps']} steps"
+
+    def _learned(self, model: AttackedModel, rows: Sequence[Record], rate: float, steps: int) -> float:
+        """Mean probability of rows that a model was trained on."""
+        network = model.load(self.device)
+        for _ in relearn(network, self.data.encoder, rows, rate, steps, self.settings.seed):
+            pass
+        asked = [replace(one, truth="") for one in self._plain(rows)]  # nothing is generated
+        return float(self._column(answered_rows(network, self.data.encoder, asked, 1), "probability").mean())
 
     def _curve(
-        self, model: AttackedModel, name: str, learned: Sequence[Record], rest: Sequence[Record], rate: float
+        self,
+        model: AttackedModel,
+        name: str,
+        learned: Sequence[Record],
+        rest: Sequence[Record],
+        rate: float,
+        last: int,
     ) -> dict[int, dict[str, list[Row]]]:
-        steps, seed = looks(len(learned), self.settings.steps), self.settings.seed
+        steps, seed = looks(len(learned), last), self.settings.seed
 
         def make(known: Mapping[str, Any], keep: Callable[[Any], None]) -> dict[str, Any]:
             points = dict(known.get("points", {}))
@@ -390,11 +412,10 @@ class Suite:
         }
         bounds = {one: clopper_pearson(c, s.samples) for one, c in zip(ids, counts[self.unlearned.name], strict=True)}
         greedy = {
-            role: np.array([
-                float(row["rouge_l_recall"] >= s.leak) for row in self._rows(model, "none", self._plain()) if row["id"] in bounds
-            ])
+            role: np.array([float(row["rouge_l_recall"] >= s.leak) for row in rows if row["id"] in bounds])
             for role, model in (("before", self.before), ("unlearned", self.unlearned))
-        }  # fmt: skip
+            for rows in [self._rows(model, "none", self._plain())]
+        }
         leaking = {who: np.array([float(c > 0) for c in per]) for who, per in counts.items()}
         mean = float(np.mean(counts[self.unlearned.name])) / s.samples
         says = (
@@ -421,8 +442,6 @@ class Suite:
         make: Callable[[Mapping[str, Any], Callable[[Any], None]], dict[str, Any]],
     ) -> dict[str, Any]:
         """A result from its file, or made; what was made of it before an interruption is handed to `make`."""
-        from hashlib import sha256
-
         key = sha256(repr((settings, self.data.encoder.max_length)).encode()).hexdigest()[:16]
         path = self.folder / "results" / f"{name.replace(' ', '-')}-{model.key}-{key}.json"
         known = read_json_object(path) if path.is_file() else {}

@@ -1,4 +1,4 @@
-"""Greedy decoding, or sampling, with growing key-value buffers, which finished rows leave; without where there are none.
+"""Greedy decoding, or sampling, with growing key-value buffers, which finished rows leave; or without any.
 
 A model that keeps its past in another form takes a key-value cache as one of its further arguments and does not read
 it: each token is then said after the one before it alone. So how a model decodes is tried out, see `decoding_way`.
