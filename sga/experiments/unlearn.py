@@ -17,6 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sga.attacks.attack import quick_attacks
 from sga.errors import StoppedError, UserError
 from sga.evaluation.degenerate import is_repeating
 from sga.evaluation.handover import NOT_EXTRACTABLE, NOT_RECOGNISED, account
@@ -145,7 +146,7 @@ def unlearn(
     _check_ended(run(tasks, folder, pool, retry=True, wait=False, total=len(tasks)), tasks)
     result = UnlearnResult(folder, before, load_run(folder / UNLEARNED), load_run(folder / FINAL))
     result.write(recipe, records)
-    for line in result.lines():
+    for line in [*result.lines(), "\nattacks", *quick_attacks(folder / UNLEARNED, lambda line: None).lines()]:
         say(line)
     say(f"\n{duration(time.monotonic() - begun)} in all")
     return Unlearned(

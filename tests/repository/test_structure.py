@@ -35,6 +35,7 @@ LAYERS = (
     "sga.cli",
     "sga.planning",
     "sga.report",
+    "sga.attacks",
     "sga.experiments",
     "sga.commands",
     "sga.__main__",
