@@ -61,6 +61,7 @@ _MODULES = {
     "sga.optimization": "Schedule LinearSchedule ConstantSchedule AdamW8bit adamw",
     "sga.module": "UnlearningModule",
     "sga.callbacks.evaluator": "EvaluationCallback Evaluator",
+    "sga.callbacks.composite": "Composite",
     "sga.callbacks.fluency": "Fluency",
     "sga.callbacks.forget_quality": "ForgetQuality",
     "sga.callbacks.model_utility": "ModelUtility",

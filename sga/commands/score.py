@@ -27,6 +27,7 @@ from sga.evaluation.aggregation import (
     add_utility,
 )
 from sga.evaluation.bootstrap import Bootstrap
+from sga.evaluation.composite import add_composite, check_same, full_values
 from sga.evaluation.evaluation import Evaluation
 from sga.evaluation.log import Kind, Log
 from sga.evaluation.metrics import (
@@ -98,6 +99,12 @@ def main(arguments: Sequence[str]) -> int:
         help="AUC of Min-K %% of a retrained model, for PrivLeak, in place of the reference's; 0.5 gives "
         "open-unlearning's default",
     )
+    parser.add_argument(
+        "--full",
+        type=Path,
+        metavar="LOG",
+        help="log of the model before unlearning, on the same rows, for the composite score's utility",
+    )
     parser.add_argument("--output", type=Path, metavar="FILE.json", help="also write all of it there")
     parser.add_argument("--no-intervals", action="store_true", help="leave the bootstrap intervals out")
     options = parser.parse_args(list(arguments))
@@ -112,7 +119,12 @@ def main(arguments: Sequence[str]) -> int:
         raise UserError(f"--reference names a log twice: {', '.join(map(str, options.reference))}")
     references = [read_retain_reference(path, options.reference_step) for path in options.reference]
     evaluation = score_log(
-        log, references, options.truth_ratio_mean, options.reference_auc, None if options.no_intervals else Bootstrap()
+        log,
+        references,
+        options.truth_ratio_mean,
+        options.reference_auc,
+        None if options.no_intervals else Bootstrap(),
+        None if options.full is None else read_log(options.full),
     )
     theirs = None
     if options.reference:
@@ -148,6 +160,7 @@ def score_log(
     mean: TruthRatioMean = "geometric",
     reference_auc: float | None = None,
     bootstrap: Bootstrap | None = None,
+    full: Log | None = None,
 ) -> Evaluation:
     """Every metric that a log allows; what it does not is absent, with a reason.
 
@@ -157,6 +170,7 @@ def score_log(
         mean: The mean over the perturbed answers of the forget set.
         reference_auc: AUC of Min-K % of a retrained model, in place of the reference's.
         bootstrap: Where intervals come from; None leaves them out.
+        full: Log of the model before unlearning, for the utility of the composite score.
 
     Raises:
         UserError: the log has no forget rows or no benchmark, the reference was made with other settings or of other
@@ -199,9 +213,22 @@ def score_log(
     _add_membership(evaluation, log, aligned, reference_auc, reasons)
     add_memorization(evaluation, reasons)
     add_fluency(evaluation)
+    if evaluation.name not in ("muse", "book"):
+        _add_composite(evaluation, log, aligned, full)
     _add_perplexity(evaluation, reasons)
     _compare_with_stated(evaluation, log, aligned, mean)
     return evaluation
+
+
+def _add_composite(evaluation: Evaluation, log: Log, aligned: Sequence[RetainReference], full: Log | None) -> None:
+    """Adds the composite score, of which utility needs the full model's log."""
+    values: dict[str, float] = {}
+    if full is not None:
+        check_same(log, full, ("forget", *UTILITY_SETS))
+        values = full_values(score_log(replace(full, benchmark=log.benchmark)).metrics, evaluation.name)
+    aucs = [one.membership_auc or {} for one in aligned]
+    why = "the full model's log is not given (--full LOG)"
+    add_composite(evaluation, aucs, values, log.settings.get("min_k_share"), why)
 
 
 def _own_values(

@@ -49,6 +49,7 @@ MEMBERSHIP_SCORES = ("loss", "min_k", "min_k_plus_plus", "zlib", "reference")
 MUSE_SETS = ("verbmem", "knowmem_forget", "knowmem_retain")
 PASSAGE_SETS = ("forget_passages", "holdout_passages")
 MEMORIZATION_SCORES = ("exact_memorization", "extraction_strength")
+MEMORIZED_SETS = ("forget", "retain", RETAIN_UNSEEN)
 FLUENCY_SETS = ("forget", RETAIN_UNSEEN)
 FLUENCY_PARTS = ("fluency", "empty", "repeated", "degenerate")
 
@@ -319,14 +320,15 @@ def add_privleak(
 
 
 def add_memorization(evaluation: Evaluation, reasons: Reasons) -> None:
-    """Adds the forget set's mean exact memorisation and extraction strength."""
-    for score in MEMORIZATION_SCORES:
-        name = f"{evaluation.name}/forget/{score}"
-        values = evaluation.column("forget", score)
-        if values is None:
-            evaluation.absent[name] = _reason(reasons, "forget", score, "the forget rows lack it")
-        else:
-            evaluation.add_mean(name, "forget", values)
+    """Adds mean exact memorisation and extraction strength of the forget set, and of the retain sets that have them."""
+    for set_name in MEMORIZED_SETS:
+        for score in MEMORIZATION_SCORES:
+            name = f"{evaluation.name}/{set_name}/{score}"
+            values = evaluation.column(set_name, score)
+            if values is not None:
+                evaluation.add_mean(name, set_name, values)
+            elif set_name == "forget":
+                evaluation.absent[name] = _reason(reasons, "forget", score, "the forget rows lack it")
 
 
 def add_fluency(evaluation: Evaluation) -> None:

@@ -25,7 +25,7 @@ def possible_range(name: str) -> tuple[float | None, float | None]:
         name: With or without the benchmark's prefix.
     """
     *folders, last = name.split("/")
-    if last in _SHARES or folders[-1:] == ["mia"]:
+    if last in _SHARES or folders[-1:] in (["mia"], ["composite"]):
         return 0.0, 1.0
     if last in _HUNDREDS:
         return 0.0, 100.0

@@ -127,6 +127,30 @@ def test_the_papers_settings() -> None:
     assert config.model.loss.init_args.smoothing_rate == -8
 
 
+@pytest.mark.parametrize("split", ["forget01", "forget05", "forget10"])
+def test_open_unlearnings_default_set_up(split: str) -> None:
+    """Its configs/model, configs/experiment/unlearn/tofu/default.yaml and scripts/tofu_unlearn.sh at d3d7cf9."""
+    names = {"1b": "Llama-3.2-1B-Instruct", "3b": "Llama-3.2-3B-Instruct", "8b": "Llama-3.1-8B-Instruct"}
+    for benchmark in (path.stem for path in BENCHMARKS if path.stem.startswith("tofu-llama-3")):
+        name = names[benchmark[-2:]]
+        config = parsed(benchmark, "gd", f"--data.source.forget_split={split}")
+        assert config.data.source.init_args.forget_split == split
+        assert config.model.language_model.init_args.name_or_path == f"open-unlearning/tofu_{name}_full"
+        optimizer, template = config.model.optimizer.init_args, config.data.template.init_args
+        assert (optimizer.lr, optimizer.weight_decay) == (1e-5, 0.01)
+        assert (config.trainer.max_epochs, config.data.batch_size) == (10, 32)
+        assert (template.system, template.date) == ("You are a helpful assistant.", "2025-04-10")
+        retain = parsed(benchmark, "retain", f"--data.source.forget_split={split}")
+        assert retain.model.language_model.init_args.name_or_path == f"meta-llama/{name}"
+        assert retain.trainer.max_epochs == 5 and retain.model.optimizer.init_args.lr == 1e-5
+
+
+@pytest.mark.parametrize("benchmark", ["tofu-llama-2-7b", "tofu-phi-1.5", "tofu-opt-2.7b"])
+def test_forget01_of_the_papers_models(benchmark: str) -> None:
+    config = parsed(benchmark, "sga", "--data.source.forget_split=forget01")
+    assert config.data.source.init_args.forget_split == "forget01"
+
+
 def test_an_adapter_goes_over_a_method() -> None:
     """TOFU's settings of LoRA: twice the epochs at ten times the learning rate, of the benchmark's model."""
     config = parsed("tofu-llama-2-7b", "sga", f"--config={ROOT_OF_CONFIGS / 'adapters' / 'lora.yaml'}")

@@ -9,6 +9,18 @@ One file a family; a new metric goes into one of them, or into a file of its own
 """
 
 from sga.evaluation.metrics.arrays import Floats
+from sga.evaluation.metrics.composite import (
+    correct_share,
+    harmonic_mean,
+    memorization_score,
+    overall_score,
+    paraphrase_probability,
+    privacy_score,
+    relative_fluency,
+    relative_membership,
+    relative_utility,
+    utility_score,
+)
 from sga.evaluation.metrics.fluency import fluency, ngram_entropy, repeats_ngram
 from sga.evaluation.metrics.forget_quality import LOW_FORGET_QUALITY, Direction, ForgetQualityResult, forget_quality
 from sga.evaluation.metrics.frontier import frontier_area, frontier_area_ks
@@ -56,6 +68,7 @@ __all__ = [
     "TruthRatioMean",
     "bleu",
     "clopper_pearson",
+    "correct_share",
     "exact_memorization",
     "expected_maximum",
     "extraction_strength",
@@ -63,17 +76,25 @@ __all__ = [
     "forget_quality",
     "frontier_area",
     "frontier_area_ks",
+    "harmonic_mean",
     "leak_at_k",
     "log_truth_ratio",
     "membership_auc",
+    "memorization_score",
     "min_k_plus_plus_score",
     "min_k_score",
     "model_utility",
     "ngram_entropy",
     "normalized_probability",
+    "overall_score",
+    "paraphrase_probability",
     "perplexity",
+    "privacy_score",
     "privleak",
     "probability",
+    "relative_fluency",
+    "relative_membership",
+    "relative_utility",
     "repeats_ngram",
     "rouge",
     "rouge_l_recall",
@@ -81,5 +102,6 @@ __all__ = [
     "texts_without_words",
     "truth_ratio_forget",
     "truth_ratio_retain",
+    "utility_score",
     "zlib_score",
 ]

@@ -1,0 +1,61 @@
+"""The composite score: memorisation, privacy and utility in one number, with every part beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import lightning.pytorch as pl
+
+from sga.callbacks.evaluator import EvaluationCallback
+from sga.callbacks.membership_inference import MembershipInference
+from sga.datamodule import EvaluationData
+from sga.evaluation.composite import add_composite, full_values
+from sga.evaluation.evaluation import Evaluation
+from sga.evaluation.requests import Answers, Request
+
+
+class Composite(EvaluationCallback):
+    """Memorisation, privacy and utility as in arXiv 2506.12618, and their harmonic mean, from other callbacks' metrics.
+
+    The full model, which fluency and utility are taken as shares of, is the one that the run starts from.
+    """
+
+    def __init__(self) -> None:
+        self._full: dict[str, float] = {}
+        self._trainer: pl.Trainer | None = None
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self._trainer = trainer
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"full": self._full}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._full = dict(state_dict["full"])
+
+    def requests(self, data: EvaluationData) -> Iterable[Request]:
+        return ()
+
+    def evaluate(self, data: EvaluationData, answers: Answers, evaluation: Evaluation) -> None:
+        records = data.sets.get("forget", ())
+        if not records or any(record.is_text for record in records):
+            return  # plain text has no paraphrased answers and no answers to be fluent
+        trainer = self._trainer
+        assert trainer is not None, "set up before anything is evaluated"
+        training = trainer.state.fn == "fit"
+        if training and trainer.global_step == 0:
+            self._full = full_values(evaluation.metrics, evaluation.name)
+        why = (
+            "the run did not measure model utility and fluency of the model that it started from"
+            if training
+            else "only a run that trains knows the full model's; sga score RUN --full LOG takes it from a log"
+        )
+        membership = [one for one in trainer.callbacks if isinstance(one, MembershipInference)]  # type: ignore[attr-defined]
+        add_composite(
+            evaluation,
+            [reference.membership_auc or {} for reference in data.references],
+            self._full,
+            str(membership[0].min_k_share) if membership else None,
+            why,
+        )

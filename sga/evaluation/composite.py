@@ -1,0 +1,172 @@
+"""The composite score of an evaluation: from its rows and metrics, with every part beside it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from sga.errors import UserError
+from sga.evaluation.aggregation import MEMORIZATION_SCORES
+from sga.evaluation.evaluation import Evaluation
+from sga.evaluation.log import Log
+from sga.evaluation.metrics import (
+    correct_share,
+    memorization_score,
+    overall_score,
+    paraphrase_probability,
+    privacy_score,
+    relative_fluency,
+    relative_membership,
+    relative_utility,
+    utility_score,
+)
+from sga.evaluation.reference import UNSTATED
+
+PRIVACY_ATTACKS = ("loss", "zlib", "min_k", "min_k_plus_plus")
+FULL_PARTS = ("model_utility", "forget/fluency")
+"""What the composite score needs of the full model, by metric name without prefix."""
+PUBLISHED_SHARE = "0.4"
+"""Share of the tokens of Min-K % and Min-K %++ that the published privacy score takes."""
+
+
+def full_values(metrics: Mapping[str, float], prefix: str) -> dict[str, float]:
+    """What the composite score takes of the full model, from the metrics of its evaluation; as far as it has them."""
+    return {part: metrics[f"{prefix}/{part}"] for part in FULL_PARTS if f"{prefix}/{part}" in metrics}
+
+
+def check_same(log: Log, full: Log, sets: Sequence[str]) -> None:
+    """Refuses the log of a full model that cannot be compared with a log.
+
+    Raises:
+        UserError: it is of other rows of these sets, or was made with other settings.
+    """
+    for set_name in sets:
+        if set(full.ids(set_name)) != set(log.ids(set_name)):
+            raise UserError(f"--full {full.source}: has other {set_name} rows than the log; evaluate the same ones")
+    here, there = {**UNSTATED, **log.settings}, {**UNSTATED, **full.settings}
+    different = [name for name in here if here[name] and there.get(name) and here[name] != there[name]]
+    if different:
+        raise UserError(
+            f"--full {full.source}: {', '.join(different)} differs from the log's; evaluate both in the same way"
+        )
+
+
+def add_composite(
+    evaluation: Evaluation,
+    reference_aucs: Sequence[Mapping[str, float]],
+    full: Mapping[str, float],
+    min_k_share: str | None = PUBLISHED_SHARE,
+    needs_full: str = "the full model's evaluation is not known",
+) -> None:
+    """Adds ``composite/…``: memorisation, privacy, utility and the overall score, each with its parts.
+
+    Of several references each s and privacy are means over them. What a part needs and is not there makes the score
+    absent, with a reason.
+
+    Args:
+        evaluation: With forget rows, and with the metrics that the parts are.
+        reference_aucs: Membership AUC of each retrained model by attack, on the same rows.
+        full: `full_values` of the model before unlearning; empty where it is not known.
+        min_k_share: Share of Min-K %'s tokens as settings state it, None where unknown; another than 40 % is noted.
+        needs_full: Why `full` is empty.
+    """
+    prefix = f"{evaluation.name}/composite"
+    scores = {
+        "memorization": _memorization(evaluation, prefix),
+        "privacy": _privacy(evaluation, prefix, reference_aucs),
+        "utility": _utility(evaluation, prefix, full, needs_full),
+    }
+    if min_k_share is not None and float(min_k_share) != float(PUBLISHED_SHARE):
+        evaluation.note(f"{prefix}/privacy takes Min-K % with a share of {min_k_share}, published is {PUBLISHED_SHARE}")
+    missing = [name for name, value in scores.items() if value is None]
+    if missing:
+        evaluation.absent[f"{prefix}/overall"] = f"needs {' and '.join(missing)}, which {_is(missing)} absent"
+        return
+    evaluation.add(
+        f"{prefix}/overall", overall_score(**{name: value for name, value in scores.items() if value is not None})
+    )
+
+
+def _is(names: Sequence[str]) -> str:
+    return "is" if len(names) == 1 else "are"
+
+
+def _memorization(evaluation: Evaluation, prefix: str) -> float | None:
+    name = f"{prefix}/memorization"
+    right = evaluation.column("forget", "paraphrased_nll")
+    wrong = evaluation.lists("forget", "perturbed_nll")
+    parts = {score: evaluation.metrics.get(f"{evaluation.name}/forget/{score}") for score in MEMORIZATION_SCORES}
+    lacking = [score for score, value in parts.items() if value is None]
+    if right is None or wrong is None:
+        lacking.append("paraphrased and perturbed answers")
+    if lacking or right is None or wrong is None:
+        evaluation.absent[name] = f"the forget rows lack {', '.join(lacking)}"
+        return None
+    paraphrase, share = paraphrase_probability(right), float(correct_share(right, wrong).mean())
+    evaluation.add(f"{prefix}/paraphrase_probability", paraphrase)
+    evaluation.add(f"{prefix}/correct_share", share)
+    value = memorization_score(
+        **{score: part for score, part in parts.items() if part is not None},
+        paraphrase_probability=paraphrase,
+        truth_ratio=share,
+    )
+    evaluation.add(name, value)
+    return value
+
+
+def _privacy(evaluation: Evaluation, prefix: str, references: Sequence[Mapping[str, float]]) -> float | None:
+    name = f"{prefix}/privacy"
+    own = {attack: evaluation.metrics.get(f"{evaluation.name}/mia/{attack}") for attack in PRIVACY_ATTACKS}
+    lacking = [attack for attack, auc in own.items() if auc is None]
+    theirs = [attack for attack in PRIVACY_ATTACKS if not all(attack in aucs for aucs in references)]
+    if lacking:
+        evaluation.absent[name] = f"there is no membership AUC of {', '.join(lacking)}"
+    elif not references:
+        evaluation.absent[name] = "no reference: give a retrained model's run"
+    elif theirs:
+        evaluation.absent[name] = f"a reference has no membership AUC of {', '.join(theirs)} for these rows"
+    if name in evaluation.absent:
+        return None
+    try:
+        found = [
+            {attack: relative_membership(auc, aucs[attack]) for attack, auc in own.items() if auc is not None}
+            for aucs in references
+        ]
+    except UserError as error:  # an AUC of 0: a property of the reference, not of this model
+        evaluation.absent[name] = str(error)
+        return None
+    for attack in PRIVACY_ATTACKS:
+        evaluation.add(f"{prefix}/s_{attack}", math.fsum(one[attack] for one in found) / len(found))
+    values = [privacy_score(**one) for one in found]
+    value = math.fsum(values) / len(values)
+    evaluation.add(name, value)
+    if len(values) > 1:
+        evaluation.add(f"{name}_min", min(values))
+        evaluation.add(f"{name}_max", max(values))
+    return value
+
+
+def _utility(evaluation: Evaluation, prefix: str, full: Mapping[str, float], needs_full: str) -> float | None:
+    """Adds the utility score; returns it as a share of the full model's."""
+    name = f"{prefix}/utility"
+    own = full_values(evaluation.metrics, evaluation.name)
+    lacking = [part for part in FULL_PARTS if part not in own]
+    if lacking:
+        evaluation.absent[name] = f"{', '.join(lacking)} {_is(lacking)} absent"
+        return None
+    missing = [part for part in FULL_PARTS if part not in full]
+    if missing:
+        evaluation.absent[name] = (
+            needs_full if not full else f"the full model's {', '.join(missing)} {_is(missing)} absent"
+        )
+        return None
+    if min(full.values()) <= 0:
+        evaluation.absent[name] = "the full model's model utility or fluency is 0"
+        return None
+    fluency = relative_fluency(own["forget/fluency"], full["forget/fluency"])
+    value = utility_score(model_utility=own["model_utility"], fluency=fluency)
+    relative = relative_utility(value, utility_score(model_utility=full["model_utility"], fluency=1.0))
+    evaluation.add(f"{prefix}/ngram_fluency", fluency)
+    evaluation.add(name, value)
+    evaluation.add(f"{prefix}/relative_utility", relative)
+    return relative
