@@ -3,7 +3,7 @@
     python benchmarks/own_data_recipe.py --model FOLDER --output FILE.csv [--sets first,second] [--seeds 0,1]
         [--settings NAME,NAME] [--device cuda] [--workers 12] [--seconds 130]
 
-Each setting is an ordinary training by Lightning with this package's module, data module, evaluator and metric callbacks,
+Each setting is an ordinary training by Lightning with this package's module, data, evaluator and metric callbacks,
 so that it does what `sga fit` does with these flags; only the model is copied in memory in place of being loaded, and
 nothing is written but one line of a CSV file for each evaluation. Evaluations are made after every epoch. The sets are
 in ``benchmarks/facts``: `first` and `second` are for choosing, `reported` has the facts of ``data/facts``, with the
@@ -311,7 +311,7 @@ def write(lines: list[dict[str, Any]], path: Path) -> None:
         for row in lines:
             base = start.get(row["set"])
             shares = {
-                name: row[name] / base[name] if base is not None else float("nan")
+                name: row[name] / base[name] if base is not None and base[name] else float("nan")
                 for name in ("retain_ratio", "unseen_ratio")
             }
             table.writerow({n: round(v, 4) if isinstance(v, float) else v for n, v in {**row, **shares}.items()})

@@ -15,8 +15,8 @@ from sga.groups.checks import Checker, Checks
 from sga.groups.embedders import TFIDF, Embedder, ModelStates
 from sga.groups.group import AlternativeKind, Group, Origin, record_hash
 from sga.groups.search import Embedding, nearest, similarities
-from sga.groups.ties import tie_order
 from sga.groups.selection import select
+from sga.groups.ties import tie_order
 
 
 class Pairing(ABC):
