@@ -119,7 +119,7 @@ class NeighborAnswers(Alternatives):
         embed = self.embedder.fitted(questions)
         decimals = 9 if isinstance(self.embedder, TFIDF) else 6  # float64 and float32
         queries, vectors = embed([(record.question, "") for record in forget]), embed(questions)
-        ties = tie_order(forget, pool, seed)
+        ties = tie_order(forget, pool)
         origin = Origin(self._source, by=repr(self.embedder))
         examined = min(len(pool), 4 * self.size + 8)
         while True:

@@ -63,7 +63,7 @@ class NearestNormals(Pairing):
         embed = self.embedder.fitted(texts)
         vectors, queries = embed(texts), embed([(record.question, record.answer) for record in forget])
         decimals = 9 if isinstance(self.embedder, TFIDF) else 6  # float64 and float32
-        ties = tie_order(forget, pool, seed)
+        ties = tie_order(forget, pool)
         checker = None if self.checks is None else Checker(self.checks, forget, pool)
         fits = self._filter(forget, pool, embed, checker)
 
