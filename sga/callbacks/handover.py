@@ -11,11 +11,12 @@ import numpy as np
 from sga.callbacks.model_utility import ModelUtility
 from sga.callbacks.overlap import fill_rouge
 from sga.callbacks.rules import Point, StoppingRule, Verdict
-from sga.data.records import Record
+from sga.data.records import FORGET_PARAPHRASED, Record
 from sga.data.reserved import RETAIN_UNSEEN
 from sga.datamodule import EvaluationData
 from sga.errors import UserError
 from sga.evaluation.evaluation import Evaluation
+from sga.evaluation.facts import says_fact
 from sga.evaluation.handover import LEAST_ROWS, Account, Tolerances, account, reported_part
 from sga.evaluation.handover_quantities import Answered, add_quantities, likelier_share, other_answers
 from sga.evaluation.metrics import extraction_strength, min_k_score, rouge
@@ -130,6 +131,7 @@ class FitToHandOver(StoppingRule):
         forget, holdout = data.sets.get("forget", ()), data.sets.get("holdout", ())
         if not forget:
             raise UserError("--stop.rule FitToHandOver looks at the forget set, and there is none")
+        _note_facts(data, answers, evaluation, utility)
         found = _answered([record_score(record) for record in forget], answers)
         found = _with_rouge(found, "forget", forget, answers, evaluation, utility)
         if holdout:
@@ -154,6 +156,18 @@ class FitToHandOver(StoppingRule):
                 ]
             )
         add_quantities(evaluation, found, unseen, False, likelier, self.least_rows)
+
+
+def _note_facts(data: EvaluationData, answers: Answers, evaluation: Evaluation, utility: ModelUtility | None) -> None:
+    """Fills ``fact_recall`` of the rows whose greedy answer is known and whose record has a fact: 1 if it says it."""
+    for name in ("forget", FORGET_PARAPHRASED, "holdout", "retain", RETAIN_UNSEEN):
+        records = data.sets.get(name, ())
+        if utility is None or not utility.generates(records):
+            continue
+        for record in records:
+            says = says_fact(record, answers.generation(utility.generation(record)).text)
+            if says is not None:
+                evaluation.row(name, record)["fact_recall"] = float(says)
 
 
 def _other_answers(data: EvaluationData) -> tuple[str, ...] | None:
