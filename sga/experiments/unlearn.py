@@ -17,8 +17,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sga.callbacks.first_looks import silent_answers
 from sga.errors import StoppedError, UserError
-from sga.evaluation.degenerate import is_repeating
 from sga.evaluation.handover import NOT_EXTRACTABLE, NOT_RECOGNISED, account
 from sga.evaluation.table import duration
 from sga.experiments.configuration import Values, digest
@@ -41,7 +41,6 @@ from sga.runs.folder import Run, load_run
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_NEARLY_ALL = 0.9
 _STEP = re.compile(r"step (\d+) of (\d+), .*?(?:, (about .* left))?$")
 
 
@@ -274,11 +273,8 @@ def _look(records: UnlearningRecords, start: Mapping[str, Any], own: Values, say
 
 def _check_answers(before: Run) -> None:
     """Refuses a model that answers nothing, of which no metric could tell what it knows."""
-    answers = [str(row["generation"]) for row in before.row_dicts(before.chosen_step) if "generation" in row]
-    empty, repeating = sum(not one.strip() for one in answers), sum(map(is_repeating, answers))
-    if answers and empty + repeating >= _NEARLY_ALL * len(answers):
-        kinds = ((empty, "empty"), (repeating, "the same words over and over"))
-        said = " and ".join(f"{count} of {len(answers)} greedy answers are {kind}" for count, kind in kinds if count)
+    said = silent_answers(before.row_dicts(before.chosen_step))
+    if said is not None:
         raise UserError(
             f"{said} before unlearning: no metric can tell what such a model knows. Likely the form of the prompts is "
             "not the one that it was trained on (--set data.template=…), or it is no model that answers questions; "

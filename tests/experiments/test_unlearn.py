@@ -237,7 +237,7 @@ def test_a_model_that_answers_nothing_ends_it(own_target: Path, tmp_path: Path) 
         model.get_output_embeddings().weight.zero_()
         model.get_output_embeddings().weight[tokenizer.eos_token_id] = 0.0
     model.generation_config.suppress_tokens = None
-    with pytest.raises(UserError, match=r"greedy answers are (empty|the same words over and over).*before unlearning"):
+    with pytest.raises(UserError, match=r"greedy answers (are empty|repeat themselves).*before unlearning"):
         quick(model, tmp_path / "runs", people(0, 1), people(3, 4), tokenizer=tokenizer)
 
 
