@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import html
 import importlib
 import json
+import re
 import shlex
 import signal
 import subprocess
@@ -85,9 +87,27 @@ def test_the_terminal_has_all_steps_in_eighty_columns(unlearned: tuple[Unlearned
         "next\n  sga ask ",
     ):
         assert said in text, said
-    table = text[text.index("start  ") : text.index("answers before and after")]
+    table = text[text.index("before  ") : text.index("answers before and after")]
     assert max(map(len, table.splitlines())) <= 80
     assert table.count("answers") >= 2 and "10 of 10" in table and "missed" in table
+
+
+def test_the_page_says_the_same_first_and_shows_answers_with_their_tokens(unlearned: tuple[Unlearned, str]) -> None:
+    found, text = unlearned
+    page = found.report.read_text(encoding="utf-8")
+    words = re.sub(r"\s+", " ", html.unescape(re.sub(r"<[^>]*>", " ", page.split("<main>")[1])))
+    sentence = " ".join(text[text.index("NOT fit") : text.index("before  ")].split())
+    assert -1 < words.index(sentence) < words.index("one seed cannot tell") < words.index("Answers before and after")
+    for line in text[text.index("before  ") : text.index("answers before")].splitlines()[2:]:
+        if "probability on" in line or "fluency on" in line:
+            assert line.split()[0] in words
+    final = sga.load_run(found.folder / "final").row_dicts(0, "forget")[0]
+    start = sga.load_run(found.folder / "start").row_dicts(0, "forget")[0]
+    assert "".join(final["answer_tokens"]).strip() == final["answer"]
+    nll = final["token_nll"]  # without the end-of-sequence token, which the row's mean counts
+    assert len(nll) == final["tokens"] - 1 and abs(sum(nll) - final["avg_nll"] * final["tokens"]) < 5
+    assert f"{start['token_nll'][0]:.2f} → {nll[0]:.2f}" in words
+    assert page.count('<svg class="chart small"') == 2 and "forget quality" not in words.split("Configurations")[0]
 
 
 def test_the_commands_that_it_prints_work(

@@ -284,7 +284,9 @@ def test_any_subset_of_methods_makes_a_page(tmp_path: Path, kept: list[str]) -> 
 @pytest.mark.parametrize("role", ["target", "retain"])
 def test_a_page_without_unlearning_says_so(tmp_path: Path, role: str) -> None:
     run = write_run(tmp_path / "only", "FineTuning", TARGET_POINTS, role=role)
-    assert "No unlearning run" in checked([run]).words
+    page = checked([run])
+    assert "No unlearning run" in page.words
+    assert not {"frontier", "time", "groups"} & set(page.ids), "sections of which there is nothing are left out"
     assert "No SGA run is here" in said([run])[1]
 
 
@@ -302,8 +304,9 @@ def test_each_metric_may_be_absent_and_the_reason_is_given(tmp_path: Path) -> No
     names += ["forget_quality", "forget/avg_nll", "perplexity/forget", "perplexity/normal"]
     bare = write_run(tmp_path / "bare", "SGA", STRONG_POINTS, {"smoothing_rate": -8}, without=names)
     words = checked([bare]).words
-    assert "authors/ks_statistic was not asked for" in words
-    assert "cannot be ranked" in words and "cannot be told" in words
+    assert "Not here: KS D (authors/ks_statistic was not asked for)" in words
+    assert "cannot be ranked" in said([bare])[1] and "cannot be told" in said([bare])[4]
+    assert "cannot be" not in words, "a page without a retain model does not say five times what cannot be said"
     assert "authors/ks_statistic was not asked for" in runs_table([bare])
     for name in names:
         single = write_run(tmp_path / name.replace("/", "-"), "GA", GA_POINTS, without=[name])
