@@ -80,7 +80,9 @@ article { border: 1px solid var(--rule); border-radius: 6px; padding: .6rem .8re
 .answers .range { display: inline-block; }
 .answers .true { background: var(--soft); }
 .verdict { padding: .4rem 1rem; }
-.own td:nth-last-child(-n+3), .own thead th:nth-last-child(-n+3) { text-align: left; white-space: normal; }
+.own td:nth-last-child(-n+3), .own thead th:nth-last-child(-n+3) { text-align: left;
+  white-space: normal; min-width: 7rem; }
+.answers.two td:last-child { text-align: left; width: auto; }
 .tokens { list-style: none; display: flex; flex-wrap: wrap; gap: .3rem; padding: 0; margin: .5rem 0 0; }
 .tokens li { border: 1px solid var(--rule); border-radius: 4px; padding: .1rem .35rem; font-size: .875rem;
   display: flex; flex-direction: column; align-items: center; }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import html
 import importlib
+import io
 import json
 import re
 import shlex
@@ -18,6 +19,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import rows_about, write_rows
+from rich.console import Console
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -26,8 +28,10 @@ from sga.__main__ import VERBS
 from sga.commands.unlearn import main
 from sga.data.conversion import converted_records
 from sga.errors import UserError
+from sga.experiments.task import Task
 from sga.experiments.unlearn import Unlearned, unlearn
 from sga.experiments.unlearn_data import read_unlearning_records, spoken_facts
+from sga.experiments.unlearn_progress import WholeProgress
 
 QUICK: dict[str, Any] = {
     "trainer.accelerator": "cpu",
@@ -192,6 +196,34 @@ def test_killed_anywhere_it_goes_on_to_the_same_result(
     assert {name: numbers[name] for name in found.metrics} == found.metrics
 
 
+def test_one_bar_on_a_terminal_and_lines_elsewhere() -> None:
+    """What is left is what training says and, for the exported model, what the first evaluation took."""
+    now = [0.0]
+    for terminal in (True, False):
+        out = io.StringIO()
+        console = Console(file=out, force_terminal=terminal, width=80)
+        now[0] = 0.0
+        progress = WholeProgress(console, clock=lambda: now[0])
+        with progress:
+            progress.phase(Task("one", {}, title="looks at the model", verb="validate"))
+            assert progress.left is None
+            now[0] = 30.0
+            progress.phase(Task("one", {}, title="trains by gd", verb="fit"))
+            progress.hear("step 0 of 10, epoch 0: evaluation: x 1, 30 s")
+            progress.hear("step 2 of 10, epoch 1: train/loss 1, 60 s of training, about 4 min left")
+            assert progress.left == 4 * 60 + 30
+            now[0] = 90.0
+            assert progress.left == 4 * 60 + 30 - 60
+            progress.hear("step 4 of 10, epoch 2: train/loss 1, 60 s of training, about 2 h 5 min left")
+            assert progress.left == 125 * 60 + 30
+            progress.phase(Task("one", {}, title="reads the exported model from disk", verb="validate"))
+            assert progress.left == 30
+            print("words between", file=out)
+        said = out.getvalue()
+        assert ("\x1b[" in said) == terminal
+        assert ("    step 2 of 10, about 4 min left\n" in said) != terminal
+
+
 # ---- what is not as usual -------------------------------------------------------------------------------------------
 
 
@@ -311,6 +343,29 @@ def test_forms_of_other_people_are_read(tmp_path: Path) -> None:
     assert [(one.question, one.answer) for one in converted_records(rows, "forget")] == expected
 
 
+def test_data_sets_of_the_hub_are_read_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder in the Hub's format has the same form of name; without a connection another name is one sentence."""
+    import datasets
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    for place in ("facts/data", "one"):
+        (tmp_path / "org" / place).mkdir(parents=True)
+    write_rows(tmp_path / "org" / "facts" / "data" / "train.jsonl", people(0))
+    write_rows(tmp_path / "org" / "facts" / "data" / "test.jsonl", people(3, 4))
+    found = converted_records("org/facts:test", "retain")
+    assert [one.answer for one in found] == [row["answer"] for row in people(3, 4)] and found[0].id == "retain/0"
+    with pytest.raises(UserError, match="--forget org/facts: has the splits train, test; say which: org/facts:train"):
+        converted_records("org/facts", "forget")
+    with pytest.raises(UserError, match=r"org/facts:dev: neither a file, nor a data set .*dev"):
+        converted_records("org/facts:dev", "forget")
+    with pytest.raises(UserError, match=r"--forget no-such-org/nothing:train: neither a file, nor .*check the name"):
+        converted_records("no-such-org/nothing:train", "forget")
+    write_rows(tmp_path / "org" / "one" / "train.jsonl", people(1))
+    assert len(converted_records("org/one", "forget")) == 2, "a data set of one split needs none named"
+
+
 @pytest.mark.parametrize(
     ("data", "said"),
     [
@@ -324,7 +379,8 @@ def test_forms_of_other_people_are_read(tmp_path: Path) -> None:
         ([3], r"forget\[0\]: is no record but int"),
         ([], "forget: holds no record"),
         ({"question": "a", "answer": "b"}, "forget: must be a file or a list of records, got dict"),
-        ("nowhere.jsonl", r"--forget nowhere.jsonl: no such file. Of a data set on the Hub, write one first: datasets"),
+        ("nowhere.jsonl", r"--forget nowhere.jsonl: no such file, and no name of a data set on the Hub"),
+        ("data/nowhere.jsonl", r"--forget data/nowhere.jsonl: no such file, and no name"),
     ],
 )
 def test_anything_else_is_told_how_to_convert(data: Any, said: str) -> None:
