@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import time
 from collections.abc import Callable, Iterable
 from types import TracebackType
@@ -41,7 +42,8 @@ class WholeProgress:
     """
 
     def __init__(self, console: Console | None = None, clock: Callable[[], float] = time.monotonic) -> None:
-        self._console = console or Console()
+        # Standard output as it is now: runs have another, their log.
+        self._console = console or Console(file=sys.stdout)
         self._clock = clock
         self._began = self._phase_began = self._last_line = clock()
         self._evaluates = False
