@@ -180,10 +180,12 @@ def test_killed_anywhere_it_goes_on_to_the_same_result(
         "--output",
     ]
     folder = tmp_path / "killed"
-    for place in ("start/metrics.jsonl", "unlearned/checkpoints/last.ckpt", "final/task.json"):
+    # The look at the data, the first evaluation, the training, the export, the evaluation of what was exported.
+    places = ("data-*/forget.jsonl", "start/metrics.jsonl", "unlearned/checkpoints/last.ckpt")
+    for place in (*places, "unlearned/model/model.safetensors", "final/task.json"):
         process = subprocess.Popen([*command, str(folder)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         until = time.monotonic() + 120
-        while not (folder / place).exists() and time.monotonic() < until and process.poll() is None:
+        while not any(folder.glob(place)) and time.monotonic() < until and process.poll() is None:
             time.sleep(0.01)
         assert process.poll() is None, f"it was killed after {place} was there"
         process.send_signal(signal.SIGKILL)
@@ -251,6 +253,13 @@ def test_without_retain_general_questions_stand_in(own_target: Path, tmp_path: P
 def test_one_record_ends_in_a_result_that_says_how_little_it_tells(own_target: Path, tmp_path: Path) -> None:
     found = quick(own_target, tmp_path / "runs", people(0)[:1], people(3, 4))
     assert not found.fit and found.sentence
+
+
+def test_forget_and_retain_that_overlap_end_in_a_result(own_target: Path, tmp_path: Path) -> None:
+    lines: list[str] = []
+    found = quick(own_target, tmp_path / "runs", people(0, 1), people(1, 3, 4), say=lines.append)
+    assert any("2 of 6 retain records stand in forget too: left out of retain" in line for line in lines)
+    assert found.sentence and len(sga.load_run(found.folder / "final").row_dicts(0, "retain")) == 4
 
 
 def test_two_retain_records_make_smaller_groups(own_target: Path, tmp_path: Path) -> None:
