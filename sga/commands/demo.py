@@ -22,7 +22,8 @@ def main(arguments: Sequence[str]) -> int:
         "sga demo",
         description="Train a small model on built-in fictitious authors, make it forget some of them with gradient "
         "ascent, Smoothed Gradient Ascent, gradient difference and sga unlearn, and draw a report. Nothing is "
-        "downloaded, except SmolLM2 for configs/demo/pretrained.yaml. Run again to reuse what is finished, or to go on after an interruption.",
+        "downloaded, except SmolLM2 for configs/demo/pretrained.yaml. "
+        "Run again to reuse what is finished, or to go on after an interruption.",
     )
     parser.add_argument(
         "--config", type=Path, metavar="FILE", help="what to run (default: the packaged configs/demo/demo.yaml)"

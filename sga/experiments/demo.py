@@ -125,7 +125,7 @@ def run_facts(run: Run) -> str:
         f"{run.chosen.get('tokens', 0):,} tokens",
         f"{run.evaluations[-1].get('seconds', 0):.0f} s",
     ]
-    return f"{run.name}: {', '.join(facts)}"
+    return f"{run.label}: {', '.join(facts)}"
 
 
 def _sizes(folder: Path) -> list[int]:

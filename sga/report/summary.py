@@ -201,7 +201,9 @@ def runs_table(runs: Iterable[str | Path | Run]) -> str:
         UserError: a run folder cannot be read, or the runs are of different benchmarks.
     """
     settings = by_seed_group(read_runs(runs))
-    chosen = columns(settings)
+    everything = columns(settings)
+    # A column without a value is in the notes below, with the reason.
+    chosen = [column for column in everything if any(setting.values(column.name) for setting in settings)]
     head = ["run", "λ", "seed", "epoch", *(column.short for column in chosen)]
     body = []
     for setting in settings:
@@ -218,7 +220,7 @@ def runs_table(runs: Iterable[str | Path | Run]) -> str:
     for places in _parts(head, body, starred):
         lines = [_line([line[i] for i in places], [i in starred for i in places]) for line in (head, *body)]
         parts.append(fitted_table(lines, _WIDTH, texts=(0,), spare=len(places)))
-    return "\n".join([*(line for part in parts for line in (*part, "")), *_legend(chosen, settings)]) + "\n"
+    return "\n".join([*(line for part in parts for line in (*part, "")), *_legend(everything, chosen, settings)]) + "\n"
 
 
 def _parts(head: Sequence[str], body: Sequence[Sequence[str]], starred: Sequence[int]) -> list[list[int]]:
@@ -241,7 +243,7 @@ def _line(cells: Sequence[str], starred: Sequence[bool]) -> list[str]:
     return [name, *(v + "\u00a0" if s and not v.endswith("*") else v for v, s in zip(values, starred[1:], strict=True))]
 
 
-def _legend(chosen: Sequence[Column], settings: Sequence[SeedGroup]) -> list[str]:
+def _legend(everything: Sequence[Column], chosen: Sequence[Column], settings: Sequence[SeedGroup]) -> list[str]:
     """What the headings mean and why values are absent, wrapped to the table's width."""
     meanings = "; ".join(
         ["λ: weight of the normal samples, forget sample = 1", *(f"{one.short}: {one.meaning}" for one in chosen)]
@@ -253,7 +255,7 @@ def _legend(chosen: Sequence[Column], settings: Sequence[SeedGroup]) -> list[str
     ]
     reasons: dict[str, list[str]] = {}
     for setting in settings:
-        for column in chosen:
+        for column in everything:
             if setting.mean(column.name) is None and (
                 setting.first.role == "unlearn" or column.name != "frontier_area"
             ):
