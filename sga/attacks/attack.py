@@ -11,7 +11,7 @@ from typing import Any
 from transformers.utils.logging import disable_progress_bar
 
 from sga.attacks.findings import Finding
-from sga.attacks.models import attack_data, attacked_run, check_tokenizers, named_model, run_model, starting_model
+from sga.attacks.models import attack_data, attacked_run, check_tokenizers, model_before, named_model, run_model
 from sga.attacks.result import attack_lines, attack_page, write_card
 from sga.attacks.suite import ATTACKS, QUICK, AttackSettings, Suite, report_content
 from sga.callbacks.evaluator import ANSWERS_FOLDER
@@ -83,7 +83,7 @@ def attack_run(
     run = attacked_run(path)
     folder = output or run.path / "attacks"
     unlearned = run_model(run, "unlearned", str(run.path))
-    before = named_model(target, "before") if target is not None else starting_model(run)
+    before = named_model(target, "before") if target is not None else model_before(run)
     retained = [named_model(name, "retained") for name in references]
     data = attack_data(run, rows, max_new_tokens)
     check_tokenizers(data.encoder, [before, *retained])

@@ -110,7 +110,7 @@ def named_model(name: str, role: str) -> AttackedModel:
     return run_model(run, role, name) if run.info_path.is_file() else AttackedModel(role, name, Pretrained(name))
 
 
-def starting_model(run: RunFolder) -> AttackedModel:
+def model_before(run: RunFolder) -> AttackedModel:
     """The model that a run began with.
 
     Raises:
