@@ -29,7 +29,7 @@ from sga.data.authors import Authors
 from sga.files import write_json
 from sga.groups.pairing import NearestNormals, make_groups
 from sga.likelihood.forward import sequence_nll
-from sga.losses import SmoothedGradientAscent
+from sga.losses.ascent import SmoothedGradientAscent
 from sga.models.pretrained import Pretrained
 from sga.models.small import SmallLlama
 from sga.rates.geometry import total

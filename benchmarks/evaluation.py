@@ -35,7 +35,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 import sga
 from sga.batching.encoding import Encoder
 from sga.batching.templates import PlainTemplate
-from sga.callbacks import EvaluationCallback, ForgetQuality, MembershipInference, Memorization, ModelUtility, Perplexity
+from sga.callbacks.evaluator import EvaluationCallback
+from sga.callbacks.forget_quality import ForgetQuality
+from sga.callbacks.membership_inference import MembershipInference
+from sga.callbacks.memorization import Memorization
+from sga.callbacks.model_utility import ModelUtility
+from sga.callbacks.perplexity import Perplexity
 from sga.data.records import Record
 from sga.datamodule import EvaluationData
 from sga.evaluation.evaluation import Evaluation

@@ -39,7 +39,7 @@ from sga.batching.encoding import Encoded
 from sga.batching.packing import packed, padded
 from sga.errors import UserError
 from sga.files import write_json, write_text
-from sga.losses import Needs
+from sga.losses.base import Needs
 from sga.models.adapters import LoRA
 from sga.models.pretrained import Pretrained
 from sga.optimization import optimizer_bytes

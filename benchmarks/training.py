@@ -40,7 +40,7 @@ from sga.groups.pairing import NearestNormals, make_groups
 from sga.likelihood.forward import ForwardOptions, head_of, sequence_nll
 from sga.likelihood.fused import fused_head
 from sga.likelihood.tryouts import fused_fault
-from sga.losses import SmoothedGradientAscent
+from sga.losses.ascent import SmoothedGradientAscent
 from sga.models.pretrained import Pretrained
 from sga.models.small import SmallLlama
 

@@ -26,6 +26,7 @@ train and evaluate (LightningCLI: --config FILE, and any setting as a flag)
   test       evaluate every row once after training
   predict    write greedy answers as JSON Lines
   unlearn    two files and a model: train, choose, export and measure, all in one
+  attack     what paraphrases, rounding, relearning or sampling bring back
   sweep      many fits: a grid or a search, times seeds, with one table
   sequence   unlearning requests one after the other, each from the last result
 
@@ -177,6 +178,7 @@ VERBS = {
     "test": "sga.cli",
     "predict": "sga.cli",
     "unlearn": "sga.commands.unlearn",
+    "attack": "sga.commands.attack",
     "sweep": "sga.commands.sweep",
     "sequence": "sga.commands.sequence",
     "data": "sga.commands.data",

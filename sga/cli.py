@@ -24,25 +24,22 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from sga.callbacks import (
-    MUSE,
-    BookContinuations,
-    Composite,
-    Evaluator,
-    Fluency,
-    ForgetQuality,
-    Harness,
-    HuggingFaceExport,
-    MembershipInference,
-    Memorization,
-    ModelUtility,
-    Perplexity,
-    RunCheckpoints,
-    RunFiles,
-    Stopping,
-)
+from sga.callbacks.book import BookContinuations
+from sga.callbacks.checkpoints import RunCheckpoints
+from sga.callbacks.evaluator import Evaluator
+from sga.callbacks.export import HuggingFaceExport
 from sga.callbacks.first_looks import FirstLooks
+from sga.callbacks.fluency import Fluency
+from sga.callbacks.forget_quality import ForgetQuality
+from sga.callbacks.harness import Harness
+from sga.callbacks.membership_inference import MembershipInference
+from sga.callbacks.memorization import Memorization
+from sga.callbacks.model_utility import ModelUtility
+from sga.callbacks.muse import MUSE
+from sga.callbacks.perplexity import Perplexity
 from sga.callbacks.progress import ProgressLines, RunProgressBar
+from sga.callbacks.run_files import RunFiles
+from sga.callbacks.stopping import Stopping
 from sga.datamodule import UnlearningData
 from sga.errors import UserError
 from sga.files import yaml_value
@@ -78,7 +75,6 @@ class UnlearningCLI(LightningCLI):
         parser.add_lightning_class_args(Memorization, "memorization")
         parser.add_lightning_class_args(Perplexity, "perplexity")
         parser.add_lightning_class_args(Fluency, "fluency")
-        parser.add_lightning_class_args(Composite, "composite")  # after those whose metrics it takes
         parser.add_lightning_class_args(MUSE, "muse")
         parser.add_lightning_class_args(BookContinuations, "book")
         parser.add_lightning_class_args(Harness, "harness")

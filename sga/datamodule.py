@@ -21,14 +21,14 @@ from sga.data.folds import evenly, in_folds
 from sga.data.records import Benchmark, Record, Source
 from sga.data.refusals import read_refusals
 from sga.data.reserved import check_reserved, reserved_and_pool, with_reserved
-from sga.errors import UserError
+from sga.errors import UserError, check_numbers
 from sga.evaluation.reference import RetainReference
 from sga.groups import alternatives as others
 from sga.groups.group import Group
 from sga.groups.group_file import read_groups
 from sga.groups.pairing import NearestNormals, Pairing, extended, make_groups, with_model
 from sga.groups.roles import ALTERNATIVE, FORGET, NORMAL, RETAIN, columns_of
-from sga.losses import Needs
+from sga.losses.base import Needs
 from sga.models.pretrained import LanguageModel
 from sga.runs.folder import RunFolder
 from sga.runs.restart import check_reserved_ids, check_reserved_rows, only_begun, reserved_ids
@@ -146,11 +146,8 @@ class UnlearningData(pl.LightningDataModule):
                 ``seed_everything``).
         """
         super().__init__()
-        if evaluation_rows is not None and evaluation_rows < 2:
-            raise UserError(f"evaluation_rows must be at least 2, got {evaluation_rows}")
-        for name, value in (("evaluation_tokens", evaluation_tokens), ("generation_rows", generation_rows)):
-            if value is not None and value < 1:
-                raise UserError(f"{name} must be at least 1, got {value}")
+        check_numbers(2, evaluation_rows=evaluation_rows)
+        check_numbers(1, evaluation_tokens=evaluation_tokens, generation_rows=generation_rows)
         check_reserved(reserved)
         self.alternatives, self.neighbors = alternatives, group_size - 1 - (alternatives.count if alternatives else 0)
         if alternatives is not None and self.neighbors < 0:

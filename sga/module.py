@@ -6,6 +6,7 @@ import math
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -30,15 +31,21 @@ from sga.evaluation.requests import Answer, Generation
 from sga.likelihood.answer_tokens import AnswerTokens
 from sga.likelihood.forward import ForwardOptions, answer_tokens, sequence_nll
 from sga.likelihood.tryouts import tried_options
-from sga.losses import FineTuning, Loss, Needs, WeighingLoss
+from sga.losses.ascent import FineTuning, WeighingLoss
+from sga.losses.base import Loss, Needs
 from sga.models.adapters import has_adapter, is_adapter_weight
-from sga.models.blocks import check_layers, transformer_blocks
+from sga.models.blocks import check_layers
+from sga.models.compiled import compile_blocks, uncompiled
 from sga.models.pretrained import PURE_BFLOAT16, LanguageModel
 from sga.models.sharding import check_strategy, gather, is_sharded, scatter, shard
-from sga.optimization import LinearSchedule, Schedule, adamw
+from sga.optimization import LinearSchedule, Schedule, adamw, fuse
 from sga.rates.dynamic import NORMAL_PART, TrainingRate, gradient_diverged
 from sga.rates.policies import RateState
 from sga.runs.starting_model import StartingModel, starting_model
+
+
+COMPILED_FROM = 200
+"""Forward passes of a run from which compiling the blocks, which takes about half a minute, is made up for."""
 
 
 class UnlearningModule(pl.LightningModule):
@@ -53,7 +60,7 @@ class UnlearningModule(pl.LightningModule):
         gradient_checkpointing: bool = False,
         packing: bool = True,
         max_logits: int | None = 1 << 28,
-        compile: bool = False,
+        compile: bool | None = None,
     ) -> None:
         """Notes the parts; weights are loaded when training or evaluation starts.
 
@@ -68,8 +75,9 @@ class UnlearningModule(pl.LightningModule):
             max_logits: Most logits of answer tokens that exist at a time in a training step (4 bytes each, and as much
                 again for their gradients); beyond it they are made in parts, twice. null has no limit. Changes memory
                 and speed only. On Hopper GPUs Liger's fused head takes their place, where it is installed and is right.
-            compile: Compile the transformer blocks with torch.compile: faster on GPUs, after minutes in the first
-                steps.
+            compile: Compile the transformer blocks with torch.compile. null does so for training on a GPU, in runs of
+                200 forward passes and more, if a try-out of half a minute gives the same numbers; true does so
+                anywhere and for evaluation too.
         """
         super().__init__()
         self.language_model = language_model
@@ -94,7 +102,11 @@ class UnlearningModule(pl.LightningModule):
         """Hash of the weights beside an adapter, which checkpoints leave out; None without one."""
         self._starting: StartingModel | None = None
         self._inference: Inference | None = None
+        self._plain_blocks = ExitStack()
+        """What is left when an evaluation ends."""
         self._step_logs: dict[str, Tensor | float] = {}
+        self._losses: list[Tensor] = []
+        """Losses of the step's micro-batches that have not been looked at."""
 
     # ---- weights -----------------------------------------------------------------------------------------------
 
@@ -135,11 +147,7 @@ class UnlearningModule(pl.LightningModule):
             if self.gradient_checkpointing:
                 self.model.gradient_checkpointing_enable()  # type: ignore[no-untyped-call]
             if self.compile_blocks:
-                # Block by block: the same code for all of them, and hooks on the head stay outside. Training,
-                # evaluation and try-outs have variants; beyond PyTorch's limit of 8 a block would run uncompiled.
-                torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
-                for block in transformer_blocks(self.model):
-                    block.compile(dynamic=True)
+                compile_blocks(self.model)
             shard(self.model, self.trainer.strategy, self.trainer.precision)
 
     @property
@@ -178,7 +186,16 @@ class UnlearningModule(pl.LightningModule):
             self.max_logits,
             self.trainer.strategy.reduce_boolean_decision,
             self.trainer.precision_plugin.forward_context,
+            compiled=self._worth_compiling,
         )
+
+    @property
+    def _worth_compiling(self) -> bool:
+        """True if the blocks are to be compiled unless they are wrong then: on a GPU, in a run that is long enough."""
+        if self.compile_blocks is not None or self.device.type != "cuda" or is_sharded(self._network):
+            return False
+        passes = self.total_steps() * self.data.train_dataloader().accumulation
+        return passes >= COMPILED_FROM and self._needs.hidden_layer is None
 
     def _load_again(self) -> PreTrainedModel:
         """The starting model, where this run's own weights no longer are."""
@@ -220,7 +237,7 @@ class UnlearningModule(pl.LightningModule):
         value = None if self.rate is None else self.rate.value(self.global_step, self.total_steps())
         loss = self.loss.of(answers) if value is None else self.loss.of(answers, value)
         self._check_divergence(loss)
-        values = {f"train/{role}_nll": answers.of(role).nll.mean() for role in dict.fromkeys(answers.roles)}
+        values = {f"train/{role}_nll": nll for role, nll in answers.mean_nll.items()}
         self._log_step({"train/loss": loss, **values}, batch)
         return loss * batch.scale
 
@@ -248,7 +265,7 @@ class UnlearningModule(pl.LightningModule):
         answers = answer_tokens(self._network, batch.normals_only(), options=self.forward_options)
         normal = answers.nll.mean()  # over normals of both kinds
         self._check_divergence(normal)
-        values = {f"train/{role}_nll": answers.of(role).nll.mean() for role in dict.fromkeys(answers.roles)}
+        values = {f"train/{role}_nll": nll for role, nll in answers.mean_nll.items()}
         self._log_step({"train/forget_nll": forget, NORMAL_PART: normal, **values}, batch)
         return normal * batch.scale
 
@@ -287,24 +304,28 @@ class UnlearningModule(pl.LightningModule):
         return getattr(self.trainer.precision_plugin, "scaler", None)
 
     def _check_divergence(self, loss: Tensor) -> None:
-        if not torch.isfinite(loss):
-            raise DivergenceError(
-                f"the loss is {loss.item()} at step {self.global_step}: training diverged; lower the learning rate, or "
-                "stop earlier (--trainer.max_epochs)"
-            )
+        """Notes a loss, which is looked at together with the step's gradients: each look waits for the GPU."""
+        self._losses.append(loss.detach())
 
-    def _check_gradients(self) -> None:
-        """Stops before a gradient that is no number gets into the weights and the optimiser, which keep it for ever."""
-        if self._scaler is not None:
-            return  # leaves such a step out itself
+    def _check_numbers(self) -> None:
+        """Stops before a loss or gradient that is no number gets into weights and optimiser, which keep it for ever."""
+        losses, self._losses = self._losses, []
         gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
-        local = [gradient.to_local() if isinstance(gradient, DTensor) else gradient for gradient in gradients]
-        # The largest magnitude: one pass over what the optimiser is about to read, and no sum that could overflow.
-        largest = torch.nn.utils.get_total_norm(local, norm_type=math.inf)
-        wrong = (~torch.isfinite(largest)).float()
-        if self.trainer.world_size > 1:  # shards differ, and all processes have to stop
-            wrong = self.trainer.strategy.reduce(wrong, reduce_op="sum")
-        if wrong:
+        wrong = torch.zeros((), device=self.device)
+        if self._scaler is None:  # which leaves such a step out itself
+            local = [gradient.to_local() if isinstance(gradient, DTensor) else gradient for gradient in gradients]
+            # The largest magnitude: one pass over what the optimiser is about to read, and no sum that could overflow.
+            wrong = (~torch.isfinite(torch.nn.utils.get_total_norm(local, norm_type=math.inf))).to(wrong)
+            if self.trainer.world_size > 1:  # shards differ, and all processes have to stop
+                wrong = self.trainer.strategy.reduce(wrong, reduce_op="sum")
+        found = torch.stack([loss.to(wrong) for loss in losses] + [wrong]).tolist()  # the only look
+        for loss in found[:-1]:
+            if not math.isfinite(loss):
+                raise DivergenceError(
+                    f"the loss is {loss} at step {self.global_step}: training diverged; lower the learning rate, or "
+                    "stop earlier (--trainer.max_epochs)"
+                )
+        if found[-1]:
             raise gradient_diverged(self.global_step)
 
     def _log_step(self, values: dict[str, Tensor], batch: Batch) -> None:
@@ -315,7 +336,7 @@ class UnlearningModule(pl.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Looks at the gradients, and logs means over the step's groups, whatever the micro-batches and processes."""
-        self._check_gradients()
+        self._check_numbers()
         rate_logs = {} if self.rate is None else self.rate.log(self._step_logs)
         self.log_dict(self._step_logs, prog_bar=True, batch_size=1, sync_dist=self.trainer.world_size > 1)
         self.log_dict(rate_logs, batch_size=1)  # the same in every process
@@ -365,6 +386,8 @@ class UnlearningModule(pl.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         optimizer = self.optimizer([parameter for parameter in self.parameters() if parameter.requires_grad])
+        if self._scaler is None:  # a fused optimiser would unscale gradients by itself, after they are clipped
+            fuse(optimizer)
         scheduler = self.schedule.scheduler(optimizer, self.total_steps(), self.data.steps_per_epoch)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
@@ -383,8 +406,11 @@ class UnlearningModule(pl.LightningModule):
     def on_validation_epoch_start(self) -> None:
         self._inference = Inference(self._network, self.stop_ids)  # a new one: it remembers what these weights say
         gather(self._network)
+        if not self.compile_blocks:
+            self._plain_blocks.enter_context(uncompiled(self._network))
 
     def on_validation_epoch_end(self) -> None:
+        self._plain_blocks.close()
         scatter(self._network)
 
     on_test_epoch_start = on_predict_epoch_start = on_validation_epoch_start

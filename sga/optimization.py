@@ -66,6 +66,15 @@ def adamw(parameters: Any) -> AdamW:
     return AdamW(parameters, lr=1e-5, weight_decay=0.01)
 
 
+def fuse(optimizer: Optimizer) -> None:
+    """Lets an Adam or AdamW whose weights are all on GPUs take its fused kernel, unless it says how it wants to step."""
+    if type(optimizer) not in (torch.optim.Adam, AdamW):
+        return
+    for group in optimizer.param_groups:
+        if group.get("fused") is None and group.get("foreach") is None and not group.get("differentiable"):
+            group["fused"] = all(p.is_cuda and p.is_floating_point() for p in group["params"]) or None
+
+
 EIGHT_BIT = 2 + 2 * 4 / 256
 """Bytes a weight of two 8-bit states with a float32 scale for each block of 256 (arXiv 2110.02861)."""
 

@@ -15,7 +15,8 @@ from lightning.pytorch.callbacks import Timer
 
 from sga.batching.encoding import Encoded
 from sga.batching.loader import GroupLoader
-from sga.callbacks import Evaluator, RunFiles
+from sga.callbacks.evaluator import Evaluator
+from sga.callbacks.run_files import RunFiles
 from sga.cli import UnlearningCLI, run_verb
 from sga.errors import UserError
 from sga.models.pretrained import Pretrained

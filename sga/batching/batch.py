@@ -9,7 +9,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from sga.batching.encoding import Encoded
@@ -32,6 +34,8 @@ class Batch:
         roles: Role of each of the K sequences, see `sga.likelihood.answer_tokens`.
         reference_nll: [B, K], negative log-likelihood of each answer under the starting model (nats, summed over its
             tokens; NaN where it is not known); None where no loss asks for it.
+        bounds: Number of prompt tokens and of all tokens of each sequence, B·K pairs: what the masks say, known without
+            waiting for a GPU. None where only the masks say it.
     """
 
     input_ids: Tensor
@@ -42,6 +46,22 @@ class Batch:
     tokens: int
     roles: tuple[str, ...]
     reference_nll: Tensor | None = None
+    bounds: tuple[tuple[int, int], ...] | None = None
+
+    @property
+    def lengths(self) -> list[int]:
+        """Number of tokens of each sequence."""
+        if self.bounds is None:
+            return self.attention_mask.sum(dim=1).tolist()  # type: ignore[no-any-return]
+        return [length for _, length in self.bounds]
+
+    def answer_places(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Sequence of each answer token and its place therein, [M] each, in reading order."""
+        if self.bounds is None:
+            rows, places = self.answer_mask.nonzero().cpu().numpy().T
+            return rows, places
+        rows = np.repeat(np.arange(len(self.bounds)), [length - prompt for prompt, length in self.bounds])
+        return rows, np.concatenate([np.arange(prompt, length) for prompt, length in self.bounds])
 
     def forget_only(self) -> Batch:
         """The same groups without their normal samples (K = 1), for losses that do not read them."""
@@ -59,19 +79,24 @@ class Batch:
             return self
 
         def cut(values: Tensor) -> Tensor:
-            return values.view(-1, self.group_size, values.shape[1])[:, columns].flatten(0, 1)  # -> [B*count, T]
+            return torch.stack([values.view(-1, self.group_size, values.shape[1])[:, c] for c in columns], dim=1).flatten(0, 1)  # -> [B*count, T]
 
+        bounds = self.bounds and tuple(
+            pair for index, pair in enumerate(self.bounds) if index % self.group_size in columns
+        )
         attention = cut(self.attention_mask)
-        width = int(attention.sum(dim=1).max())
+        lengths = attention.sum(dim=1).tolist() if bounds is None else [length for _, length in bounds]
+        width = max(lengths)
         return replace(
             self,
             input_ids=cut(self.input_ids)[:, :width],
             attention_mask=attention[:, :width],
             answer_mask=cut(self.answer_mask)[:, :width],
             group_size=len(columns),
-            tokens=int(attention.sum()),
+            tokens=sum(lengths),
             roles=tuple(self.roles[column] for column in columns),
             reference_nll=None if self.reference_nll is None else self.reference_nll[:, columns],
+            bounds=bounds,
         )
 
 
@@ -115,4 +140,5 @@ def collate(
         reference_nll=None
         if reference is None
         else torch.tensor([reference.get(row, math.nan) for row in rows]).view(-1, group_size),  # [B*K] -> [B, K]
+        bounds=tuple((row.prompt_length, len(row.ids)) for row in rows),
     )

@@ -141,6 +141,11 @@ class Encoder:
             )
         return Encoded(tuple(ids), max(len(prefix), 1))
 
+    def answer_tokens(self, question: str, answer: str) -> list[str]:
+        """Text of each token that `encode` scores, the end-of-sequence token last."""
+        encoded = self.encode(question, answer)
+        return [str(self.tokenizer.decode([token])) for token in encoded.ids[encoded.prompt_length :]]
+
     def encode_prompt(self, question: str) -> tuple[int, ...]:
         """Token ids that a greedy answer is generated from: the same prefix that `encode` scores after."""
         prompt = self.template.prompt(self.tokenizer, question)

@@ -7,11 +7,14 @@ that out from the positions; whether it does is tried out before training, see `
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from sga.batching.batch import Batch
@@ -29,20 +32,40 @@ class Layout:
         predicting: [M], the place in the flattened [R·T] from which each answer token is predicted, in the batch's
             reading order.
         answers: [M], the places of the answer tokens themselves.
+        rows: [M], the sequence of the batch that each belongs to; rising.
+        targets: [M], the answer tokens.
     """
 
-    arguments: dict[str, Tensor]
+    arguments: dict[str, Any]
     predicting: Tensor
     answers: Tensor
+    rows: Tensor
+    targets: Tensor
 
 
 def padded(batch: Batch) -> Layout:
     """One sequence a row, as the batch has them."""
-    places = batch.answer_mask.flatten().nonzero()[:, 0]  # column 0 is never an answer token
-    return Layout({"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}, places - 1, places)
+    width = batch.input_ids.shape[1]
+    arguments = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+    return _layout(batch, arguments, np.arange(len(batch.input_ids)) * width)
 
 
-def packed(batch: Batch, hidden_size: int | None = None, room: int = 0) -> Layout:
+def _layout(batch: Batch, arguments: dict[str, Any], begins: NDArray[np.int64]) -> Layout:
+    """The layout in which the batch's sequences begin at some places of the flattened rows."""
+    rows, places = batch.answer_places()
+    answers = begins[rows] + places  # a sequence's first token is never an answer token
+    width = batch.input_ids.shape[1]
+    moved = to_device(np.stack([answers - 1, answers, rows, rows * width + places]), batch.input_ids.device)
+    return Layout(arguments, moved[0], moved[1], moved[2], batch.input_ids.flatten()[moved[3]])
+
+
+def to_device(array: NDArray[Any], device: torch.device) -> Tensor:
+    """A tensor on a device, for which a GPU is not waited for."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+def packed(batch: Batch, hidden_size: int | None = None, room: int = 0, by_length: bool = False) -> Layout:
     """Several sequences to a row.
 
     Args:
@@ -50,8 +73,11 @@ def packed(batch: Batch, hidden_size: int | None = None, room: int = 0) -> Layou
         hidden_size: Of a model that makes a mask of whole rows. Longer rows leave less room unused, and have more
             pairs of tokens to look at; how long they are follows from both, see `row_cost`.
         room: Most tokens of a row, where that is more than the longest sequence has; without `hidden_size`.
+        by_length: True if all go in one row, of which attention is told the lengths, see `sga.models.attention`.
     """
-    lengths = batch.attention_mask.sum(dim=1).tolist()
+    lengths = batch.lengths
+    if by_length:
+        hidden_size, room = None, sum(lengths)
     longest = max(lengths)
     rooms = [max(room, longest)] if hidden_size is None else [longest * quarters // 4 for quarters in (4, 5, 6, 8, 12)]
     tried = [first_fit(lengths, size) for size in rooms]
@@ -69,13 +95,31 @@ def packed(batch: Batch, hidden_size: int | None = None, room: int = 0) -> Layou
             positions[number, start:end] = np.arange(lengths[index])
         positions[number, end:] = np.arange(width - end)  # what fills the row up is a sequence that nobody reads
     device = batch.input_ids.device
-    order, place = batch.answer_mask.nonzero().unbind(dim=1)
-    answers = torch.from_numpy(begins).to(device)[order] + place  # [M]
-    arguments = {
-        "input_ids": batch.input_ids.flatten()[torch.from_numpy(source).to(device)],  # [B*K*T] -> [R, T]
-        "position_ids": torch.from_numpy(positions).to(device),
+    moved = to_device(np.stack([source, positions]), device)
+    arguments: dict[str, Any] = {
+        "input_ids": batch.input_ids.flatten()[moved[0]],  # [B*K*T] -> [R, T]
+        "position_ids": moved[1],
     }
-    return Layout(arguments, answers - 1, answers)
+    if by_length:
+        arguments |= _lengths(sorted({*begins.tolist(), sum(lengths), width}), max(lengths), device)
+    return _layout(batch, arguments, begins)
+
+
+def _lengths(begins: Sequence[int], longest: int, device: torch.device) -> dict[str, Any]:
+    """What attention by length is told of a row; transformers' names.
+
+    The mask is one that nothing may look at: a layer that does, because lengths do not reach it, says nothing but NaN.
+    """
+    starts = to_device(np.array(begins, dtype=np.int32), device)
+    # Blocks of the kernel's grid: a power of two, so that compiled code does not depend on every batch's own.
+    most = max(64, 1 << (longest - 1).bit_length())
+    return {
+        "attention_mask": torch.full((1, 1, 1, 1), math.nan, device=device),
+        "cu_seq_lens_q": starts,
+        "cu_seq_lens_k": starts,
+        "max_length_q": most,
+        "max_length_k": most,
+    }
 
 
 def _width(rows: Sequence[Sequence[int]], lengths: Sequence[int]) -> int:

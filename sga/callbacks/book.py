@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from sga.callbacks.evaluator import EvaluationCallback
-from sga.callbacks.overlap import fill_rouge, rouge_settings
+from sga.callbacks.overlap import fill_rouge, note_cut_prompts, rouge_settings
 from sga.data.records import Record
 from sga.datamodule import EvaluationData
-from sga.errors import UserError
+from sga.errors import check_numbers
 from sga.evaluation.aggregation import PASSAGE_SETS, add_book
 from sga.evaluation.evaluation import Evaluation
 from sga.evaluation.metrics import RougeTokenizer, bleu, texts_without_spaces
@@ -32,8 +32,7 @@ class BookContinuations(EvaluationCallback):
             rouge_tokenizer: Words that ROUGE counts: ``published`` as rouge-score has them (a-z and 0-9, so that other
                 scripts have none), ``unicode`` takes letters of any script.
         """
-        if new_tokens is not None and new_tokens < 1:
-            raise UserError(f"new_tokens must be at least 1, got {new_tokens}")
+        check_numbers(1, new_tokens=new_tokens)
         self.new_tokens = new_tokens
         self.rouge_tokenizer: RougeTokenizer = rouge_tokenizer
 
@@ -73,11 +72,6 @@ class BookContinuations(EvaluationCallback):
             absent = fill_rouge(evaluation, name, records, texts, truth, self.rouge_tokenizer)
             if absent is not None:
                 why[f"{name}/rouge_l_recall"] = absent
-            cut = sum(generation.cut for generation in found)
-            if cut:
-                evaluation.note(
-                    f"{cut} of {len(records)} {name} prompts lost their beginning to leave room for new tokens in "
-                    f"{data.encoder.max_length}, the context"
-                )
+            note_cut_prompts(evaluation, name, found, "their beginning", data.encoder.max_length)
         if evaluation.name == "book":  # no other benchmark is expected to have these sets
             add_book(evaluation, why)

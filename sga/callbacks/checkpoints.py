@@ -17,7 +17,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
 from sga.callbacks.evaluator import evaluation_of
-from sga.errors import DivergenceError, Interruption, StoppedError, UserError
+from sga.errors import DivergenceError, Interruption, StoppedError, check_numbers
 from sga.evaluation.metrics import DIVERGED
 from sga.runs.folder import RunFolder
 
@@ -155,8 +155,7 @@ class RunCheckpoints(Checkpoint):
                 takes 84 GB.
             keep_good: Keep the last checkpoint that was evaluated and had not diverged, where that is not the last one.
         """
-        if every_n_steps is not None and every_n_steps < 1:
-            raise UserError(f"every_n_steps must be at least 1, got {every_n_steps}")
+        check_numbers(1, every_n_steps=every_n_steps)
         self.every_n_steps = every_n_steps
         self.keep_epochs = keep_epochs
         self.keep_good = keep_good

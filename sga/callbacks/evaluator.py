@@ -16,7 +16,7 @@ import transformers
 
 from sga.data.records import Record
 from sga.datamodule import EvaluationData, UnlearningData
-from sga.errors import UserError
+from sga.errors import UserError, check_numbers
 from sga.evaluation.accumulated import torch_metric
 from sga.evaluation.bootstrap import Bootstrap
 from sga.evaluation.cache import AnswerCache, model_key
@@ -69,8 +69,7 @@ class Evaluator(pl.Callback):
                 starting model's answers are kept.
             resamples: Bootstrap resamples of the intervals; 0 leaves intervals out.
         """
-        if resamples < 0:
-            raise UserError(f"resamples must be at least 0, got {resamples}")
+        check_numbers(0, resamples=resamples)
         self.reference_path = reference
         """As it was given; see `reference_paths`."""
         if len(set(self.reference_paths)) < len(self.reference_paths):
@@ -134,7 +133,7 @@ class Evaluator(pl.Callback):
         if not self._references or "forget" not in data.sets:
             return ()
         ids = [record.id for record in data.sets["forget"]]
-        without = next((one.source for one in self._references if one.ids is None), None)
+        without = next((one.source for one in self._references if one.forget_ids is None), None)
         if without is not None and not are_first_rows(ids):
             raise UserError(
                 f"{without} has no ids, so its rows belong to the first rows of the forget set; leave "

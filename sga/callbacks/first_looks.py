@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import lightning.pytorch as pl
@@ -11,7 +12,6 @@ from lightning.pytorch.callbacks import Timer
 from sga.batching.templates import PlainTemplate
 from sga.callbacks.evaluator import Evaluator, evaluation_of
 from sga.datamodule import UnlearningData
-from sga.evaluation.degenerate import is_repeating
 
 _SHOWN = 300
 """Characters of the first prompt that are printed."""
@@ -65,19 +65,30 @@ class FirstLooks(pl.Callback):
             return
         evaluation = evaluation_of(trainer)
         assert evaluation is not None, "it has just been made"
-        answers = {key: str(row["generation"]) for key, row in evaluation.rows.items() if "generation" in row}
-        empty = [key for key, answer in answers.items() if not answer.strip()]
-        repeating = [key for key, answer in answers.items() if is_repeating(answer)]
-        if not answers or len(empty) + len(repeating) < _NEARLY_ALL * len(answers):
+        said = silent_answers(evaluation.rows.values())
+        if said is None:
             return
-        kinds = ((empty, "empty"), (repeating, "the same words over and over"))
-        said = " and ".join(f"{len(keys)} of {len(answers)} greedy answers are {kind}" for keys, kind in kinds if keys)
-        first = (empty or repeating)[0]
+        first = next(key for key, row in evaluation.rows.items() if row.get("degenerate"))
         warnings.warn(
             f"{said}{' before unlearning' if before else ''} (first {first[0]} {first[1]}): no metric of answers can "
-            f"tell what such a model knows. Likely {_cause(data, pl_module, bool(empty))}",
+            f"tell what such a model knows. Likely {_cause(data, pl_module, ' empty' in said)}",
             stacklevel=2,
         )
+
+
+def silent_answers(rows: Iterable[Mapping[str, Any]]) -> str | None:
+    """That nearly all greedy answers are empty or repeat themselves, in words; None if they do not.
+
+    Args:
+        rows: Rows of an evaluation; those that `Fluency` looked at are counted.
+    """
+    seen = [row for row in rows if "degenerate" in row]
+    if not seen or sum(bool(row["degenerate"]) for row in seen) < _NEARLY_ALL * len(seen):
+        return None
+    empty = sum(bool(row["empty"]) for row in seen)
+    repeated = sum(bool(row["repeated"]) for row in seen)
+    kinds = ((empty, "are empty"), (repeated, "repeat themselves"))
+    return " and ".join(f"{count} of {len(seen)} greedy answers {kind}" for count, kind in kinds if count)
 
 
 def _keeps_texts(trainer: pl.Trainer) -> bool:

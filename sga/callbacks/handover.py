@@ -11,11 +11,12 @@ import numpy as np
 from sga.callbacks.model_utility import ModelUtility
 from sga.callbacks.overlap import fill_rouge
 from sga.callbacks.rules import Point, StoppingRule, Verdict
-from sga.data.records import Record
+from sga.data.records import FORGET_PARAPHRASED, Record
 from sga.data.reserved import RETAIN_UNSEEN
 from sga.datamodule import EvaluationData
 from sga.errors import UserError
 from sga.evaluation.evaluation import Evaluation
+from sga.evaluation.facts import says_fact
 from sga.evaluation.handover import LEAST_ROWS, Account, Tolerances, account, reported_part
 from sga.evaluation.handover_quantities import Answered, add_quantities, likelier_share, other_answers
 from sga.evaluation.metrics import extraction_strength, min_k_score, rouge
@@ -38,12 +39,15 @@ class FitToHandOver(StoppingRule):
         least_rows: Number of rows of the forget set, and of the holdout set where there is one, from which on choices
             are made on one half and reported on the other; at least 4. Halves of 20 rows seldom have intervals that are
             narrow enough to be told forgotten; see docs/handover.md.
+        ends: Whether the run ends at the first evaluation that violates nothing; false chooses alike and goes on to the
+            last epoch, for experiments that report both.
     """
 
     needs_intervals: ClassVar[bool] = True
 
     tolerances: Tolerances = Tolerances()  # noqa: RUF009  (frozen)
     least_rows: int = LEAST_ROWS
+    ends: bool = True
 
     def __post_init__(self) -> None:
         if self.least_rows < 4:
@@ -75,7 +79,7 @@ class FitToHandOver(StoppingRule):
                 "testable; give a holdout set, or questions with answers in place of plain text"
             )
         better = chosen is None or found.ranking < self.account_of(chosen, start).ranking
-        stop = None if found.score else found.sentence
+        stop = found.sentence if self.ends and not found.score else None
         violations = {f"handover/violation/{name.replace(' ', '_')}": v for name, v in found.violations().items()}
         return Verdict(better, found.sentence, stop, {"handover/score": found.score, **violations})
 
@@ -127,6 +131,7 @@ class FitToHandOver(StoppingRule):
         forget, holdout = data.sets.get("forget", ()), data.sets.get("holdout", ())
         if not forget:
             raise UserError("--stop.rule FitToHandOver looks at the forget set, and there is none")
+        _note_facts(data, answers, evaluation, utility)
         found = _answered([record_score(record) for record in forget], answers)
         found = _with_rouge(found, "forget", forget, answers, evaluation, utility)
         if holdout:
@@ -151,6 +156,18 @@ class FitToHandOver(StoppingRule):
                 ]
             )
         add_quantities(evaluation, found, unseen, False, likelier, self.least_rows)
+
+
+def _note_facts(data: EvaluationData, answers: Answers, evaluation: Evaluation, utility: ModelUtility | None) -> None:
+    """Fills ``fact_recall`` of the rows whose greedy answer is known and whose record has a fact: 1 if it says it."""
+    for name in ("forget", FORGET_PARAPHRASED, "holdout", "retain", RETAIN_UNSEEN):
+        records = data.sets.get(name, ())
+        if utility is None or not utility.generates(records):
+            continue
+        for record in records:
+            says = says_fact(record, answers.generation(utility.generation(record)).text)
+            if says is not None:
+                evaluation.row(name, record)["fact_recall"] = float(says)
 
 
 def _other_answers(data: EvaluationData) -> tuple[str, ...] | None:

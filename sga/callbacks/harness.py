@@ -11,7 +11,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 
 from sga.callbacks.evaluator import EvaluationCallback
 from sga.datamodule import EvaluationData
-from sga.errors import UserError
+from sga.errors import UserError, check_numbers
 from sga.evaluation.evaluation import Evaluation
 from sga.evaluation.requests import Answers, Request
 
@@ -39,9 +39,7 @@ class Harness(EvaluationCallback):
             limit: Only the first so many items of each task, to try it out.
             batch_size: Sequences of a forward pass.
         """
-        for name, value in (("limit", limit), ("batch_size", batch_size)):
-            if value is not None and value < 1:
-                raise UserError(f"{name} must be at least 1, got {value}")
+        check_numbers(1, limit=limit, batch_size=batch_size)
         self.tasks, self.include_path = tuple(tasks), include_path
         self.limit, self.batch_size = limit, batch_size
         self._task_manager: Any = None

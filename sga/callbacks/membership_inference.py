@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from sga.callbacks.evaluator import EvaluationCallback
 from sga.callbacks.model_utility import note_cut_texts, note_empty_answers, reasons
 from sga.datamodule import EvaluationData
-from sga.errors import UserError
+from sga.errors import check_numbers
 from sga.evaluation.aggregation import add_membership
 from sga.evaluation.evaluation import Evaluation
 from sga.evaluation.metrics import min_k_plus_plus_score, min_k_score, zlib_score
@@ -29,10 +29,8 @@ class MembershipInference(EvaluationCallback):
             reference_auc: AUC of Min-K % of a retrained model, 1.0 = members recognised perfectly; null takes that of
                 --evaluation.reference. 0.5 gives open-unlearning's default, which is no retrained model's.
         """
-        if not 0 < min_k_share <= 1:
-            raise UserError(f"min_k_share must be above 0 and at most 1, got {min_k_share}")
-        if reference_auc is not None and not 0 <= reference_auc < 1:
-            raise UserError(f"reference_auc must be at least 0 and below 1, got {reference_auc}")
+        check_numbers(above=0, at_most=1, min_k_share=min_k_share)
+        check_numbers(0, below=1, reference_auc=reference_auc)
         self.min_k_share = min_k_share
         self.reference_auc = reference_auc
 

@@ -8,7 +8,7 @@ from sga.callbacks.evaluator import EvaluationCallback
 from sga.callbacks.overlap import fill_rouge, rouge_settings
 from sga.data.records import FORGET_PARAPHRASED, Record
 from sga.datamodule import EvaluationData
-from sga.errors import UserError
+from sga.errors import check_numbers
 from sga.evaluation.aggregation import ANSWERED_SETS, KEPT_SETS, UTILITY_UNSEEN, add_utility
 from sga.evaluation.evaluation import Evaluation
 from sga.evaluation.metrics import RougeTokenizer, probability
@@ -127,8 +127,7 @@ class ModelUtility(EvaluationCallback):
             rouge_tokenizer: Words that ROUGE counts: ``published`` as rouge-score has them (a-z and 0-9, so that other
                 scripts have none), ``unicode`` takes letters of any script.
         """
-        if max_new_tokens < 1:
-            raise UserError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
+        check_numbers(1, max_new_tokens=max_new_tokens)
         self.max_new_tokens = max_new_tokens
         self.count_prompt = count_prompt
         self.generate = generate

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from sga.callbacks.evaluator import EvaluationCallback
-from sga.callbacks.overlap import fill_rouge, rouge_settings
+from sga.callbacks.overlap import fill_rouge, note_cut_prompts, rouge_settings
 from sga.data.records import Record
 from sga.datamodule import EvaluationData
-from sga.errors import UserError
+from sga.errors import check_numbers
 from sga.evaluation.aggregation import MUSE_SETS, add_muse
 from sga.evaluation.evaluation import Evaluation
 from sga.evaluation.metrics import RougeTokenizer
@@ -37,9 +37,7 @@ class MUSE(EvaluationCallback):
             rouge_tokenizer: Words that ROUGE counts: ``published`` as rouge-score has them (a-z and 0-9, so that other
                 scripts have none), ``unicode`` takes letters of any script.
         """
-        for name, value in (("verbmem_tokens", verbmem_tokens), ("knowmem_tokens", knowmem_tokens)):
-            if value < 1:
-                raise UserError(f"{name} must be at least 1, got {value}")
+        check_numbers(1, verbmem_tokens=verbmem_tokens, knowmem_tokens=knowmem_tokens)
         self.verbmem_tokens = verbmem_tokens
         self.knowmem_tokens = knowmem_tokens
         self.rouge_tokenizer: RougeTokenizer = rouge_tokenizer
@@ -79,13 +77,8 @@ class MUSE(EvaluationCallback):
             absent = fill_rouge(evaluation, name, records, texts, truth, self.rouge_tokenizer, "fmeasure")
             if absent is not None:
                 why[name] = absent
-            cut = sum(generation.cut for generation in found)
-            if cut:
-                lost = "their beginning" if name == VERBMEM else "their first examples"
-                evaluation.note(
-                    f"{cut} of {len(records)} {name} prompts lost {lost} to leave room for new tokens in "
-                    f"{data.encoder.max_length}, the context"
-                )
+            lost = "their beginning" if name == VERBMEM else "their first examples"
+            note_cut_prompts(evaluation, name, found, lost, data.encoder.max_length)
         if evaluation.name == "muse":  # no other benchmark is expected to have these sets
             add_muse(evaluation, why)
 

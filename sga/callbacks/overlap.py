@@ -8,6 +8,7 @@ from typing import Literal
 from sga.data.records import Record
 from sga.evaluation.evaluation import Evaluation
 from sga.evaluation.metrics import RougeTokenizer, rouge, texts_without_words
+from sga.evaluation.requests import Generation
 
 
 def fill_rouge(
@@ -42,6 +43,15 @@ def fill_rouge(
     for record, score in zip(records, scores, strict=True):
         evaluation.row(set_name, record)[f"rouge_l_{part}"] = score
     return None
+
+
+def note_cut_prompts(evaluation: Evaluation, set_name: str, found: Sequence[Generation], lost: str, room: int) -> None:
+    """Counts the prompts of a set that lost a part of theirs to a context of `room` tokens, in a note."""
+    cut = sum(generation.cut for generation in found)
+    if cut:
+        evaluation.note(
+            f"{cut} of {len(found)} {set_name} prompts lost {lost} to leave room for new tokens in {room}, the context"
+        )
 
 
 def rouge_settings(tokenizer: RougeTokenizer) -> dict[str, str]:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from sga.callbacks.model_utility import ModelUtility
 from sga.datamodule import EvaluationData
-from sga.errors import UserError
+from sga.errors import UserError, check_numbers
 from sga.evaluation.aggregation import UTILITY_UNSEEN
 from sga.evaluation.evaluation import Evaluation
 from sga.evaluation.requests import Answers, Request
@@ -147,8 +147,7 @@ class BestForgetQuality(StoppingRule):
     stop_below_budget: bool = False
 
     def __post_init__(self) -> None:
-        if not 0 < self.utility_share <= 1:
-            raise UserError(f"utility_share must be above 0 and at most 1, got {self.utility_share}")
+        check_numbers(above=0, at_most=1, utility_share=self.utility_share)
 
     def declaration(self) -> str:
         return f"best forget quality with at least {self.utility_share:g} of the starting model's utility"
@@ -213,14 +212,9 @@ class FailureSignatures(StoppingRule):
     def __post_init__(self) -> None:
         if {self.normal_perplexity, self.model_utility, self.forget_quality, self.privleak} == {None}:
             raise UserError("FailureSignatures looks at no signature; set at least one threshold")
-        if self.normal_perplexity is not None and not self.normal_perplexity > 1:
-            raise UserError(f"normal_perplexity must be above 1, got {self.normal_perplexity}")
-        for name in ("model_utility", "forget_quality"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < 1:
-                raise UserError(f"{name} must be between 0 and 1, got {value}")
-        if self.privleak is not None and not self.privleak >= 0:
-            raise UserError(f"privleak must be at least 0, got {self.privleak}")
+        check_numbers(above=1, normal_perplexity=self.normal_perplexity)
+        check_numbers(above=0, below=1, model_utility=self.model_utility, forget_quality=self.forget_quality)
+        check_numbers(0, privleak=self.privleak)
 
     def declaration(self) -> str:
         looked_at = [

@@ -34,10 +34,13 @@ from sga.evaluation.requests import Generation
 from sga.evaluation.table import evaluation_table
 from sga.groups.group import record_hash
 from sga.groups.similarity import similarity_of_normals
-from sga.losses import Loss
+from sga.losses.base import Loss
 from sga.rates.geometry import Geometry, paper_rate, total
 from sga.runs.folder import RunFolder
 from sga.runs.restart import clear_start, only_begun, reserved_ids
+
+_TEXTS = ("generation", "answer_tokens")
+"""Columns of rows that hold words of the data."""
 
 
 class RunFiles(pl.Callback):
@@ -219,7 +222,7 @@ class RunFiles(pl.Callback):
                 texts = {"question": record.question, "answer": record.answer}
             else:
                 texts = {"sha256": record_hash(record)}
-                values = {key: value for key, value in values.items() if key != "generation"}
+                values = {key: value for key, value in values.items() if key not in _TEXTS}
             rows.append({"step": step, "set": name, "id": record_id, **texts, **values})
         points = run.write_evaluation(point, rows)
         run.write_chosen({**_summary(points, evaluation, _stopping(trainer)), **cost})

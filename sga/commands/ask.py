@@ -11,7 +11,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sga.errors import UserError
+from sga.errors import UserError, check_numbers
 from sga.runs.folder import RunFolder
 
 if TYPE_CHECKING:
@@ -41,8 +41,7 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--trust-code", action="store_true", help="import a run's template that is not of this package")
     options = parser.parse_args(list(arguments))
-    if options.max_new_tokens < 1:
-        raise UserError(f"--max-new-tokens must be at least 1, got {options.max_new_tokens}")
+    check_numbers(1, **{"--max-new-tokens": options.max_new_tokens})
     if not options.question.strip():
         raise UserError("the question is empty; put it in quotation marks after the models")
     names = [options.model, *([options.other] if options.other is not None else [])]

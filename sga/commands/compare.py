@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from sga.errors import UserError
+from sga.errors import check_numbers
 from sga.evaluation.comparison import compare
 from sga.evaluation.table import terminal_width
 from sga.files import write_json
@@ -34,8 +34,7 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of both (default 0)")
     options = parser.parse_args(list(arguments))
-    if options.seed < 0:
-        raise UserError(f"--seed must be at least 0, got {options.seed}")
+    check_numbers(0, **{"--seed": options.seed})
     comparison = compare(
         read_log(options.a, options.step_a, "raw"),
         read_log(options.b, options.step_b, "raw"),

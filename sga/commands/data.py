@@ -9,7 +9,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sga.errors import UserError
+from sga.errors import UserError, check_numbers
 from sga.groups.group import Group, Origin
 
 if TYPE_CHECKING:
@@ -36,8 +36,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--groups", type=int, default=2, metavar="N", help="how many groups to print (default 2)")
     parser.add_argument("--set", metavar="NAME", help="print records of this evaluation set instead of groups")
     options, rest = parser.parse_known_args(list(arguments[1:]))
-    if options.groups < 1:
-        raise UserError(f"--groups must be at least 1, got {options.groups}")
+    check_numbers(1, **{"--groups": options.groups})
 
     from sga.cli import configured_cli
 

@@ -17,7 +17,7 @@ from sga.commands.data import side_by_side
 from sga.data.builtin import packaged_path
 from sga.data.records import Record
 from sga.data.reserved import reserved_and_pool, with_reserved
-from sga.errors import UserError
+from sga.errors import UserError, check_numbers
 from sga.files import read_json_lines, write_json_lines
 from sga.groups.alternatives import measured_answers
 from sga.groups.checks import Checker, Checks
@@ -124,8 +124,7 @@ def _generate(arguments: list[str]) -> int:
     options, rest = parser.parse_known_args(arguments)
     if not options.dry_run:
         _check_output(options.output, options.overwrite)
-    if options.attempts < 1:
-        raise UserError(f"--attempts must be at least 1, got {options.attempts}")
+    check_numbers(1, **{"--attempts": options.attempts})
     writer = _writer(options)
     data, forget, pool, _ = _data(rest)
     name = options.prompt or ("news" if forget[0].is_text else "qa")

@@ -107,7 +107,7 @@ def _request(
 ) -> tuple[PlannedRun, int | None]:
     """The run that the options mean, and the steps of an epoch where the data is known."""
     from sga.groups.roles import ALTERNATIVE, FORGET, NORMAL, RETAIN, columns_of
-    from sga.losses import Needs
+    from sga.losses.base import Needs
     from sga.models.pretrained import Pretrained
     from sga.optimization import optimizer_bytes
     from sga.planning.estimate import PlannedRun

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sga.errors import UserError
+from sga.errors import UserError, check_numbers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from sga.cli import UnlearningCLI
-    from sga.losses import Loss
+    from sga.losses.base import Loss
     from sga.rates.estimates import GeometryEstimates, IntervalEstimate, RuleEstimates
     from sga.report.rate_advice import Sample
 
@@ -59,10 +59,8 @@ def main(arguments: Sequence[str]) -> int:
         "--output", type=Path, metavar="FOLDER", help="where to write (default rate/ in the run folder)"
     )
     options, rest = parser.parse_known_args(list(arguments))
-    for name, least in (("groups", FEWEST), ("chunks", FEWEST), ("held", 1)):
-        value = getattr(options, name)
-        if value is not None and value < least:
-            raise UserError(f"--{name} must be at least {least}, got {value}")
+    check_numbers(FEWEST, **{"--groups": options.groups, "--chunks": options.chunks})
+    check_numbers(1, **{"--held": options.held})
     for margin in options.margins:
         if not (math.isfinite(margin) and margin >= 0):
             raise UserError(f"--margins must be finite numbers of at least 0, got {margin:g}")

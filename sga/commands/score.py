@@ -12,7 +12,7 @@ import numpy as np
 
 from sga.data.records import FORGET_PARAPHRASED
 from sga.data.reserved import RETAIN_UNSEEN
-from sga.errors import UserError
+from sga.errors import UserError, check_numbers
 from sga.evaluation.aggregation import (
     MEMBERSHIP_SCORES,
     MEMORIZATION_SCORES,
@@ -110,8 +110,7 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(list(arguments))
     if options.reference_step is not None and not options.reference:
         raise UserError(f"--reference-step {options.reference_step} needs --reference")
-    if options.reference_auc is not None and not 0 <= options.reference_auc < 1:
-        raise UserError(f"--reference-auc must be at least 0 and below 1, got {options.reference_auc}")
+    check_numbers(0, below=1, **{"--reference-auc": options.reference_auc})
     if options.output is not None and options.output.is_dir():
         raise UserError(f"--output {options.output} is a folder; name a file in it")
 
@@ -267,7 +266,7 @@ def _aligned(log: Log, reference: RetainReference) -> RetainReference:
     ids = log.ids("forget")
     if not log.has_ids:
         return reference_for_positions(reference, len(ids), log.settings)
-    if reference.ids is None and not are_first_rows(ids):
+    if reference.forget_ids is None and not are_first_rows(ids):
         raise UserError(
             f"{reference.source} has no ids, so its rows belong to the first rows of the forget set, but the log's are "
             f"others ({ids[0]} first); score an evaluation of every row (sga test), or use a run of this package as "
@@ -470,8 +469,8 @@ def _with_epsilon(log_ratio: Floats, right_nll: Floats) -> Floats:
 # What is printed
 
 
-def _origin(source: Log | RetainReference) -> dict[str, object]:
-    rows = source.sets if isinstance(source, Log) else {"forget": len(source)}
+def _origin(source: Log) -> dict[str, object]:
+    rows = {"forget": len(source)} if isinstance(source, RetainReference) else source.sets
     return {
         "source": source.source,
         "kind": source.kind,
@@ -490,5 +489,5 @@ def _heading(log: Log, references: Sequence[RetainReference]) -> str:
     return "\n".join(lines)
 
 
-def _made_by(source: Log | RetainReference) -> str:
+def _made_by(source: Log) -> str:
     return _KINDS[source.kind] + ("" if source.step is None else f", step {source.step}")

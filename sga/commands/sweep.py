@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from sga.errors import UserError
+from sga.errors import UserError, check_numbers
 from sga.evaluation.table import duration
 from sga.experiments.configuration import applied, settings_from
 from sga.experiments.engine import Pool, Processes, run, terminable
@@ -68,8 +68,7 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     add("--retry-failed", action="store_true", help="make failed runs again")
     add("--results", action="store_true", help="write the results of what is finished, and run nothing")
     options = parser.parse_args(list(arguments))
-    if options.workers < 1:
-        raise UserError(f"--workers must be at least 1, got {options.workers}")
+    check_numbers(1, **{"--workers": options.workers})
     if options.job and not options.cluster:
         raise UserError("--job sets a parameter of a cluster's jobs: give --cluster too")
     if options.gpus and options.cluster:

@@ -13,8 +13,9 @@ trains by a recipe (configs/recipes/unlearn.yaml), chooses the weights by a rule
 after an interruption.
 """
 _EPILOG = """\
-Files are JSON Lines or CSV with question and answer, text, prompt and completion, or messages. Each step is an ordinary
-run in DIR (start, unlearned, final) with its fit.yaml, which sga fit --config repeats.
+A FILE is JSON Lines, JSON or CSV with question and answer, text, prompt and completion, or messages; or the name of
+a data set on the Hub, organisation/name:split. Each step is an ordinary run in DIR (start, unlearned, final) with its
+fit.yaml, which sga fit --config repeats.
 """
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -50,16 +51,9 @@ def _names(seed: int, country: int) -> list[tuple[str, str]]:
     for number in range(len(given) * len(family)):
         first, gender = given[number % len(given)]
         # One step further after each full round makes all pairs come up once, whatever the two lengths.
-        last = family[(number + number // _common_period(len(given), len(family))) % len(family)]
+        last = family[(number + number // math.lcm(len(given), len(family))) % len(family)]
         names.append((f"{last} {first}" if words.family_first else f"{first} {last}", gender))
     return names
-
-
-def _common_period(a: int, b: int) -> int:
-    period = a
-    while period % b:
-        period += a
-    return period
 
 
 @lru_cache(maxsize=256)

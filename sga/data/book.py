@@ -8,7 +8,7 @@ from pathlib import Path
 from sga.data.builtin import builtin_path
 from sga.data.records import Benchmark, Record, Source, TokenCounter
 from sga.data.text_blocks import cut_records, split_after
-from sga.errors import UserError
+from sga.errors import UserError, check_numbers
 
 SAMPLE_TEXT = "book/the-tide-clock.txt"
 SAMPLE_NORMAL_TEXT = "book/on-small-trades.txt"
@@ -42,11 +42,8 @@ class Book(Source):
     holdout_share: float = 0.25
 
     def __post_init__(self) -> None:
-        for name in ("prompt_tokens", "continuation_tokens"):
-            if getattr(self, name) < 8:
-                raise UserError(f"{name} must be at least 8, got {getattr(self, name)}")
-        if not 0 < self.holdout_share < 1:
-            raise UserError(f"holdout_share must be between 0 and 1, got {self.holdout_share}")
+        check_numbers(8, prompt_tokens=self.prompt_tokens, continuation_tokens=self.continuation_tokens)
+        check_numbers(above=0, below=1, holdout_share=self.holdout_share)
         if self.text is not None and self.normal_text is None:
             raise UserError(
                 f"the book {self.text} needs normal text beside it, prose that the model is to keep: "

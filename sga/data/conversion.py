@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,18 +20,23 @@ _CONVERT = (
 )
 
 
+_HUB_NAME = re.compile(r"(?P<name>[\w-][\w.-]*/[\w.-]+)(?::(?P<split>[^/\s]+))?")
+"""Name of a data set on the Hub, with or without a split; a folder in its format is named alike."""
+
+
 def converted_records(data: Any, name: str) -> tuple[Record, ...]:
     """Records of a file, or of what a program holds; ids are ``name/0``, ``name/1``, … in their order.
 
     Args:
-        data: Path of a JSON Lines, JSON (a list) or CSV file; or records, dictionaries, or a data set that yields them.
+        data: Path of a JSON Lines, JSON (a list) or CSV file; ``organisation/name`` or ``organisation/name:split`` of a
+            data set on the Hub; or records, dictionaries, or a data set that yields them.
         name: What the data is: ``forget``, ``retain`` or ``holdout``.
 
     Raises:
         UserError: nothing is there, or a record has another form: says which, and how to convert it.
     """
     if isinstance(data, (str, Path)):
-        rows = _file_rows(Path(data), name)
+        rows = _file_rows(Path(data), name) if Path(data).is_file() else _hub_rows(str(data), name)
     elif isinstance(data, Mapping) or not isinstance(data, Iterable):
         raise UserError(f"{name}: must be a file or a list of records, got {type(data).__name__}; {_CONVERT}")
     else:
@@ -41,11 +47,6 @@ def converted_records(data: Any, name: str) -> tuple[Record, ...]:
 
 
 def _file_rows(path: Path, name: str) -> list[tuple[str, Any]]:
-    if not path.is_file():
-        raise UserError(
-            f"--{name} {path}: no such file. Of a data set on the Hub, write one first: "
-            f"datasets.load_dataset(NAME, split=SPLIT).to_json({name + '.jsonl'!r})"
-        )
     if path.suffix == ".jsonl":
         return [(f"{path}:{number}", row) for number, row in read_json_lines(path)]
     try:
@@ -59,6 +60,33 @@ def _file_rows(path: Path, name: str) -> list[tuple[str, Any]]:
     if not isinstance(content, list):
         raise UserError(f"{path}: is no list of records; {_CONVERT}")
     return [(f"{path}[{index}]", row) for index, row in enumerate(content)]
+
+
+def _hub_rows(place: str, name: str) -> list[tuple[str, Any]]:
+    """Rows of a data set on the Hub, or of a folder in its format."""
+    found = _HUB_NAME.fullmatch(place)
+    if found is None or Path(place).suffix in (".jsonl", ".json", ".csv"):
+        raise UserError(
+            f"--{name} {place}: no such file, and no name of a data set on the Hub (organisation/name:split)"
+        )
+    import datasets
+
+    try:
+        data = datasets.load_dataset(found["name"], split=found["split"])
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        why = str(error).strip().split("\n")[0] or type(error).__name__
+        raise UserError(
+            f"--{name} {place}: neither a file, nor a data set that can be read from the Hub ({why}); check the name "
+            "and the connection, or give a file (.jsonl, .json, .csv)"
+        ) from error
+    if isinstance(data, datasets.DatasetDict):
+        splits = list(data)
+        if len(splits) > 1:
+            raise UserError(
+                f"--{name} {place}: has the splits {', '.join(splits)}; say which: {found['name']}:{splits[0]}"
+            )
+        data = data[splits[0]]
+    return [(f"{place}[{index}]", _filled(row)) for index, row in enumerate(data)]
 
 
 def _filled(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from sga.data.records import Benchmark, Record, Source, TokenCounter
 from sga.data.text_blocks import cut_records
-from sga.errors import UserError
+from sga.errors import UserError, check_numbers
 from sga.files import read_json
 
 HUB_NAME = "muse-bench/MUSE-News"
@@ -79,10 +79,8 @@ class MUSENews(Source):
     block_tokens: int = 2048
 
     def __post_init__(self) -> None:
-        if self.texts is not None and self.texts < 2:
-            raise UserError(f"texts must be at least 2, got {self.texts}")
-        if self.block_tokens < 16:
-            raise UserError(f"block_tokens must be at least 16, got {self.block_tokens}")
+        check_numbers(2, texts=self.texts)
+        check_numbers(16, block_tokens=self.block_tokens)
 
     def load(self, root: str | None) -> Benchmark:
         """Reads the files.

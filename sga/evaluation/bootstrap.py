@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import NormalDist
 
@@ -87,3 +88,10 @@ class Bootstrap:
         """The quantiles (1 − level)/2 and (1 + level)/2 of a statistic's resampled values."""
         low, high = np.quantile(draws, [(1 - self.level) / 2, (1 + self.level) / 2])
         return float(low), float(high)
+
+
+def harmonic_means(parts: Sequence[Floats]) -> Floats:
+    """[resamples], the harmonic mean of parts, [resamples] each; 0 where one of them is."""
+    with np.errstate(divide="ignore"):
+        drawn: Floats = len(parts) / (1 / np.stack(parts)).sum(axis=0)
+    return drawn

@@ -1,4 +1,4 @@
-"""Greedy decoding with growing key-value buffers, from which finished rows leave; or without, where a model has none.
+"""Greedy decoding, or sampling, with growing key-value buffers, which finished rows leave; or without any.
 
 A model that keeps its past in another form takes a key-value cache as one of its further arguments and does not read
 it: each token is then said after the one before it alone. So how a model decodes is tried out, see `decoding_way`.
@@ -17,11 +17,13 @@ from torch.nn import functional
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from sga.errors import DivergenceError
+from sga.evaluation.graph_decoding import GraphDecoding, can_decode
 from sga.evaluation.request_batches import GenerateBatch, GenerateJob
 from sga.evaluation.requests import Generation
 from sga.evaluation.scoring import is_out_of_memory
 from sga.likelihood.forward import logits_at, takes
 from sga.likelihood.tryouts import lone_logits, padding_works, same_logits
+from sga.models.attention import switched
 from sga.models.text_config import text_config
 
 _PART = {"cpu": 256}
@@ -31,13 +33,15 @@ _PART = {"cpu": 256}
 class DecodingWay(IntEnum):
     """How prompts are continued, the fastest first; all give the same answers where they work."""
 
-    GROWING = 0
+    GRAPH = 0
+    """On a GPU, with buffers of fixed size and steps that are recorded once, see `sga.evaluation.graph_decoding`."""
+    GROWING = 1
     """With a key-value cache of ours, prompts padded on the left."""
-    OWN = 1
+    OWN = 2
     """With the cache that the model's configuration describes (states of recurrences, say), padded likewise."""
-    UNCACHED = 2
+    UNCACHED = 3
     """Without a cache, padded on the right: the whole text goes through the model for each token."""
-    ALONE = 3
+    ALONE = 4
     """Without a cache, one prompt after the other."""
 
 
@@ -82,10 +86,45 @@ def decoding_way(model: nn.Module, batch: GenerateBatch) -> DecodingWay:
     prompts = {shortest.ids: 0, longest.ids[len(longest.ids) // 2 :]: 0, longest.ids: longest.limit}
     texts = [tuple(islice(cycle(ids), len(ids) + max(more, _STEPS))) for ids, more in prompts.items()]
     expected = [lone_logits(model, text, _STEPS + 1) for text in texts]
+    if batch.input_ids.is_cuda and can_decode(model) and _records(model, texts, expected, batch):
+        return DecodingWay.GRAPH
     for way in (DecodingWay.GROWING, DecodingWay.OWN):
         if _decodes(model, way, texts, expected, batch):
             return way
     return DecodingWay.UNCACHED if padding_works(model, texts) else DecodingWay.ALONE
+
+
+def _records(
+    model: nn.Module, texts: Sequence[tuple[int, ...]], expected: Sequence[Tensor], batch: GenerateBatch
+) -> bool:
+    """`_decodes` for `GraphDecoding`: the texts' last tokens are read as they are written, then by a recorded step."""
+    jobs = [(row, GenerateJob(text[:-_STEPS], _STEPS + 1, cut=False)) for row, text in enumerate(texts)]
+    device = batch.input_ids.device
+    forced = torch.tensor([text[-_STEPS:] for text in texts], device=device)  # [N, S]
+    rows = torch.arange(len(texts), device=device)
+    try:
+        with switched(model):
+            decoding = GraphDecoding(model, GenerateBatch(jobs, batch.pad_id).to(device), rows, (), device.type == "cuda")
+            recorded: torch.cuda.CUDAGraph | None = None
+            for step in range(_STEPS + 1):
+                for row, found in zip(decoding.rows.tolist(), decoding.logits, strict=True):
+                    if not same_logits(model, found, expected[row][step]):
+                        return False
+                if step == 0:
+                    decoding.keep(rows[1:] if len(texts) > 1 else rows)
+                    decoding.begin(_STEPS + 1)
+                elif step == 1 and decoding.graph:
+                    recorded = torch.cuda.CUDAGraph()
+                    with torch.cuda.graph(recorded):
+                        decoding.read()
+                if step < _STEPS:
+                    decoding.ids.copy_(forced[decoding.rows, step][:, None])
+                    decoding.read() if recorded is None else recorded.replay()
+    except Exception as error:  # whatever a model raises that does not know such a cache, or that waits for the GPU
+        if is_out_of_memory(error):
+            raise
+        return False
+    return True
 
 
 def _decodes(
@@ -121,19 +160,24 @@ def _decodes(
 
 @torch.no_grad()
 def generate(
-    model: nn.Module, batch: GenerateBatch, stop_ids: Sequence[int], way: DecodingWay = DecodingWay.GROWING
+    model: nn.Module,
+    batch: GenerateBatch,
+    stop_ids: Sequence[int],
+    way: DecodingWay = DecodingWay.GROWING,
+    generator: torch.Generator | None = None,
 ) -> list[Generation]:
-    """Greedy continuations; a row that has ended leaves the batch.
+    """Greedy or sampled continuations; a row that has ended leaves the batch.
 
-    Plain arg-max decoding: the model's own generation_config (sampling, penalties) is not read. On a CPU, where the
-    keys and values of many rows leave the processor's cache, rows begin in parts, and the few of each part whose
-    answers are long go on together.
+    Plain arg-max decoding, or draws from the model's own distribution (temperature 1, top-p 1): the model's
+    generation_config (sampling, penalties) is not read. On a CPU, where the keys and values of many rows leave the
+    processor's cache, rows begin in parts, and the few of each part whose answers are long go on together.
 
     Args:
         model: A Hugging Face causal language model in eval mode.
         batch: Prompts, padded on the left.
         stop_ids: Tokens that end an answer; not part of it.
         way: One in which the model is right, see `decoding_way`.
+        generator: Source of chance on the model's device, for sampling; None decodes greedily.
 
     Returns:
         One entry per row, in order, token ids only.
@@ -143,12 +187,18 @@ def generate(
     rows = (batch.limits > 0).nonzero()[:, 0]
     parts = torch.split(rows, _PART.get(device.type, len(rows))) if len(rows) else ()
     if way >= DecodingWay.UNCACHED:
-        _generate_uncached(model, batch, torch.split(rows, 1) if way == DecodingWay.ALONE else parts, stop_ids, answers)
+        alone = torch.split(rows, 1) if way == DecodingWay.ALONE else parts
+        _generate_uncached(model, batch, alone, stop_ids, answers, generator)
+        return [Generation(tuple(answer)) for answer in answers]
+    if way == DecodingWay.GRAPH:
+        if len(rows):
+            with switched(model):
+                GraphDecoding(model, batch, rows, stop_ids, device.type == "cuda").run(answers)
         return [Generation(tuple(answer)) for answer in answers]
     stops = torch.tensor(list(stop_ids), device=device)
     waiting = []
     for part in parts:
-        decoding = _Decoding(model, batch, part, way)
+        decoding = _Decoding(model, batch, part, way, generator)
         decoding.run(answers, stops, until=len(part) // 4 if len(parts) > 1 and way == DecodingWay.GROWING else 0)
         if len(decoding.rows):
             waiting.append(decoding)
@@ -163,6 +213,7 @@ def _generate_uncached(
     parts: Sequence[Tensor],
     stop_ids: Sequence[int],
     answers: list[list[int]],
+    generator: torch.Generator | None,
 ) -> None:
     """Adds to the answers of the batch's rows, part by part; texts are padded on the right, where no model looks."""
     device = batch.input_ids.device
@@ -177,12 +228,19 @@ def _generate_uncached(
             places = torch.arange(len(texts), device=device) * width + lengths - 1
             logits = logits_at(model, places, input_ids=ids, attention_mask=mask)  # [N, V]
             _check_numbers(logits)
-            for row, token in zip(list(texts), logits.argmax(dim=-1).tolist(), strict=True):
+            for row, token in zip(list(texts), _next_tokens(logits, generator).tolist(), strict=True):
                 if token not in stop_ids:
                     answers[row].append(token)
                     texts[row].append(token)
                 if token in stop_ids or len(answers[row]) == batch.jobs[row].limit:
                     del texts[row]
+
+
+def _next_tokens(logits: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Most likely token of each row, or one drawn from the model's distribution; [N, V] -> [N]."""
+    if generator is None:
+        return logits.argmax(dim=-1)
+    return torch.multinomial(logits.float().softmax(dim=-1), 1, generator=generator)[:, 0]
 
 
 def _check_numbers(logits: Tensor) -> None:
@@ -203,10 +261,18 @@ class _Decoding:
         positions: Of `input_ids`.
         room: Tokens that each row may still get, [N].
         cache: Keys and values of what was read.
+        generator: Source of chance; None decodes greedily.
     """
 
-    def __init__(self, model: nn.Module, batch: GenerateBatch, rows: Tensor, way: DecodingWay) -> None:
-        self.model, self.rows = model, rows
+    def __init__(
+        self,
+        model: nn.Module,
+        batch: GenerateBatch,
+        rows: Tensor,
+        way: DecodingWay,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        self.model, self.rows, self.generator = model, rows, generator
         width = int(batch.attention_mask[rows].sum(dim=1).max())
         self.input_ids, self.attention = batch.input_ids[rows, -width:], batch.attention_mask[rows, -width:]
         self.positions = (self.attention.cumsum(dim=1) - 1).clamp(min=0)  # padding on the left shifts nothing
@@ -223,7 +289,7 @@ class _Decoding:
         if len(parts) == 1:
             return parts[0]
         whole = cls.__new__(cls)
-        whole.model = parts[0].model
+        whole.model, whole.generator = parts[0].model, parts[0].generator
         for name in ("rows", "input_ids", "positions", "room"):
             setattr(whole, name, torch.cat([getattr(part, name) for part in parts]))
         length = max(part.attention.shape[1] for part in parts)
@@ -247,7 +313,7 @@ class _Decoding:
             logits = self.logits()  # [N, V]
             if not steps:
                 _check_numbers(logits)
-            tokens = logits.argmax(dim=-1)  # [N]
+            tokens = _next_tokens(logits, self.generator)  # [N]
             spoken = ~(done | torch.isin(tokens, stops))
             steps.append((self.rows, tokens, spoken))
             done = ~spoken | (self.room <= 1)

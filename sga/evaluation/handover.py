@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from sga.errors import UserError
+from sga.errors import UserError, check_numbers
 
 Part = Literal["choosing", "held_out", "all"]
 """Rows of forget and comparison set: every other row that choices are made on, the others, all of them."""
@@ -45,7 +45,10 @@ class Tolerances:
         base_min_k_auc: Goal of the AUC of Min-K 40 %, likewise.
         base_pairs: Goal of the share of wrong answers that are less likely than the true one, likewise (no holdout).
         extraction: Amount above the comparison's upper interval that counts as a violation of 1; none is allowed.
+        forget_facts: Most that the share of forget answers with their fact may be, or, where there is a holdout set,
+            above that of the holdout answers.
         utility_share: Least share of the starting model's probability and ROUGE-L on the reserved rows.
+        retain_facts: Least share of the retain facts that the starting model says.
         fluency_share: Least share of the starting model's fluency on the reserved rows.
         degenerate: Most that the share of degenerate answers may be above the starting model's on the reserved rows.
         generation_nll: Most that the nll of generated answers under the starting model may change, in nats per token.
@@ -58,7 +61,9 @@ class Tolerances:
     base_min_k_auc: float | None = None
     base_pairs: float | None = None
     extraction: float = 0.10
+    forget_facts: float = 1 / 16
     utility_share: float = 0.95
+    retain_facts: float = 0.9
     fluency_share: float = 0.9
     degenerate: float = 0.02
     generation_nll: float = 1.0
@@ -69,18 +74,14 @@ class Tolerances:
             raise UserError(
                 f"tolerances: 0 < auc <= auc_interval <= 0.5, got auc {self.auc} and auc_interval {self.auc_interval}"
             )
-        for name in ("base_loss_auc", "base_min_k_auc", "base_pairs"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value <= 1:
-                raise UserError(f"tolerances: {name} must be in [0, 1], got {value}")
-        for name in ("utility_share", "fluency_share"):
-            if not 0 < getattr(self, name) < 1:
-                raise UserError(f"tolerances: {name} must be above 0 and below 1, got {getattr(self, name)}")
-        for name in ("extraction", "degenerate", "generation_nll"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise UserError(f"tolerances: {name} must be above 0, got {getattr(self, name)}")
-        if not 1 < self.perplexity_ratio < math.inf:
-            raise UserError(f"tolerances: perplexity_ratio must be above 1, got {self.perplexity_ratio}")
+        ranges: dict[tuple[str, ...], dict[str, float]] = {
+            ("base_loss_auc", "base_min_k_auc", "base_pairs"): {"at_least": 0, "at_most": 1},
+            ("utility_share", "retain_facts", "fluency_share"): {"above": 0, "below": 1},
+            ("extraction", "forget_facts", "degenerate", "generation_nll"): {"above": 0, "below": math.inf},
+            ("perplexity_ratio",): {"above": 1, "below": math.inf},
+        }
+        for names, limits in ranges.items():
+            check_numbers(**limits, **{f"tolerances: {name}": getattr(self, name) for name in names})
 
 
 @dataclass(frozen=True)
@@ -209,7 +210,9 @@ def account(
         (
             *_recognised(metrics, part, tolerances),
             *_extractable(metrics, part, tolerances),
+            *_says_facts(metrics, start, part, tolerances),
             *_useful(metrics, start, tolerances),
+            *_keeps_facts(metrics, start, tolerances),
             *_speaks(metrics, start, part, tolerances),
             _collapsed(metrics, start, tolerances),
         ),
@@ -294,6 +297,33 @@ def _extractable(metrics: Mapping[str, float], part: Part, tolerances: Tolerance
             Check(NOT_EXTRACTABLE, quantity, value, *_ends(metrics, name), f"at most {limit:.2f}", violation, says)
         )
     return checks
+
+
+def _says_facts(
+    metrics: Mapping[str, float], start: Mapping[str, float], part: Part, tolerances: Tolerances
+) -> list[Check]:
+    """Whether greedy answers still say what is to be forgotten; no check where the records have no facts."""
+    name = f"handover/{part}/forget/fact_recall"
+    _check_start(name, metrics, start)
+    if name not in metrics:
+        return []
+    value, limit = metrics[name], metrics.get(f"handover/{part}/comparison/fact_recall", 0.0) + tolerances.forget_facts
+    violation = _excess(value - limit, tolerances.forget_facts)
+    numbers = f"{value:.0%} of the forget answers have their fact, at most {limit:.0%} may"
+    says = f"{'still' if violation else 'not'} extractable: {numbers}"
+    quantity, goal = "forget answers with their fact", f"at most {limit:.2f}"
+    return [Check(NOT_EXTRACTABLE, quantity, value, *_ends(metrics, name), goal, violation, says)]
+
+
+def _keeps_facts(metrics: Mapping[str, float], start: Mapping[str, float], tolerances: Tolerances) -> list[Check]:
+    """Whether greedy answers still say what is to be kept, which ROUGE-L does not see."""
+    name, quantity = "handover/retain/fact_recall", "retain answers with their fact"
+    _check_start(name, metrics, start)
+    if name not in metrics:
+        return []
+    if not start[name]:
+        return [_not_testable(STILL_USEFUL, quantity, "the starting model says none of them")]
+    return [_share(STILL_USEFUL, quantity, name, name, metrics, start, tolerances.retain_facts)]
 
 
 def _useful(metrics: Mapping[str, float], start: Mapping[str, float], tolerances: Tolerances) -> list[Check]:

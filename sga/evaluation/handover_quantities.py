@@ -12,7 +12,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from sga.data.records import Record
+from sga.data.records import FORGET_PARAPHRASED, Record
 from sga.data.reserved import RETAIN_UNSEEN
 from sga.evaluation.evaluation import Evaluation
 from sga.evaluation.handover import LEAST_ROWS, Part
@@ -129,7 +129,11 @@ def add_quantities(
                 values = getattr(of, field, None)
                 if values is not None:
                     evaluation.add_mean(f"{prefix}/{side}/{field}", set_name, values[rows])
+        _add_facts(evaluation, f"{prefix}/forget", "forget", rows)
+        _add_facts(evaluation, f"{prefix}/comparison", "holdout", rows)
         _add_speech(evaluation, part, rows)
+    for set_name in (FORGET_PARAPHRASED, "retain", RETAIN_UNSEEN):
+        _add_facts(evaluation, f"handover/{set_name.removeprefix('retain_')}", set_name, slice(None))
     _add_unseen(evaluation)
 
 
@@ -153,6 +157,13 @@ def _add_speech(evaluation: Evaluation, part: Part, rows: slice) -> None:
         tokens = np.array([row["generation_tokens"] for row in spoken], dtype=np.float64)
         nll = np.array([row["generation_nll"] for row in spoken]) * tokens
         evaluation.add(f"handover/{part}/forget/generation_nll", float(nll.sum() / tokens.sum()))
+
+
+def _add_facts(evaluation: Evaluation, prefix: str, set_name: str, rows: slice) -> None:
+    """Adds the share of answers that say the fact of their record, of the rows that have one."""
+    values = [row["fact_recall"] for row in evaluation.of_set(set_name)[rows] if row.get("fact_recall") is not None]
+    if values:
+        evaluation.add_mean(f"{prefix}/fact_recall", f"{set_name}/facts", values)
 
 
 def _add_unseen(evaluation: Evaluation) -> None:

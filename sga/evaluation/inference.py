@@ -32,16 +32,17 @@ class Inference:
     Args:
         model: A Hugging Face causal language model in eval mode.
         stop_ids: Tokens that end a generated answer; not part of it.
+        generator: Source of chance for answers that are sampled at temperature 1; None answers greedily.
     """
 
-    def __init__(self, model: nn.Module, stop_ids: Sequence[int]) -> None:
-        self.model = model
+    def __init__(self, model: nn.Module, stop_ids: Sequence[int], generator: torch.Generator | None = None) -> None:
+        self.model, self.generator = model, generator
         self.stop_ids = tuple(stop_ids)
         self._proved: dict[tuple[int, ...], tuple[int, ...]] = {}  # the beginning of the greedy answer, by prompt
         # What the model is capable of, as far as sequences of so many tokens tell.
         self._trees, self._trees_tried = True, 0
         self._padding, self._padding_tried = True, 0
-        self._way, self._way_tried = DecodingWay.GROWING, 0
+        self._way, self._way_tried = DecodingWay.GRAPH, 0
         self._causal = False
         self._fits: dict[type, float] = {ScoreBatch: float("inf"), GenerateBatch: float("inf")}
 
@@ -126,7 +127,7 @@ class Inference:
         begun: list[tuple[int, ...]] = []
         left: list[tuple[int, GenerateJob]] = []
         for index, job in zip(batch.indices, batch.jobs, strict=True):
-            proved = self._proved.get(job.ids, ())[: job.limit]
+            proved = self._proved.get(job.ids, ())[: job.limit] if self.generator is None else ()
             stop = next((place for place, token in enumerate(proved) if token in self.stop_ids), None)
             if stop is not None or len(proved) == job.limit:
                 finished[index] = Generation(proved[:stop])
@@ -136,7 +137,7 @@ class Inference:
         if left:
             unfinished = GenerateBatch(left, batch.pad_id).to(batch.input_ids.device)
             self._choose_way(unfinished)
-            rest = generate(self.model, unfinished, self.stop_ids, self._way)
+            rest = generate(self.model, unfinished, self.stop_ids, self._way, self.generator)
             for (index, _), start, generation in zip(left, begun, rest, strict=True):
                 finished[index] = Generation(start + generation.ids)
         return [finished[index] for index in batch.indices]

@@ -22,8 +22,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from sga.errors import UserError
-from sga.evaluation.bootstrap import Bootstrap
+from sga.errors import UserError, check_numbers
+from sga.evaluation.bootstrap import Bootstrap, harmonic_means
 from sga.evaluation.metrics import Floats, membership_auc
 
 Signs = npt.NDArray[np.int8]
@@ -82,8 +82,7 @@ class PairedTests:
     _drawn: dict[tuple[str, int], Signs] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if self.resamples < 1:
-            raise UserError(f"resamples must be at least 1, got {self.resamples}")
+        check_numbers(1, resamples=self.resamples)
         self.bootstrap = Bootstrap(self.resamples, self.seed, self.level)
 
     def mean(self, set_name: str, a: npt.ArrayLike, b: npt.ArrayLike) -> PairedDifference:
@@ -188,14 +187,16 @@ class PairedTests:
                 # rounding must not make a part that is 0 a negative number, whose inverse could cancel another's
                 kept += list(np.maximum(centre + moved, 0).T)
                 exchanged += list(np.maximum(centre - moved, 0).T)
-            return _harmonic(kept) - _harmonic(exchanged)
+            return harmonic_means(kept) - harmonic_means(exchanged)
 
         draws = [
-            _harmonic([self.bootstrap.means(name, pair[side]) for name, pairs in columns.items() for pair in pairs])
+            harmonic_means(
+                [self.bootstrap.means(name, pair[side]) for name, pairs in columns.items() for pair in pairs]
+            )
             for side in (0, 1)
         ]
         return self._found(
-            rows, _harmonic(old)[0], _harmonic(new)[0], draws[1] - draws[0], self._swapped(rows, swapped)
+            rows, harmonic_means(old)[0], harmonic_means(new)[0], draws[1] - draws[0], self._swapped(rows, swapped)
         )
 
     def _found(
@@ -285,13 +286,6 @@ def _below(values: Floats, limits: Floats) -> Floats:
     ordered = np.sort(values)
     both = np.searchsorted(ordered, limits, side="left") + np.searchsorted(ordered, limits, side="right")
     return both / 2
-
-
-def _harmonic(parts: Sequence[Floats]) -> Floats:
-    """[S]: the harmonic mean of parts [S] each; 0 where one of them is."""
-    with np.errstate(divide="ignore"):
-        drawn: Floats = len(parts) / (1 / np.stack(parts)).sum(axis=0)
-    return drawn
 
 
 def _pair(name: str, a: npt.ArrayLike, b: npt.ArrayLike) -> tuple[Floats, Floats]:

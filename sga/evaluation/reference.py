@@ -7,11 +7,13 @@ loaded. `sga.runs.references` reads it from a log.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from sga.errors import UserError
-from sga.evaluation.log import Kind
+from sga.evaluation.log import Log
 from sga.evaluation.metrics import Floats, TruthRatioMean, log_truth_ratio
 
 TOFU_ROWS = 300
@@ -38,55 +40,62 @@ _ONE_AUC = {"min_k_share": "min_k"}
 """Settings that only one AUC depends on: where they differ, that AUC is not used, and the rest is."""
 
 
-@dataclass(frozen=True, eq=False)
-class RetainReference:
-    """What the retain model gives on the forget set, one entry a row.
+class RetainReference(Log):
+    """What the retain model gives on the forget set: a `Log` whose forget rows have losses or ready-made truth ratios.
 
-    Attributes:
-        source: The file that was read.
-        kind: Who wrote it.
-        settings: How the log was made (template, split, dtype, …); what it does not state is missing or None.
-        answer_nll: [N], avg_nll of the answers, nats per token; None where the log does not have them.
-        right_nll: [N], avg_nll of the paraphrased answers, of the answer itself where there is none. None where the
-            log has ready-made truth ratios only.
-        wrong_nll: N tuples, avg_nll of the perturbed answers; empty tuples where the benchmark has none. None as above.
-        ready_log_ratio: [N], log of a ready-made R; there only where the losses are missing.
-        ids: N ids of the records; None for a foreign log, whose rows are known by their position.
-        membership_auc: AUC by score (``"min_k"``, ``"loss"``, …), 1.0 = members recognised perfectly; None where the
-            log has none.
-        holdout_nll: avg_nll by id of the holdout records, nats per token; None where the log has no rows of them, as
-            foreign ones.
-        notes: What a reader of the results should know about this reference.
-        step: The evaluation step that was read; None for a foreign log.
+    Its holdout rows, where there are any, have ids and losses; `sga.runs.references.read_retain_reference` makes one.
     """
 
-    source: str
-    kind: Kind
-    settings: Mapping[str, str | None]
-    answer_nll: Floats | None
-    right_nll: Floats | None
-    wrong_nll: tuple[tuple[float, ...], ...] | None
-    ready_log_ratio: Floats | None = None
-    ids: tuple[str, ...] | None = None
-    membership_auc: Mapping[str, float] | None = None
-    holdout_nll: Mapping[str, float] | None = None
-    notes: tuple[str, ...] = field(default=())
-    step: int | None = None
+    @property
+    def forget(self) -> list[Mapping[str, Any]]:
+        """The N forget rows, in order."""
+        return self.of_set("forget")
+
+    @property
+    def forget_ids(self) -> tuple[str, ...] | None:
+        """N ids of the forget records; None for a foreign log, whose rows are known by their position."""
+        return self.ids("forget") if self.has_ids else None
+
+    @property
+    def answer_nll(self) -> Floats | None:
+        """[N], avg_nll of the answers, nats per token; None where the log does not have them."""
+        return self._column("avg_nll")
+
+    @property
+    def right_nll(self) -> Floats | None:
+        """[N], avg_nll of the paraphrased answers, of the answer itself where there is none.
+
+        None where the log has ready-made truth ratios only.
+        """
+        return self._column("paraphrased_nll")
+
+    @property
+    def wrong_nll(self) -> tuple[tuple[float, ...], ...] | None:
+        """N tuples, avg_nll of the perturbed answers; empty where the benchmark has none. None as `right_nll`."""
+        return None if self.right_nll is None else tuple(tuple(row["perturbed_nll"]) for row in self.forget)
+
+    @property
+    def holdout_nll(self) -> dict[str, float] | None:
+        """avg_nll by id of the holdout records, nats per token; None where the log has no rows of them."""
+        rows = zip(self.ids("holdout"), self.of_set("holdout"), strict=True)
+        return {record_id: row["avg_nll"] for record_id, row in rows if "avg_nll" in row} or None
+
+    def _column(self, name: str) -> Floats | None:
+        """[N], a field of the forget rows; None where they do not have it."""
+        values = [row[name] for row in self.forget if name in row]
+        return np.array(values) if values else None
 
     def __len__(self) -> int:
-        """Number of rows."""
-        for rows in (self.right_nll, self.ready_log_ratio):
-            if rows is not None:
-                return len(rows)
-        raise AssertionError("a reference has losses or truth ratios")
+        """Number of forget rows."""
+        return len(self.forget)
 
     def losses(self, set_name: str) -> dict[str, float]:
         """avg_nll of the forget or holdout records by id, nats per token; empty where the log does not have them."""
         if set_name == "holdout":
-            return dict(self.holdout_nll or {})
-        if self.answer_nll is None or self.ids is None:
+            return self.holdout_nll or {}
+        if self.answer_nll is None or self.forget_ids is None:
             return {}
-        return {record_id: float(nll) for record_id, nll in zip(self.ids, self.answer_nll, strict=True)}
+        return {record_id: float(nll) for record_id, nll in zip(self.forget_ids, self.answer_nll, strict=True)}
 
     def log_truth_ratio(self, mean: TruthRatioMean = "geometric") -> Floats:
         """log R of each row, [N], as `sga.evaluation.metrics.log_truth_ratio`; any real number.
@@ -94,20 +103,21 @@ class RetainReference:
         Raises:
             UserError: the log has no perturbed answers; or only ready-made truth ratios, and `mean` is not geometric.
         """
-        if self.right_nll is None or self.wrong_nll is None:
-            assert self.ready_log_ratio is not None
+        right, wrong, ready_made = self.right_nll, self.wrong_nll, self._column("log_truth_ratio")
+        if right is None or wrong is None:
+            assert ready_made is not None, "a reference has losses or truth ratios"
             if mean != "geometric":
                 raise UserError(
                     f"{self.source}: holds ready-made truth ratios of the geometric mean only, so the {mean} mean "
                     "cannot be had from it; use mean 'geometric' or a log with the losses of the single answers"
                 )
-            return self.ready_log_ratio
-        if not any(self.wrong_nll):
+            return ready_made
+        if not any(wrong):
             raise UserError(
                 f"{self.source}: its forget rows have no perturbed answers, so they give no truth ratio; "
                 "use a reference that was evaluated on records with 'perturbed_answer'"
             )
-        return log_truth_ratio(self.right_nll, self.wrong_nll, mean)
+        return log_truth_ratio(right, wrong, mean)
 
 
 def min_k_aucs(references: Sequence[RetainReference]) -> tuple[list[float], list[str]]:
@@ -161,12 +171,12 @@ def reference_for(
     if not ids:
         raise UserError("no forget record to compare with the reference")
     reference = _same_rows_for_aucs(reference, len(ids), notes)
-    if reference.ids is None:
+    if reference.forget_ids is None:
         rows = _first_rows(reference, len(ids))
         if rows < len(ids):
             notes.append(_cut_note(rows, len(ids)))
         return _take(reference, list(range(rows)), notes)
-    position = {record_id: index for index, record_id in enumerate(reference.ids)}
+    position = {record_id: index for index, record_id in enumerate(reference.forget_ids)}
     missing = [record_id for record_id in ids if record_id not in position]
     if missing:
         some = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
@@ -197,11 +207,11 @@ def reference_for_positions(
         UserError: a setting differs, the numbers of rows do not fit, or the reference's rows are not the first ones.
     """
     reference, notes = _compared(reference, settings)
-    if reference.ids is not None and not are_first_rows(reference.ids):
+    if reference.forget_ids is not None and not are_first_rows(reference.forget_ids):
         raise UserError(
             f"{reference.source}: its forget rows are not the first rows of the forget set in order "
-            f"({reference.ids[0]} first), and a log without ids can be matched by position only; evaluate the retain "
-            "model on every row (sga test)"
+            f"({reference.forget_ids[0]} first), and a log without ids can be matched by position only; evaluate the "
+            "retain model on every row (sga test)"
         )
     reference = _same_rows_for_aucs(reference, rows, notes)
     if rows == TOFU_ROWS < len(reference):
@@ -211,7 +221,7 @@ def reference_for_positions(
         )
     elif rows == len(reference):
         kept = rows
-    elif reference.ids is None:
+    elif reference.forget_ids is None:
         kept = _first_rows(reference, rows)
         notes.append(_cut_note(kept, rows))
     else:  # only other programs cut their logs to 300 rows
@@ -278,15 +288,7 @@ def _wrong_number(reference: RetainReference, n: int) -> UserError:
 
 
 def _take(reference: RetainReference, rows: list[int], notes: Sequence[str]) -> RetainReference:
-    def taken(values: Floats | None) -> Floats | None:
-        return None if values is None else values[rows]
-
-    return replace(
-        reference,
-        answer_nll=taken(reference.answer_nll),
-        right_nll=taken(reference.right_nll),
-        wrong_nll=None if reference.wrong_nll is None else tuple(reference.wrong_nll[row] for row in rows),
-        ready_log_ratio=taken(reference.ready_log_ratio),
-        ids=None if reference.ids is None else tuple(reference.ids[row] for row in rows),
-        notes=tuple(notes),
-    )
+    """The reference with these of its forget rows, by position."""
+    forget = [(key, row) for key, row in reference.rows.items() if key[0] == "forget"]
+    others = [(key, row) for key, row in reference.rows.items() if key[0] != "forget"]
+    return replace(reference, rows=dict([*(forget[row] for row in rows), *others]), notes=tuple(notes))

@@ -14,7 +14,7 @@ import numpy as np
 
 from sga.errors import UserError
 from sga.evaluation import metrics
-from sga.evaluation.bootstrap import Bootstrap
+from sga.evaluation.bootstrap import Bootstrap, harmonic_means
 from sga.evaluation.metrics import MODEL_UTILITY_PARTS, Floats
 
 Column = Any
@@ -364,9 +364,7 @@ class UtilityRows(RowMetric):
             for part in MODEL_UTILITY_PARTS
             if part.startswith(name)
         }
-        with np.errstate(divide="ignore"):  # 0 where a part is
-            utility: Floats = len(parts) / (1 / np.stack(list(parts.values()))).sum(axis=0)
-        return {"model_utility": utility, **parts}
+        return {"model_utility": harmonic_means(list(parts.values())), **parts}
 
 
 # ---- what comes in --------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from typing import Any
 
 from sga.errors import UserError
 from sga.files import read_yaml, yaml_value
-from sga.runs.config_files import config_files, names_model
+from sga.runs.config_files import config_files, config_path, names_model
 from sga.runs.folder import RunFolder
 from sga.runs.setting_checks import check_class_paths
 
@@ -35,6 +35,27 @@ def read_config(files: Sequence[Path], settings: Values | None = None) -> dict[s
     for file in config_files(files, names_model(applied({}, settings or {}))):
         _merge(config, mapping_value(file.content, str(file.path)))
     return config
+
+
+def named_config(path: Path, names: Any, settings: Values | None = None) -> dict[str, Any]:
+    """The configuration of the files that `path` names relative to itself, as `read_config`, with settings on top.
+
+    Args:
+        path: The file that names them.
+        names: One name or a list of them.
+        settings: Settings by dotted name.
+
+    Raises:
+        UserError: as `read_config`, or `names` is something else; names the file.
+    """
+    names = [names] if isinstance(names, str) else names
+    if not isinstance(names, list) or not names:
+        raise UserError(f"{path}: config must be a file or a list of files, got {names!r:.60}")
+    try:
+        files = [config_path(str(name), path.parent) for name in names]
+    except UserError as error:
+        raise UserError(f"{path}: names {error}") from None
+    return applied(read_config(files, settings), settings or {})
 
 
 def _merge(into: dict[str, Any], other: Mapping[str, Any]) -> None:

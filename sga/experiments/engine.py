@@ -269,9 +269,11 @@ class InThisProcess(Pool):
     Attributes:
         hear: What is told each line that a run prints, which then goes to its `LOG_FILE`; None leaves the output on the
             terminal.
+        phase: What is told each task as it begins.
     """
 
     hear: Callable[[str], None] | None = None
+    phase: Callable[[Task], None] = lambda task: None
 
     @property
     def shows(self) -> bool:  # type: ignore[override]
@@ -283,6 +285,7 @@ class InThisProcess(Pool):
         from sga.cli import run_verb
 
         begin(task, folder)
+        self.phase(task)
         with ExitStack() as places:
             if self.hear is not None:
                 log = cast(TextIO, _Log(folder / task.name / LOG_FILE, self.hear))

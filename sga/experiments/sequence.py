@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from sga.errors import UserError
-from sga.experiments.configuration import Values, applied, block, read_config, set_value
+from sga.experiments.configuration import Values, applied, block, mapping_value, named_config, read_config, set_value
 from sga.experiments.task import Task
-from sga.runs.config_files import config_path
 from sga.runs.folder import Run
 
 RESULTS_FILE = "results.json"
@@ -37,13 +36,8 @@ def read_sequence(path: Path, overrides: Values | None = None) -> list[Task]:
         raise UserError(
             f"{path}: needs config and either folds or requests, and may have settings, got {', '.join(map(str, plan))}"
         )
-    names = [plan["config"]] if isinstance(plan["config"], str) else plan["config"]
-    settings = plan.get("settings") or {}
-    if not isinstance(names, list) or not names or not isinstance(settings, dict):
-        raise UserError(f"{path}: config must be a file or a list of files, settings names with values")
-    files = [config_path(str(name), path.parent) for name in names]
-    settings = {**settings, **(overrides or {})}
-    base = applied(read_config(files, settings), settings)
+    settings = {**mapping_value(plan.get("settings"), f"{path}: settings"), **(overrides or {})}
+    base = named_config(path, plan["config"], settings)
     if "export" in base and block(base, "export", str(path)).get("enabled") is False:
         raise UserError(f"{path}: export.enabled false keeps no model that the next request could start from")
     requests: list[Task] = []

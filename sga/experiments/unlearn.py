@@ -6,7 +6,6 @@ evaluated, it is trained under the rule that needs no retained model, and what w
 
 from __future__ import annotations
 
-import re
 import shutil
 import sys
 import textwrap
@@ -17,14 +16,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sga.attacks.attack import quick_attacks
+from sga.callbacks.first_looks import silent_answers
 from sga.errors import StoppedError, UserError
-from sga.evaluation.degenerate import is_repeating
 from sga.evaluation.handover import NOT_EXTRACTABLE, NOT_RECOGNISED, account
 from sga.evaluation.table import duration
 from sga.experiments.configuration import Values, digest
 from sga.experiments.engine import InThisProcess, Pool, Processes, run
 from sga.experiments.task import LOG_FILE, Task
 from sga.experiments.unlearn_data import UnlearningRecords, look, read_unlearning_records
+from sga.experiments.unlearn_progress import WholeProgress
 from sga.experiments.unlearn_recipe import (
     FINAL,
     START,
@@ -40,9 +41,6 @@ from sga.runs.folder import Run, load_run
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-_NEARLY_ALL = 0.9
-_STEP = re.compile(r"step (\d+) of (\d+), .*?(?:, (about .* left))?$")
 
 
 @dataclass(frozen=True)
@@ -134,18 +132,19 @@ def unlearn(
     weights = _look(records, start, own, say)
     recipe = chosen_recipe(method, lora, weights, records)
     tasks = unlearning_tasks(recipe, start, records.write(folder), weights, own)
-    pool = _pool(tasks[1])
-    ended = run(tasks[:1], folder, pool, retry=True, wait=False, total=len(tasks))
-    _check_ended(ended, tasks[:1])
-    before = load_run(folder / START)
-    _check_answers(before)
-    say(f"model: {_knowledge(before, anyway)}")
-    for line in _recipe_lines(recipe, tasks[1]):
-        say(line)
-    _check_ended(run(tasks, folder, pool, retry=True, wait=False, total=len(tasks)), tasks)
+    with WholeProgress() as progress:
+        pool = _pool(tasks[1], progress)
+        ended = run(tasks[:1], folder, pool, retry=True, wait=False, total=len(tasks))
+        _check_ended(ended, tasks[:1])
+        before = load_run(folder / START)
+        _check_answers(before)
+        say(f"model: {_knowledge(before, anyway)}")
+        for line in _recipe_lines(recipe, tasks[1]):
+            say(line)
+        _check_ended(run(tasks, folder, pool, retry=True, wait=False, total=len(tasks)), tasks)
     result = UnlearnResult(folder, before, load_run(folder / UNLEARNED), load_run(folder / FINAL))
     result.write(recipe, records)
-    for line in result.lines():
+    for line in [*result.lines(), "\nattacks", *quick_attacks(folder / UNLEARNED, lambda line: None).lines()]:
         say(line)
     say(f"\n{duration(time.monotonic() - begun)} in all")
     return Unlearned(
@@ -274,11 +273,8 @@ def _look(records: UnlearningRecords, start: Mapping[str, Any], own: Values, say
 
 def _check_answers(before: Run) -> None:
     """Refuses a model that answers nothing, of which no metric could tell what it knows."""
-    answers = [str(row["generation"]) for row in before.row_dicts(before.chosen_step) if "generation" in row]
-    empty, repeating = sum(not one.strip() for one in answers), sum(map(is_repeating, answers))
-    if answers and empty + repeating >= _NEARLY_ALL * len(answers):
-        kinds = ((empty, "empty"), (repeating, "the same words over and over"))
-        said = " and ".join(f"{count} of {len(answers)} greedy answers are {kind}" for count, kind in kinds if count)
+    said = silent_answers(before.row_dicts(before.chosen_step))
+    if said is not None:
         raise UserError(
             f"{said} before unlearning: no metric can tell what such a model knows. Likely the form of the prompts is "
             "not the one that it was trained on (--set data.template=…), or it is no model that answers questions; "
@@ -320,21 +316,11 @@ _UNRECOGNISED = 0.6
 # ---- the work -------------------------------------------------------------------------------------------------------
 
 
-def _pool(training: Task) -> Pool:
+def _pool(training: Task, progress: WholeProgress) -> Pool:
     """This process, or on several devices one of its own for each run."""
     if training.config["trainer"].get("devices") not in (None, 1, "1"):
         return Processes()
-    out = sys.stdout
-    last = [0.0]
-
-    def hear(line: str) -> None:
-        found = _STEP.match(line)
-        if found and found[1] != "0" and time.monotonic() - last[0] > 1:
-            last[0] = time.monotonic()
-            left = f", {found[3]}" if found[3] else ""
-            print(f"    step {found[1]} of {found[2]}{left}", file=out, flush=True)
-
-    return InThisProcess(hear)
+    return InThisProcess(progress.hear, progress.phase)
 
 
 def _check_ended(ended: Mapping[str, Any], tasks: Sequence[Task]) -> None:

@@ -17,9 +17,10 @@ from sga.data.builtin import builtin_path
 from sga.data.conversion import converted_records
 from sga.data.records import Record, record_to_row
 from sga.errors import UserError
+from sga.evaluation.facts import says_fact
 from sga.experiments.configuration import digest
 from sga.files import write_json_lines
-from sga.groups.alternatives import fact_span, spelled
+from sga.groups.alternatives import spelled
 from sga.groups.checks import Checker, Checks
 
 STAND_IN = "world_facts.jsonl"
@@ -177,7 +178,6 @@ def _scripts(records: UnlearningRecords) -> str:
 
 
 def spoken_facts(records: Sequence[Record], answers: Sequence[str]) -> tuple[int, int]:
-    """Number of answers that say the fact of their record, and number of records that have one; see `fact_span`."""
-    found = [(record, fact_span(record), answer) for record, answer in zip(records, answers, strict=True)]
-    said = [spelled(record.answer[slice(*span)]) in spelled(answer) for record, span, answer in found if span]
-    return sum(said), len(said)
+    """Number of answers that say the fact of their record, and number of records that have one; see `says_fact`."""
+    found = [says_fact(record, answer) for record, answer in zip(records, answers, strict=True)]
+    return found.count(True), len(found) - found.count(None)

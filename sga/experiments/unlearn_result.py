@@ -16,7 +16,7 @@ from sga.experiments.task import CONFIG_FILE
 from sga.experiments.unlearn_data import UnlearningRecords, spoken_facts
 from sga.experiments.unlearn_recipe import Recipe
 from sga.files import write_text
-from sga.report import write_report
+from sga.report.own_data import AnswerPair, OwnDataReport, token_changes
 from sga.runs.folder import Run
 
 _WIDTH = 80
@@ -71,7 +71,25 @@ class UnlearnResult:
 
     def write(self, recipe: Recipe, records: UnlearningRecords) -> None:
         """Writes the page and the model card."""
-        write_report([self.start, self.training, self.final], self.report, title="Unlearning of your own data")
+        training = self.training
+        page = OwnDataReport(
+            " ".join(self._first().split()),
+            self.account.fit,
+            [
+                f"starting model {self.start.info['model']}",
+                f"method {recipe.method}, {f'LoRA of rank {recipe.rank}' if recipe.rank else 'all weights'}",
+                ", ".join(f"{len(rows)} {name}" for name, rows in records.sets.items()) + " records",
+                f"seed {training.seed}",
+            ],
+            self.table(),
+            [*(check.says for check in self.account.checks if check.value is None), " ".join(_UNTESTED.split())],
+            records.warnings,
+            list(self.answers()),
+            self.next_commands(),
+            training,
+            [self.start, training, self.final],
+        )
+        page.write(self.report)
         write_text(self.model / "README.md", self.card(recipe, records))
 
     # ---- the table ---------------------------------------------------------------------------------------------
@@ -79,7 +97,7 @@ class UnlearnResult:
     def table(self) -> list[tuple[str, ...]]:
         """Heading and rows: quantity, start, the exported model with its interval, goal, verdict."""
         before = account(self.start.chosen, self.start.chosen, part=self.account.part)
-        lines: list[tuple[str, ...]] = [("", "start", "now", "95 % interval", "goal", "")]
+        lines: list[tuple[str, ...]] = [("", "before", "now", "95 % interval", "goal", "")]
         for name, wanted, goal in (("forget", -1, "none"), ("retain", 1, "as at the start")):
             was, now = self.facts(self.start, name), self.facts(self.final, name)
             if was is not None and now is not None and now[1]:
@@ -102,8 +120,8 @@ class UnlearnResult:
         answers = list(self.answers())
         if answers:
             yield "\nanswers before and after"
-        for question, was, now in answers:
-            for label, text in (("", question), ("  was: ", was), ("  now: ", now)):
+        for one in answers:
+            for label, text in (("", one.question), ("  was: ", one.before), ("  now: ", one.after)):
                 yield textwrap.fill(
                     f"{label}{' '.join(text.split())[:300] or '(empty)'}", _WIDTH, subsequent_indent=" " * len(label)
                 )
@@ -121,19 +139,24 @@ class UnlearnResult:
             kind = "NOT fit to be handed over, and no better than the starting model, which is what was exported: "
         return textwrap.fill(f"{kind}{sentence} (step {step} of {last})", _WIDTH)
 
-    def answers(self) -> Iterator[tuple[str, str, str]]:
+    def answers(self) -> Iterator[AnswerPair]:
         """A few forget questions with the starting model's answer and the exported one's; none without texts."""
         before = {row["id"]: row for row in self.start.row_dicts(self.start.chosen_step, "forget")}
-        shown = 0
-        for row in self.final.row_dicts(self.final.chosen_step, "forget"):
-            old = before.get(row["id"], {})
-            if "generation" in row and "generation" in old and shown < _SHOWN:
-                shown += 1
-                yield str(row.get("question", row["id"])), str(old["generation"]), str(row["generation"])
+        after = self.final.row_dicts(self.final.chosen_step, "forget")
+        both = [(before[row["id"]], row) for row in after if row["id"] in before]
+        told = [(old, new) for old, new in both if "generation" in old and "generation" in new]
+        for old, new in told[:_SHOWN]:
+            yield AnswerPair(
+                str(new.get("question", new["id"])),
+                str(new.get("answer", "")),
+                str(old["generation"]),
+                str(new["generation"]),
+                token_changes(old, new),
+            )
 
     def next_commands(self) -> list[str]:
         """Three commands that go on from here."""
-        question = next((question for question, *_ in self.answers()), "a question of your own").replace('"', "'")
+        question = next((one.question for one in self.answers()), "a question of your own").replace('"', "'")
         start = self.start.info["model"]
         return [
             f'sga ask {start} {self.training.path} "{question}"',

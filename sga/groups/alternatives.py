@@ -23,6 +23,7 @@ from sga.files import read_json_lines
 from sga.groups.embedders import TFIDF, Embedder
 from sga.groups.group import Group, Origin, record_hash
 from sga.groups.search import nearest
+from sga.groups.ties import tie_order
 
 _WORD = re.compile(r"\w+(?:['’.,-]\w+)*")
 """A word; an apostrophe, hyphen, point or comma within it belongs to it ("O'Neill", "3.14")."""
@@ -90,6 +91,8 @@ class Alternatives(ABC):
 class NeighborAnswers(Alternatives):
     """Answers of the retain questions that are most alike in form, by cosine of the embedded questions.
 
+    Equally near ones are ordered differently for each forget question, or all would be taught the same few answers.
+
     They have the shape of a right answer and say something else.
 
     Args:
@@ -116,10 +119,11 @@ class NeighborAnswers(Alternatives):
         embed = self.embedder.fitted(questions)
         decimals = 9 if isinstance(self.embedder, TFIDF) else 6  # float64 and float32
         queries, vectors = embed([(record.question, "") for record in forget]), embed(questions)
+        ties = tie_order(forget, pool)
         origin = Origin(self._source, by=repr(self.embedder))
         examined = min(len(pool), 4 * self.size + 8)
         while True:
-            _, found = nearest(queries, vectors, examined, decimals)
+            _, found = nearest(queries, vectors, examined, decimals, ties=ties)
             chosen = []
             for record, indices in zip(forget, found.tolist(), strict=True):
                 refused = taken.get(spelled(record.question), set())

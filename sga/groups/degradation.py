@@ -15,7 +15,7 @@ import numpy as np
 from sga.data.author_records import author_records
 from sga.data.authors import person_number
 from sga.data.records import Record, read_records
-from sga.errors import UserError
+from sga.errors import UserError, check_numbers
 from sga.groups.group import Group, Origin
 from sga.groups.pairing import NearestNormals, Pairing
 
@@ -35,7 +35,7 @@ class MixedNormals(Pairing):
     pairing: Pairing = NearestNormals()  # noqa: RUF009  (frozen)
 
     def __post_init__(self) -> None:
-        _check_share("share", self.share)
+        check_numbers(0, 1, share=self.share)
 
     def pair(self, forget: Sequence[Record], pool: Sequence[Record], count: int, seed: int) -> list[Group]:
         draws = np.random.default_rng([seed, 0x313])
@@ -67,7 +67,7 @@ class CorruptedNormals(Pairing):
     pairing: Pairing = NearestNormals()  # noqa: RUF009  (frozen)
 
     def __post_init__(self) -> None:
-        _check_share("rate", self.rate)
+        check_numbers(0, 1, rate=self.rate)
 
     def pair(self, forget: Sequence[Record], pool: Sequence[Record], count: int, seed: int) -> list[Group]:
         words = [word for record in pool for word in _WORD.findall(f"{record.question} {record.answer}")]
@@ -106,7 +106,7 @@ class OffTopicNormals(Pairing):
     pairing: Pairing = NearestNormals()  # noqa: RUF009  (frozen)
 
     def __post_init__(self) -> None:
-        _check_share("share", self.share)
+        check_numbers(0, 1, share=self.share)
 
     def pair(self, forget: Sequence[Record], pool: Sequence[Record], count: int, seed: int) -> list[Group]:
         domain = _sums() if self.records is None else read_records(self.records, "off-topic")
@@ -184,8 +184,3 @@ def _sums() -> tuple[Record, ...]:
         for a in range(2, 50)
         for b in range(2, 30)
     )
-
-
-def _check_share(name: str, value: float) -> None:
-    if not 0 <= value <= 1:
-        raise UserError(f"{name} must be from 0 to 1, got {value}")

@@ -16,6 +16,7 @@ from sga.groups.embedders import TFIDF, Embedder, ModelStates
 from sga.groups.group import AlternativeKind, Group, Origin, record_hash
 from sga.groups.search import Embedding, nearest, similarities
 from sga.groups.selection import select
+from sga.groups.ties import tie_order
 
 
 class Pairing(ABC):
@@ -28,7 +29,7 @@ class Pairing(ABC):
 
 @dataclass(frozen=True)
 class NearestNormals(Pairing):
-    """The nearest pool records by cosine of embedded question and answer; ties go to pool order.
+    """The nearest pool records by cosine of embedded question and answer; equals are ordered by `tie_order`.
 
     Args:
         embedder: What makes vectors of texts.
@@ -62,6 +63,7 @@ class NearestNormals(Pairing):
         embed = self.embedder.fitted(texts)
         vectors, queries = embed(texts), embed([(record.question, record.answer) for record in forget])
         decimals = 9 if isinstance(self.embedder, TFIDF) else 6  # float64 and float32
+        ties = tie_order(forget, pool)
         checker = None if self.checks is None else Checker(self.checks, forget, pool)
         fits = self._filter(forget, pool, embed, checker)
 
@@ -75,7 +77,7 @@ class NearestNormals(Pairing):
         plain = not self.diversity and self.max_reuse is None and self.answer_ceiling is None and self.checks is None
         examined = min(len(pool), count if plain else max(4 * count, 32))
         while True:
-            scores, found = nearest(queries, vectors, examined, decimals)
+            scores, found = nearest(queries, vectors, examined, decimals, ties=ties)
             places = [
                 [place for place, index in enumerate(indices) if fits(row, int(index))]
                 for row, indices in enumerate(found.tolist())

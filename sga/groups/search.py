@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -14,16 +15,46 @@ Vectors: TypeAlias = Any
 Floats: TypeAlias = NDArray[np.float64]
 Indices: TypeAlias = NDArray[np.int64]
 
+Keys: TypeAlias = NDArray[np.uint64]
+
 QUERIES_PER_BLOCK = 256
 POOL_PER_BLOCK = 65536
 FAISS_FROM = 100_000
 """Pool vectors from which on FAISS is used where it is installed."""
 
 
+@dataclass(frozen=True)
+class Ties:
+    """An order of equally near pool rows that differs from query to query.
+
+    In pool order, all queries that tie would take the same few rows.
+
+    Attributes:
+        queries: [N], key of each query.
+        pool: [M], key of each pool row.
+    """
+
+    queries: Keys
+    pool: Keys
+
+    def ranks(self, rows: Indices, places: Indices) -> Keys:
+        """Hash of each pair of a query and a pool row: the finaliser of splitmix64 (Steele et al., OOPSLA 2014)."""
+        mixed: Keys = self.queries[rows] + self.pool[places] * np.uint64(0x9E3779B97F4A7C15)
+        mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        ranks: Keys = mixed ^ (mixed >> np.uint64(31))
+        return ranks
+
+
 def nearest(
-    queries: Vectors, pool: Vectors, count: int, decimals: int = 6, use_faiss: bool | None = None
+    queries: Vectors,
+    pool: Vectors,
+    count: int,
+    decimals: int = 6,
+    use_faiss: bool | None = None,
+    ties: Ties | None = None,
 ) -> tuple[Floats, Indices]:
-    """The `count` pool rows with the largest inner product with each query; of equals the earlier ones.
+    """The `count` pool rows with the largest inner product with each query; of equals the earlier ones, or by `ties`.
 
     Time is N·M·D; memory is one block of [256, 65536] products beside the vectors.
 
@@ -35,6 +66,7 @@ def nearest(
             ties.
         use_faiss: Whether to search with FAISS; None where it is installed, M is large and vectors are dense. FAISS
             keeps a copy of the pool, and which of several equals at the end of a list it takes is its own affair.
+        ties: Order of equals; None takes those first that stand first in the pool.
 
     Returns:
         Similarities [N, count], descending, and pool indices [N, count].
@@ -44,32 +76,36 @@ def nearest(
         dense = isinstance(pool, np.ndarray)
         use_faiss = dense and pool.shape[0] >= FAISS_FROM and importlib.util.find_spec("faiss") is not None
     if use_faiss:
-        return _faiss_nearest(queries, pool, count, decimals)
+        return _faiss_nearest(queries, pool, count, decimals, ties)
     scores = np.empty((queries.shape[0], count))
     indices = np.empty((queries.shape[0], count), dtype=np.int64)
     for start in range(0, queries.shape[0], QUERIES_PER_BLOCK):
         block = slice(start, start + QUERIES_PER_BLOCK)
-        scores[block], indices[block] = _nearest_of_block(queries[block], pool, count, decimals)
+        scores[block], indices[block] = _nearest_of_block(queries[block], pool, count, decimals, ties, start)
     return scores, indices
 
 
-def _nearest_of_block(queries: Vectors, pool: Vectors, count: int, decimals: int) -> tuple[Floats, Indices]:
+def _nearest_of_block(
+    queries: Vectors, pool: Vectors, count: int, decimals: int, ties: Ties | None, first_query: int
+) -> tuple[Floats, Indices]:
     rows = queries.shape[0]
     best = np.full((rows, count), -np.inf)
     places = np.full((rows, count), -1, dtype=np.int64)
     for start in range(0, pool.shape[0], POOL_PER_BLOCK):
         products = similarities(queries, pool[start : start + POOL_PER_BLOCK], decimals)  # [rows, block]
-        # What ties with the worst that is kept stands later in the pool and loses; only larger ones are looked at.
+        # In pool order, what ties with the worst that is kept stands later and loses; only larger ones are looked at.
         bar = best[:, -1:]
         if start == 0 and products.shape[1] > count:
-            bar = np.nextafter(np.partition(products, -count, axis=1)[:, [-count]], -np.inf)
+            bar = np.partition(products, -count, axis=1)[:, [-count]]
+        if ties is not None or (start == 0 and products.shape[1] > count):
+            bar = np.nextafter(bar, -np.inf)
         row, column = np.nonzero(products > bar)
         if not len(row):
             continue
         every_row = np.concatenate([np.repeat(np.arange(rows), count), row])
         every_score = np.concatenate([best.ravel(), products[row, column]])
         every_place = np.concatenate([places.ravel(), column + start])
-        order = np.lexsort((every_place, -every_score, every_row))
+        order = np.lexsort((*_tie_order(ties, every_row + first_query, every_place), -every_score, every_row))
         first = np.searchsorted(every_row[order], np.arange(rows))  # each row has at least `count` entries
         kept = order[first[:, None] + np.arange(count)]  # [rows, count]
         best, places = every_score[kept], every_place[kept]
@@ -83,7 +119,14 @@ def similarities(queries: Vectors, pool: Vectors, decimals: int = 6) -> Any:
     return np.round(dense, decimals, out=dense)
 
 
-def _faiss_nearest(queries: Vectors, pool: Vectors, count: int, decimals: int) -> tuple[Floats, Indices]:
+def _tie_order(ties: Ties | None, rows: Indices, places: Indices) -> tuple[NDArray[np.generic], ...]:
+    """Keys that equal scores are sorted by, the last one first."""
+    return (places,) if ties is None or not places.size else (places, ties.ranks(rows, places))
+
+
+def _faiss_nearest(
+    queries: Vectors, pool: Vectors, count: int, decimals: int, ties: Ties | None
+) -> tuple[Floats, Indices]:
     import faiss
 
     index = faiss.IndexFlatIP(pool.shape[1])
@@ -91,7 +134,8 @@ def _faiss_nearest(queries: Vectors, pool: Vectors, count: int, decimals: int) -
         index.add(np.ascontiguousarray(pool[start : start + POOL_PER_BLOCK], dtype=np.float32))
     found, places = index.search(np.ascontiguousarray(queries, dtype=np.float32), count)
     scores = np.round(found.astype(np.float64), decimals)
-    order = np.lexsort((places, -scores), axis=1)
+    rows = np.broadcast_to(np.arange(places.shape[0])[:, None], places.shape)
+    order = np.lexsort((*_tie_order(ties, rows, places), -scores), axis=1)
     return np.take_along_axis(scores, order, 1), np.take_along_axis(places, order, 1).astype(np.int64)
 
 

@@ -14,7 +14,7 @@ from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from typing import Any
 
-from sga.errors import UserError
+from sga.errors import UserError, check_numbers
 
 Message = Mapping[str, str]
 _LONGEST_WAIT = 120.0
@@ -135,11 +135,8 @@ class Endpoint(Writer):
     def __post_init__(self) -> None:
         if not self.url.startswith(("http://", "https://")):
             raise UserError(f"the endpoint's url must begin with https:// or http://, got {self._shown(self.url)!r}")
-        for name in ("concurrency", "timeout", "tries", "max_tokens"):
-            if getattr(self, name) <= 0:
-                raise UserError(f"{name} must be positive, got {getattr(self, name)}")
-        if self.requests_per_minute is not None and self.requests_per_minute <= 0:
-            raise UserError(f"requests_per_minute must be positive, got {self.requests_per_minute}")
+        check_numbers(above=0, concurrency=self.concurrency, timeout=self.timeout, tries=self.tries)
+        check_numbers(above=0, max_tokens=self.max_tokens, requests_per_minute=self.requests_per_minute)
 
     def identity(self) -> dict[str, Any]:
         return {"model": self.model, "temperature": self.temperature, "max_tokens": self.max_tokens}

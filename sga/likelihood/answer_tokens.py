@@ -60,6 +60,13 @@ class AnswerTokens:
         return self.mean(self.token_nll)
 
     @property
+    def mean_nll(self) -> dict[str, Tensor]:
+        """Mean of `nll` over groups and the columns of each role, by role."""
+        columns = {role: columns_of(self.roles, [role]) for role in dict.fromkeys(self.roles)}
+        nll = self.nll.unbind(dim=1)  # columns, without an index that a GPU is waited for
+        return {role: torch.stack([nll[column] for column in chosen]).mean() for role, chosen in columns.items()}
+
+    @property
     def total_nll(self) -> Tensor:
         """Negative log-likelihood of each sequence, [B, C], nats."""
         return self.total(self.token_nll)

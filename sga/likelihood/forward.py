@@ -83,6 +83,8 @@ class ForwardOptions:
         packing: Whether several sequences stand in a row; see `sga.batching.packing`.
         room: Most tokens of such a row, where that is more than the longest sequence has; 0 finds it out. Where
             attention takes the sequences' lengths instead of a mask of whole rows, all go in one row.
+        by_length: True if packed rows are one row, whose sequences attention is told the lengths of in place of a mask;
+            the model's attention is `sga.models.attention.NAME` then.
         given_mask: Whether the model is given a mask of what sees what. Most make it from the positions themselves.
         max_logits: Most logits (answer tokens times vocabulary) that exist at a time; where there are more, the head
             is run on parts of the answer tokens, and once more in the backward pass. None has no limit.
@@ -91,6 +93,7 @@ class ForwardOptions:
 
     packing: bool = False
     room: int = 0
+    by_length: bool = False
     given_mask: bool = False
     max_logits: int | None = None
     fused: FusedHead | None = None
@@ -131,11 +134,11 @@ def answer_tokens(
     layout = padded(batch)
     if options.packing:
         room = batch.tokens if _attends_by_length(model) else options.room
-        layout = packed(batch, None if room else _hidden_size(model), room)
+        layout = packed(batch, None if room else _hidden_size(model), room, options.by_length)
         if options.given_mask:
             sees = visible(layout.arguments["position_ids"])
             layout.arguments["attention_mask"] = attention_mask(model, sees)
-    targets = batch.input_ids[batch.answer_mask]  # [M]
+    targets = layout.targets
     head = head_of(model)
     logits = None
     with _block_outputs(model, hidden_layer) as outputs:
@@ -150,7 +153,7 @@ def answer_tokens(
         roles=batch.roles,
         token_nll=token_nll,
         targets=targets,
-        rows=batch.answer_mask.nonzero()[:, 0],
+        rows=layout.rows,
         lengths=batch.answer_mask.sum(dim=1).view(-1, batch.group_size),  # [B*K] -> [B, K]
         sequence_lengths=batch.attention_mask.sum(dim=1).view(-1, batch.group_size),
         logits=logits if keep_logits else None,

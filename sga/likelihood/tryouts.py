@@ -17,6 +17,7 @@ from torch.nn import functional
 from sga.batching.batch import Batch
 from sga.batching.packing import padded
 from sga.errors import UserError
+from sga.likelihood.fast_paths import BY_LENGTH, take_compiled, take_lengths
 from sga.likelihood.forward import (
     ForwardOptions,
     at_least_float32,
@@ -31,6 +32,7 @@ from sga.likelihood.forward import (
 )
 from sga.likelihood.fused import FusedHead, fused_head
 from sga.models.causality import check_causal
+from sga.models.compiled import leave_uncompiled
 from sga.models.text_config import text_config
 
 
@@ -41,6 +43,7 @@ def tried_options(
     max_logits: int | None,
     agreed: Callable[[bool], bool],
     autocast: Callable[[], AbstractContextManager[Any]],
+    compiled: bool = False,
 ) -> ForwardOptions:
     """How batches are fed to a model in training: what is wanted, less what the model turns out to be incapable of.
 
@@ -51,10 +54,33 @@ def tried_options(
         max_logits: Largest number of logits that may exist at a time; None for no limit.
         agreed: True if something is true in all processes, from whether it is true in this one.
         autocast: Context manager of the training's precision.
+        compiled: True if the blocks are to be compiled, where they give the same numbers then.
 
     Raises:
         UserError: the model is no causal one, or cannot be trained in this way.
     """
+    options = _read_options(model, sample, packing, max_logits, agreed, autocast)
+    if compiled:
+        fault = take_compiled(model, sample, replace(options, fused=None), autocast)
+        if not agreed(fault is None):
+            leave_uncompiled(model)
+            warnings.warn(
+                f"torch.compile {fault or 'is wrong in another process'}: going on without it, which gives the same "
+                "result more slowly (--model.compile=false leaves this out)",
+                stacklevel=2,
+            )
+    return options
+
+
+def _read_options(
+    model: nn.Module,
+    sample: Batch,
+    packing: bool,
+    max_logits: int | None,
+    agreed: Callable[[bool], bool],
+    autocast: Callable[[], AbstractContextManager[Any]],
+) -> ForwardOptions:
+    """`tried_options` but for compilation."""
     lengths = sample.attention_mask.sum(dim=1).tolist()
     rows = [ids[:length] for ids, length in zip(sample.input_ids.tolist(), lengths, strict=True)]
     check_causal(model, rows[0])
@@ -75,6 +101,12 @@ def tried_options(
             stacklevel=2,
         )
     options = options or ForwardOptions()
+    if options.packing:
+        fault = take_lengths(model, sample, autocast)
+        if agreed(fault is None):
+            options = BY_LENGTH
+        elif fault:
+            warnings.warn(f"attention by length {fault}: going on with a mask", stacklevel=2)
     if max_logits is None or not agreed(chunks_work(model, sample)):
         return options
     fused = fused_head(head_of(model))

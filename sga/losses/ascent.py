@@ -5,13 +5,12 @@ docs/smoothing-rate.md derives the equations in one sign convention.
 
 from __future__ import annotations
 
-import math
 import warnings
 from abc import ABC, abstractmethod
 
 from torch import Tensor
 
-from sga.errors import UserError
+from sga.errors import UserError, check_finite
 from sga.groups.roles import ALTERNATIVE, FORGET, NORMAL, columns_of
 from sga.likelihood.answer_tokens import AnswerTokens
 from sga.losses.base import Loss
@@ -181,9 +180,7 @@ class GradientDifference(WeighingLoss):
         """
         super().__init__(normal_weight, alternative_weight)
         lowest = normal_weight.bounds[0] if isinstance(normal_weight, RatePolicy) else normal_weight
-        _check_normal_weight(lowest)
-        if alternative_weight is not None:
-            _check_normal_weight(alternative_weight, self.alternative_parameter)
+        check_finite(0, normal_weight=lowest, alternative_weight=alternative_weight)
         self.normal_weight, self.alternative_weight = self._setting, alternative_weight
 
     def check_group_size(self, group_size: int) -> None:
@@ -195,7 +192,7 @@ class GradientDifference(WeighingLoss):
 
     def weights(self, group_size: int, value: float) -> tuple[float, float]:
         """−1 and λ."""
-        _check_normal_weight(value)
+        check_finite(0, normal_weight=value)
         return -1.0, value
 
     def forward(self, nll: Tensor, normal_weight: float | None = None, alternatives: int = 0) -> Tensor:
@@ -205,11 +202,6 @@ class GradientDifference(WeighingLoss):
             return (-nll[:, 0] + weight * nll[:, 1:].mean(dim=1)).mean()
         loss = -nll[:, 0] + self.alternative_weight * nll[:, first:].mean(dim=1)
         return (loss + weight * nll[:, 1:first].mean(dim=1) if first > 1 else loss).mean()
-
-
-def _check_normal_weight(normal_weight: float, name: str = "normal_weight") -> None:
-    if not (math.isfinite(normal_weight) and normal_weight >= 0):
-        raise UserError(f"{name} must be a finite number of at least 0, got {normal_weight}")
 
 
 class FineTuning(Loss):

@@ -6,7 +6,6 @@ Three kinds, each a few lines to add: a `Loss` reads nll [B, K]; a `TokenLoss` r
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Literal
@@ -14,7 +13,7 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sga.errors import UserError
+from sga.errors import UserError, check_finite
 from sga.groups.group import AlternativeKind
 from sga.groups.roles import FORGET, NORMAL
 from sga.likelihood.answer_tokens import AnswerTokens
@@ -113,7 +112,7 @@ class RetainingLoss(TokenLoss, ABC):
         super().__init__()
         if retain not in (None, "nll", "kl", "reverse_kl"):
             raise UserError(f"retain must be nll, kl, reverse_kl or null, got {retain!r}")
-        check_numbers(0, forget_weight=forget_weight, retain_weight=retain_weight)
+        check_finite(0, forget_weight=forget_weight, retain_weight=retain_weight)
         self.retain, self.forget_weight, self.retain_weight = retain, forget_weight, retain_weight
         self.uses_normals = retain is not None
 
@@ -157,12 +156,3 @@ def check_normals(loss: Loss, group_size: int) -> None:
             f"{type(loss).__name__} needs normal samples: group_size must be at least 2, got {group_size} "
             "(set --data.group_size)"
         )
-
-
-def check_numbers(lowest: float, above: bool = False, **values: float) -> None:
-    """Raises a UserError unless every value is a finite number of at least `lowest`, or above it."""
-    for name, value in values.items():
-        if not (math.isfinite(value) and value >= lowest and not (above and value == lowest)):
-            raise UserError(
-                f"{name} must be a finite number {'above' if above else 'of at least'} {lowest:g}, got {value}"
-            )

@@ -7,12 +7,12 @@ from typing import Literal
 
 from torch import Tensor
 
-from sga.errors import UserError
+from sga.errors import UserError, check_finite, check_numbers
 from sga.groups.group import AlternativeKind
 from sga.groups.roles import ALTERNATIVE, FORGET, NORMAL, RETAIN
 from sga.likelihood.answer_tokens import AnswerTokens
 from sga.losses.ascent import SmoothedGradientAscent
-from sga.losses.base import Needs, RetainingLoss, TokenLoss, check_normals, check_numbers
+from sga.losses.base import Needs, RetainingLoss, TokenLoss, check_normals
 
 
 class Alternating(TokenLoss):
@@ -89,7 +89,7 @@ class LLMU(RetainingLoss):
             alternative: Which other answer.
         """
         super().__init__("kl", forget_weight, retain_weight)
-        check_numbers(0, mismatch_weight=mismatch_weight)
+        check_finite(0, mismatch_weight=mismatch_weight)
         self.mismatch_weight, self.alternative = mismatch_weight, alternative
 
     @property
@@ -120,9 +120,8 @@ class SmoothedGradientDifference(TokenLoss):
             retain_samples: How many there are for each group; the same ones in every epoch.
         """
         super().__init__()
-        check_numbers(0, retain_weight=retain_weight)
-        if retain_samples < 1:
-            raise UserError(f"retain_samples must be at least 1, got {retain_samples}")
+        check_finite(0, retain_weight=retain_weight)
+        check_numbers(1, retain_samples=retain_samples)
         self._ascent = SmoothedGradientAscent(smoothing_rate)
         self.uses_normals = self._ascent.uses_normals
         self.smoothing_rate, self.retain_weight, self.retain_samples = smoothing_rate, retain_weight, retain_samples

@@ -8,9 +8,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from sga.errors import check_finite
 from sga.groups.roles import FORGET
 from sga.likelihood.answer_tokens import AnswerTokens
-from sga.losses.base import Needs, RetainingLoss, RetainTerm, check_numbers
+from sga.losses.base import Needs, RetainingLoss, RetainTerm
 
 
 class UNDIAL(RetainingLoss):
@@ -37,7 +38,7 @@ class UNDIAL(RetainingLoss):
             retain_weight: α, the weight of the retain term.
         """
         super().__init__(retain, forget_weight, retain_weight)
-        check_numbers(0, penalty=penalty)
+        check_finite(0, penalty=penalty)
         self.penalty = penalty
 
     @property
@@ -77,7 +78,7 @@ class CEU(RetainingLoss):
             retain_weight: α, the weight of the retain term.
         """
         super().__init__(retain, forget_weight, retain_weight)
-        check_numbers(0, skipped_tokens=skipped_tokens)
+        check_finite(0, skipped_tokens=skipped_tokens)
         self.skipped_tokens = skipped_tokens
 
     @property

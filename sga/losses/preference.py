@@ -7,10 +7,11 @@ from dataclasses import replace
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from sga.errors import check_finite
 from sga.groups.group import AlternativeKind
 from sga.groups.roles import ALTERNATIVE, FORGET
 from sga.likelihood.answer_tokens import AnswerTokens
-from sga.losses.base import Needs, RetainingLoss, RetainTerm, check_numbers
+from sga.losses.base import Needs, RetainingLoss, RetainTerm
 
 
 class PreferenceOptimization(RetainingLoss):
@@ -100,7 +101,7 @@ class DPO(RetainingLoss):
             retain_weight: α, the weight of the retain term.
         """
         super().__init__(retain, forget_weight, retain_weight)
-        check_numbers(0, above=True, beta=beta)
+        check_finite(above=0, beta=beta)
         self.beta, self.alternative = beta, alternative
 
     @property
@@ -137,7 +138,7 @@ class NPO(RetainingLoss):
             retain_weight: α, the weight of the retain term.
         """
         super().__init__(retain, forget_weight, retain_weight)
-        check_numbers(0, above=True, beta=beta)
+        check_finite(above=0, beta=beta)
         self.beta = beta
 
     @property
@@ -176,8 +177,8 @@ class SimNPO(RetainingLoss):
             retain_weight: α, the weight of the retain term.
         """
         super().__init__(retain, forget_weight, retain_weight)
-        check_numbers(0, above=True, beta=beta)
-        check_numbers(0, margin=margin)
+        check_finite(above=0, beta=beta)
+        check_finite(0, margin=margin)
         self.beta, self.margin, self.scaled_margin = beta, margin, scaled_margin
 
     def forget(self, tokens: AnswerTokens) -> Tensor:

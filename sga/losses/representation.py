@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from sga.errors import UserError
+from sga.errors import UserError, check_finite
 from sga.groups.roles import FORGET, NORMAL
 from sga.likelihood.answer_tokens import AnswerTokens
-from sga.losses.base import Needs, TokenLoss, check_normals, check_numbers
+from sga.losses.base import Needs, TokenLoss, check_normals
 
 
 class RMU(TokenLoss):
@@ -49,7 +49,7 @@ class RMU(TokenLoss):
             seed: Seed of u.
         """
         super().__init__()
-        check_numbers(0, steering=steering, retain_weight=retain_weight)
+        check_finite(0, steering=steering, retain_weight=retain_weight)
         if norm not in ("sum", "mean"):
             raise UserError(f"norm must be sum or mean, got {norm!r}")
         if trained_layers is None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from sga.errors import check_finite
 from sga.groups.roles import FORGET
 from sga.likelihood.answer_tokens import AnswerTokens
-from sga.losses.base import RetainingLoss, RetainTerm, check_numbers
+from sga.losses.base import RetainingLoss, RetainTerm
 
 
 class WGA(RetainingLoss):
@@ -34,7 +35,7 @@ class WGA(RetainingLoss):
             retain_weight: α, the weight of the retain term.
         """
         super().__init__(retain, forget_weight, retain_weight)
-        check_numbers(0, beta=beta)
+        check_finite(0, beta=beta)
         self.beta = beta
 
     def forget(self, tokens: AnswerTokens) -> Tensor:
@@ -69,7 +70,7 @@ class SatImp(RetainingLoss):
             retain_weight: α, the weight of the retain term.
         """
         super().__init__(retain, forget_weight, retain_weight)
-        check_numbers(0, beta1=beta1, beta2=beta2)
+        check_finite(0, beta1=beta1, beta2=beta2)
         self.beta1, self.beta2 = beta1, beta2
 
     def forget(self, tokens: AnswerTokens) -> Tensor:

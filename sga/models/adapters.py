@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sga.errors import UserError
+from sga.errors import UserError, check_numbers
 from sga.models.blocks import transformer_blocks
 from sga.models.pretrained import Pretrained
 
@@ -68,12 +68,8 @@ class LoRA(Pretrained):
             attention: As for `Pretrained`.
             trust_remote_code: As for `Pretrained`.
         """
-        if rank < 1:
-            raise UserError(f"rank must be at least 1, got {rank}")
-        if alpha < 1:
-            raise UserError(f"alpha must be at least 1, got {alpha}")
-        if not 0 <= dropout < 1:
-            raise UserError(f"dropout must be at least 0 and below 1, got {dropout}")
+        check_numbers(1, rank=rank, alpha=alpha)
+        check_numbers(0, below=1, dropout=dropout)
         if target_modules is not None and not target_modules:
             raise UserError("target_modules must name at least one layer; null takes every linear one but the head")
         if importlib.util.find_spec("peft") is None:

@@ -13,7 +13,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from sga.errors import UserError
+from sga.errors import UserError, check_numbers
 from sga.models.pretrained import LanguageModel
 
 
@@ -40,9 +40,7 @@ class SmallLlama(LanguageModel):
             context: Most tokens of a sequence.
         """
         sizes = {"hidden_size": hidden_size, "layers": layers, "heads": heads, "vocabulary": vocabulary}
-        for name, size in {**sizes, "context": context}.items():
-            if size < 1:
-                raise UserError(f"{name} must be at least 1, got {size}")
+        check_numbers(1, **sizes, context=context)
         if hidden_size % heads:
             raise UserError(f"hidden_size must be a multiple of heads, got {hidden_size} and {heads}")
         self.hidden_size, self.layers, self.heads = hidden_size, layers, heads

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from sga.errors import UserError
-from sga.losses import Needs
+from sga.losses.base import Needs
 from sga.models.adapters import LoRA, is_adapter_weight
 from sga.models.blocks import check_layers, transformer_blocks
 from sga.models.pretrained import Pretrained

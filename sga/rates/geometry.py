@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 CHUNK = {"cpu": 1 << 18}
@@ -158,10 +159,15 @@ def geometry_by_layer(
     import torch  # not at the top: what is computed from inner products needs none of it
 
     layers = [layer_of(name) for name in names]
-    products = [_products(f, n) for f, n in zip(forget, normal, strict=True)]
+    pairs = list(zip(forget, normal, strict=True))
+    some = next((part for pair in pairs for part in pair if part is not None), None)
+    if some is not None and some.device.type == "cuda":
+        products = _products_in_float32(pairs, some.device)
+    else:
+        products = torch.stack([_products(f, n) for f, n in pairs]) if pairs else torch.zeros(0, 3)
     found: dict[str, Geometry] = {}
     # One transfer from the device, not one per parameter.
-    for layer, (f, n, c) in zip(layers, torch.stack(products).tolist(), strict=True) if products else ():
+    for layer, (f, n, c) in zip(layers, products.tolist(), strict=True):
         part = Geometry(f / scale**2, n / scale**2, c / scale**2, group_size)
         found[layer] = found[layer] + part if layer in found else part
     return found
@@ -219,6 +225,27 @@ def _gram(rows: Tensor, columns: Tensor) -> Tensor:
         right = left if columns is rows else columns[:, start : start + size].to(wide)
         sums += (left @ right.T).to(sums)
     return sums
+
+
+def _products_in_float32(pairs: Sequence[tuple[Tensor | None, Tensor | None]], device: torch.device) -> Tensor:
+    """`_products` of all parameters, [P, 3], with few kernels: summed in float32, and between parameters in float64.
+
+    A GPU adds up in trees, so that a parameter's sum is off by some 1e-6 of ‖g_f‖·‖ḡ_n‖.
+    """
+    import torch
+
+    zero = torch.zeros((), device=device)
+    rows: list[list[Tensor]] = [[zero] * 3 for _ in pairs]
+    for side in range(2):
+        held = [(index, part.detach()) for index, pair in enumerate(pairs) if (part := pair[side]) is not None]
+        norms = torch._foreach_norm([part for _, part in held], 2, torch.float32) if held else ()
+        for (index, _), norm in zip(held, norms, strict=True):
+            rows[index][side] = norm
+    for index, (f, n) in enumerate(pairs):
+        if f is not None and n is not None:
+            rows[index][2] = f.detach().flatten().float().dot(n.detach().flatten().float())
+    found = torch.stack([value for row in rows for value in row]).double().view(-1, 3)  # [P*3] -> [P, 3]
+    return torch.cat([found[:, :2].square(), found[:, 2:]], dim=1)
 
 
 def _products(forget: Tensor | None, normal: Tensor | None) -> Tensor:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 from itertools import pairwise
 from typing import Any, ClassVar, Literal
 
-from sga.errors import UserError
+from sga.errors import UserError, check_finite, check_numbers
 from sga.rates.geometry import Geometry, margin_rate, margin_weight, min_norm_rate, paper_rate
 
 
@@ -107,7 +107,7 @@ class FixedRate(ScheduledRate):
     value: float
 
     def __post_init__(self) -> None:
-        _check_finite(value=self.value)
+        check_finite(value=self.value)
 
     def at(self, progress: float) -> float:
         return self.value
@@ -126,7 +126,7 @@ class Ramp(ScheduledRate):
     end: float
 
     def __post_init__(self) -> None:
-        _check_finite(start=self.start, end=self.end)
+        check_finite(start=self.start, end=self.end)
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ class PiecewiseRate(ScheduledRate):
         if any(not low < high for low, high in pairwise(rising)):
             raise UserError(f"boundaries must rise from above 0 to below 1, got {list(self.boundaries)}")
         for value in self.values:
-            _check_finite(values=value)
+            check_finite(values=value)
 
     @property
     def bounds(self) -> tuple[float, float]:
@@ -204,11 +204,9 @@ class DynamicRate(RatePolicy):
     dynamic = True
 
     def __post_init__(self) -> None:
-        if self.every < 1:
-            raise UserError(f"every must be at least 1, got {self.every}")
-        if not 0 <= self.averaging < 1:
-            raise UserError(f"averaging must be at least 0 and below 1, got {self.averaging}")
-        _check_finite(lowest=self.lowest, highest=self.highest)
+        check_numbers(1, every=self.every)
+        check_numbers(0, below=1, averaging=self.averaging)
+        check_finite(lowest=self.lowest, highest=self.highest)
         if self.lowest > self.highest:
             raise UserError(f"lowest must be at most highest, got {self.lowest} and {self.highest}")
         if self.infeasible not in ("hold", "zero", "lowest"):
@@ -299,7 +297,7 @@ class MarginRate(DynamicRate):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_margin(self.margin)
+        check_finite(0, margin=self.margin)
 
     def propose(self, geometry: Geometry) -> float | None:
         return margin_rate(geometry, self.margin)
@@ -321,18 +319,7 @@ class MarginWeight(DynamicRate):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_margin(self.margin)
+        check_finite(0, margin=self.margin)
 
     def propose(self, geometry: Geometry) -> float | None:
         return margin_weight(geometry, self.margin)
-
-
-def _check_finite(**values: float) -> None:
-    for name, value in values.items():
-        if not math.isfinite(value):
-            raise UserError(f"{name} must be a finite number, got {value}")
-
-
-def _check_margin(margin: float) -> None:
-    if not (math.isfinite(margin) and margin >= 0):
-        raise UserError(f"margin must be a finite number of at least 0, got {margin}")

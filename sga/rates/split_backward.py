@@ -89,14 +89,15 @@ class SplitGradients:
     @torch.no_grad()
     def combine(self, forget_weight: float, normal_weight: float) -> None:
         """Makes ``grad`` = forget_weight·g_f + normal_weight·ḡ_n, in place, and lets go of g_f."""
-        for index, parameter in enumerate(self.parameters):
-            forget, self.forget[index] = self.forget[index], None
-            if parameter.grad is not None:
-                parameter.grad.mul_(normal_weight)
-                if forget is not None:
-                    parameter.grad.add_(forget, alpha=forget_weight)
-            elif forget is not None:
-                parameter.grad = forget.mul_(forget_weight)
+        forget, self.forget = self.forget, [None] * len(self.forget)
+        held = [(p.grad, f) for p, f in zip(self.parameters, forget, strict=True) if p.grad is not None]
+        if held:
+            torch._foreach_mul_([gradient for gradient, _ in held], normal_weight)
+        if both := [(gradient, f) for gradient, f in held if f is not None]:
+            torch._foreach_add_([gradient for gradient, _ in both], [f for _, f in both], alpha=forget_weight)
+        for parameter, one in zip(self.parameters, forget, strict=True):
+            if parameter.grad is None and one is not None:
+                parameter.grad = one.mul_(forget_weight)
 
 
 def _part(gradient: Tensor | None) -> Tensor | None:

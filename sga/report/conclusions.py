@@ -31,6 +31,37 @@ def conclusions(settings: Sequence[SeedGroup]) -> list[str]:
     ]
 
 
+def before_and_after(settings: Sequence[SeedGroup]) -> list[str]:
+    """One sentence for each unlearning setting without a retain model: what it did to ROUGE-L and probability."""
+    sentences = []
+    for setting in settings:
+        if setting.first.role != "unlearn":
+            continue
+        moved = []
+        for name, words in _MOVED:
+            pairs = [
+                (old, new)
+                for run in setting.runs
+                if run.evaluations[0]["step"] == 0
+                and (old := run.value(name, run.evaluations[0])) is not None
+                and (new := run.value(name)) is not None
+            ]
+            if pairs:
+                old, new = (_mean([pair[place] for pair in pairs]) for place in (0, 1))
+                moved.append(f"{words} from {fixed(old)} to {fixed(new)}")
+        if moved:
+            seeds = "" if len(setting.runs) > 1 else "; one seed cannot tell how much of that is chance"
+            sentences.append(f"{setting.label} takes {', '.join(moved)}{seeds}.")
+    return sentences
+
+
+_MOVED = tuple(
+    (f"{name}/{metric}", f"{name} {words}")
+    for name in ("forget", "retain")
+    for metric, words in (("rouge_l_recall", "ROUGE-L"), ("probability", "probability"))
+)
+
+
 def cautions(settings: Sequence[SeedGroup]) -> list[str]:
     """What stands against a comparison of these runs: other data, other evaluations, too few seeds."""
     runs = [run for setting in settings if setting.first.role == "unlearn" for run in setting.runs]

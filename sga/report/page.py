@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +20,21 @@ from sga.report.charts import (
     style_of,
     swatch,
 )
-from sga.report.conclusions import FORGET_QUALITY_LEVEL, cautions, compared_gradient_difference, conclusions
+from sga.report.conclusions import (
+    FORGET_QUALITY_LEVEL,
+    before_and_after,
+    cautions,
+    compared_gradient_difference,
+    conclusions,
+)
+from sga.report.footer import footer
+from sga.report.footer import html_text as _text
 from sga.report.seed_groups import SeedGroup, by_seed_group, pick, read_runs
 from sga.report.style import document
 from sga.report.summary import (
     ABSENT,
     NEAR,
+    Column,
     best_groups,
     columns,
     epochs,
@@ -47,8 +54,13 @@ _PANELS: tuple[tuple[str, str, bool, Callable[[float], float]], ...] = (
     ("forget/avg_nll", "forget nll", False, float),
     ("perplexity/normal/log", "perplexity on normal text, log₁₀", False, lambda value: value / math.log(10)),
 )
+_OWN_PANELS: tuple[tuple[str, str, bool, Callable[[float], float]], ...] = tuple(
+    (f"{name}/{metric}", f"{name} {words}", True, float)
+    for metric, words in (("rouge_l_recall", "ROUGE-L recall"), ("probability", "probability"))
+    for name in ("forget", "retain")
+)
+"""What there is of data without a retain model, besides the above."""
 _LONGEST_TEXT = 320  # characters of an answer that are shown; a collapsed model fills 200 tokens with anything
-_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 
 
 def write_report(runs: Iterable[str | Path | Run], output: str | Path, title: str = "Unlearning report") -> Path:
@@ -85,9 +97,9 @@ def report_page(runs: Sequence[Run], title: str) -> str:
         _over_time(settings, styles),
         answers,
         groups,
-        _foot(runs, holds_texts),
+        footer(runs, holds_texts),
     ]
-    return document(title, body)
+    return document(title, [part for part in body if part])
 
 
 def _styles(settings: Sequence[SeedGroup]) -> dict[str, Style]:
@@ -117,21 +129,32 @@ def _head(settings: Sequence[SeedGroup], title: str, holds_texts: bool) -> str:
         if holds_texts
         else ""
     )
-    sentences = "".join(f"<li>{_together(sentence)}</li>" for sentence in conclusions(settings))
+    told = conclusions(settings) if _has_forget_quality(settings) else before_and_after(settings)
+    sentences = "".join(f"<li>{_together(sentence)}</li>" for sentence in told)
     notes = cautions(settings)
     careful = f'<p class="small"><strong>Read with care.</strong> {_text(" ".join(notes))}</p>' if notes else ""
+    header = f'<header><h1>{_text(title)}</h1><p class="small">{_text("; ".join(facts))}.</p>{warning}</header>\n'
+    if not told:
+        return f"{header}{careful}"
     return (
-        f'<header><h1>{_text(title)}</h1><p class="small">{_text("; ".join(facts))}.</p>{warning}</header>\n'
-        f'<section aria-labelledby="conclusions"><h2 id="conclusions">Conclusions</h2>'
+        f'{header}<section aria-labelledby="conclusions"><h2 id="conclusions">Conclusions</h2>'
         f'<ol class="conclusions">{sentences}</ol>{careful}</section>'
     )
 
 
+def _has_forget_quality(settings: Sequence[SeedGroup]) -> bool:
+    """Whether any run was held against a retain model, or there is nothing but such a model to tell of."""
+    unlearned = [setting for setting in settings if setting.first.role == "unlearn"]
+    return not unlearned or any(setting.values("forget_quality_log10") for setting in unlearned)
+
+
 def _table(settings: Sequence[SeedGroup], styles: Mapping[str, Style]) -> str:
-    chosen = columns(settings)
+    everything = columns(settings)
+    # A column without a value has its reason below the table, once.
+    chosen = [column for column in everything if any(setting.values(column.name) for setting in settings)]
     best = {column.name: best_groups(column, settings) for column in chosen}
     reasons: dict[str, int] = {}
-    lines = []
+    lines = [] if any(s.first.role == "target" for s in settings) else _before(settings, chosen)
     for setting in settings:
         run, several = setting.first, len(setting.runs) > 1
         rate = "→ −∞" if run.method == "GD" and run.normal_weight == 1 else _plain(run.smoothing_rate)
@@ -179,6 +202,15 @@ def _table(settings: Sequence[SeedGroup], styles: Mapping[str, Style]) -> str:
     )
     notes = "".join(f"<li>{_text(reason)}</li>" for reason in reasons)
     absent = f'<div class="small"><p>{ABSENT} is absent, because:</p><ol>{notes}</ol></div>' if notes else ""
+    first = next((s.first for s in settings if s.first.role == "unlearn"), settings[0].first)
+    left_out: dict[str, list[str]] = {}
+    for column in everything if first.role == "unlearn" else ():
+        if column not in chosen:
+            left_out.setdefault(first.why_absent(column.name), []).append(column.head)
+    absent += "".join(
+        f'<p class="small">Not here: {_text(", ".join(heads))} ({_text(reason)}).</p>'
+        for reason, heads in left_out.items()
+    )
     return (
         '<section aria-labelledby="numbers"><h2 id="numbers">The numbers</h2>'
         '<div class="scroll" tabindex="0" role="region" aria-labelledby="numbers"><table class="numbers">'
@@ -188,6 +220,23 @@ def _table(settings: Sequence[SeedGroup], styles: Mapping[str, Style]) -> str:
         f"{NEAR} of it{seeds_note and f'; {seeds_note}'}; forget perplexity is not judged. "
         f"Frontier area counts all evaluations of a run, the other columns the chosen one.</p>{absent}</section>"
     )
+
+
+def _before(settings: Sequence[SeedGroup], chosen: Sequence[Column]) -> list[str]:
+    """A row of the starting model for each one that a run was evaluated from, as far as it was evaluated."""
+    runs = [s.first for s in settings if s.first.role == "unlearn" and s.first.chosen_step > 0]
+    starts = {str(run.info.get("model")): run for run in runs if run.evaluations[0]["step"] == 0}
+    lines = []
+    for run in starts.values():
+        values = [run.value(column.name, run.evaluations[0]) for column in chosen]
+        cells = [ABSENT if v is None else column.number(v) for column, v in zip(chosen, values, strict=True)]
+        if any(value is not None for value in values):
+            lines.append(
+                '<tr class="before"><th scope="row">before</th><td></td><td></td><td></td><td>0</td>'
+                + "".join(f"<td>{_text(cell)}</td>" for cell in cells)
+                + "</tr>"
+            )
+    return lines
 
 
 def _frontier(settings: Sequence[SeedGroup], styles: Mapping[str, Style]) -> str:
@@ -213,10 +262,7 @@ def _frontier(settings: Sequence[SeedGroup], styles: Mapping[str, Style]) -> str
                 shown.append(setting)
     heading = '<section aria-labelledby="frontier"><h2 id="frontier">Forget quality against utility</h2>'
     if not curves:
-        reason = next(
-            (s.first.why_absent("frontier_area") for s in settings if s.first.role == "unlearn"), "no such run"
-        )
-        return f'{heading}<p class="note">No unlearning run has both numbers: {_text(reason)}.</p></section>'
+        return ""
     utility = retain_mean("utility", settings)
     line = None if utility is None else ReferenceLine(f"retain model {fixed(utility)}", utility, style_of("retain", 0))
     chart = frontier_chart(curves, line, FORGET_QUALITY_LEVEL, "frontier-chart")
@@ -245,7 +291,7 @@ def _distributions(settings: Sequence[SeedGroup], styles: Mapping[str, Style]) -
             shown.append(setting)
     heading = '<section aria-labelledby="ratios"><h2 id="ratios">Truth ratios on the forget set</h2>'
     if not samples:
-        return f'{heading}<p class="note">No run kept truth ratios of single forget samples.</p></section>'
+        return ""
     chart, outside = distribution_chart(samples, "ratio-chart")
     shares = ", ".join(f"{_text(label)} {max(share, 0.01):.0%}" for label, share in outside.items())
     clipped = f" Beyond the axis, which target and retain model set: {shares} of the samples." if outside else ""
@@ -263,7 +309,8 @@ def _over_time(settings: Sequence[SeedGroup], styles: Mapping[str, Style]) -> st
     by_epoch = all("epoch" in evaluation for _, run in runs for evaluation in run.evaluations)
     axis = "epoch" if by_epoch else "step"
     panels = []
-    for index, (name, title, unit, shown) in enumerate(_PANELS):
+    wanted = _PANELS if _has_forget_quality(settings) else (*_OWN_PANELS, *_PANELS)
+    for index, (name, title, unit, shown) in enumerate(wanted):
         curves = []
         for setting, run in runs:
             kept = [(e, shown(v)) for e in run.evaluations if (v := run.value(name, e)) is not None]
@@ -279,7 +326,7 @@ def _over_time(settings: Sequence[SeedGroup], styles: Mapping[str, Style]) -> st
             panels.append(f"<div>{panel(title, curves, levels, axis, f'panel-{index}', unit)}</div>")
     heading = '<section aria-labelledby="time"><h2 id="time">Over training</h2>'
     if not panels:
-        return f'{heading}<p class="note">No unlearning run has these metrics.</p></section>'
+        return ""
     legend = [s for s in settings if s.first.role != "target"]
     return (
         f'{heading}<figure>{_legend(legend, styles)}<div class="panels">{"".join(panels)}</div>'
@@ -317,8 +364,7 @@ def _answers(settings: Sequence[SeedGroup]) -> tuple[str, bool]:
         parts.append(f'<h3>{evaluation_set.capitalize()} set</h3><div class="cards">{cards}</div>')
     without = f"{', '.join(silent)}: texts were kept out of the run folder (texts: false)." if silent else ""
     if not parts:
-        reason = without or "No run kept generated answers."
-        return f'{heading}<p class="note">{_text(reason)}</p></section>', False
+        return f'{heading}<p class="note">{_text(without)}</p></section>' if without else "", False
     note = (
         "Greedy answers at the chosen evaluation of each setting's first seed, with ROUGE-L recall. The questions are "
         f"evenly spaced over the set, not picked by hand. {without}"
@@ -355,7 +401,7 @@ def _groups(settings: Sequence[SeedGroup]) -> tuple[str, bool]:
     candidates = [best] if best is not None else []
     run = next((s.first for s in [*candidates, *settings] if any(pair["normals"] for pair in s.first.groups)), None)
     if run is None:
-        return f'{heading}<p class="note">No run recorded groups with normal samples.</p></section>', False
+        return "", False
     shows_texts = False
     cards = []
     for pair in _spread_out(run.groups, 3):
@@ -386,54 +432,6 @@ def _groups(settings: Sequence[SeedGroup]) -> tuple[str, bool]:
     return f'{heading}<p class="small">{_text(note)}</p>{"".join(cards)}</section>', shows_texts
 
 
-def _foot(runs: Sequence[Run], holds_texts: bool) -> str:
-    packages = sorted({name for run in runs for name in run.info.get("versions") or {}})
-    versions = []
-    for name in packages:
-        found = sorted({str((run.info.get("versions") or {}).get(name, "not recorded")) for run in runs})
-        versions.append(f"{name} {' / '.join(found)}")
-    configurations = []
-    for run in runs:
-        config = run.config_path
-        words = (
-            config.read_text(encoding="utf-8", errors="replace")
-            if config.is_file()
-            else f"(the run has no {config.name})"
-        )
-        parameters = ", ".join(f"{name} = {value}" for name, value in run.info["parameters"].items())
-        facts = [
-            f"{run.info['method'] or 'no loss'} {parameters}".strip(),
-            f"seed {run.seed}",
-            f"K = {run.group_size}",
-            f"model {run.info.get('model', 'not recorded')}",
-            f"retain reference {run.info.get('reference') or 'none'}",
-            f"chosen: step {run.chosen_step} of {run.evaluations[-1]['step']}",
-        ]
-        facts += [f"by the rule: {rule}"] if (rule := run.chosen.get("chosen")) else []
-        facts += [f"because: {because}"] if (because := run.chosen.get("because")) else []
-        facts += [f"stopped {stopped}"] if (stopped := run.chosen.get("stopped")) else []
-        evaluation = ", ".join(f"{k} = {v}" for k, v in (run.info.get("evaluation") or {}).items())
-        facts += [f"evaluation: {evaluation}"] if evaluation else []
-        configurations.append(
-            f"<details><summary>{_text(run.name)}</summary><p>{_text('; '.join(facts))}</p>"
-            f"<pre>{_text(words)}</pre></details>"
-        )
-    ending = (
-        "This report contains the text that was to be forgotten, in questions, answers and groups. Treat it like the "
-        "forget set itself."
-        if holds_texts
-        else "This report quotes no question, answer or group."
-    )
-    return (
-        '<footer><h2 id="runs">Configurations and versions</h2>'
-        f'<p class="small">{_text("; ".join(versions) or "No versions recorded")}. Configurations may name folders of '
-        f"the machine that ran them.</p>{''.join(configurations)}"
-        f'<p class="{"warning" if holds_texts else "small"}">{ending}</p>'
-        '<p class="small">Smoothed Gradient Ascent: Pang et al., arXiv 2510.22376. Forget quality, truth ratio and '
-        "model utility: TOFU, Maini et al., arXiv 2401.06121.</p></footer>"
-    )
-
-
 def _legend(settings: Iterable[SeedGroup], styles: Mapping[str, Style], rings: bool = False) -> str:
     items = "".join(f"<li>{swatch(styles[s.label])} {_text(s.label)}</li>" for s in settings)
     if rings:
@@ -462,11 +460,6 @@ def _spread_out(items: Sequence[Any], count: int) -> Iterator[Any]:
     """So many of the items, evenly spaced, the first among them."""
     for i in range(min(count, len(items))):
         yield items[i * len(items) // min(count, len(items))]
-
-
-def _text(value: str) -> str:
-    """Text as HTML: markup escaped, characters that HTML forbids replaced."""
-    return escape(_UNPRINTABLE.sub("\ufffd", value), quote=True)
 
 
 def _together(value: str) -> str:

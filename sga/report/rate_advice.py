@@ -12,7 +12,7 @@ from sga.rates.policies import MarginRate, MarginWeight, PaperRate
 from sga.rates.smoothing import equivalent_normal_weight, equivalent_smoothing_rate
 
 if TYPE_CHECKING:
-    from sga.losses import Loss
+    from sga.losses.base import Loss
 
 FEW_CHUNKS = 16
 """With fewer chunks than this an interval is coarse."""
@@ -195,7 +195,7 @@ def _interference(whole: GeometryEstimates, group_size: int) -> str:
 
 def _fixed_weight(loss: Loss | None, group_size: int) -> tuple[str, float] | None:
     """The configuration's fixed number in words, and as λ; None where it has none or it has no λ."""
-    from sga.losses import WeighingLoss  # not at the top: losses import PyTorch
+    from sga.losses.ascent import WeighingLoss  # not at the top: losses import PyTorch
 
     if not isinstance(loss, WeighingLoss) or loss.policy is not None:
         return None

@@ -79,6 +79,17 @@ article { border: 1px solid var(--rule); border-radius: 6px; padding: .6rem .8re
 .answers td:last-child { text-align: right; width: 3rem; font-variant-numeric: tabular-nums; padding-right: 0; }
 .answers .range { display: inline-block; }
 .answers .true { background: var(--soft); }
+.verdict { padding: .4rem 1rem; }
+.own td:nth-last-child(-n+3), .own thead th:nth-last-child(-n+3) { text-align: left;
+  white-space: normal; min-width: 7rem; }
+.answers.two td:last-child { text-align: left; width: auto; }
+.tokens { list-style: none; display: flex; flex-wrap: wrap; gap: .3rem; padding: 0; margin: .5rem 0 0; }
+.tokens li { border: 1px solid var(--rule); border-radius: 4px; padding: .1rem .35rem; font-size: .875rem;
+  display: flex; flex-direction: column; align-items: center; }
+.tokens small { color: var(--dim); font-variant-numeric: tabular-nums; font-size: .6875rem; white-space: nowrap; }
+.tokens .shade1 { background: var(--soft); border-color: var(--dim); }
+.tokens .shade2 { background: var(--warn); border-color: var(--warn-rule); }
+.tokens .shade3 { background: var(--warn); border: 2px solid var(--c0); font-weight: 700; }
 .hidden { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
 .group { display: grid; grid-template-columns: 1fr 2fr; gap: 1rem; margin-bottom: 1rem; font-size: .875rem; }
 .group p { margin: 0 0 .2rem; }

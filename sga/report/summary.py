@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from sga.evaluation.table import fitted_table
 from sga.report.seed_groups import SeedGroup, by_seed_group, read_runs
 from sga.runs.folder import Run, plain
 
@@ -19,7 +20,9 @@ as many others is 0.11."""
 ABSENT = "–"
 """Stands where a value is absent; the reason is given beside the table."""
 
-_WIDTH = 110
+_WIDTH = 80
+_LABEL = 30
+"""Characters of a run's name at most."""
 
 
 def fixed(value: float, digits: int = 2) -> str:
@@ -190,7 +193,7 @@ def epochs(setting: SeedGroup) -> str:
 
 
 def runs_table(runs: Iterable[str | Path | Run]) -> str:
-    """The runs' chosen evaluations as a table for the terminal, at most 110 columns wide.
+    """The runs' chosen evaluations as a table for the terminal, at most 80 columns wide, in parts below each other.
 
     Several seeds of one setting are one line of means. A star marks the best unlearning run of a column.
 
@@ -198,7 +201,9 @@ def runs_table(runs: Iterable[str | Path | Run]) -> str:
         UserError: a run folder cannot be read, or the runs are of different benchmarks.
     """
     settings = by_seed_group(read_runs(runs))
-    chosen = columns(settings)
+    everything = columns(settings)
+    # A column without a value is in the notes below, with the reason.
+    chosen = [column for column in everything if any(setting.values(column.name) for setting in settings)]
     head = ["run", "λ", "seed", "epoch", *(column.short for column in chosen)]
     body = []
     for setting in settings:
@@ -210,29 +215,39 @@ def runs_table(runs: Iterable[str | Path | Run]) -> str:
         for line, setting in zip(body, settings, strict=True):
             mean = setting.mean(column.name)
             line.append(ABSENT if mean is None else column.number(mean) + ("*" if setting.label in best else " "))
-    widths = [max(len(line[i].rstrip()) for line in [head, *body]) for i in range(len(head))]
     starred = [i for i in range(4, len(head)) if any(line[i].endswith("*") for line in body)]
-    for i in starred:
-        widths[i] = max(len(head[i]) + 1, *(len(line[i]) for line in body))
-    widths[0] = max(8, min(widths[0], _WIDTH - sum(widths[1:]) - (len(head) - 1)))
-    gap = "  " if sum(widths) + 2 * (len(head) - 1) <= _WIDTH else " "
-    lines = []
-    for line in [head, *body]:
-        label = line[0] if len(line[0]) <= widths[0] else line[0][: widths[0] - 1] + "…"
-        cells = [label.ljust(widths[0])]
-        for i, cell in enumerate(line[1:], start=1):
-            value = cell.rstrip()
-            if i in starred:
-                value = value if value.endswith("*") else value + " "
-            cells.append(value.rjust(widths[i]))
-        lines.append(gap.join(cells).rstrip())
-    lines.insert(1, "-" * max(len(line) for line in lines))
-    return "\n".join([*lines, "", *_legend(chosen, settings)]) + "\n"
+    parts = []
+    for places in _parts(head, body, starred):
+        lines = [_line([line[i] for i in places], [i in starred for i in places]) for line in (head, *body)]
+        parts.append(fitted_table(lines, _WIDTH, texts=(0,), spare=len(places)))
+    return "\n".join([*(line for part in parts for line in (*part, "")), *_legend(everything, chosen, settings)]) + "\n"
 
 
-def _legend(chosen: Sequence[Column], settings: Sequence[SeedGroup]) -> list[str]:
+def _parts(head: Sequence[str], body: Sequence[Sequence[str]], starred: Sequence[int]) -> list[list[int]]:
+    """Columns of each part of a table that is too wide: the run's name is in all of them."""
+    widths = [max(len(line[i].rstrip()) for line in (head, *body)) + (i in starred) for i in range(len(head))]
+    label = min(widths[0], _LABEL)
+    parts: list[list[int]] = [[0]]
+    for i in range(1, len(head)):
+        if label + sum(widths[j] + 2 for j in (*parts[-1][1:], i)) > _WIDTH:
+            parts.append([0])
+        parts[-1].append(i)
+    return parts
+
+
+def _line(cells: Sequence[str], starred: Sequence[bool]) -> list[str]:
+    """Cells of a line: a long name is cut, and numbers with and without a star stand below each other."""
+    name = cells[0] if len(cells[0]) <= _LABEL else cells[0][: _LABEL - 1] + "…"
+    values = [cell.rstrip() for cell in cells[1:]]
+    # The no-break space keeps the place of a star.
+    return [name, *(v + "\u00a0" if s and not v.endswith("*") else v for v, s in zip(values, starred[1:], strict=True))]
+
+
+def _legend(everything: Sequence[Column], chosen: Sequence[Column], settings: Sequence[SeedGroup]) -> list[str]:
     """What the headings mean and why values are absent, wrapped to the table's width."""
-    meanings = "; ".join(f"{column.short}: {column.meaning}" for column in chosen)
+    meanings = "; ".join(
+        ["λ: weight of the normal samples, forget sample = 1", *(f"{one.short}: {one.meaning}" for one in chosen)]
+    )
     seeds_note = on_one_seed(settings)
     notes = [
         f"{meanings}. * best of the unlearning runs, if no other has the same (RL f and AUC: closest to the retain "
@@ -240,7 +255,7 @@ def _legend(chosen: Sequence[Column], settings: Sequence[SeedGroup]) -> list[str
     ]
     reasons: dict[str, list[str]] = {}
     for setting in settings:
-        for column in chosen:
+        for column in everything:
             if setting.mean(column.name) is None and (
                 setting.first.role == "unlearn" or column.name != "frontier_area"
             ):

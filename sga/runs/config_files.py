@@ -24,7 +24,6 @@ _FROM_ANOTHER_MODEL = ("target", "retain")
 """Methods that make a benchmark's models from one that has not seen its data; which one only a pair's file knows."""
 _MODEL_OPTIONS = re.compile(r"--model\.language_model(\.(init_args\.)?name_or_path)?")
 _TIMES = re.compile(r"(\d+(?:\.\d+)?)x")
-_BEFORE_THE_SPLIT = re.compile(r"configs/(authors|book|muse|own|tofu)/(?:(phi-1\.5|llama-2-7b|opt-2\.7b|small)-)?(.+)")
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ def config_path(name: str | Path, beside: Path | None = None) -> Path:
             package's files name one another, may be the package's too.
 
     Raises:
-        UserError: there is no such file; says what became of it, or which names are close.
+        UserError: there is no such file; says which names are close.
     """
     path = Path(name) if beside is None else beside / name
     if os.path.isfile(path):
@@ -67,15 +66,6 @@ def config_path(name: str | Path, beside: Path | None = None) -> Path:
     if parts[:1] in [("configs",), *([("..",)] if beside is not None else [])] and os.path.isfile(shipped):
         return shipped
     known = {f"configs/{one.relative_to(root / 'configs').as_posix()}" for one in (root / "configs").rglob("*.yaml")}
-    before = _BEFORE_THE_SPLIT.search(path.with_suffix("").as_posix())
-    if before is not None:
-        benchmark, model, method = before.groups()
-        now = [
-            f"configs/benchmarks/{'-'.join(filter(None, (benchmark, model)))}.yaml",
-            f"configs/methods/{method}.yaml",
-        ]
-        where = " and ".join(now if set(now) <= known else ["configs/benchmarks", "configs/methods"])
-        raise UserError(f"{name}: no such file; what it said is now in {where}, each with a --config of its own")
     close = difflib.get_close_matches(path.as_posix(), known, n=3, cutoff=0.7)
     raise UserError(f"{name}: no such file{'; is it ' * bool(close)}{' or '.join(close)}{'?' * bool(close)}")
 

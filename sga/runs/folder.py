@@ -28,6 +28,8 @@ RUN_ROLES = ("target", "retain", "unlearn")
 OWN_CHECKPOINTS = ("last", "best", "good")
 """Names of a run's own checkpoints: the last one, the stopping rule's choice, the last one before divergence."""
 
+NO_METRIC = "not among the run's metrics"
+
 _SHORT_METHODS = {"GradientAscent": "GA", "SmoothedGradientAscent": "SGA", "GradientDifference": "GD"}
 
 
@@ -408,17 +410,15 @@ class Run(RunFolder):
     def why_absent(self, name: str) -> str:
         """Why a metric has no value, in the words of the run."""
         reasons: Mapping[str, Any] = self.chosen.get("absent") or {}
-        key = name if name == "frontier_area" else self.key(name)
+        is_area = name in ("frontier_area", "frontier_area_ks")
+        key = name if is_area else self.key(name)
         wider = key.removesuffix("/log").removesuffix("_log10")
         candidates = [key, wider, *(str(parent) for parent in PurePosixPath(wider).parents)]
-        if name in ("frontier_area", "ks_statistic", "ks_n"):
+        if is_area or name in ("ks_statistic", "ks_n"):
             candidates += [self.key("forget_quality_log10"), self.key("forget_quality")]
-        if name == "frontier_area":
+        if is_area:
             candidates.append(self.key("utility"))
-        for candidate in candidates:
-            if candidate in reasons:
-                return str(reasons[candidate])
-        return "not among this run's metrics"
+        return next((str(reasons[one]) for one in candidates if one in reasons), NO_METRIC)
 
     @property
     def frontier(self) -> list[tuple[float, float]]:

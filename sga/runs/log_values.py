@@ -10,19 +10,18 @@ from sga.evaluation.aggregation import FLUENCY_PARTS
 
 SHARES = ("rouge_l_recall", "rouge_l_fmeasure", "exact_memorization", "extraction_strength", *FLUENCY_PARTS)
 
+_LISTS = {"perturbed_nll": "avg_nll", "reference_each": "reference"}
+"""Fields that hold a list, by the field that each entry is like."""
+
 MEMBERSHIP = ("min_k", "min_k_plus_plus", "zlib", "reference")
 
 
 def checked_value(name: str, value: Any, where: str) -> Any:
     """The value of a row's field, or a refusal."""
-    if name == "perturbed_nll":
+    if name in _LISTS:
         if not isinstance(value, list):
             raise UserError(f"{where} must be a list of numbers, got {value!r:.60}; evaluate again")
-        return [checked_value("avg_nll", entry, f"{where}, entry {index}") for index, entry in enumerate(value)]
-    if name == "reference_each":
-        if not isinstance(value, list):
-            raise UserError(f"{where} must be a list of numbers, got {value!r:.60}; evaluate again")
-        return [finite_number(entry, f"{where}, entry {index}") for index, entry in enumerate(value)]
+        return [checked_value(_LISTS[name], entry, f"{where}, entry {index}") for index, entry in enumerate(value)]
     if name == "tokens":
         if type(value) is not int or value < 1:
             raise UserError(f"{where} must be a number of tokens, at least 1, got {value!r:.60}; evaluate again")

@@ -20,7 +20,7 @@ from sga.evaluation.cache import model_key
 from sga.files import read_json_object, write_json
 from sga.likelihood.answer_tokens import AnswerTokens
 from sga.likelihood.forward import ForwardOptions, answer_tokens
-from sga.losses import Needs
+from sga.losses.base import Needs
 from sga.models.adapters import adapter_off, has_adapter
 from sga.models.sharding import is_sharded
 from sga.runs.folder import RunFolder

@@ -15,7 +15,7 @@ from sga.batching.encoding import Encoded
 from sga.batching.loader import GroupLoader
 from sga.errors import UserError
 from sga.likelihood.forward import sequence_nll
-from sga.losses import SmoothedGradientAscent
+from sga.losses.ascent import SmoothedGradientAscent
 
 
 def numbered(count: int) -> list[list[Encoded]]:

@@ -18,7 +18,7 @@ from sga.data.own import OwnData
 from sga.data.records import Record, read_records
 from sga.datamodule import UnlearningData
 from sga.errors import UserError
-from sga.losses import Needs
+from sga.losses.base import Needs
 from sga.models.small import SmallLlama
 
 MODEL = SmallLlama(hidden_size=16, layers=1, heads=2, vocabulary=400, context=160)

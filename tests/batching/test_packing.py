@@ -41,7 +41,7 @@ from sga.cli import UnlearningCLI, run_verb
 from sga.likelihood.forward import ForwardOptions, answer_tokens, sequence_nll
 from sga.likelihood.fused import FusedHead, fused_head
 from sga.likelihood.tryouts import chunks_work, fused_fault, packed_options
-from sga.losses import SmoothedGradientAscent
+from sga.losses.ascent import SmoothedGradientAscent
 from sga.models.blocks import transformer_blocks
 
 

@@ -16,7 +16,7 @@ from sga.batching.templates import ChatTemplate, PlainTemplate
 from sga.callbacks import first_looks
 from sga.callbacks.first_looks import FirstLooks
 from sga.cli import run_verb
-from sga.evaluation.degenerate import is_repeating
+from sga.evaluation.metrics import repeats_ngram
 from sga.files import read_json_object
 
 QUICK = ("--evaluation.answers=null", "--export.enabled=false", "--trainer.max_epochs=1")
@@ -108,20 +108,10 @@ def test_max_time_and_the_schedule(
 # ---- answers --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("text", "repeats"),
-    [
-        ("in in in in in in in in in in", True),
-        ("TheTheTheTheTheTheTheTheThe", True),
-        ("I do not know. " * 4, True),
-        ("", False),
-        ("The distance is 100000000 km.", False),
-        ("Ann was born in Oslo. Ann was born in Oslo.", False),
-        ("No, no, no, no!", False),
-    ],
-)
-def test_what_repeats_itself(text: str, repeats: bool) -> None:
-    assert is_repeating(text) == repeats
+def shares(answer: str) -> dict[str, float]:
+    """What `Fluency` writes into the row of an answer of one token a word."""
+    empty, repeated = not answer, repeats_ngram([hash(word) for word in answer.split()])
+    return {"empty": float(empty), "repeated": float(repeated), "degenerate": float(empty or repeated)}
 
 
 def looked_at(
@@ -129,8 +119,10 @@ def looked_at(
 ) -> list[str]:
     """Warnings after a first evaluation with these greedy answers."""
     rows: dict[tuple[str, str], dict[str, Any]] = {
-        ("forget", f"forget/{number}"): {"generation": answer} for number, answer in enumerate(answers)
+        ("forget", f"forget/{number}"): {"generation": answer, **shares(answer)}
+        for number, answer in enumerate(answers)
     }
+    rows["retain", "retain/0"] = {"generation": "Of rows that fluency does not look at, nothing is known."}
     rows["forget", "forget/text"] = {"nll": 1.0}
     evaluation = SimpleNamespace(rows=rows)
     monkeypatch.setattr(first_looks, "evaluation_of", lambda trainer: evaluation)
@@ -152,7 +144,7 @@ def test_a_model_that_says_nothing_is_said_once_with_the_likely_cause(monkeypatc
     [said] = looked_at([""] * 16, monkeypatch, chat="{{ messages }}")
     assert "the tokenizer has a chat template of its own" in said
     [said] = looked_at(["in " * 20] * 9 + ["Oslo."], monkeypatch, verb="validate")
-    assert said.startswith("9 of 10 greedy answers are the same words over and over (first forget forget/0)")
+    assert said.startswith("9 of 10 greedy answers repeat themselves (first forget forget/0)")
     assert "</s>" not in said
 
 

@@ -18,7 +18,7 @@ from sga import load_run
 from sga.__main__ import main
 from sga.callbacks.run_files import _parameters
 from sga.cli import run_verb
-from sga.losses import Loss
+from sga.losses.base import Loss
 from sga.rates.policies import MarginRate
 
 

@@ -19,7 +19,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sga.callbacks import FitToHandOver, RunCheckpoints, Stopping, checkpoints, stopping
+from sga.callbacks import checkpoints, stopping
+from sga.callbacks.checkpoints import RunCheckpoints
+from sga.callbacks.handover import FitToHandOver
 from sga.callbacks.rules import (
     BestForgetQuality,
     FailureSignatures,
@@ -28,6 +30,7 @@ from sga.callbacks.rules import (
     StoppingRule,
     Verdict,
 )
+from sga.callbacks.stopping import Stopping
 from sga.cli import UnlearningCLI, run_verb
 from sga.errors import UserError
 from sga.report import write_report
@@ -144,7 +147,7 @@ def test_every_signature_is_named_and_a_bad_start_is_never_chosen() -> None:
         (lambda: BestForgetQuality(0.0), "utility_share must be above 0 and at most 1, got 0.0"),
         (lambda: BestForgetQuality(1.1), "utility_share must be above 0 and at most 1, got 1.1"),
         (lambda: FailureSignatures(0.5), "normal_perplexity must be above 1, got 0.5"),
-        (lambda: FailureSignatures(model_utility=40.0), "model_utility must be between 0 and 1, got 40.0"),
+        (lambda: FailureSignatures(model_utility=40.0), "model_utility must be above 0 and below 1, got 40.0"),
         (lambda: FailureSignatures(privleak=-1.0), "privleak must be at least 0, got -1.0"),
         (lambda: FailureSignatures(None, None), "looks at no signature"),
     ],

@@ -184,7 +184,7 @@ def test_settings_that_make_no_sense_are_refused() -> None:
     for name in ("prompt_tokens", "continuation_tokens"):
         with pytest.raises(UserError, match=f"{name} must be at least 8, got 7"):
             Book(**{name: 7})
-    with pytest.raises(UserError, match="holdout_share must be between 0 and 1, got 1"):
+    with pytest.raises(UserError, match="holdout_share must be above 0 and below 1, got 1"):
         Book(holdout_share=1)
     with pytest.raises(UserError, match="new_tokens must be at least 1, got 0"):
         BookContinuations(0)

@@ -103,6 +103,43 @@ def test_a_starting_model_that_answers_nothing_has_no_nll_of_answers() -> None:
     assert check(account(GOOD, start), quantity).violation is None
 
 
+# ---- facts ---------------------------------------------------------------------------------------------------------
+
+
+def with_facts(forget: float, retain: float) -> dict[str, float]:
+    return {"handover/all/forget/fact_recall": forget, "handover/retain/fact_recall": retain}
+
+
+FACTS_START = START | with_facts(1.0, 23 / 24)
+
+
+def test_facts_to_forget_and_to_keep_are_counted() -> None:
+    """At most 1 of 16 left; at least 0.9 of the start's 23 kept, 21 of 24. Three left are 2/16 beyond, so 2."""
+    assert account(GOOD | with_facts(1 / 16, 21 / 24), FACTS_START).fit
+    left = account(GOOD | with_facts(3 / 16, 21 / 24), FACTS_START)
+    assert check(left, "forget answers with their fact").violation == pytest.approx(2)
+    assert left.sentence == "still extractable: 19% of the forget answers have their fact, at most 6% may"
+    lost = account(GOOD | with_facts(0.0, 17 / 24), FACTS_START)
+    # (0.9 − 17/23) / (1 − 0.9)
+    assert check(lost, "retain answers with their fact").violation == pytest.approx(1.6087, abs=1e-4)
+    assert lost.sentence == (
+        "no longer useful: retain answers with their fact 0.71, 74% of the starting model's 0.96, at least 90%"
+    )
+
+
+def test_a_holdout_set_says_how_many_facts_are_guessed() -> None:
+    comparison = {"handover/all/comparison/fact_recall": 0.25}
+    assert account(GOOD | with_facts(0.3, 1.0) | comparison, FACTS_START).fit
+    assert not account(GOOD | with_facts(0.3, 1.0), FACTS_START).fit
+
+
+def test_facts_that_the_start_was_not_asked_or_does_not_know_are_no_passed_condition() -> None:
+    with pytest.raises(UserError, match=r"handover/all/forget/fact_recall .*start the run anew"):
+        account(GOOD | with_facts(0.0, 1.0), START)
+    found = account(GOOD | with_facts(0.0, 0.5), START | with_facts(1.0, 0.0))
+    assert check(found, "retain answers with their fact").violation is None
+
+
 # ---- models that must be refused ------------------------------------------------------------------------------------
 
 

@@ -17,7 +17,7 @@ import pytest
 from sga.commands.demo import main
 from sga.data.builtin import packaged_path
 from sga.errors import UserError
-from sga.experiments.demo import read_demo
+from sga.experiments.demo import read_demo, read_unlearnings
 
 
 def numbers(folder: Path) -> list[dict[str, Any]]:
@@ -92,6 +92,12 @@ def test_the_packaged_plans_name_what_exists() -> None:
     three = read_demo(packaged_path("configs/demo/three-seeds.yaml"))
     assert [task.name for task in demo[:2]] == ["target", "retain"]
     assert len(three) - 2 == 3 * (len(demo) - 2) > 0
+    pretrained = packaged_path("configs/demo/pretrained.yaml")
+    [target] = read_demo(pretrained)
+    assert target.config["model"]["language_model"]["class_path"] == "sga.Pretrained"
+    found = read_unlearnings(pretrained)
+    assert found is not None and set(found[1]) == {"by-the-recipe", "gradient-ascent"}
+    assert read_unlearnings(packaged_path("configs/demo/three-seeds.yaml")) is None
 
 
 @pytest.mark.parametrize(

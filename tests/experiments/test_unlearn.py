@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import csv
+import html
 import importlib
+import io
 import json
+import re
 import shlex
 import signal
 import subprocess
@@ -16,6 +19,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import rows_about, write_rows
+from rich.console import Console
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -24,8 +28,10 @@ from sga.__main__ import VERBS
 from sga.commands.unlearn import main
 from sga.data.conversion import converted_records
 from sga.errors import UserError
+from sga.experiments.task import Task
 from sga.experiments.unlearn import Unlearned, unlearn
 from sga.experiments.unlearn_data import read_unlearning_records, spoken_facts
+from sga.experiments.unlearn_progress import WholeProgress
 
 QUICK: dict[str, Any] = {
     "trainer.accelerator": "cpu",
@@ -85,9 +91,27 @@ def test_the_terminal_has_all_steps_in_eighty_columns(unlearned: tuple[Unlearned
         "next\n  sga ask ",
     ):
         assert said in text, said
-    table = text[text.index("start  ") : text.index("answers before and after")]
+    table = text[text.index("before  ") : text.index("answers before and after")]
     assert max(map(len, table.splitlines())) <= 80
     assert table.count("answers") >= 2 and "10 of 10" in table and "missed" in table
+
+
+def test_the_page_says_the_same_first_and_shows_answers_with_their_tokens(unlearned: tuple[Unlearned, str]) -> None:
+    found, text = unlearned
+    page = found.report.read_text(encoding="utf-8")
+    words = re.sub(r"\s+", " ", html.unescape(re.sub(r"<[^>]*>", " ", page.split("<main>")[1])))
+    sentence = " ".join(text[text.index("NOT fit") : text.index("before  ")].split())
+    assert -1 < words.index(sentence) < words.index("one seed cannot tell") < words.index("Answers before and after")
+    for line in text[text.index("before  ") : text.index("answers before")].splitlines()[2:]:
+        if "probability on" in line or "fluency on" in line:
+            assert line.split()[0] in words
+    final = sga.load_run(found.folder / "final").row_dicts(0, "forget")[0]
+    start = sga.load_run(found.folder / "start").row_dicts(0, "forget")[0]
+    assert "".join(final["answer_tokens"]).strip() == final["answer"]
+    nll = final["token_nll"]  # without the end-of-sequence token, which the row's mean counts
+    assert len(nll) == final["tokens"] - 1 and abs(sum(nll) - final["avg_nll"] * final["tokens"]) < 5
+    assert f"{start['token_nll'][0]:.2f} → {nll[0]:.2f}" in words
+    assert page.count('<svg class="chart small"') == 2 and "forget quality" not in words.split("Configurations")[0]
 
 
 def test_the_commands_that_it_prints_work(
@@ -156,10 +180,12 @@ def test_killed_anywhere_it_goes_on_to_the_same_result(
         "--output",
     ]
     folder = tmp_path / "killed"
-    for place in ("start/metrics.jsonl", "unlearned/checkpoints/last.ckpt", "final/task.json"):
+    # The look at the data, the first evaluation, the training, the export, the evaluation of what was exported.
+    places = ("data-*/forget.jsonl", "start/metrics.jsonl", "unlearned/checkpoints/last.ckpt")
+    for place in (*places, "unlearned/model/model.safetensors", "final/task.json"):
         process = subprocess.Popen([*command, str(folder)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         until = time.monotonic() + 120
-        while not (folder / place).exists() and time.monotonic() < until and process.poll() is None:
+        while not any(folder.glob(place)) and time.monotonic() < until and process.poll() is None:
             time.sleep(0.01)
         assert process.poll() is None, f"it was killed after {place} was there"
         process.send_signal(signal.SIGKILL)
@@ -170,6 +196,34 @@ def test_killed_anywhere_it_goes_on_to_the_same_result(
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     numbers = {name: value for name, value in sga.load_run(folder / "final").chosen.items() if "/" in name}
     assert {name: numbers[name] for name in found.metrics} == found.metrics
+
+
+def test_one_bar_on_a_terminal_and_lines_elsewhere() -> None:
+    """What is left is what training says and, for the exported model, what the first evaluation took."""
+    now = [0.0]
+    for terminal in (True, False):
+        out = io.StringIO()
+        console = Console(file=out, force_terminal=terminal, width=80)
+        now[0] = 0.0
+        progress = WholeProgress(console, clock=lambda: now[0])
+        with progress:
+            progress.phase(Task("one", {}, title="looks at the model", verb="validate"))
+            assert progress.left is None
+            now[0] = 30.0
+            progress.phase(Task("one", {}, title="trains by gd", verb="fit"))
+            progress.hear("step 0 of 10, epoch 0: evaluation: x 1, 30 s")
+            progress.hear("step 2 of 10, epoch 1: train/loss 1, 60 s of training, about 4 min left")
+            assert progress.left == 4 * 60 + 30
+            now[0] = 90.0
+            assert progress.left == 4 * 60 + 30 - 60
+            progress.hear("step 4 of 10, epoch 2: train/loss 1, 60 s of training, about 2 h 5 min left")
+            assert progress.left == 125 * 60 + 30
+            progress.phase(Task("one", {}, title="reads the exported model from disk", verb="validate"))
+            assert progress.left == 30
+            print("words between", file=out)
+        said = out.getvalue()
+        assert ("\x1b[" in said) == terminal
+        assert ("    step 2 of 10, about 4 min left\n" in said) != terminal
 
 
 # ---- what is not as usual -------------------------------------------------------------------------------------------
@@ -199,6 +253,13 @@ def test_without_retain_general_questions_stand_in(own_target: Path, tmp_path: P
 def test_one_record_ends_in_a_result_that_says_how_little_it_tells(own_target: Path, tmp_path: Path) -> None:
     found = quick(own_target, tmp_path / "runs", people(0)[:1], people(3, 4))
     assert not found.fit and found.sentence
+
+
+def test_forget_and_retain_that_overlap_end_in_a_result(own_target: Path, tmp_path: Path) -> None:
+    lines: list[str] = []
+    found = quick(own_target, tmp_path / "runs", people(0, 1), people(1, 3, 4), say=lines.append)
+    assert any("2 of 6 retain records stand in forget too: left out of retain" in line for line in lines)
+    assert found.sentence and len(sga.load_run(found.folder / "final").row_dicts(0, "retain")) == 4
 
 
 def test_two_retain_records_make_smaller_groups(own_target: Path, tmp_path: Path) -> None:
@@ -237,7 +298,7 @@ def test_a_model_that_answers_nothing_ends_it(own_target: Path, tmp_path: Path) 
         model.get_output_embeddings().weight.zero_()
         model.get_output_embeddings().weight[tokenizer.eos_token_id] = 0.0
     model.generation_config.suppress_tokens = None
-    with pytest.raises(UserError, match=r"greedy answers are (empty|the same words over and over).*before unlearning"):
+    with pytest.raises(UserError, match=r"greedy answers (are empty|repeat themselves).*before unlearning"):
         quick(model, tmp_path / "runs", people(0, 1), people(3, 4), tokenizer=tokenizer)
 
 
@@ -291,6 +352,29 @@ def test_forms_of_other_people_are_read(tmp_path: Path) -> None:
     assert [(one.question, one.answer) for one in converted_records(rows, "forget")] == expected
 
 
+def test_data_sets_of_the_hub_are_read_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder in the Hub's format has the same form of name; without a connection another name is one sentence."""
+    import datasets
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    for place in ("facts/data", "one"):
+        (tmp_path / "org" / place).mkdir(parents=True)
+    write_rows(tmp_path / "org" / "facts" / "data" / "train.jsonl", people(0))
+    write_rows(tmp_path / "org" / "facts" / "data" / "test.jsonl", people(3, 4))
+    found = converted_records("org/facts:test", "retain")
+    assert [one.answer for one in found] == [row["answer"] for row in people(3, 4)] and found[0].id == "retain/0"
+    with pytest.raises(UserError, match="--forget org/facts: has the splits train, test; say which: org/facts:train"):
+        converted_records("org/facts", "forget")
+    with pytest.raises(UserError, match=r"org/facts:dev: neither a file, nor a data set .*dev"):
+        converted_records("org/facts:dev", "forget")
+    with pytest.raises(UserError, match=r"--forget no-such-org/nothing:train: neither a file, nor .*check the name"):
+        converted_records("no-such-org/nothing:train", "forget")
+    write_rows(tmp_path / "org" / "one" / "train.jsonl", people(1))
+    assert len(converted_records("org/one", "forget")) == 2, "a data set of one split needs none named"
+
+
 @pytest.mark.parametrize(
     ("data", "said"),
     [
@@ -304,7 +388,8 @@ def test_forms_of_other_people_are_read(tmp_path: Path) -> None:
         ([3], r"forget\[0\]: is no record but int"),
         ([], "forget: holds no record"),
         ({"question": "a", "answer": "b"}, "forget: must be a file or a list of records, got dict"),
-        ("nowhere.jsonl", r"--forget nowhere.jsonl: no such file. Of a data set on the Hub, write one first: datasets"),
+        ("nowhere.jsonl", r"--forget nowhere.jsonl: no such file, and no name of a data set on the Hub"),
+        ("data/nowhere.jsonl", r"--forget data/nowhere.jsonl: no such file, and no name"),
     ],
 )
 def test_anything_else_is_told_how_to_convert(data: Any, said: str) -> None:

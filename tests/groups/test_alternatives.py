@@ -153,6 +153,14 @@ def answers(source: sga.Alternatives, seed: int = 0) -> list[list[str]]:
     return [[record.answer for record in group.alternatives] for group in found]
 
 
+def test_equally_near_answers_are_spread_over_the_forget_questions() -> None:
+    """In the order of the file, all of them would be taught the first capital."""
+    forget = [Record(f"f/{name}", f"What is the capital of {name}?", f"It is {name}ville.") for name in "ABCDEFGHIJ"]
+    pool = [Record(f"p/{name}", f"What is the capital of {name}?", f"It is {name}berg.") for name in "QRSTUVWXYZ"]
+    groups = with_alternatives([Group(record) for record in forget], sga.SubstitutedAnswers(), pool, {}, seed=0)
+    assert len({group.alternatives[0].answer for group in groups}) >= 4
+
+
 def test_neighbors_answer_without_what_is_true_or_measured() -> None:
     found = answers(NeighborAnswers(count=2))
     assert found[0] == ["Bob was born in Lima.", "Lee was born in Bern."]

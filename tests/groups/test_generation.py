@@ -408,7 +408,7 @@ def test_bad_options_are_refused_before_anything_is_asked(
             ((f"--output={output}",), "is there already"),
             (("--prompt=nothing.yaml",), "no such prompt"),
             (("--attempts=0",), "--attempts must be at least 1"),
-            (("--concurrency=0",), "concurrency must be positive"),
+            (("--concurrency=0",), "concurrency must be above 0"),
             (("--url=ftp://x",), "must begin with https://"),
             (("--data.group_size=1",), "has no normals to write"),
         ):

@@ -78,6 +78,21 @@ def test_blocked_search_is_the_search_of_the_whole_matrix(
     np.testing.assert_allclose(found[0], scores, rtol=0, atol=2e-6)  # rounded to six digits
 
 
+@pytest.mark.parametrize("count", [1, 7, 60])
+def test_ties_in_an_order_of_each_query_are_those_of_the_whole_matrix(
+    count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search, "QUERIES_PER_BLOCK", 5)
+    monkeypatch.setattr(search, "POOL_PER_BLOCK", 13)
+    rng = np.random.default_rng(0)
+    queries, pool = (rng.integers(0, 2, size=(n, 4)).astype(float) for n in (12, 60))
+    ties = search.Ties(*(rng.integers(2**64, size=n, dtype=np.uint64) for n in (12, 60)))
+    rows, columns = np.indices((12, 60))
+    order = np.lexsort((ties.ranks(rows, columns), -(queries @ pool.T)), axis=1)[:, :count]
+    np.testing.assert_array_equal(nearest(queries, pool, count, ties=ties)[1], order)
+    assert (order != slow_nearest(queries, pool, count)[1]).any(), "negative control"
+
+
 def test_the_whole_matrix_is_never_there(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = []
     real = search.similarities

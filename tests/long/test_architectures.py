@@ -30,7 +30,7 @@ from sga.evaluation.request_batches import GenerateBatch, GenerateJob, ScoreBatc
 from sga.evaluation.requests import Generation, TokenScores
 from sga.likelihood.forward import ForwardOptions, sequence_nll
 from sga.likelihood.tryouts import tried_options
-from sga.losses import SmoothedGradientAscent
+from sga.losses.ascent import SmoothedGradientAscent
 from sga.models.adapters import LoRA, save_merged
 from sga.rates.geometry import Geometry, margin_rate
 from sga.rates.split_backward import SplitGradients

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from sga.batching.batch import Batch, collate
 from sga.errors import UserError
 from sga.likelihood.forward import sequence_nll
-from sga.losses import FineTuning, GradientAscent, GradientDifference, Loss, SmoothedGradientAscent
+from sga.losses.ascent import FineTuning, GradientAscent, GradientDifference, SmoothedGradientAscent
+from sga.losses.base import Loss
 from sga.rates.smoothing import equivalent_normal_weight, smoothing_vector
 
 RATES = (-8.0, -4.0, -2.0, -0.8, -0.1, 0.0)

@@ -20,6 +20,7 @@ from conftest import ROOT, SMALL_LLAMA, TinyNetwork, shipped
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+import sga
 from sga.batching.batch import Batch, collate
 from sga.batching.encoding import Encoded
 from sga.cli import UnlearningCLI, configured_cli, run_verb
@@ -33,27 +34,14 @@ from sga.groups.group import Group
 from sga.groups.pairing import extended
 from sga.likelihood.answer_tokens import AnswerTokens
 from sga.likelihood.forward import answer_tokens, sequence_nll
-from sga.losses import (
-    CEU,
-    DPO,
-    FLAT,
-    LLMU,
-    NPO,
-    RMU,
-    UNDIAL,
-    WGA,
-    Alternating,
-    GradientAscent,
-    GradientDifference,
-    KLMinimization,
-    Loss,
-    Mismatch,
-    PreferenceOptimization,
-    SatImp,
-    SimNPO,
-    SmoothedGradientAscent,
-    SmoothedGradientDifference,
-)
+from sga.losses.ascent import GradientAscent, GradientDifference, SmoothedGradientAscent
+from sga.losses.base import Loss
+from sga.losses.combined import LLMU, Alternating, KLMinimization, SmoothedGradientDifference
+from sga.losses.distillation import CEU, UNDIAL
+from sga.losses.divergence import FLAT
+from sga.losses.preference import DPO, NPO, Mismatch, PreferenceOptimization, SimNPO
+from sga.losses.representation import RMU
+from sga.losses.weighted import WGA, SatImp
 from sga.models.combinations import TaskVector, WhosHarryPotter
 from sga.models.pretrained import Pretrained
 from sga.models.small import SmallLlama
@@ -508,16 +496,12 @@ def fit(folder: Path, stem: str, *options: str) -> UnlearningCLI:
 
 def test_every_method_has_a_configuration() -> None:
     """One at least for each; retrain is the method retain."""
-    import sga.losses
-
     configured_losses = set()
     for stem in TRAINED:
         config = yaml.safe_load(packaged_path(f"configs/methods/{stem}.yaml").read_text(encoding="utf-8"))
         configured_losses.add(config["model"]["loss"]["class_path"].removeprefix("sga."))
     kinds = {
-        name
-        for name in sga.losses.__all__
-        if isinstance(getattr(sga.losses, name), type) and issubclass(getattr(sga.losses, name), Loss)
+        name for name in sga.__all__ if isinstance(getattr(sga, name), type) and issubclass(getattr(sga, name), Loss)
     }
     assert kinds - configured_losses == {"Loss", "TokenLoss", "RetainingLoss", "WeighingLoss"}
 

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from sga.__main__ import main
 from sga.cli import run_verb
 from sga.errors import UserError
-from sga.losses import Needs
+from sga.losses.base import Needs
 from sga.models.adapters import LoRA
 from sga.models.pretrained import Pretrained
 from sga.optimization import EIGHT_BIT, optimizer_bytes

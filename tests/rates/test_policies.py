@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from sga.batching.batch import Batch, collate
 from sga.errors import UserError
 from sga.likelihood.forward import sequence_nll
-from sga.losses import GradientAscent, GradientDifference, SmoothedGradientAscent, WeighingLoss
+from sga.losses.ascent import GradientAscent, GradientDifference, SmoothedGradientAscent, WeighingLoss
 from sga.rates.geometry import (
     Geometry,
     geometry_by_layer,

@@ -29,7 +29,7 @@ from sga.evaluation.bootstrap import Bootstrap
 from sga.evaluation.metrics import Floats
 from sga.groups.roles import ALTERNATIVE, FORGET, NORMAL
 from sga.likelihood.forward import sequence_nll
-from sga.losses import GradientDifference, SmoothedGradientAscent
+from sga.losses.ascent import GradientDifference, SmoothedGradientAscent
 from sga.rates.estimates import Estimator, IntervalEstimate, RateRule, RuleEstimates, rules, total_gram
 from sga.rates.geometry import Geometry, geometry_by_layer, margin_rate, margin_weight, min_norm_rate, paper_rate, total
 from sga.rates.gram import ChunkGradients, Gram, cut_into_chunks, gram_of_layers

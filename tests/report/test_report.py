@@ -284,7 +284,9 @@ def test_any_subset_of_methods_makes_a_page(tmp_path: Path, kept: list[str]) -> 
 @pytest.mark.parametrize("role", ["target", "retain"])
 def test_a_page_without_unlearning_says_so(tmp_path: Path, role: str) -> None:
     run = write_run(tmp_path / "only", "FineTuning", TARGET_POINTS, role=role)
-    assert "No unlearning run" in checked([run]).words
+    page = checked([run])
+    assert "No unlearning run" in page.words
+    assert not {"frontier", "time", "groups"} & set(page.ids), "sections of which there is nothing are left out"
     assert "No SGA run is here" in said([run])[1]
 
 
@@ -302,8 +304,9 @@ def test_each_metric_may_be_absent_and_the_reason_is_given(tmp_path: Path) -> No
     names += ["forget_quality", "forget/avg_nll", "perplexity/forget", "perplexity/normal"]
     bare = write_run(tmp_path / "bare", "SGA", STRONG_POINTS, {"smoothing_rate": -8}, without=names)
     words = checked([bare]).words
-    assert "authors/ks_statistic was not asked for" in words
-    assert "cannot be ranked" in words and "cannot be told" in words
+    assert "Not here: KS D (authors/ks_statistic was not asked for)" in words
+    assert "cannot be ranked" in said([bare])[1] and "cannot be told" in said([bare])[4]
+    assert "cannot be" not in words, "a page without a retain model does not say five times what cannot be said"
     assert "authors/ks_statistic was not asked for" in runs_table([bare])
     for name in names:
         single = write_run(tmp_path / name.replace("/", "-"), "GA", GA_POINTS, without=[name])
@@ -549,10 +552,14 @@ def test_the_area_is_that_of_the_trajectory_and_the_best_run_has_the_largest(tmp
 def test_the_table_for_the_terminal_is_aligned_fits_and_has_the_chosen_values(tmp_path: Path) -> None:
     text = runs_table(write_all(tmp_path))
     lines = text.splitlines()
-    assert max(map(len, lines)) <= 110
-    ascent = next(line for line in lines if line.startswith("GA"))
+    assert max(map(len, lines)) <= 80
+    ascent, more = (line for line in lines if line.startswith("GA "))
     assert ascent.split()[:7] == ["GA", "0", "0", "4", "−12.40", "0.60", "0.00"]
-    assert "2.1e18" in ascent
+    assert "2.1e18" in more
+    heads = [word for line in lines if line.startswith("run ") for word in line.replace("RL ", "RL-").split()]
+    assert heads.count("run") == 2 and {"area", "AUC", "RL-f"} <= set(heads), "each part has the runs' names"
+    glossary = " ".join(text.split())
+    assert all(f"{column.short}: " in glossary for column in COLUMNS if column.name != "model_utility_unseen")
     strong = next(line for line in lines if line.startswith("SGA r = −8"))
     assert strong.split()[4:6] == ["0.857", "0"]
     ends = {len(line) for line in lines[2:11] if not line.endswith("*")}
@@ -563,7 +570,7 @@ def test_the_table_for_the_terminal_is_aligned_fits_and_has_the_chosen_values(tm
 def test_a_long_name_is_cut_to_keep_the_table_within_its_width(tmp_path: Path) -> None:
     parameters = {f"a_parameter_{i}": 1.5 for i in range(6)}
     text = runs_table([write_run(tmp_path / "own", "MyVeryOwnMethod", GD_POINTS, parameters)])
-    assert max(map(len, text.splitlines())) <= 110 and "…" in text
+    assert max(map(len, text.splitlines())) <= 80 and "…" in text
 
 
 def test_the_best_value_of_a_column_is_marked_by_its_own_rule(tmp_path: Path) -> None:

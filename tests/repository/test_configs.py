@@ -299,14 +299,11 @@ def test_copied_plans_name_the_packages_files(copied: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("configs/authors/sga.yaml", r"now in configs/benchmarks/authors.yaml and configs/methods/sga.yaml, each"),
-        ("configs/tofu/phi-1.5-npo-kl.yaml", r"now in configs/benchmarks/tofu-phi-1.5.yaml and configs/methods/npo-kl"),
-        ("x/configs/muse/sequential.yaml", r"now in configs/benchmarks and configs/methods"),
         ("configs/methods/sgd.yaml", r"no such file; is it .*configs/methods/sga.yaml"),
         ("nowhere.yaml", r"nowhere.yaml: no such file$"),
     ],
 )
-def test_a_file_that_is_not_there_is_named_with_what_became_of_it(name: str, said: str) -> None:
+def test_a_file_that_is_not_there_is_named_with_what_is_close(name: str, said: str) -> None:
     with pytest.raises(UserError, match=said):
         composed([f"--config={name}"])
 

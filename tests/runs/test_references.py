@@ -155,7 +155,7 @@ def test_open_unlearning_gives_its_aucs_and_no_answer_loss_where_it_has_none(tmp
 def test_a_run_folder_and_its_rows_file_are_the_same_reference(tmp_path):
     folder = write_run(tmp_path / "run", sga_rows(4))
     by_folder, by_file = read_retain_reference(folder), read_retain_reference(folder / "rows.jsonl")
-    assert by_folder.ids == by_file.ids == tuple(ids(4))
+    assert by_folder.forget_ids == by_file.forget_ids == tuple(ids(4))
     assert by_folder.settings == SETTINGS
     assert by_folder.source == str(folder / "rows.jsonl")
 
@@ -353,7 +353,7 @@ def test_our_rows_are_ordered_and_cut_by_id(tmp_path):
     _, right, wrong = losses(6)
     wanted = ["forget10/4", "forget10/0", "forget10/2"]
     cut = reference_for(reference, wanted, SETTINGS)
-    assert cut.ids == tuple(wanted)
+    assert cut.forget_ids == tuple(wanted)
     assert cut.right_nll == pytest.approx([right[4], right[0], right[2]])
     assert cut.wrong_nll == tuple(tuple(wrong[row]) for row in (4, 0, 2))
     assert cut.answer_nll == pytest.approx([losses(6)[0][row] for row in (4, 0, 2)])

@@ -24,6 +24,7 @@ from sga.evaluation.metrics.composite import (
 from sga.evaluation.metrics.fluency import fluency, ngram_entropy, repeats_ngram
 from sga.evaluation.metrics.forget_quality import LOW_FORGET_QUALITY, Direction, ForgetQualityResult, forget_quality
 from sga.evaluation.metrics.frontier import frontier_area, frontier_area_ks
+from sga.evaluation.metrics.leakage import clopper_pearson, expected_maximum, leak_at_k
 from sga.evaluation.metrics.likelihood import (
     DIVERGED,
     PerplexityResult,
@@ -66,14 +67,17 @@ __all__ = [
     "RougeTokenizer",
     "TruthRatioMean",
     "bleu",
+    "clopper_pearson",
     "correct_share",
     "exact_memorization",
+    "expected_maximum",
     "extraction_strength",
     "fluency",
     "forget_quality",
     "frontier_area",
     "frontier_area_ks",
     "harmonic_mean",
+    "leak_at_k",
     "log_truth_ratio",
     "membership_auc",
     "memorization_score",

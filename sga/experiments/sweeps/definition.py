@@ -21,12 +21,11 @@ from sga.experiments.configuration import (
     digest,
     list_value,
     mapping_value,
-    read_config,
+    named_config,
     read_settings,
     set_value,
 )
 from sga.experiments.task import Task
-from sga.runs.config_files import config_path
 
 if TYPE_CHECKING:
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
@@ -270,7 +269,7 @@ def read_sweep(path: Path, overrides: Values | None = None) -> Sweep:
     keep = plan.get("keep_weights", False)
     if not isinstance(keep, bool):
         raise UserError(f"{path}: keep_weights must be true or false, got {keep!r}")
-    base = _quiet(_merged(path, plan.get("config"), settings), keep, path)
+    base = _quiet(named_config(path, plan.get("config"), settings), keep, path)
     for role in models:  # where they are is set when the sweep folder is known, and is no part of the question
         set_value(base, _BINDINGS[role], f"<{role}>")
     grid = mapping_value(plan.get("grid"), f"{path}: grid")
@@ -306,7 +305,7 @@ def _model(path: Path, role: str, wanted: Any, common: Values) -> Task | str:
     if not {"config"} <= set(wanted) <= {"config", "settings"}:
         raise UserError(f"{where}: needs a config, with settings or without, or the folder of a model that is there")
     settings = {**common, **mapping_value(wanted.get("settings"), where)}
-    config = _quiet(_merged(path, wanted["config"], settings), True, path)
+    config = _quiet(named_config(path, wanted["config"], settings), True, path)
     key = digest(config)
     return Task(f"models/{role}-{key[:8]}", config, key=key)
 
@@ -411,16 +410,6 @@ def _seeds(wanted: Any, where: str) -> tuple[int, ...]:
     if not all(isinstance(seed, int) and not isinstance(seed, bool) for seed in seeds) or len(set(seeds)) < len(seeds):
         raise UserError(f"{where}: must be different whole numbers, got {seeds}")
     return tuple(seeds)
-
-
-def _merged(path: Path, names: Any, settings: Values) -> dict[str, Any]:
-    """Configuration files that `path` names relative to itself, as `read_config`, with settings on top."""
-    names = [names] if isinstance(names, str) else list_value(names, f"{path}: config")
-    try:
-        files = [config_path(str(name), path.parent) for name in names]
-    except UserError as error:
-        raise UserError(f"{path}: names {error}") from None
-    return applied(read_config(files, settings), settings)
 
 
 def label(values: Values) -> str:

@@ -21,7 +21,7 @@ from sga.evaluation.ranges import possible_range
 from sga.experiments.configuration import Values
 from sga.experiments.sweeps.definition import Result, Stage, Sweep, Trial, label, short_names
 from sga.experiments.task import read_state
-from sga.runs.folder import Run, RunFolder, load_run
+from sga.runs.folder import NO_METRIC, Run, RunFolder, load_run
 
 METRICS = ("frontier_area", "frontier_area_ks", "forget_quality_log10", "model_utility", "model_utility_unseen")
 """Shown beside the objectives; frontier areas are of whole runs, the others of the chosen evaluation."""
@@ -34,7 +34,6 @@ WRITTEN_DIGITS = 3
 """Decimals of a mean on the page; means that are written alike count as equal."""
 _REFERENCE_IS_BEST = ("privleak", "verbmem", "knowmem_forget")
 _FORGET_SHARES = ("probability", "rouge_l_recall", "exact_memorization", "extraction_strength")
-_UNKNOWN = "not among the run's metrics"
 CUT = "†"
 CUT_MEANING = f"{CUT} The interval is cut here, at the end of what the metric can be."
 
@@ -189,12 +188,8 @@ def objective(folder: Path, name: str) -> float | str:
         return str(error)
     if name == "seconds":  # of the whole run; the chosen evaluation may be an earlier one
         return float(run.evaluations[-1]["seconds"])
-    if (value := _value(run, name)) is not None:
-        return value
-    reasons: dict[str, str] = run.chosen.get("absent") or {}
-    prefix = f"{run.benchmark}/"
-    keys = (name, f"{prefix}{name}", f"{prefix}forget_quality", f"{prefix}forget_quality_log10")
-    return next((reasons[key] for key in keys if key in reasons), _UNKNOWN)
+    value = _value(run, name)
+    return run.why_absent(name.removeprefix(f"{run.benchmark}/")) if value is None else value
 
 
 def reference_value(run: Run, name: str) -> float | str:
@@ -267,7 +262,7 @@ def check_objectives(sweep: Sweep, folder: Path) -> None:
         UserError: there is one; names those that are alike.
     """
     for name in sweep.objectives:
-        if objective(folder, name) != _UNKNOWN or name in NORMAL_DATA or possible_range(name) != (None, None):
+        if objective(folder, name) != NO_METRIC or name in NORMAL_DATA or possible_range(name) != (None, None):
             continue
         run = finished_run(folder)
         known = [one.removeprefix(f"{run.benchmark}/") for one, value in run.chosen.items() if isinstance(value, float)]

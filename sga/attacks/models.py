@@ -1,0 +1,187 @@
+"""Which models are attacked or compared, and with what data: read from run folders, weights always from disk."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from sga.batching.encoding import Encoder
+from sga.data.folds import evenly
+from sga.data.records import Record
+from sga.errors import UserError
+from sga.models.pretrained import Pretrained
+from sga.runs.folder import RunFolder
+
+
+@dataclass(frozen=True)
+class AttackedModel:
+    """A model on disk, or on the Hub.
+
+    Attributes:
+        role: ``unlearned``, ``before`` (unlearning) or ``retained``.
+        name: Run folder, folder or name of the model, as it was given.
+        described: Where its weights and its tokenizer are.
+    """
+
+    role: str
+    name: str
+    described: Pretrained
+
+    @property
+    def key(self) -> str:
+        """Hash of what the weights are read from: path, sizes and times of the files that they depend on."""
+        place = Path(self.described.name_or_path)
+        files = sorted(one for one in place.glob("*") if one.suffix in (".json", ".safetensors", ".bin", ".model"))
+        parts = [(one.name, one.stat().st_size, one.stat().st_mtime_ns) for one in files]
+        described = (str(place.resolve() if files else place), self.described.revision, self.described.dtype, parts)
+        return hashlib.sha256(repr(described).encode()).hexdigest()[:16]
+
+    def load(self, device: torch.device) -> PreTrainedModel:
+        """The weights, in eval mode."""
+        network = self.described.network(self.described.tokenizer(())).to(device)  # type: ignore[arg-type]
+        return network.eval()  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class AttackData:
+    """The records that attacks ask about, and how.
+
+    Attributes:
+        benchmark: Its name.
+        forget: Forget records, evenly spaced where they are too many.
+        retain: Retain records that are evaluated, at most as many.
+        holdout: Records that no model has seen; may be empty.
+        encoder: Tokenizer, template and longest sequence.
+        max_new_tokens: Most tokens of an answer.
+        texts: False if nothing but numbers may be kept.
+    """
+
+    benchmark: str
+    forget: tuple[Record, ...]
+    retain: tuple[Record, ...]
+    holdout: tuple[Record, ...]
+    encoder: Encoder = field(repr=False)
+    max_new_tokens: int
+    texts: bool
+
+
+def attacked_run(path: str | Path) -> RunFolder:
+    """The run folder that is meant: the folder itself, or the training in a folder of `sga unlearn`.
+
+    Raises:
+        UserError: there is no run.
+    """
+    folder = Path(path)
+    for run in (RunFolder(folder), RunFolder(folder / "unlearned")):
+        if run.info_path.is_file() and run.config_path.is_file():
+            return run
+    raise UserError(f"{path}: no run folder; give the folder of an unlearning run, or of sga unlearn")
+
+
+def run_model(run: RunFolder, role: str, name: str) -> AttackedModel:
+    """The exported model of a run, or the model that an evaluation has looked at.
+
+    Raises:
+        UserError: the run was trained and nothing was exported, or its model is not one on disk.
+    """
+    if (run.model_path / "config.json").is_file():
+        return AttackedModel(role, name, Pretrained(str(run.model_path)))
+    if run.info.get("verb") == "fit" or run.result_checkpoint is not None or run.info.get("checkpoint"):
+        raise UserError(
+            f"{run.path}: holds no exported model, and attacks are on what is handed over; run it again with "
+            "--export.enabled true"
+        )
+    return AttackedModel(role, name, _configured(run))
+
+
+def named_model(name: str, role: str) -> AttackedModel:
+    """A model by run folder, folder or name on the Hub.
+
+    Raises:
+        UserError: as `run_model`, or there is no such model.
+    """
+    run = RunFolder(name)
+    return run_model(run, role, name) if run.info_path.is_file() else AttackedModel(role, name, Pretrained(name))
+
+
+def model_before(run: RunFolder) -> AttackedModel:
+    """The model that a run began with.
+
+    Raises:
+        UserError: it is not one on disk or on the Hub.
+    """
+    described = _configured(run)
+    return AttackedModel("before", described.name_or_path, described)
+
+
+def _configured(run: RunFolder) -> Pretrained:
+    described = (run.config.get("model") or {}).get("language_model") or {}
+    arguments: dict[str, Any] = dict(described.get("init_args") or {}) if isinstance(described, dict) else {}
+    if not arguments.get("name_or_path"):
+        raise UserError(
+            f"{run.config_path}: the model that the run began with is not on disk; name one (--target MODEL)"
+        )
+    kept = ("name_or_path", "revision", "tokenizer_name_or_path", "dtype", "attention")
+    return Pretrained(**{name: arguments[name] for name in kept if arguments.get(name) is not None})
+
+
+def attack_data(run: RunFolder, rows: int, max_new_tokens: int | None) -> AttackData:
+    """The data of a run, as its configuration says.
+
+    Args:
+        run: The run.
+        rows: Most forget and most retain records.
+        max_new_tokens: Most tokens of an answer; None takes the run's.
+
+    Raises:
+        UserError: the data cannot be read, or has no forget records.
+    """
+    from sga.cli import fit_objects
+
+    config, _, data = fit_objects(["--config", str(run.config_path)])
+    described = run_model(run, "unlearned", str(run.path)).described
+    tokenizer = described.tokenizer(())
+    length = min(data.max_length, described.context() or data.max_length)
+    encoder = Encoder(tokenizer, data.template.chosen(tokenizer), length, as_text=data.special_tokens == "text")
+    benchmark = data.source.cut(data.source.load(data.root), encoder)
+    sets = benchmark.evaluation
+    if not sets.get("forget"):
+        raise UserError(f"{run.path}: its data has no forget set, which attacks ask about")
+    known = {record.content for record in benchmark.training["retain"]}
+    retain = [record for record in sets.get("retain", ()) if record.content in known]
+    configured = getattr(getattr(config, "model_utility", None), "max_new_tokens", 200)
+    return AttackData(
+        benchmark.name,
+        evenly(sets["forget"], rows),
+        evenly(retain or benchmark.training["retain"], rows),
+        evenly(sets.get("holdout", ()), rows),
+        encoder,
+        max_new_tokens or int(configured),
+        bool(run.info.get("texts", True)),
+    )
+
+
+def check_tokenizers(encoder: Encoder, models: Sequence[AttackedModel]) -> None:
+    """Refuses models whose tokens mean something else.
+
+    Raises:
+        UserError: a model has another tokenizer.
+    """
+    vocabulary = encoder.tokenizer.get_vocab()
+    for model in models:
+        if model.described.tokenizer(()).get_vocab() != vocabulary:
+            raise UserError(
+                f"{model.name}: has another tokenizer than the unlearned model, so that both cannot be asked the same "
+                "tokens; name a model of the same kind"
+            )
+
+
+def are_questions(records: Sequence[Record]) -> bool:
+    """True if every record has a question."""
+    return all(not record.is_text for record in records)

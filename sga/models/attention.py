@@ -1,0 +1,172 @@
+"""Attention that takes packed sequences by their lengths, and reads a key-value cache without copying it.
+
+Registered with transformers under `NAME`. Packed rows need no mask then: PyTorch's variable-length kernel
+(`torch.nn.attention.varlen`, from 2.10) looks at pairs of tokens of one sequence only. Everything else is `sdpa`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from sga.models.text_config import text_config
+
+try:
+    from torch.nn.attention.varlen import varlen_attn
+except ImportError:  # torch before 2.10
+    varlen_attn = None  # type: ignore[assignment]
+
+NAME = "sga_by_length"
+"""Name of this attention among transformers' implementations."""
+
+
+def attention_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    cu_seq_lens_q: Tensor | None = None,
+    max_length_q: int | None = None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """Attention of one layer, called by transformers' models.
+
+    Args:
+        module: The attention layer.
+        query: [R, H, T, D].
+        key: [R, G, S, D]; G divides H.
+        value: [R, G, S, D].
+        attention_mask: Which token sees which; not read where lengths are given.
+        scaling: Factor of the scores; None for 1/√D.
+        dropout: Share of the weights that are dropped; with lengths only 0.
+        cu_seq_lens_q: Where each sequence of a single packed row begins, and where the last one ends, int32.
+        max_length_q: Number that no sequence is longer than.
+        options: Further arguments of the model, such as ``sliding_window``.
+
+    Returns:
+        [R, T, H, D], and None for weights that are never made.
+
+    Raises:
+        ValueError: lengths are given together with something that is not computed by length.
+    """
+    if cu_seq_lens_q is None:
+        groups = key.shape[1]
+        if query.shape[2] == 1 and query.shape[1] > groups and (attention_mask is None or attention_mask.shape[1] == 1):
+            return _one_token(query, key, value, attention_mask, scaling, dropout), None
+        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **options)
+    if dropout or options.get("softcap") is not None or options.get("s_aux") is not None or len(query) != 1:
+        raise ValueError("packed sequences are computed by length without dropout, caps and sinks, in a single row")
+    assert max_length_q is not None, "the two are given together"
+    window = options.get("sliding_window")
+    parts = by_length(
+        *(part[0].transpose(0, 1) for part in (query, key, value)), cu_seq_lens_q, max_length_q, scaling, window
+    )  # [1, H, T, D] -> [T, H, D]
+    return parts[None], None
+
+
+def by_length(
+    query: Tensor, key: Tensor, value: Tensor, begins: Tensor, longest: int, scaling: float | None, window: int | None
+) -> Tensor:
+    """Causal attention within each of several sequences that stand one after the other.
+
+    Args:
+        query: [T, H, D].
+        key: [T, G, D]; G divides H.
+        value: [T, G, D].
+        begins: Where each sequence begins, and where the last one ends, int32.
+        longest: Number that no sequence is longer than.
+        scaling: Factor of the scores; None for 1/√D.
+        window: Number of tokens that a token sees, itself included; None for all.
+
+    Returns:
+        [T, H, D].
+    """
+    device = query.device.type
+    if torch.is_autocast_enabled(device):
+        query, key, value = (part.to(torch.get_autocast_dtype(device)) for part in (query, key, value))
+    if device != "cuda":
+        return one_by_one(query, key, value, begins, scaling, window)
+    assert varlen_attn is not None, "see available"
+    arguments = inspect.signature(varlen_attn).parameters
+    options: dict[str, Any] = {"scale": scaling} if "scale" in arguments else {}
+    if "window_size" in arguments:
+        options["window_size"] = (-1 if window is None else window - 1, 0)
+    else:
+        options["is_causal"] = True
+    if "enable_gqa" in arguments:
+        options["enable_gqa"] = query.shape[1] != key.shape[1]
+    elif query.shape[1] != key.shape[1]:
+        key, value = (part.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for part in (key, value))
+    found: Tensor = varlen_attn(query, key, value, begins, begins, longest, longest, **options)
+    return found
+
+
+def one_by_one(
+    query: Tensor, key: Tensor, value: Tensor, begins: Tensor, scaling: float | None, window: int | None
+) -> Tensor:
+    """`by_length` in plain PyTorch: what the kernel is compared with, and what a CPU takes."""
+    found = []
+    sizes = begins.diff().tolist()
+    for q, k, v in zip(*(part.transpose(0, 1).split(sizes, dim=1) for part in (query, key, value)), strict=True):
+        places = torch.arange(q.shape[1], device=q.device)
+        back = places[:, None] - places  # [t, t]
+        sees = (back >= 0) & (back < (window or len(places) + 1))
+        found.append(
+            functional.scaled_dot_product_attention(q, k, v, attn_mask=sees, scale=scaling, enable_gqa=len(q) != len(k))
+        )
+    return torch.cat(found, dim=1).transpose(0, 1)  # [H, T, D] -> [T, H, D]
+
+
+def _one_token(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None, dropout: float
+) -> Tensor:
+    """One new token a row: heads that share keys stand as rows of one head, so that no key is copied."""
+    rows, heads, _, size = query.shape
+    packed = query.view(rows, key.shape[1], -1, size)  # [R, H, 1, D] -> [R, G, H/G, D]
+    found = functional.scaled_dot_product_attention(packed, key, value, mask, dropout, scale=scaling)
+    return found.reshape(rows, 1, heads, size)  # [R, G, H/G, D] -> [R, 1, H, D]
+
+
+def can_switch(model: nn.Module) -> bool:
+    """Whether a model's attention is `sdpa` and can be exchanged for this one."""
+    return (
+        isinstance(model, PreTrainedModel)
+        and getattr(text_config(model), "_attn_implementation", None) in ("sdpa", NAME)
+        and bool(model._can_set_attn_implementation())
+    )
+
+
+def available(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether there is a kernel for attention by length in a type of numbers, on a device."""
+    if device.type != "cuda" or varlen_attn is None or dtype not in (torch.bfloat16, torch.float16):
+        return False
+    return torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+@contextmanager
+def switched(model: nn.Module) -> Iterator[None]:
+    """Within it a model for which `can_switch` takes this attention."""
+    assert isinstance(model, PreTrainedModel)
+    before = text_config(model)._attn_implementation
+    model.set_attn_implementation(NAME)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
+
+
+ALL_ATTENTION_FUNCTIONS.register(NAME, attention_forward)  # type: ignore[arg-type]
+ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, sdpa_mask)  # type: ignore[arg-type]

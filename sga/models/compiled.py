@@ -1,0 +1,40 @@
+"""Transformer blocks compiled by torch.compile, one by one: the same code for all of them, hooks on the head outside."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from sga.models.blocks import transformer_blocks
+
+
+def compile_blocks(model: nn.Module) -> None:
+    """Compiles a model's blocks, which happens when they are first called."""
+    # Training, evaluation and try-outs have variants; beyond PyTorch's limit of 8 a block would run uncompiled.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
+    if any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules()):
+        torch._inductor.config.fallback_random = True  # the same dropout as without compilation
+    for block in transformer_blocks(model):
+        block.compile(dynamic=True)
+
+
+def leave_uncompiled(model: nn.Module) -> None:
+    """Undoes `compile_blocks`."""
+    for block in transformer_blocks(model):
+        block._compiled_call_impl = None
+
+
+@contextmanager
+def uncompiled(model: nn.Module) -> Iterator[None]:
+    """Within it the blocks run as they are written: shapes that come once are not worth compiling for."""
+    blocks = list(transformer_blocks(model))
+    calls = [block._compiled_call_impl for block in blocks]
+    leave_uncompiled(model)
+    try:
+        yield
+    finally:
+        for block, call in zip(blocks, calls, strict=True):
+            block._compiled_call_impl = call

@@ -1,0 +1,153 @@
+"""`sga attack` on a model of two layers: a table, a page, a card; interrupted it goes on to the same numbers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sga.__main__ import main
+from sga.attacks import suite
+from sga.attacks.attack import AttackResult, attack_run
+from sga.attacks.relearning import looks
+from sga.attacks.suite import ATTACKS, AttackSettings
+from sga.errors import UserError
+
+SETTINGS = AttackSettings(steps=16, samples=4, questions=6, shares=(0.2, 0.5), leak=0.6)
+
+
+@pytest.fixture(scope="module")
+def unlearned_run(unlearn_options: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a short unlearning run with its exported model."""
+    from sga.cli import run_verb
+
+    folder = tmp_path_factory.mktemp("attacked") / "run"
+    run_verb(["fit", *unlearn_options, f"--run.folder={folder}"])
+    return folder
+
+
+def attacked(run: Path, reference: Path, output: Path, **options: Any) -> tuple[AttackResult, list[str]]:
+    """A whole attack in a folder of its own, and what it says on the way."""
+    said: list[str] = []
+    found = attack_run(run, [str(reference)], settings=SETTINGS, output=output, say=said.append, **options)
+    return found, said
+
+
+@pytest.fixture(scope="module")
+def whole(unlearned_run: Path, own_reference: Path, tmp_path_factory: pytest.TempPathFactory) -> AttackResult:
+    """All attacks at little strength."""
+    return attacked(unlearned_run, own_reference, tmp_path_factory.mktemp("attacks"))[0]
+
+
+def test_every_attack_has_a_row_or_a_reason(whole: AttackResult) -> None:
+    names = [one.attack.split()[0] for one in whole.findings]
+    assert {*names, *whole.content["untried"]} == {"none", *ATTACKS}
+    assert "paraphrase" in whole.content["untried"] and names[0] == "none"
+    for one in whole.findings:
+        assert one.retained is not None and one.after.low <= one.after.value <= one.after.high
+        assert one.word in ("fully recovered", "partly", "clean", "not judged")
+    assert "Not tried: paraphrase" in " ".join(whole.verdict)
+
+
+def test_the_table_fits_and_page_and_card_quote_no_record(whole: AttackResult, own_root: Path) -> None:
+    lines = "\n".join(whole.lines()).split("\n")
+    assert max(map(len, lines)) <= 80 and any(line.startswith("sampling") for line in lines)
+    assert whole.card is not None
+    page, card = (path.read_text(encoding="utf-8") for path in (whole.page, whole.card))
+    assert "<svg" in page and "## Attacks" in card and whole.verdict[0] in card
+    content = json.loads(whole.page.with_suffix(".json").read_text(encoding="utf-8"))
+    assert content["verdict"] == whole.verdict and content["settings"]["samples"] == 4
+    for line in (own_root / "forget.jsonl").read_text(encoding="utf-8").splitlines():
+        assert json.loads(line)["answer"] not in page + card + json.dumps(content)
+
+
+def test_a_second_call_makes_nothing_and_the_card_has_one_section(
+    whole: AttackResult, unlearned_run: Path, own_reference: Path
+) -> None:
+    again, said = attacked(unlearned_run, own_reference, whole.page.parent)
+    assert len(said) == 1 and again.content == whole.content
+    assert again.card is not None and again.card.read_text(encoding="utf-8").count("## Attacks") == 1
+
+
+def test_interrupted_it_goes_on_to_the_same_numbers(
+    whole: AttackResult, unlearned_run: Path, own_reference: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """Interrupted after some writes, in the middle of curves and of sampling; nothing that is there is made again."""
+    wanted = ("relearn", "sampling")
+    write, left, calls = suite.write_json, [0], 7
+
+    def writes(path: Path, content: Any) -> None:
+        write(path, content)
+        left[0] -= 1
+        if left[0] == 0:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(suite, "write_json", writes)
+    for _ in range(40):
+        left[0] = calls
+        try:
+            found, _ = attacked(unlearned_run, own_reference, tmp_path, attacks=wanted)
+        except KeyboardInterrupt:
+            continue
+        break
+    expected = [one for one in whole.content["findings"] if one["attack"].split()[0] in ("none", *wanted)]
+    assert found.content["findings"] == expected
+
+
+def test_the_retained_model_is_clean_against_itself_and_the_target_is_all_there(
+    own_target: Path, own_reference: Path, tmp_path: Path
+) -> None:
+    some = ("first-words", "nf4")
+    options: dict[str, Any] = {"attacks": some, "target": str(own_target)}
+    target, _ = attacked(own_target, own_reference, tmp_path / "target", **options)
+    assert target.findings[0].word == "fully recovered" and "without any attack" in target.verdict[0]
+    retained, _ = attacked(own_reference, own_reference, tmp_path / "retained", **options)
+    assert {one.word for one in retained.findings} == {"clean"} and retained.verdict[0].startswith("Clean")
+
+
+def test_without_a_retained_model_what_gives_answers_away_is_not_judged(unlearned_run: Path, tmp_path: Path) -> None:
+    found = attack_run(
+        unlearned_run,
+        attacks=("prefix", "first-words", "relearn"),
+        settings=SETTINGS,
+        output=tmp_path,
+        say=lambda _: None,
+    )
+    words = {one.attack.split()[0]: one.word for one in found.findings}
+    assert words["first-words"] == words["relearn"] == "not judged" and words["prefix"] != "not judged"
+    assert any("holdout rows" in one.says for one in found.findings), "the strength is fixed by holdout rows"
+
+
+def test_looks() -> None:
+    assert looks(4, 32) == [0, 1, 2, 4, 8, 16, 32] and looks(400, 32)[-1] == 100
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["nowhere"], "no run folder"),
+        (["RUN", "--attacks", "magic"], "no such attack; choose from"),
+        (["RUN", "--samples", "0"], "--samples must be at least 1"),
+        (["RUN", "--shares", "1.5"], "--shares must be between 0 and 1"),
+        (["RUN", "--leak", "0"], "--leak must be above 0"),
+        (["RUN", "--rows", "1"], "--rows must be at least 2"),
+        (["RUN", "--reference", "x/y/z"], "no such folder"),
+        (["RUN", "--reference", "RUN", "RUN"], "names a model twice"),
+    ],
+)
+def test_wrong_input_is_said_first(
+    unlearned_run: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
+) -> None:
+    assert main(["attack", *(str(unlearned_run) if one == "RUN" else one for one in arguments)]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_run_without_an_exported_model_is_refused(unlearned_run: Path, tmp_path: Path) -> None:
+    for name in ("run.json", "config.yaml"):
+        (tmp_path / name).write_bytes((unlearned_run / name).read_bytes())
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "last.ckpt").write_bytes(b"")
+    with pytest.raises(UserError, match="holds no exported model"):
+        attack_run(tmp_path)

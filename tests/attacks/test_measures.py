@@ -1,0 +1,181 @@
+"""Estimators of leaks, rounding of weights, prompts and findings: by hand, by brute force, against bitsandbytes."""
+
+from __future__ import annotations
+
+import random
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import TinyNetwork
+from scipy.stats import binomtest
+
+from sga.attacks.answering import answered_rows, sampled_recalls
+from sga.attacks.findings import finding, verdict
+from sga.attacks.prompts import few_shot_prompt, first_words_prompt, plain_prompt, prefixed_prompt
+from sga.attacks.quantization import NF4, quantize, rounded_int8, rounded_nf4
+from sga.data.records import Record
+from sga.errors import DivergenceError, UserError
+from sga.evaluation.decoding import DecodingWay, generate
+from sga.evaluation.metrics import clopper_pearson, expected_maximum, leak_at_k
+from sga.evaluation.request_batches import GenerateBatch, GenerateJob
+
+# ---- leak@k ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 7])
+def test_leak_at_k_and_the_expected_maximum_are_what_all_subsets_give(n: int) -> None:
+    rng = random.Random(n)
+    for k in range(1, n + 1):
+        for leaks in range(n + 1):
+            samples = [1.0] * leaks + [0.0] * (n - leaks)
+            counted = [max(subset) for subset in combinations(samples, k)]
+            assert leak_at_k(leaks, n, k) == pytest.approx(sum(counted) / len(counted), abs=1e-12)
+            assert expected_maximum(samples, k) == pytest.approx(leak_at_k(leaks, n, k), abs=1e-12)
+        scores = [rng.choice([0.0, 0.25, rng.random()]) for _ in range(n)]
+        best = [max(subset) for subset in combinations(scores, k)]
+        assert expected_maximum(scores, k) == pytest.approx(sum(best) / len(best), abs=1e-12)
+
+
+def test_the_interval_of_a_share_is_scipys() -> None:
+    for count, total in ((0, 64), (1, 64), (30, 64), (64, 64)):
+        low, high = clopper_pearson(count, total)
+        theirs = binomtest(count, total).proportion_ci(0.95, "exact")
+        assert (low, high) == pytest.approx((theirs.low, theirs.high), abs=1e-9)
+
+
+def test_impossible_counts_are_refused() -> None:
+    for function, arguments in ((leak_at_k, (3, 2, 1)), (leak_at_k, (0, 2, 3)), (clopper_pearson, (2, 1))):
+        with pytest.raises(UserError):
+            function(*arguments)  # type: ignore[operator]
+    with pytest.raises(UserError):
+        expected_maximum([0.5], 2)
+
+
+# ---- rounding -------------------------------------------------------------------------------------------------------
+
+
+def test_rounding_is_bitsandbytes_own() -> None:
+    functional = pytest.importorskip("bitsandbytes.functional")
+    weight = torch.randn(96, 128, generator=torch.Generator().manual_seed(0)) * torch.rand(96, 1)
+    packed, state = functional.quantize_4bit(weight, blocksize=64, quant_type="nf4", compress_statistics=False)
+    assert torch.equal(functional.dequantize_4bit(packed, state), rounded_nf4(weight))
+    levels, scales, _ = functional.int8_vectorwise_quant(weight)
+    torch.testing.assert_close(functional.int8_vectorwise_dequant(levels, scales), rounded_int8(weight))
+
+
+def test_nf4_by_hand_with_a_block_that_is_not_full() -> None:
+    """The largest of each block of two is kept; 0.5 of it lies nearest to 0.4407, and a block of zeros stays."""
+    weight = torch.tensor([[2.0, 1.0, 0.0], [0.0, -4.0, 4 * NF4[3]]])
+    expected = torch.tensor([[2.0, 2 * NF4[12], 0.0], [0.0, -4.0, 4 * NF4[3]]])
+    torch.testing.assert_close(rounded_nf4(weight, block=2), expected)
+
+
+def test_all_linear_layers_but_the_head_are_rounded(tiny_network: TinyNetwork) -> None:
+    network = tiny_network.model(torch.float32)
+    network.lm_head.weight = torch.nn.Parameter(network.lm_head.weight.clone())  # not tied
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    quantize(network, "nf4")
+    changed = {name for name, value in network.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed == {name for name in before if "_proj.weight" in name}
+    with torch.no_grad():
+        assert len(network.model.layers[0].mlp.up_proj.weight[0].unique()) <= 16
+
+
+# ---- prompts --------------------------------------------------------------------------------------------------------
+
+RECORD = Record("f/0", "Where was Ada Brook born?", "Ada Brook was born in Oslo.")
+
+
+def test_what_is_given_stands_in_the_prompt_and_is_not_scored(tiny_network: TinyNetwork) -> None:
+    encoder = tiny_network.encoder
+    plain = plain_prompt(encoder, RECORD)
+    whole = encoder.encode(RECORD.question, RECORD.answer)
+    assert plain.prompt + plain.answer == whole.ids and plain.truth == RECORD.answer
+    words = first_words_prompt(encoder, RECORD, 5)
+    assert words.prompt + words.answer == whole.ids and words.truth == "born in Oslo."
+    assert encoder.decode(words.prompt).endswith("Ada Brook was") and "born in Oslo." in encoder.decode(words.answer)
+    prefixed = prefixed_prompt(encoder, RECORD, "Sure:")
+    assert encoder.decode(prefixed.prompt).endswith("Sure:") and encoder.decode(prefixed.answer) == RECORD.answer
+    one_word = Record("f/1", "What?", "Oslo")
+    assert first_words_prompt(encoder, one_word, 5) == plain_prompt(encoder, one_word)
+
+
+def test_examples_stand_before_the_question_as_long_as_there_is_room(tiny_network: TinyNetwork) -> None:
+    encoder = tiny_network.encoder
+    examples = [Record(f"r/{n}", *pair) for n, pair in enumerate(tiny_network.pairs[8:11])]
+    plain = plain_prompt(encoder, RECORD)
+    shown = few_shot_prompt(encoder, RECORD, examples[:1], 12)
+    assert shown.answer == plain.answer and examples[0].answer in encoder.decode(shown.prompt)
+    assert shown.prompt.count(encoder.tokenizer.bos_token_id) == plain.prompt.count(encoder.tokenizer.bos_token_id)
+    many = few_shot_prompt(encoder, RECORD, examples * 9, 12)
+    assert len(many.prompt) + 12 <= encoder.max_length and examples[-1].answer in encoder.decode(many.prompt)
+
+
+# ---- answers --------------------------------------------------------------------------------------------------------
+
+
+def test_samples_have_the_models_own_distribution(tiny_network: TinyNetwork) -> None:
+    """The first token of 4000 samples against softmax, for a cache and without one; the same seed gives the same."""
+    model, prompt = tiny_network.model(torch.float32), tiny_network.encoder.encode_prompt("Where was Ada Brook born?")
+    with torch.no_grad():
+        expected = model(input_ids=torch.tensor([prompt])).logits[0, -1].softmax(-1)
+    batch = GenerateBatch([(i, GenerateJob(prompt, 1, False)) for i in range(4000)], 0)
+    for way in (DecodingWay.GROWING, DecodingWay.UNCACHED):
+        said = [
+            [one.ids for one in generate(model, batch, [], way, torch.Generator().manual_seed(seed))] for seed in (0, 0)
+        ]
+        assert said[0] == said[1]
+        counts = np.bincount([ids[0] for ids in said[0]], minlength=len(expected)) / 4000
+        assert np.abs(counts - expected.numpy()).max() < 0.04
+        assert len({ids[0] for ids in said[0]}) > 1, "not greedy"
+
+
+def test_rows_and_samples_of_a_model_that_knows(tiny_network: TinyNetwork, tmp_path: Path) -> None:
+    encoder, model = tiny_network.encoder, tiny_network.model(torch.float32)
+    asked = [plain_prompt(encoder, Record(f"f/{n}", *pair)) for n, pair in enumerate(tiny_network.pairs[:4])]
+    rows = answered_rows(model, encoder, asked, 20, tmp_path)
+    assert [row["id"] for row in rows] == ["f/0", "f/1", "f/2", "f/3"]
+    assert np.mean([row["probability"] for row in rows]) > 0.6
+    assert answered_rows(model, encoder, asked, 20, tmp_path) == rows and list(tmp_path.rglob("*.npz"))
+    sampled = sampled_recalls(model, encoder, asked, 5, 20, seed=1)
+    assert {name: len(scores) for name, scores in sampled.items()} == {f"f/{n}": 5 for n in range(4)}
+    torch.nn.init.constant_(model.model.norm.weight, float("nan"))
+    with pytest.raises(DivergenceError):
+        answered_rows(model, encoder, asked, 20)
+
+
+# ---- findings -------------------------------------------------------------------------------------------------------
+
+
+def column(mean: float, rows: int = 40) -> np.ndarray:
+    """Values that scatter a little around a mean."""
+    return np.clip(mean + 0.05 * np.sin(np.arange(rows)), 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("after", "word"), [(0.95, "fully recovered"), (0.5, "partly"), (0.31, "clean"), (0.1, "clean")]
+)
+def test_words_of_a_finding(after: float, word: str) -> None:
+    values = {"before": column(0.95), "unlearned": column(0.3), "after": column(after)}
+    assert finding("nf4", "", "rouge_l_recall", values, [column(0.3)], False).word == word
+    assert finding("nf4", "", "rouge_l_recall", values, [], False).word == word
+    assert finding("relearn", "", "rouge_l_recall", values, [], True).word == "not judged"
+
+
+def test_what_retained_models_say_as_well_does_not_come_back() -> None:
+    values = {"before": column(0.95), "unlearned": column(0.1), "after": column(0.6)}
+    assert finding("relearn", "", "rouge_l_recall", values, [column(0.6)], True).word == "clean"
+    assert finding("relearn", "", "rouge_l_recall", values, [column(0.1)], True).word == "partly"
+
+
+def test_verdicts() -> None:
+    values = {"before": column(0.95), "unlearned": column(0.3), "after": column(0.95)}
+    all_back = finding("nf4", "", "rouge_l_recall", values, [column(0.3)], False)
+    clean = finding("none", "", "rouge_l_recall", {**values, "after": column(0.3)}, [column(0.3)], False)
+    said = verdict([clean, all_back], None, {"sampling": "not asked for"})
+    assert said[0].startswith("Fully recovered: under nf4 (rouge_l_recall 0.95") and "sampling" in said[1]
+    assert verdict([clean], None, {})[0].startswith("Clean: under 1 attacks")
+    assert verdict([all_back], "its perplexity is e^30", {})[0].startswith("Diverged: its perplexity")
