@@ -25,6 +25,7 @@ from sga.experiments.configuration import Values, digest
 from sga.experiments.engine import InThisProcess, Pool, Processes, run
 from sga.experiments.task import LOG_FILE, Task
 from sga.experiments.unlearn_data import UnlearningRecords, look, read_unlearning_records
+from sga.experiments.unlearn_pilot import piloted_rate
 from sga.experiments.unlearn_progress import WholeProgress
 from sga.experiments.unlearn_recipe import (
     FINAL,
@@ -131,7 +132,8 @@ def unlearn(
     start = given_model(model, tokenizer, folder)
     weights = _look(records, start, own, say)
     recipe = chosen_recipe(method, lora, weights, records)
-    tasks = unlearning_tasks(recipe, start, records.write(folder), weights, own)
+    files = records.write(folder)
+    tasks = unlearning_tasks(recipe, start, files, weights, own)
     with WholeProgress() as progress:
         pool = _pool(tasks[1], progress)
         ended = run(tasks[:1], folder, pool, retry=True, wait=False, total=len(tasks))
@@ -139,6 +141,9 @@ def unlearn(
         before = load_run(folder / START)
         _check_answers(before)
         say(f"model: {_knowledge(before, anyway)}")
+        if recipe.pilot is not None and "model.optimizer.lr" not in own:
+            rate = piloted_rate(recipe.pilot, tasks[1], before, folder, pool, say)
+            tasks = unlearning_tasks(recipe, start, files, weights, {**own, "model.optimizer.lr": rate})
         for line in _recipe_lines(recipe, tasks[1]):
             say(line)
         _check_ended(run(tasks, folder, pool, retry=True, wait=False, total=len(tasks)), tasks)

@@ -14,6 +14,7 @@ from sga.errors import UserError
 from sga.experiments.configuration import Values, applied, content_digest, digest, mapping_value, read_config
 from sga.experiments.task import Task
 from sga.experiments.unlearn_data import UnlearningRecords
+from sga.experiments.unlearn_pilot import Pilot
 from sga.files import read_yaml
 
 RECIPES = "configs/recipes/unlearn.yaml"
@@ -35,6 +36,7 @@ class Recipe:
         rank: Rank of the adapter; 0 for training all weights.
         settings: Flags of `sga fit`.
         notes: What the data did not allow, a sentence each.
+        pilot: Learning rates to try first; None where the recipe was measured.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Recipe:
     rank: int
     settings: Values
     notes: tuple[str, ...] = ()
+    pilot: Pilot | None = None
 
 
 def chosen_recipe(method: str | None, lora: int | None, weights: int | None, records: UnlearningRecords) -> Recipe:
@@ -72,7 +75,11 @@ def chosen_recipe(method: str | None, lora: int | None, weights: int | None, rec
     settings["data.reserved"] = records.reserved
     if not rank:
         settings["fluency.starting_model"] = "own" if weights is not None and weights <= _SECOND_COPY else None
-    return Recipe(recipe["name"], method, rank, *_fitted(settings, records))
+    pilot = None
+    if not recipe.get("measured"):
+        rates = (settings["model.optimizer.lr"] * factor for factor in table["pilot"]["factors"])
+        pilot = Pilot(tuple(sorted(rates)), int(table["pilot"]["steps"]))
+    return Recipe(recipe["name"], method, rank, *_fitted(settings, records), pilot)
 
 
 def recipe_table() -> dict[str, Any]:

@@ -28,10 +28,12 @@ from sga.__main__ import VERBS
 from sga.commands.unlearn import main
 from sga.data.conversion import converted_records
 from sga.errors import UserError
+from sga.experiments import unlearn_recipe
 from sga.experiments.task import Task
 from sga.experiments.unlearn import Unlearned, unlearn
 from sga.experiments.unlearn_data import read_unlearning_records, spoken_facts
 from sga.experiments.unlearn_progress import WholeProgress
+from sga.experiments.unlearn_recipe import recipe_table
 
 QUICK: dict[str, Any] = {
     "trainer.accelerator": "cpu",
@@ -240,6 +242,33 @@ def test_objects_and_a_full_training(own_target: Path, tmp_path: Path) -> None:
     data = {"forget": forget, "retain": retain}
     alone = sga.evaluate(found.model_path, None, data, folder=tmp_path / "alone", settings=settings)
     assert alone["own/forget/probability"] == pytest.approx(found.metrics["own/forget/probability"], abs=1e-5)
+
+
+def test_where_nobody_measured_the_recipe_a_pilot_picks_the_learning_rate(
+    own_root: Path, own_target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rate that changes nothing leaves every fact; ten thousand times as much forgets some. A given rate wins."""
+    table = recipe_table()
+    unsure = [{**one, "measured": False} for one in table["recipes"]]
+    changed = {**table, "recipes": unsure, "pilot": {"factors": [10, 1e-3], "steps": 3}}
+    monkeypatch.setattr(unlearn_recipe, "recipe_table", lambda: changed)
+    files = [own_root / f"{name}.jsonl" for name in ("forget", "retain", "holdout")]
+    settings = {name: value for name, value in QUICK.items() if name != "model.optimizer.lr"}
+    lines: list[str] = []
+    found = unlearn(own_target, None, *files, folder=tmp_path / "a", settings=settings, lora=4, say=lines.append)
+    said = "\n".join(lines)
+    tried = [line for line in lines if line.startswith("pilot: learning rate")]
+    assert [line.partition(",")[0] for line in tried] == ["pilot: learning rate 1e-06", "pilot: learning rate 0.01"]
+    assert "pilot: going on with learning rate 0.01" in said
+    assert sga.load_run(found.folder / "unlearned").config["model"]["optimizer"]["init_args"]["lr"] == 0.01
+    pilots = [found.folder / name for name in ("pilot-1e-06", "pilot-0.01")]
+    assert {sga.load_run(one).evaluations[-1]["step"] for one in pilots} == {3}
+    assert not [path for one in pilots for path in one.rglob("*.ckpt")], "no weights are kept"
+    again: list[str] = []
+    unlearn(own_target, None, *files, folder=tmp_path / "a", settings=settings, lora=4, say=again.append)
+    assert [line for line in again if line.startswith("pilot")] == [line for line in lines if line.startswith("pilot")]
+    quick(own_target, tmp_path / "b", *files, lora=4)
+    assert not list((tmp_path / "b").glob("pilot*"))
 
 
 def test_without_retain_general_questions_stand_in(own_target: Path, tmp_path: Path) -> None:
