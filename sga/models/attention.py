@@ -71,10 +71,8 @@ def attention_forward(
         raise ValueError("packed sequences are computed by length without dropout, caps and sinks, in a single row")
     assert max_length_q is not None, "the two are given together"
     window = options.get("sliding_window")
-    parts = by_length(
-        *(part[0].transpose(0, 1) for part in (query, key, value)), cu_seq_lens_q, max_length_q, scaling, window
-    )  # [1, H, T, D] -> [T, H, D]
-    return parts[None], None
+    q, k, v = (part[0].transpose(0, 1) for part in (query, key, value))  # [1, H, T, D] -> [T, H, D]
+    return by_length(q, k, v, cu_seq_lens_q, max_length_q, scaling, window)[None], None
 
 
 def by_length(
@@ -110,7 +108,8 @@ def by_length(
         options["enable_gqa"] = query.shape[1] != key.shape[1]
     elif query.shape[1] != key.shape[1]:
         key, value = (part.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for part in (key, value))
-    found: Tensor = varlen_attn(query, key, value, begins, begins, longest, longest, **options)
+    found: Any = varlen_attn(query, key, value, begins, begins, longest, longest, **options)
+    assert isinstance(found, Tensor)
     return found
 
 
@@ -120,7 +119,8 @@ def one_by_one(
     """`by_length` in plain PyTorch: what the kernel is compared with, and what a CPU takes."""
     found = []
     sizes = begins.diff().tolist()
-    for q, k, v in zip(*(part.transpose(0, 1).split(sizes, dim=1) for part in (query, key, value)), strict=True):
+    split = (torch.split(part.transpose(0, 1), sizes, dim=1) for part in (query, key, value))  # of [H, T, D]
+    for q, k, v in zip(*split, strict=True):
         places = torch.arange(q.shape[1], device=q.device)
         back = places[:, None] - places  # [t, t]
         sees = (back >= 0) & (back < (window or len(places) + 1))
@@ -168,5 +168,5 @@ def switched(model: nn.Module) -> Iterator[None]:
         model.set_attn_implementation(before)
 
 
-ALL_ATTENTION_FUNCTIONS.register(NAME, attention_forward)  # type: ignore[arg-type]
-ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, sdpa_mask)  # type: ignore[arg-type]
+ALL_ATTENTION_FUNCTIONS.register(NAME, attention_forward)
+ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, sdpa_mask)
