@@ -24,15 +24,19 @@ one() {
   PYTHONPATH=$path SGA_TREE=$2 timeout $(( left < $3 ? left : $3 )) "$PYTHON" "$HERE/gpu.py" row "$1" --data "$DATA" \
     --output "$OUT/$1.$2.json" "${@:4}" > "$OUT/$1.$2.log" 2>&1 || tail -3 "$OUT/$1.$2.log"
 }
-both() { one "$1" after "$2"; [ -n "$OTHER" ] && one "$1" before "$2" "${@:3}"; }
+# Side by side where memory allows: all compile together and are timed one after the other, alone where that is soon.
+many() {
+  if [ "$MEMORY" -gt 120000 ]; then
+    one step-1b "$1" 100 & one dynamic "$1" 110 & one lora "$1" 120 & one evaluation "$1" 110 & wait
+  else
+    one step-1b "$1" 90 & one lora "$1" 120 & wait
+    one dynamic "$1" 100 & one evaluation "$1" 110 & wait
+  fi
+}
+large() { if [ "$MEMORY" -gt 120000 ]; then one step-7b "$1" 90 --quick; fi; }
 
-if [ "$MEMORY" -gt 120000 ]; then  # side by side: they compile and wait together, and are timed one by one
-  both step-1b 90 & (both dynamic 100) & (both lora 100) & (both evaluation 100) &
-  wait
-  both step-7b 80 --quick
-else
-  both step-1b 90 & both lora 100 & wait
-  both dynamic 100 & both evaluation 100 & wait
-fi
+many after
+large after
+if [ -n "$OTHER" ]; then many before; large before; fi
 cat "$OUT"/*.log >> "$OUT/logs.txt"; rm -f "$OUT"/*.log
 PYTHONPATH=$NEW "$PYTHON" "$HERE/gpu.py" table "$OUT" | tee "$OUT/table.md"
