@@ -7,7 +7,7 @@ Registered with transformers under `NAME`. Packed rows need no mask then: PyTorc
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,11 +20,6 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from sga.models.text_config import text_config
-
-try:
-    from torch.nn.attention.varlen import varlen_attn
-except ImportError:  # torch before 2.10
-    varlen_attn = None  # type: ignore[assignment]
 
 NAME = "sga_by_length"
 """Name of this attention among transformers' implementations."""
@@ -97,19 +92,28 @@ def by_length(
         query, key, value = (part.to(torch.get_autocast_dtype(device)) for part in (query, key, value))
     if device != "cuda":
         return one_by_one(query, key, value, begins, scaling, window)
-    assert varlen_attn is not None, "see available"
-    arguments = inspect.signature(varlen_attn).parameters
-    options: dict[str, Any] = {"scale": scaling} if "scale" in arguments else {}
-    if "window_size" in arguments:
+    return _by_kernel(query, key, value, begins, longest, scaling, window)
+
+
+def _by_kernel(
+    query: Tensor, key: Tensor, value: Tensor, begins: Tensor, longest: int, scaling: float | None, window: int | None
+) -> Tensor:
+    options: dict[str, Any] = {}
+    if "scale" in _KERNEL.takes:
+        options["scale"] = scaling
+    elif scaling is not None:
+        query = query * (scaling * query.shape[-1] ** 0.5)
+    if "window_size" in _KERNEL.takes:
         options["window_size"] = (-1 if window is None else window - 1, 0)
     else:
         options["is_causal"] = True
-    if "enable_gqa" in arguments:
-        options["enable_gqa"] = query.shape[1] != key.shape[1]
-    elif query.shape[1] != key.shape[1]:
-        key, value = (part.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for part in (key, value))
-    found: Any = varlen_attn(query, key, value, begins, begins, longest, longest, **options)
-    assert isinstance(found, Tensor)
+    if query.shape[1] != key.shape[1]:
+        if "enable_gqa" in _KERNEL.takes:
+            options["enable_gqa"] = True
+        else:
+            key, value = (part.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for part in (key, value))
+    assert _KERNEL.function is not None, "see available"
+    found: Tensor = _KERNEL.function(query, key, value, begins, begins, longest, longest, **options)
     return found
 
 
@@ -151,9 +155,34 @@ def can_switch(model: nn.Module) -> bool:
 
 def available(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether there is a kernel for attention by length in a type of numbers, on a device."""
-    if device.type != "cuda" or varlen_attn is None or dtype not in (torch.bfloat16, torch.float16):
+    if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
         return False
-    return torch.cuda.get_device_capability(device) >= (8, 0)
+    return torch.cuda.get_device_capability(device) >= (8, 0) and _KERNEL.find()
+
+
+class _Kernel:
+    """PyTorch's function for attention by length, found where it is first wanted: importing it takes a second.
+
+    Attributes:
+        function: The function; None until it is found, and before torch 2.10.
+        takes: Names of its arguments, which change with torch's version.
+    """
+
+    def __init__(self) -> None:
+        self.function: Callable[..., Tensor] | None = None
+        self.takes: frozenset[str] = frozenset()
+
+    def find(self) -> bool:
+        """Whether there is one."""
+        try:
+            from torch.nn.attention.varlen import varlen_attn
+        except ImportError:
+            return False
+        self.function, self.takes = varlen_attn, frozenset(inspect.signature(varlen_attn).parameters)  # type: ignore[assignment]
+        return True
+
+
+_KERNEL = _Kernel()
 
 
 @contextmanager

@@ -113,6 +113,28 @@ def test_a_kernel_that_fails_is_left_out(monkeypatch: pytest.MonkeyPatch) -> Non
     assert "failed (RuntimeError" in str(take_lengths(llama(), batch_of(), nullcontext))
 
 
+@pytest.mark.parametrize("takes", [{"scale", "window_size"}, {"is_causal"}, {"scale", "window_size", "enable_gqa"}])
+def test_the_kernel_is_called_as_its_version_wants_and_compiles(takes: set[str]) -> None:
+    """In the place of the kernel a loop with a kernel's arguments; compiled without a break in the graph."""
+    called: dict[str, Any] = {}
+
+    def loop(q: Tensor, k: Tensor, v: Tensor, begins: Tensor, _: Tensor, *more: int, **options: Any) -> Tensor:
+        called.update(options)
+        assert options.get("enable_gqa") or q.shape[1] == k.shape[1]
+        return q * 2 + k.sum() + v.sum()
+
+    kernel = attention._Kernel()
+    kernel.function, kernel.takes = loop, frozenset(takes)
+    inputs = [torch.randn(9, heads, 8, dtype=torch.float64) for heads in (4, 2, 2)]
+    begins = torch.tensor([0, 4, 9], dtype=torch.int32)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention, "_KERNEL", kernel)
+        plain = attention._by_kernel(*inputs, begins, 64, 0.5, None)
+        assert set(called) == takes
+        compiled = torch.compile(attention._by_kernel, backend="eager", fullgraph=True, dynamic=True)
+        torch.testing.assert_close(compiled(*inputs, begins, 64, 0.5, None), plain)
+
+
 # ---- compiled blocks ------------------------------------------------------------------------------------------------
 
 
