@@ -67,6 +67,10 @@ GOOD = START | {
 """The same model with the forget set forgotten and nothing else."""
 
 
+HALF_A_NAT = 1 - math.exp(-0.5)
+"""What half a nat beyond what is allowed takes of a token's probability."""
+
+
 def check(found: Account, quantity: str) -> Check:
     return next(one for one in found.checks if one.quantity == quantity)
 
