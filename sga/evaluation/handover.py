@@ -1,9 +1,8 @@
 """When is a model fit to be handed over? Conditions that need no retained model, from the numbers of two evaluations.
 
 Each condition is made of checks, one a quantity; a check has a violation, 0 where it holds and 1 where it could not be
-worse, so that conditions weigh alike. The score of an evaluation is its largest violation. Quantities are read from flat
-metrics ``handover/…`` that `sga.evaluation.handover_quantities` makes, so that an account can be given again of any run
-folder.
+worse, so that conditions weigh alike. The score of an evaluation is its largest. Quantities are read from flat
+metrics ``handover/…`` that `sga.evaluation.handover_quantities` makes: an account can be given again of any run folder.
 """
 
 from __future__ import annotations
