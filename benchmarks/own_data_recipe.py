@@ -27,13 +27,13 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from sga.evaluation.degenerate import is_repeating
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import sga
 from sga.callbacks import Evaluator, Memorization, ModelUtility
 from sga.datamodule import UnlearningData
 from sga.errors import DivergenceError
-from sga.evaluation.degenerate import is_repeating
 from sga.evaluation.evaluation import Evaluation
 from sga.evaluation.facts import says_fact
 from sga.groups.alternatives import Alternatives, RefusalAnswers, SubstitutedAnswers
