@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sga.errors import Interruption
 from sga.experiments.configuration import applied, read_config
 from sga.experiments.engine import InThisProcess, Job, run
 from sga.experiments.task import Outcome, Task, end, outcome
@@ -97,6 +98,8 @@ class Patient(InThisProcess):
         """Runs a task."""
         try:
             return super().start(task, folder, lock)
+        except Interruption:  # the same command goes on with it
+            raise
         except Exception as error:
             failed = Outcome(f"{type(error).__name__}: {error}"[:400], 1)
             end(task, folder, failed, 0)

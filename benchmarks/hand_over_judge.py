@@ -227,15 +227,15 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def judge(collected: Mapping[str, Any], rule: Rule = Rule()) -> list[Judged]:
-    """All that was collected, judged, by world; worlds without three retained models or a run are left out."""
+    """All that was collected, judged, by world; a world in which a model or a run is lacking is left out whole."""
     worlds: dict[int, dict[str, Any]] = {}
     for name, run in collected["runs"].items():
         world, recipe = name.split("/")
         worlds.setdefault(int(world), {})[recipe] = run
+    names = {name for runs in worlds.values() for name in runs}
     found = []
     for world, runs in sorted(worlds.items()):
-        retained = sum(name.startswith("judged-") for name in runs)
-        if retained == 3 and len(runs) > retained + ("target" in runs):
+        if names <= runs.keys():
             found += World(world, runs, rule).all()
     return found
 

@@ -124,8 +124,8 @@ def test_the_least_violation_is_chosen_exported_and_said(run: Path) -> None:
     ranks = {p["step"]: sorted((p[k] for k in p if k.startswith("handover/violation/")), reverse=True) for p in points}
     chosen = min(ranks, key=lambda step: (ranks[step], step))
     assert chosen > 0, "the starting model is the worst of all"
-    assert scores[chosen] < scores[0]
-    assert len(set(scores.values())) > 2, "there is something to choose"
+    assert ranks[chosen] < ranks[0], "the largest may stay what it is, with so few rows"
+    assert len(set(map(tuple, ranks.values()))) > 2, "there is something to choose"
     assert found["step"] == chosen
     assert found["chosen"] == "least violation of the conditions for handing over"
     told = found["handover"]

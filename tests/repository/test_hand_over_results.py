@@ -25,7 +25,7 @@ def judge() -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("name", ["hand-over-development"])
+@pytest.mark.parametrize("name", ["hand-over", "hand-over-development"])
 def test_tables_are_recomputed_from_the_stored_rows(judge: ModuleType, name: str) -> None:
     rows = judge.judge(judge.read(RESULTS / f"{name}.json.gz"))
     page = (RESULTS / "hand-over.md").read_text(encoding="utf-8")
@@ -69,3 +69,11 @@ def test_the_rule_takes_the_first_of_equals(judge: ModuleType) -> None:
     evaluations = [{"handover/all/rows": 4.0, "handover/all/forget/extraction_strength": value,
                     "handover/all/comparison/extraction_strength": 0.2} for value in (0.9, 0.4, 0.6, 0.4)]  # fmt: skip
     assert judge.Rule().chosen(evaluations) == 1
+
+
+def test_a_world_that_lacks_a_run_is_left_out_whole(judge: ModuleType) -> None:
+    usual = fake_run([1.0, 2.0, 3.0, 4.0], [-0.2, 0.0, 0.1, 0.3])
+    several = {**usual, "evaluations": usual["evaluations"] * 2, "rows": {**usual["rows"], "5": usual["rows"]["0"]}}
+    runs = {f"{world}/{name}": usual for world in (1, 2) for name in ("judged-1", "judged-2", "judged-3")}
+    runs |= {"1/a": several, "1/b": several, "2/a": several}
+    assert {row.world for row in judge.judge({"runs": runs})} == {1}
