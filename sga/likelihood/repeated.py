@@ -84,6 +84,7 @@ def distinct(model: nn.Module, batch: Batch) -> Distinct | None:
         tokens=int(attention.sum()),
         roles=batch.roles[:1],
         reference_nll=None,
+        bounds=None if batch.bounds is None else tuple(batch.bounds[row] for row in first.tolist()),
     )
     return Distinct(once, place)
 
