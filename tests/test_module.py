@@ -107,13 +107,15 @@ def test_rate_zero_gradient_ascent_and_groups_of_one_are_the_same_run(fit: Fit, 
     assert distance(rate_zero, weights(fit(tmp_path / "other", *SHORT))) > 1e-4
 
 
-@pytest.mark.parametrize("micro", [4, 1, 2, 3])
-def test_the_trajectory_does_not_depend_on_the_micro_batch(fit: Fit, tmp_path: Path, micro: int) -> None:
+@pytest.mark.parametrize(
+    ("micro", "average"), [(4, "sequence"), (1, "sequence"), (2, "sequence"), (3, "sequence"), (3, "token")]
+)
+def test_the_trajectory_does_not_depend_on_the_micro_batch(fit: Fit, tmp_path: Path, micro: int, average: str) -> None:
     """Steps of 4 and then 2 groups, in one pass and in several. 1e-7: Llama's norm computes in float32 always.
 
     A step of Adam at this learning rate moves each weight by up to 1e-3, so what is compared is 10 000 times larger.
     """
-    double = ("--trainer.precision=64-true", *SHORT)
+    double = ("--trainer.precision=64-true", f"--model.loss.average={average}", *SHORT)
     whole = fit(tmp_path / "whole", *double)
     parts = fit(tmp_path / "parts", f"--data.micro_batch_size={micro}", *double)
     assert (whole.trainer.global_step, parts.trainer.global_step) == (4, 4)

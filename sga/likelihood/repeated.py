@@ -55,6 +55,7 @@ class Distinct:
             logits=at(once.logits),
             hidden=at(once.hidden),
             reference_nll=batch.reference_nll,
+            mean_lengths=batch.mean_lengths,
         )
 
 
