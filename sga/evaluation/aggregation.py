@@ -2,8 +2,9 @@
 
 A row may have: ``avg_nll``, ``tokens`` (scored ones), ``paraphrased_nll`` (the answer's own where there is no
 paraphrase), ``perturbed_nll`` (a list), ``log_truth_ratio``, ``rouge_l_recall``, ``exact_memorization``,
-``extraction_strength``, and the membership scores ``min_k``, ``min_k_plus_plus``, ``zlib``, ``reference`` (the loss is
-``avg_nll``). What a metric needs and the rows do not have makes it absent, with a reason.
+``extraction_strength``, and the membership scores ``min_k``, ``min_k_plus_plus``, ``zlib``, ``reference``,
+``gradient_norm`` (the loss is ``avg_nll``). What a metric needs and the rows do not have makes it absent,
+with a reason.
 """
 
 from __future__ import annotations
@@ -46,6 +47,8 @@ ANSWERED_SETS = ("forget", FORGET_PARAPHRASED, *KEPT_SETS)
 """Sets of questions whose answers have a probability and a ROUGE score."""
 UTILITY_UNSEEN = "model_utility_unseen"
 MEMBERSHIP_SCORES = ("loss", "min_k", "min_k_plus_plus", "zlib", "reference")
+COSTLY_MEMBERSHIP_SCORES = ("gradient_norm",)
+"""Scores that are there only where they were asked for."""
 MUSE_SETS = ("verbmem", "knowmem_forget", "knowmem_retain")
 PASSAGE_SETS = ("forget_passages", "holdout_passages")
 MEMORIZATION_SCORES = ("exact_memorization", "extraction_strength")
@@ -252,12 +255,12 @@ def add_membership(
     """
     prefix = evaluation.name
     min_k_draws: Floats | None = None
-    for score in MEMBERSHIP_SCORES:
+    for score in (*MEMBERSHIP_SCORES, *COSTLY_MEMBERSHIP_SCORES):
         name = f"{prefix}/mia/{score}"
         column = "avg_nll" if score == "loss" else score
         members, nonmembers = evaluation.column("forget", column), evaluation.column("holdout", column)
         if members is None or nonmembers is None:
-            if all_scores:
+            if all_scores and score in MEMBERSHIP_SCORES:
                 otherwise = _reason(reasons, "forget", score, "forget or holdout rows lack the score")
                 evaluation.absent[name] = _reason(reasons, "holdout", score, otherwise)
             continue
