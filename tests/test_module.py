@@ -349,6 +349,8 @@ def test_metrics_have_their_names_and_are_finite(run_folder: tuple[Path, Unlearn
     parts = ("probability", "rouge_l_recall", "truth_ratio")
     means = {f"own/{name}/{part}" for name in sets for part in parts}
     means |= {f"own/forget/{part}" for part in ("avg_nll", "exact_memorization", "extraction_strength")}
+    means |= {f"own/{name}/{part}" for name in sets[1:3] for part in ("exact_memorization", "extraction_strength")}
+    means |= {f"own/retain_normals/{part}" for part in (*parts, "exact_memorization", "extraction_strength")}
     means |= {f"own/mia/{score}" for score in ("loss", "min_k", "min_k_plus_plus", "zlib", "reference")}
     means |= {"own/model_utility", "own/model_utility_unseen", "own/privleak"}
     fluent = ("fluency", "empty", "repeated", "degenerate")
@@ -384,7 +386,7 @@ def test_run_json_and_config_say_what_was_run(run_folder: tuple[Path, Unlearning
     assert run["model"] == str(own_target / "model")
     assert run["evaluation"]["precision"] == "32-true"
     config = yaml.safe_load((folder / "config.yaml").read_text())
-    assert config["model"]["loss"]["init_args"] == {"smoothing_rate": -4.0}
+    assert config["model"]["loss"]["init_args"] == {"smoothing_rate": -4.0, "average": "sequence"}
     assert config["data"]["batch_size"] == 4
 
 
@@ -405,6 +407,25 @@ def test_rows_are_there_for_every_record_and_step_and_metrics_are_their_means(
     assert len(rows) == 3 * 26
     starting = [row for row in rows if row["step"] == 0 and row["set"] == "forget"]
     assert sum(row["generation"] == row["answer"] for row in starting) >= 3, "the target knows what is to be forgotten"
+
+
+def test_retain_is_split_into_rows_that_are_normals_and_rows_that_are_not(
+    run_folder: tuple[Path, UnlearningCLI],
+) -> None:
+    """Of the run's own groups, by content, and never a reserved row."""
+    folder, _ = run_folder
+    groups = lines(folder / "pairs.jsonl")
+    drawn = {normal["id"].split("/")[-1] for group in groups for normal in group["normals"]}
+    rows = all_rows(folder)
+    reserved = {row["id"] for row in rows if row["set"] == "retain_unseen"}
+    for point in lines(folder / "metrics.jsonl"):
+        retain = [row for row in rows if row["step"] == point["step"] and row["set"] == "retain"]
+        normals = [row for row in retain if row["normal"]]
+        assert {row["id"].split("/")[-1] for row in normals} == {row["id"].split("/")[-1] for row in retain} & drawn
+        assert normals and not {row["id"] for row in normals} & reserved and len(normals) < len(retain)
+        for part in ("probability", "rouge_l_recall", "exact_memorization", "extraction_strength"):
+            mean = sum(row[part] for row in normals) / len(normals)
+            assert point[f"own/retain_normals/{part}"] == pytest.approx(mean), part
 
 
 def test_tensorboard_has_the_training_curves_and_the_evaluations(run_folder: tuple[Path, UnlearningCLI]) -> None:

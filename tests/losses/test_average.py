@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -12,12 +14,13 @@ from torch import Tensor
 from sga.batching.batch import Batch, collate
 from sga.batching.encoding import Encoded
 from sga.batching.loader import GroupLoader
+from sga.callbacks.run_files import _parameters
 from sga.errors import UserError
 from sga.likelihood.answer_tokens import AnswerTokens
 from sga.likelihood.forward import answer_tokens
 from sga.losses.ascent import FineTuning, GradientAscent, GradientDifference, SmoothedGradientAscent
 from sga.losses.base import Loss
-from sga.losses.combined import Alternating, SmoothedGradientDifference
+from sga.losses.combined import Alternating, KLMinimization, SmoothedGradientDifference
 from sga.losses.distillation import UNDIAL
 from sga.losses.preference import DPO, NPO, Mismatch, PreferenceOptimization, SimNPO
 from sga.losses.weighted import WGA, SatImp
@@ -157,3 +160,11 @@ def test_every_loss_that_has_the_option_heeds_it_and_others_are_refused() -> Non
     with pytest.raises(UserError, match="average token cannot be combined with MarginRate"):
         SmoothedGradientAscent(MarginRate(), average="token")
     assert SmoothedGradientAscent(MarginRate()).mean_over == "sequence"
+
+
+def test_a_run_says_the_mean_over_tokens_and_no_word_of_the_usual_one() -> None:
+    """Labels of runs that have the usual mean are what they were before there was another."""
+    trainer: Any = SimpleNamespace(callbacks=[])
+    assert _parameters(trainer, GradientAscent()) == {}
+    assert _parameters(trainer, GradientAscent("token")) == {"average": "token"}
+    assert _parameters(trainer, KLMinimization())["average"] == "sequence"
