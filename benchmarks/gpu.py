@@ -33,13 +33,13 @@ from training import groups_of, llama, moved, needed_operations
 from transformers import LlamaForCausalLM, PreTrainedModel
 
 import sga.module
+from sga import SmoothedGradientAscent
 from sga.batching.batch import Batch, collate
 from sga.batching.encoding import Encoder
 from sga.batching.templates import PlainTemplate
 from sga.data.authors import Authors
 from sga.likelihood.forward import ForwardOptions, sequence_nll
 from sga.likelihood.tryouts import tried_options
-from sga.losses import SmoothedGradientAscent
 from sga.models.small import SmallLlama
 from sga.rates.geometry import total
 from sga.rates.policies import MarginRate, RateState

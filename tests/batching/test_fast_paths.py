@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, PreTrainedModel
 from waiting import Counter
 
+from sga import SmoothedGradientAscent
 from sga.batching.batch import Batch, collate
 from sga.batching.encoding import Encoded
 from sga.batching.packing import packed
 from sga.likelihood.fast_paths import BY_LENGTH, take_compiled, take_lengths
 from sga.likelihood.forward import ForwardOptions, answer_tokens, sequence_nll
 from sga.likelihood.tryouts import tried_options
-from sga.losses import SmoothedGradientAscent
 from sga.models import attention
 
 SIZES: dict[str, Any] = {
