@@ -45,12 +45,10 @@ def take_lengths(model: nn.Module, batch: Batch, autocast: Autocast) -> str | No
         dtype = _working_type(model)
         if not attention.available(device, dtype):
             return ""
-        try:
-            fault = _kernel_fault(model, batch, device, dtype) or _model_fault(model, batch)
-        except Exception as error:  # whatever a kernel raises on a device or a size that it was not made for
-            if isinstance(error, torch.OutOfMemoryError):
-                raise
-            fault = _failed(error)
+        # Both in any case: under FSDP2 all processes have to make the same forward passes.
+        kernel = _tried(lambda: _kernel_fault(model, batch, device, dtype))
+        fault = _tried(lambda: _model_fault(model, batch))
+    fault = kernel or fault
     if fault is None:
         model.set_attn_implementation(attention.NAME)  # type: ignore[operator]
     return fault
@@ -166,6 +164,16 @@ def _difference(
         if not off <= tolerance:
             return f"gives wrong {name} (off by {off:.1g} of their norm)"
     return None
+
+
+def _tried(look: Callable[[], str | None]) -> str | None:
+    """What is found, whatever is raised on a device or a size that a kernel was not made for included."""
+    try:
+        return look()
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        return _failed(error)
 
 
 def _failed(error: Exception) -> str:
