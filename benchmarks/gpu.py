@@ -17,6 +17,7 @@ import fcntl
 import inspect
 import json
 import os
+import signal
 import statistics
 import sys
 import tempfile
@@ -59,7 +60,7 @@ _AT_WORK, _TIMING = (
 
 
 @contextlib.contextmanager
-def quiet(found: dict[str, Any], patience: float = 60) -> Iterator[None]:
+def quiet(found: dict[str, Any], patience: float = 5) -> Iterator[None]:
     """Within it no other process of this benchmark takes a time, nor works if that ends soon; `found` says which."""
     fcntl.flock(_AT_WORK, fcntl.LOCK_UN)
     fcntl.flock(_TIMING, fcntl.LOCK_EX)
@@ -304,6 +305,7 @@ def lora(arguments: argparse.Namespace, found: dict[str, Any]) -> None:
         run_verb(["fit", *(f"--{name}={value}" for name, value in given.items())])
         alone.close()
         found["whole_seconds"] = time.perf_counter() - began
+        found["step_times"] = [round(at - began, 3) for at, _ in passed]
     kept = [one for one in passed[steps // 3 :]]
     found["tokens_per_second"] = sum(tokens for _, tokens in kept[:-1]) / (kept[-1][0] - kept[0][0])
     found["steps"] = len(passed)
@@ -336,6 +338,7 @@ def row(arguments: argparse.Namespace) -> None:
     """One row, written to a file even if it ends early."""
     device = torch.device(arguments.device)
     found: dict[str, Any] = {**described(device), "row": arguments.name, "tree": os.environ.get("SGA_TREE")}
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("out of time"))  # what was found so far is written
     fcntl.flock(_AT_WORK, fcntl.LOCK_SH)
     began = time.perf_counter()
     try:

@@ -27,7 +27,7 @@ one() {
 # Side by side where memory allows: all compile together and are timed one after the other, alone where that is soon.
 many() {
   if [ "$MEMORY" -gt 120000 ]; then
-    one step-1b "$1" 100 & one dynamic "$1" 110 & one lora "$1" 120 & one evaluation "$1" 110 & wait
+    one step-1b "$1" 150 & one dynamic "$1" 150 & one lora "$1" 150 & one evaluation "$1" 150 & wait
   else
     one step-1b "$1" 90 & one lora "$1" 120 & wait
     one dynamic "$1" 100 & one evaluation "$1" 110 & wait

@@ -38,6 +38,7 @@ class Batch:
             optimiser step that these B belong to; None where the batch is all of it.
         bounds: Number of prompt tokens and of all tokens of each sequence, B·K pairs: what the masks say, known without
             waiting for a GPU. None where only the masks say it.
+        keys: Number of each sequence, B·K, which sequences with the same tokens share; None where it is not known.
     """
 
     input_ids: Tensor
@@ -49,6 +50,7 @@ class Batch:
     roles: tuple[str, ...]
     reference_nll: Tensor | None = None
     bounds: tuple[tuple[int, int], ...] | None = None
+    keys: tuple[int, ...] | None = None
     mean_lengths: tuple[float, ...] | None = None
 
     @property
@@ -89,6 +91,7 @@ class Batch:
         bounds = self.bounds and tuple(
             pair for index, pair in enumerate(self.bounds) if index % self.group_size in columns
         )
+        keys = self.keys and tuple(key for index, key in enumerate(self.keys) if index % self.group_size in columns)
         attention = cut(self.attention_mask)
         lengths = attention.sum(dim=1).tolist() if bounds is None else [length for _, length in bounds]
         width = max(lengths)
@@ -102,6 +105,7 @@ class Batch:
             roles=tuple(self.roles[column] for column in columns),
             reference_nll=None if self.reference_nll is None else self.reference_nll[:, columns],
             bounds=bounds,
+            keys=keys,
             mean_lengths=self.mean_lengths and tuple(self.mean_lengths[column] for column in columns),
         )
 
@@ -137,6 +141,7 @@ def collate(
         input_ids[index, : len(row.ids)] = torch.tensor(row.ids)
     position = torch.arange(width)
     attention = position < lengths[:, None]  # [B*K, T]
+    numbers: dict[Encoded, int] = {}
     return Batch(
         input_ids=input_ids,
         attention_mask=attention.long(),
@@ -149,5 +154,6 @@ def collate(
         if reference is None
         else torch.tensor([reference.get(row, math.nan) for row in rows]).view(-1, group_size),  # [B*K] -> [B, K]
         bounds=tuple((row.prompt_length, len(row.ids)) for row in rows),
+        keys=tuple(numbers.setdefault(row, len(numbers)) for row in rows),
         mean_lengths=None if mean_lengths is None else tuple(mean_lengths[role] for role in roles),
     )

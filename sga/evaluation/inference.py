@@ -122,6 +122,17 @@ class Inference:
                 stacklevel=2,
             )
 
+    def _continued(self, batch: GenerateBatch) -> list[Generation]:
+        try:
+            return generate(self.model, batch, self.stop_ids, self._way, self.generator)
+        except Exception as error:
+            if self._way != DecodingWay.GRAPH or isinstance(error, UserError) or is_out_of_memory(error):
+                raise
+            said = f"{type(error).__name__}: {' '.join(str(error).split()):.300}"
+        self._way = DecodingWay.GROWING
+        warnings.warn(f"recorded steps of decoding failed ({said}): going on without them", stacklevel=2)
+        return generate(self.model, batch, self.stop_ids, self._way, self.generator)
+
     def _generate(self, batch: GenerateBatch) -> list[Generation]:
         finished: dict[int, Generation] = {}
         begun: list[tuple[int, ...]] = []
@@ -137,7 +148,7 @@ class Inference:
         if left:
             unfinished = GenerateBatch(left, batch.pad_id).to(batch.input_ids.device)
             self._choose_way(unfinished)
-            rest = generate(self.model, unfinished, self.stop_ids, self._way, self.generator)
+            rest = self._continued(unfinished)
             for (index, _), start, generation in zip(left, begun, rest, strict=True):
                 finished[index] = Generation(start + generation.ids)
         return [finished[index] for index in batch.indices]

@@ -37,8 +37,8 @@ class Distinct:
             batch: The whole batch.
         """
         lengths = once.lengths.flatten()  # [U, 1] -> [U]
-        rows = batch.answer_mask.nonzero()[:, 0]  # [M]
         own = lengths[self.place]  # [B*K]
+        rows = torch.from_numpy(batch.answer_places()[0]).to(own.device)  # [M]
         within = torch.arange(len(rows), device=rows.device) - (own.cumsum(0) - own)[rows]
         index = (lengths.cumsum(0) - lengths)[self.place[rows]] + within  # [M]
 
@@ -60,34 +60,36 @@ class Distinct:
 
 
 def distinct(model: nn.Module, batch: Batch) -> Distinct | None:
-    """The batch's sequences, each once; None where none is repeated, or dropout makes each reading another.
+    """The batch's sequences, each once; None where none is known to be repeated, or dropout makes each reading another.
 
     Args:
         model: The model that is to read them.
         batch: B groups of K sequences.
     """
-    if model.training and _drops(model):
+    if batch.keys is None or batch.bounds is None or (model.training and _drops(model)):
         return None
-    marks = batch.attention_mask + batch.answer_mask.long()  # 0 padding, 1 prompt, 2 answer
-    rows = torch.cat([torch.where(marks > 0, batch.input_ids, 0), marks], dim=1)  # [B*K, 2T]
-    found, place = torch.unique(rows, dim=0, return_inverse=True)
-    if len(found) == len(rows):
+    first: dict[int, int] = {}
+    for row, key in enumerate(batch.keys):
+        first.setdefault(key, row)
+    if len(first) == len(batch.keys):
         return None
-    first = torch.full((len(found),), len(rows), device=place.device)
-    first = first.scatter_reduce(0, place, torch.arange(len(rows), device=place.device), "amin")  # [U]
-    attention = batch.attention_mask[first]
+    device = batch.input_ids.device
+    rows = torch.tensor(list(first.values()), device=device)  # [U]
+    numbers = {key: number for number, key in enumerate(first)}
+    bounds = tuple(batch.bounds[row] for row in first.values())
     once = replace(
         batch,
-        input_ids=batch.input_ids[first],
-        attention_mask=attention,
-        answer_mask=batch.answer_mask[first],
+        input_ids=batch.input_ids[rows],
+        attention_mask=batch.attention_mask[rows],
+        answer_mask=batch.answer_mask[rows],
         group_size=1,
-        tokens=int(attention.sum()),
+        tokens=sum(length for _, length in bounds),
         roles=batch.roles[:1],
         reference_nll=None,
-        bounds=None if batch.bounds is None else tuple(batch.bounds[row] for row in first.tolist()),
+        bounds=bounds,
+        keys=None,
     )
-    return Distinct(once, place)
+    return Distinct(once, torch.tensor([numbers[key] for key in batch.keys], device=device))
 
 
 def _drops(model: nn.Module) -> bool:

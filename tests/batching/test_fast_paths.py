@@ -184,6 +184,33 @@ def test_blocks_that_compile_to_something_else_are_left_as_they_are(
     assert all(block._compiled_call_impl is None for block in model.model.layers)
 
 
+@pytest.mark.parametrize(("share", "right"), [(0.2, True), (0.9, False)])
+def test_in_half_precision_single_precision_is_the_measure(
+    share: float, right: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Plain steps are 0.5 off it in gradients here: compiled ones may be nearer to it, not much further off."""
+    first = {"share": 0.5}
+
+    class Coarse(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, values: Tensor) -> Tensor:
+            ctx.share = first["share"] if torch.is_autocast_enabled("cpu") else 0.0
+            return values.view_as(values)
+
+        @staticmethod
+        def backward(ctx: Any, upstream: Tensor) -> Tensor:  # type: ignore[override]
+            return upstream * (1 + ctx.share)
+
+    def compile(self: nn.Module, **options: Any) -> None:
+        first["share"] = share
+
+    model = llama()
+    model.model.norm.register_forward_hook(lambda module, inputs, output: Coarse.apply(output))
+    monkeypatch.setattr(nn.Module, "compile", compile)
+    fault = take_compiled(model, batch_of(), ForwardOptions(), lambda: torch.autocast("cpu", torch.bfloat16))
+    assert fault is None if right else "gives wrong gradients" in str(fault)
+
+
 # ---- waits for the GPU ----------------------------------------------------------------------------------------------
 
 

@@ -33,6 +33,7 @@ from transformers import (
 )
 from waiting import Counter
 
+import sga.evaluation.inference
 from sga.errors import DivergenceError, UserError
 from sga.evaluation import decoding, graph_decoding
 from sga.evaluation.decoding import DecodingWay, _Decoding, decoding_way, generate
@@ -444,6 +445,17 @@ def test_fixed_buffers_give_the_answers_of_growing_ones(name: str, monkeypatch: 
     assert generate(model, batch, STOPS, DecodingWay.GRAPH) == generate(model, batch, STOPS, DecodingWay.GROWING)
     assert moved[0] == 9 and moved[-1] < 7, moved
     assert model.config._attn_implementation == before
+
+
+@pytest.mark.usefixtures("exact_softmax")
+def test_answers_are_made_without_recorded_steps_where_these_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny("Llama")
+    batch = GenerateBatch(list(enumerate(generate_jobs(random.Random(2), [5] * 4))), pad_id=0)
+    expected = generate(model, batch, STOPS)
+    monkeypatch.setattr(sga.evaluation.inference, "decoding_way", lambda model, batch: DecodingWay.GRAPH)
+    monkeypatch.setattr(GraphDecoding, "begin", lambda self, steps: torch.zeros(1) @ torch.zeros(2))
+    with pytest.warns(UserWarning, match="recorded steps of decoding failed \\(RuntimeError"):
+        assert Inference(model, STOPS).answer(batch) == expected
 
 
 @torch.no_grad()
