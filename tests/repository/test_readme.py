@@ -115,7 +115,9 @@ def test_the_readme_is_short_and_shows_commands_and_files_that_there_are() -> No
         assert (ROOT / path).exists(), path
 
 
-@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "path", [*PAGES, ROOT / "CHANGELOG.md", ROOT / "data" / "README.md"], ids=lambda path: str(path.relative_to(ROOT))
+)
 def test_links_lead_somewhere(path: Path) -> None:
     assert dead_links(path, path.read_text(encoding="utf-8")) == []
 
