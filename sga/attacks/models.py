@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from sga.batching.encoding import Encoder
 from sga.data.folds import evenly
 from sga.data.records import Record
 from sga.errors import UserError
+from sga.files import write_text, yaml_text
 from sga.models.pretrained import Pretrained
 from sga.runs.folder import RunFolder
 
@@ -144,7 +146,12 @@ def attack_data(run: RunFolder, rows: int, max_new_tokens: int | None) -> Attack
     """
     from sga.cli import fit_objects
 
-    config, _, data = fit_objects(["--config", str(run.config_path)])
+    # Of an evaluation's configuration fit does not know all.
+    wanted = ("seed_everything", "model", "data", "model_utility")
+    with TemporaryDirectory() as place:
+        file = Path(place) / "data.yaml"
+        write_text(file, yaml_text({name: run.config[name] for name in wanted if name in run.config}))
+        config, _, data = fit_objects(["--config", str(file)])
     described = run_model(run, "unlearned", str(run.path)).described
     tokenizer = described.tokenizer(())
     length = min(data.max_length, described.context() or data.max_length)

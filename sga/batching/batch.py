@@ -52,7 +52,7 @@ class Batch:
     def lengths(self) -> list[int]:
         """Number of tokens of each sequence."""
         if self.bounds is None:
-            return self.attention_mask.sum(dim=1).tolist()  # type: ignore[no-any-return]
+            return self.attention_mask.sum(dim=1).tolist()
         return [length for _, length in self.bounds]
 
     def answer_places(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -79,7 +79,9 @@ class Batch:
             return self
 
         def cut(values: Tensor) -> Tensor:
-            return torch.stack([values.view(-1, self.group_size, values.shape[1])[:, c] for c in columns], dim=1).flatten(0, 1)  # -> [B*count, T]
+            return torch.stack(
+                [values.view(-1, self.group_size, values.shape[1])[:, c] for c in columns], dim=1
+            ).flatten(0, 1)  # -> [B*count, T]
 
         bounds = self.bounds and tuple(
             pair for index, pair in enumerate(self.bounds) if index % self.group_size in columns

@@ -19,6 +19,7 @@ from sga.batching.batch import Batch
 from sga.batching.packing import packed, padded, visible
 from sga.likelihood.answer_tokens import AnswerTokens
 from sga.likelihood.fused import FusedHead
+from sga.likelihood.repeated import distinct
 from sga.models.blocks import transformer_blocks
 from sga.models.text_config import text_config
 
@@ -124,6 +125,8 @@ def answer_tokens(
 ) -> AnswerTokens:
     """What the model says about a batch's answer tokens, in one forward pass for all groups.
 
+    A sequence that stands in the batch more than once is read once.
+
     Args:
         model: A Hugging Face causal language model, or anything that is called like one.
         batch: B groups of K sequences.
@@ -131,6 +134,9 @@ def answer_tokens(
         hidden_layer: The block, counted from 0, whose output is wanted; negative ones count from the last.
         options: How batches are fed to the model.
     """
+    once = distinct(model, batch)
+    if once is not None:
+        return once.repeated(answer_tokens(model, once.batch, keep_logits, hidden_layer, options), batch)
     layout = padded(batch)
     if options.packing:
         room = batch.tokens if _attends_by_length(model) else options.room

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from sga.batching.batch import collate
 from sga.batching.encoding import Encoded
+from sga.likelihood import forward
 from sga.likelihood.forward import answer_tokens, logits_at, sequence_nll, takes
+from sga.likelihood.repeated import distinct
 
 EXACT = 1e-12
 
@@ -76,6 +78,45 @@ def test_padding_its_id_and_the_company_of_other_rows_change_nothing(tiny_networ
     padding_counted.answer_mask[1, short.prompt_length :] = True
     with torch.no_grad():
         assert abs(sequence_nll(model, padding_counted)[1, 0] - alone) > 1e-2
+
+
+def test_a_sequence_that_stands_in_a_batch_twice_is_read_once_and_counts_twice(
+    tiny_network: TinyNetwork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Loss and gradient are those of reading each; one token of the answer more is another sequence."""
+    model = tiny_network.model()
+    one, two, three = sorted(tiny_network.encoded, key=lambda row: len(row.ids))[:3]
+    longer = replace(one, prompt_length=one.prompt_length - 1)
+    batch = collate([[one, two, three, two], [longer, three, two, one]], pad_id=2)
+    read: list[int] = []
+    model.register_forward_pre_hook(
+        lambda module, inputs, named: read.append(len(named["input_ids"])), with_kwargs=True
+    )
+    weights = torch.arange(1.0, 9.0, dtype=torch.float64).view(2, 4)
+
+    def found(which: Any) -> tuple[Any, list[Tensor]]:
+        monkeypatch.setattr(forward, "distinct", which)
+        model.zero_grad()
+        tokens = answer_tokens(model, batch, keep_logits=True, hidden_layer=0)
+        (tokens.nll * weights).sum().backward()
+        return tokens, [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
+
+    (once, gradients), (each, expected) = found(distinct), found(lambda model, batch: None)
+    assert read == [4, 8]
+    for name in ("token_nll", "targets", "rows", "lengths", "sequence_lengths", "logits", "hidden"):
+        torch.testing.assert_close(getattr(once, name), getattr(each, name), rtol=0, atol=EXACT)
+    for gradient, other in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(gradient, other, rtol=0, atol=1e-10)  # sums in another order
+
+
+def test_with_dropout_every_reading_is_another(tiny_network: TinyNetwork) -> None:
+    model = tiny_network.model()
+    row = tiny_network.encoded[0]
+    batch = collate([[row, row]])
+    assert distinct(model.train(), batch) is not None
+    assert distinct(model, collate([[row, tiny_network.encoded[1]]])) is None
+    model.config.attention_dropout = 0.1
+    assert distinct(model, batch) is None and distinct(model.eval(), batch) is not None
 
 
 def test_a_prompt_of_another_length_beside_it_changes_nothing(tiny_network: TinyNetwork) -> None:
