@@ -1,12 +1,13 @@
 """The corrected comparison of methods, from the stored evaluations of the sweep over methods; no model is loaded.
 
-    python benchmarks/methods_compared.py    # writes docs/results/methods-compared.md from docs/results/methods.json
+    python benchmarks/methods_compared.py    # writes docs/results/methods-compared.md from docs/results/methods.json.gz
 
 Single values of the three seeds, no intervals: Student's t over three seeds gives ends outside what a metric can be.
 """
 
 from __future__ import annotations
 
+import gzip
 import itertools
 import json
 import statistics
@@ -101,7 +102,7 @@ def table(content: Mapping[str, Any]) -> str:
 
 def main() -> None:
     """Writes the table beside the raw results."""
-    content = json.loads((RESULTS / "methods.json").read_text(encoding="utf-8"))
+    content = json.loads(gzip.decompress((RESULTS / "methods.json.gz").read_bytes()))
     (RESULTS / "methods-compared.md").write_text(table(content), encoding="utf-8")
     print(table(content), *pairs_that_stand(content))
 

@@ -1,11 +1,9 @@
-"""What the README shows: its Python runs, its commands parse, its links lead somewhere."""
+"""What the README and the pages show: Python runs, commands parse, links lead somewhere, the index has every page."""
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
-import statistics
 from pathlib import Path
 from typing import Any
 
@@ -14,25 +12,53 @@ import torch
 from conftest import ROOT, rows_about, write_rows
 
 import sga
+from sga.__main__ import VERBS
 from sga.cli import parsed_config
 from sga.models.small import SmallLlama
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def blocks(language: str) -> list[str]:
-    """The README's code blocks in a language."""
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 
 
-def commands() -> list[str]:
-    """The README's commands of this program, continued lines joined, comments dropped."""
-    lines = "\n".join(blocks("sh")).replace("\\\n", " ").splitlines()
+def blocks(language: str, page: str = README) -> list[str]:
+    """Code blocks of a page in a language."""
+    return re.findall(rf"```{language}\n(.*?)```", page, flags=re.DOTALL)
+
+
+def commands(page: str = README) -> list[str]:
+    """A page's commands of this program, continued lines joined, comments dropped."""
+    lines = "\n".join(blocks("(?:sh|bash)", page)).replace("\\\n", " ").splitlines()
     return [line.split("#")[0].strip() for line in lines if line.startswith("sga ")]
 
 
+def anchors(page: str) -> set[str]:
+    """Anchors that GitHub makes of a page's headings."""
+    text = re.sub(r"^```.*?^```", "", page, flags=re.DOTALL | re.MULTILINE)
+    heads = [head.lower() for head in re.findall(r"^#+ (.*)$", text, flags=re.MULTILINE)]
+    return {re.sub(r"[^\w\- ]", "", head).strip().replace(" ", "-") for head in heads}
+
+
+def dead_links(path: Path, page: str) -> list[str]:
+    """Relative links of a page that lead to no file, or to no heading of their file."""
+    text = re.sub(r"^```.*?^```", "", page, flags=re.DOTALL | re.MULTILINE)
+    dead = []
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        name, _, anchor = link.partition("#")
+        target = path.parent / name
+        if link.startswith(("http:", "https:")):
+            continue
+        if not target.exists() or (
+            anchor and anchor not in anchors(target.read_text(encoding="utf-8") if name else page)
+        ):
+            dead.append(link)
+    return dead
+
+
 def test_its_training_loop_lowers_its_loss() -> None:
-    _, code = blocks("python")
+    [code] = blocks("python")
     group = [("Who?", "Ann Lee."), ("Where?", "In Rome."), ("When?", "In May."), ("What?", "A book.")]
     description = SmallLlama(hidden_size=32, layers=1, heads=2, vocabulary=300)
     tokenizer = description.tokenizer(text for pair in group for text in pair)
@@ -44,11 +70,11 @@ def test_its_training_loop_lowers_its_loss() -> None:
     assert any(not torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True))
 
 
-def test_its_way_from_two_files_to_a_model_runs_as_printed(
+def test_the_way_from_two_files_to_a_model_runs_as_printed(
     own_target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By the recipe, on a model of two layers."""
-    code, _ = blocks("python")
+    """The page on `sga unlearn`, by the recipe, on a model of two layers."""
+    [code] = blocks("python", (DOCS / "unlearn.md").read_text(encoding="utf-8"))
     monkeypatch.chdir(tmp_path)
     for name, people in (("forget", (0, 1)), ("retain", (3, 4, 5, 6))):
         write_rows(tmp_path / f"{name}.jsonl", [row for person in people for row in rows_about(person)])
@@ -62,31 +88,47 @@ def test_its_way_from_two_files_to_a_model_runs_as_printed(
     assert names["again"][name] == pytest.approx(result.metrics[name], abs=1e-6)
 
 
-@pytest.mark.parametrize("command", [c for c in commands() if c.split()[1] in ("fit", "validate")])
+def all_commands(*verbs: str) -> list[str]:
+    """Commands of all pages that have these verbs and no gap."""
+    found = [command for path in PAGES for command in commands(path.read_text(encoding="utf-8"))]
+    return sorted({command for command in found if command.split()[1] in verbs and "…" not in command})
+
+
+@pytest.mark.parametrize("command", all_commands("fit", "validate"))
 @pytest.mark.runs
-def test_its_commands_parse(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commands_parse(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     _, verb, *options = shlex.split(command)
     assert parsed_config([verb, *options])[verb].run.folder.startswith("runs/")
 
 
-def test_it_shows_commands_and_its_links_exist() -> None:
+def test_commands_have_verbs_that_there_are() -> None:
+    found = [command for path in PAGES for command in commands(path.read_text(encoding="utf-8"))]
+    assert len(found) > 30
+    assert [command for command in found if command.split()[1] not in VERBS] == []
+
+
+def test_the_readme_is_short_and_shows_commands_and_files_that_there_are() -> None:
+    assert len(README.encode()) < 8_000
     assert len(commands()) >= 5
-    links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if not link.startswith("http")]
-    assert links and all((ROOT / link).exists() for link in links)
     for path in re.findall(r"`((?:configs|notebooks|docs)/[\w./-]+)`", README):
         assert (ROOT / path).exists(), path
 
 
-@pytest.mark.parametrize("name", ["methods"])
-def test_its_tables_are_what_the_sweeps_wrote(name: str) -> None:
-    """Of `sga sweep`'s results.md, kept beside the raw results, from which the means can be computed again."""
-    written = (ROOT / "docs" / "results" / f"{name}.md").read_text(encoding="utf-8")
-    assert written in README
-    raw = json.loads((ROOT / "docs" / "results" / f"{name}.json").read_text(encoding="utf-8"))
-    reported = [row for row in raw["rows"] if row["stage"] == "final"]
-    assert len([line for line in written.splitlines() if line.startswith("|")]) == 2 + len(reported) > 2
-    for row in reported:
-        [line] = [line for line in written.splitlines() if line.startswith(f"| {row['configuration']} |")]
-        areas = [run["frontier_area"] for run in row["runs"].values()]
-        assert f"| {statistics.fmean(areas):.2f} [" in line
+@pytest.mark.parametrize(
+    "path", [*PAGES, ROOT / "CHANGELOG.md", ROOT / "data" / "README.md"], ids=lambda path: str(path.relative_to(ROOT))
+)
+def test_links_lead_somewhere(path: Path) -> None:
+    assert dead_links(path, path.read_text(encoding="utf-8")) == []
+
+
+def test_negative_control_dead_links_are_seen() -> None:
+    page = "# One head\n[a](README.md) [b](nowhere.md) [c](#one-head) [d](#other)"
+    page += " [e](docs/metrics.md#rouge-l-recall) [f](docs/metrics.md#no)"
+    assert dead_links(ROOT / "README.md", page) == ["nowhere.md", "#other", "docs/metrics.md#no"]
+
+
+def test_the_index_has_every_page() -> None:
+    index = (DOCS / "README.md").read_text(encoding="utf-8")
+    pages = {str(path.relative_to(DOCS)) for path in DOCS.rglob("*.md")} - {"README.md"}
+    assert pages <= set(re.findall(r"\]\(([^)#]+)\)", index))

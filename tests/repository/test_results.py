@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import gzip
 import importlib.util
 import json
 import re
+import statistics
 from typing import Any
 
 import pytest
 from conftest import ROOT
 
+from sga.evaluation.metrics import frontier_area
+
 RESULTS = ROOT / "docs" / "results"
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
 
 
 def compared() -> Any:
@@ -24,7 +28,8 @@ def compared() -> Any:
 
 
 def stored(name: str) -> Any:
-    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    """The raw results of a sweep."""
+    return json.loads(gzip.decompress((RESULTS / f"{name}.json.gz").read_bytes()))
 
 
 def test_the_comparison_of_methods_is_what_the_stored_evaluations_give() -> None:
@@ -32,7 +37,9 @@ def test_the_comparison_of_methods_is_what_the_stored_evaluations_give() -> None
     assert module.table(content) == (RESULTS / "methods-compared.md").read_text(encoding="utf-8")
     pairs, uncorrected, standing = module.pairs_that_stand(content)
     assert (pairs, uncorrected, standing) == (210, 122, 4)
-    assert "Of the 210 pairs" in README and "122 differ" in README and "and 4 of them after Holm" in README
+    said = " ".join(PAGE.split())
+    assert "Of the 210 pairs of configurations 122 differ" in said and "and 4 of them after Holm" in said
+    assert "Of 210 pairs of 21 configurations [4 differ" in " ".join((ROOT / "README.md").read_text("utf-8").split())
 
 
 def test_negative_control_another_evaluation_changes_the_table() -> None:
@@ -60,13 +67,46 @@ def test_the_floor_makes_the_papers_rate_look_level_with_npo() -> None:
 
 
 @pytest.mark.parametrize(("name", "start"), [("rates", "| r = "), ("normals", "| random | 0.03")])
-def test_areas_of_the_readmes_tables_are_in_the_stored_results(name: str, start: str) -> None:
+def test_areas_of_the_pages_tables_are_in_the_stored_results(name: str, start: str) -> None:
     """Each three areas in a row of the table are a configuration's of the sweep, seeds 1 to 3."""
     areas = {
         ", ".join(f"{row['runs'][seed]['frontier_area']:.2f}" for seed in sorted(row["runs"], key=int))
         for row in stored(name)["rows"]
         if row["stage"] == "final"
     }
-    lines = [line for line in README.splitlines() if line.startswith(start)]
+    lines = [line for line in PAGE.splitlines() if line.startswith(start)]
     triples = [triple for line in lines for triple in re.findall(r"\d\.\d\d, \d\.\d\d, \d\.\d\d", line)]
     assert triples and set(triples) <= areas
+
+
+@pytest.mark.parametrize("name", ["methods"])
+def test_tables_of_sweeps_are_what_the_raw_results_give(name: str) -> None:
+    """`sga sweep`'s results.md, kept beside the raw results, from which the means can be computed again."""
+    written = (RESULTS / f"{name}.md").read_text(encoding="utf-8")
+    assert f"(results/{name}.md)" in PAGE
+    reported = [row for row in stored(name)["rows"] if row["stage"] == "final"]
+    assert len([line for line in written.splitlines() if line.startswith("|")]) == 2 + len(reported) > 2
+    for row in reported:
+        [line] = [line for line in written.splitlines() if line.startswith(f"| {row['configuration']} |")]
+        areas = [run["frontier_area"] for run in row["runs"].values()]
+        assert f"| {statistics.fmean(areas):.2f} [" in line
+
+
+def test_the_demos_areas_are_in_the_stored_results() -> None:
+    """Three areas in a row, seeds 0 to 2, are computed again from the evaluations."""
+    runs: dict[tuple[str, int], list[tuple[float, float]]] = {}
+    for row in stored("demo-three-seeds")["results"]:
+        if row["role"] == "unlearn":
+            points = runs.setdefault((row["run"].removesuffix(f"-seed{row['seed']}"), row["seed"]), [])
+            points.append((row["authors/forget_quality_log10"], row["authors/model_utility"]))
+    names = {name for name, _ in runs}
+    assert len(names) == 5
+    for name in names:
+        areas = [f"{frontier_area(runs[name, seed]):.3f}" for seed in range(3)]
+        assert f"| {', '.join(areas)} |" in PAGE, name
+
+
+def test_stored_results_are_small_and_json_is_compressed() -> None:
+    files = [path for path in RESULTS.rglob("*") if path.is_file()]
+    assert len(files) > 10
+    assert [path.name for path in files if path.stat().st_size > 200_000 or path.suffix == ".json"] == []
