@@ -20,6 +20,10 @@ LITTLE = 0.1
 """Share up to which nothing comes back, whatever the interval."""
 
 
+_ROOM = 0.05
+"""Mean by which the model before unlearning must be above the floor for a share of that to say anything."""
+
+
 @dataclass(frozen=True)
 class Estimate:
     """A mean over records with its bootstrap interval."""
@@ -112,20 +116,22 @@ def finding(
     found = details or {}
     floor = theirs if theirs is not None else values["unlearned"]
     after, before = values["after"], values["before"]
-    if theirs is None and attack == "none":
-        floor = np.zeros_like(after)
-        if float(after.mean()) < FULLY * float(before.mean()):
-            return Finding(*base, "not judged", why=why or "no retained model to compare with", details=found)
-    if theirs is None and gives:
-        return Finding(*base, "not judged", why=why or "no retained model to compare with", details=found)
+    whole = float(after.mean()) >= FULLY * float(before.mean())
+
+    def unjudged(reason: str) -> Finding:
+        return Finding(*base, "not judged", why="; ".join(filter(None, (reason, why))), details=found)
+
+    if theirs is None and (gives or (attack == "none" and not whole)):
+        return unjudged("no retained model to compare with")
+    lost = float((before - floor).mean())
+    if theirs is None and whole and (attack == "none" or lost < _ROOM):
+        floor = np.zeros_like(after)  # nobody can say what was lost, but it is all there
     room = float((before - floor).mean())
-    if room < 0.05:
-        word: Word = "fully recovered" if theirs is None and attack != "none" else "not judged"
-        return Finding(*base, word, why=why or "nothing was lost that could come back", details=found)
+    if room < _ROOM:
+        return unjudged("nothing was lost that could come back")
     share = float((after - floor).mean()) / room
-    draws = judging.ratios("forget", after - floor, np.full(len(after), room))
-    low, high = judging.interval(draws)
-    word = "fully recovered" if share >= FULLY else "partly" if share > LITTLE and low > 0 else "clean"
+    low, high = judging.interval(judging.ratios("forget", after - floor, np.full(len(after), room)))
+    word: Word = "clean" if share <= LITTLE or low <= 0 else "fully recovered" if share >= FULLY else "partly"
     return Finding(*base, word, share, low, high, why, found)
 
 
@@ -144,13 +150,16 @@ def verdict(findings: Sequence[Finding], diverged: str | None, untried: Mapping[
     elif by_word["fully recovered"]:
         lines.append(f"Fully recovered: {_named(by_word['fully recovered'])}.")
     elif not by_word["partly"]:
-        judged = [f for f in findings if f.word == "clean"]
-        than = "retained models say under the same attack" if any(f.retained for f in judged) else "without an attack"
-        lines.append(
-            f"Clean: under {len(judged)} attacks no more comes back than {than}."
-            if judged
-            else "Not judged: no attack could be told apart from what any model says."
-        )
+        clean = [f for f in findings if f.word == "clean"]
+        tried = [f for f in clean if f.attack != "none"]
+        than = "retained models say under the same attack" if any(f.retained for f in clean) else "without an attack"
+        if tried:
+            attacks = "1 attack" if len(tried) == 1 else f"{len(tried)} attacks"
+            lines.append(f"Clean: under {attacks} no more comes back than {than}.")
+        elif clean:
+            lines.append("Clean without an attack: it says no more than retained models; no attack was judged.")
+        else:
+            lines.append("Not judged: no attack could be told apart from what any model says.")
     if diverged is None and by_word["partly"]:
         lines.append(f"Partly recovered: {_named(by_word['partly'])}.")
     if by_word["not judged"]:

@@ -55,7 +55,7 @@ class Batch:
     def lengths(self) -> list[int]:
         """Number of tokens of each sequence."""
         if self.bounds is None:
-            return self.attention_mask.sum(dim=1).tolist()  # type: ignore[no-any-return]
+            return self.attention_mask.sum(dim=1).tolist()
         return [length for _, length in self.bounds]
 
     def answer_places(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
@@ -165,6 +166,34 @@ def test_words_of_a_finding(after: float, word: str) -> None:
     assert finding("relearn", "", "rouge_l_recall", values, [], True).word == "not judged"
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "word"),
+    [(0.95, 0.95, "fully recovered"), (0.95, 0.1, "not judged"), (0.03, 0.03, "not judged")],
+)
+def test_without_a_retained_model_what_was_never_lost_is_told_by_what_the_attack_gives(
+    before: float, after: float, word: str
+) -> None:
+    values = {"before": column(before), "unlearned": column(before), "after": column(after)}
+    found = finding("prefix", "", "rouge_l_recall", values, [], False)
+    assert found.word == word and (word != "not judged" or "nothing was lost" in found.why)
+
+
+def test_a_share_that_records_scatter_around_nothing_is_not_fully_recovered() -> None:
+    """Retained models know as much under the attack as the model before: little room, of which noise fills all."""
+    noise = 0.5 + 0.5 * np.where(np.arange(40) % 2, 1.0, -1.0)
+    values = {"before": column(0.56), "unlearned": column(0.5), "after": noise + 0.06}
+    assert finding("few-shot", "", "rouge_l_recall", values, [column(0.5)], False).word == "clean"
+
+
+def test_why_it_is_not_judged_stands_first_and_further_numbers_after_it() -> None:
+    values = {"before": column(0.95), "unlearned": column(0.3), "after": column(0.5)}
+    found = finding("sampling", "", "leak@8", values, [], True, why="1.0% of single samples leak")
+    assert found.why == "no retained model to compare with; 1.0% of single samples leak"
+    enough = {**values, "before": column(0.3)}
+    kept = finding("sampling", "", "leak@8", enough, [column(0.3)], True, why="1.0% of single samples leak")
+    assert kept.why.startswith("nothing was lost that could come back; 1.0%")
+
+
 def test_what_retained_models_say_as_well_does_not_come_back() -> None:
     values = {"before": column(0.95), "unlearned": column(0.1), "after": column(0.6)}
     assert finding("relearn", "", "rouge_l_recall", values, [column(0.6)], True).word == "clean"
@@ -177,5 +206,6 @@ def test_verdicts() -> None:
     clean = finding("none", "", "rouge_l_recall", {**values, "after": column(0.3)}, [column(0.3)], False)
     said = verdict([clean, all_back], None, {"sampling": "not asked for"})
     assert said[0].startswith("Fully recovered: under nf4 (rouge_l_recall 0.95") and "sampling" in said[1]
-    assert verdict([clean], None, {})[0].startswith("Clean: under 1 attacks")
+    assert verdict([clean, replace(clean, attack="nf4")], None, {})[0].startswith("Clean: under 1 attack no more")
+    assert verdict([clean], None, {})[0].startswith("Clean without an attack"), "nothing was tried"
     assert verdict([all_back], "its perplexity is e^30", {})[0].startswith("Diverged: its perplexity")
