@@ -48,7 +48,7 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         "sga sweep",
         description="Run many configurations of sga fit, a grid or an Optuna search, times seeds, and write one table "
-        "with intervals over seeds, a Pareto plot and the costs. Run again to go on after an interruption, to take "
+        "with the seeds' single values, a Pareto plot and the costs. Run again to go on after an interruption, to take "
         "part from another machine, or after a change of the file: finished runs that it still asks for are reused.",
     )
     add = parser.add_argument

@@ -18,7 +18,6 @@ from typing import Any
 import optuna
 import pytest
 import yaml
-from scipy import stats
 
 import sga.commands.sweep
 from sga.commands.sweep import forget_failed, known_tasks, main, work
@@ -30,7 +29,6 @@ from sga.experiments.sweeps import definition
 from sga.experiments.sweeps.definition import Result, Sweep, label, read_sweep, short_names, slug
 from sga.experiments.sweeps.page import write_results
 from sga.experiments.sweeps.results import (
-    CUT_MEANING,
     Row,
     best_rows,
     collect,
@@ -278,55 +276,31 @@ def test_a_setting_that_does_not_exist_is_refused_before_anything_runs(tmp_path:
 # ---- numbers --------------------------------------------------------------------------------------------------------
 
 
-def test_the_interval_is_students() -> None:
-    values = [0.46, 0.51, 0.55]
-    found = seed_mean(values)
-    assert found is not None and found.low is not None and found.high is not None
-    expected = stats.ttest_1samp(values, 0).confidence_interval(0.95)
-    assert math.isclose(found.low, expected.low) and math.isclose(found.high, expected.high)
-    assert found.values == (0.46, 0.51, 0.55)
-    one = seed_mean([0.4])
-    assert one is not None and one.low is None and one.mean == 0.4
+def test_seeds_have_a_mean_and_their_values_and_no_interval() -> None:
+    found = seed_mean([0.46, 0.51, 0.56])
+    assert found is not None and found.mean == pytest.approx(0.51) and found.values == (0.46, 0.51, 0.56)
+    assert found.single(lambda value: f"{value:.1f}") == "0.5, 0.5, 0.6"
+    for alone in (seed_mean([0.4]), seed_mean([1.0, 1.0, 1.0])):
+        assert alone is not None and alone.single(str) == "", "the mean says it all"
     assert seed_mean([]) is None
-    same = seed_mean([1.0, 1.0, 1.0])
-    assert same is not None and same.low is None and same.mean == 1, "no width is no certainty"
 
 
-@pytest.mark.parametrize(
-    ("name", "values", "ends", "cut"),
-    [
-        ("model_utility", (0.02, 0.3, 0.9), "0.00†, 1.00†", ("low", "high")),
-        ("mia/loss", (0.9, 0.95, 1.0), "0.83, 1.00†", ("high",)),
-        ("forget_quality_log10", (-8.0, -3.0, -0.5), "-13.32, 0.00†", ("high",)),
-        ("privleak", (-100.0, -80.0, -60.0), "-100.00†, -30.32", ("low",)),
-        ("seconds", (1.0, 10.0, 100.0), "0.00†, 172.99", ("low",)),
-        ("harness/boolq/acc", (0.5, 0.6, 0.7), "0.35, 0.85", ()),  # nothing is known of it
-    ],
-)
-def test_an_interval_ends_where_the_metric_does(
-    name: str, values: tuple[float, ...], ends: str, cut: tuple[str, ...]
-) -> None:
-    found = seed_mean(values, name)
-    assert found is not None and found.interval(lambda end: f"{end:.2f}") == ends and found.cut == cut
-
-
-def test_intervals_that_were_cut_are_marked_wherever_they_are_written(
+def test_single_values_stand_beside_the_mean_wherever_it_is_written(
     pretended: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Student's t would say 0.41 [−0.70, 1.52] of an area."""
     monkeypatch.setitem(globals(), "area", lambda config: (0.02, 0.3, 0.9)[config["seed_everything"]])
     sweep = read_sweep(sweep_file(tmp_path, grid={"model.optimizer.lr": [1e-4]}, seeds=[0, 1, 2]))
     place = tmp_path / "sweep"
     do(sweep, place)
     rows = written(sweep, place)
     files = {name: (place / name).read_text(encoding="utf-8") for name in ("results.md", "sweep.html")}
-    assert "0.41 [0.00†, 1.00†]" in files["results.md"] and CUT_MEANING in files["results.md"]
-    assert "0.000† to 1.000†" in files["sweep.html"] and CUT_MEANING in files["sweep.html"]
-    shown = terminal_table(sweep, rows)
-    assert "0.407 [0.000†, 1.000†]" in shown and shown.endswith(CUT_MEANING)
+    assert "0.41 (0.02, 0.30, 0.90)" in files["results.md"]
+    assert "0.020, 0.300, 0.900" in files["sweep.html"]
+    assert "0.407 (0.020, 0.300, 0.900)" in terminal_table(sweep, rows)
     with (place / "results.csv").open(encoding="utf-8") as file:
         [line] = csv.DictReader(file)
-    assert (line["frontier_area/low"], line["frontier_area/high"]) == ("0.0", "1.0")
-    assert line["frontier_area/cut"] == "low high"
+    assert line["frontier_area/values"] == "0.02 0.3 0.9" and "frontier_area/low" not in line
 
 
 def test_the_front_is_what_nobody_beats() -> None:
@@ -431,13 +405,12 @@ def test_a_grid_is_worked_through_and_reported(pretended: list[str], tmp_path: P
     assert len(table) == len(rows) == 6
     line = next(line for line in table if line["stage"] == "final")
     assert float(line["frontier_area"]) == pytest.approx(0.52)
-    assert float(line["frontier_area/low"]) == pytest.approx(0.52 - 4.302653 * 0.01 / math.sqrt(3))
     assert line["frontier_area/values"].split() == [str(value) for value in found.values]
     assert float(line["tokens"]) == 1200 and line["seeds"] == "1 2 3" and line["lr"] == "0.0002"
     reported = (place / "results.md").read_text(encoding="utf-8").splitlines()
     assert len(reported) == 2 + 2 and len({line.count(" | ") for line in reported}) == 1
     assert reported[0].startswith("| configuration | seeds | frontier_area | ")
-    assert "| 1, 2, 3 | 0.52 [0.50, 0.54] | " in reported[2] and reported[2].endswith(" | 8 | 1,200 |")
+    assert "| 1, 2, 3 | 0.52 (0.51, 0.52, 0.53) | " in reported[2] and reported[2].endswith(" | 8 | 1,200 |")
     stored = json.loads((place / "results.json").read_text(encoding="utf-8"))
     assert len(stored["rows"][-1]["runs"]["3"]["evaluations"]) == 3
     page = (place / "sweep.html").read_text(encoding="utf-8")

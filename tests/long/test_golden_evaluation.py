@@ -84,3 +84,44 @@ def test_every_row_equals_the_published_evaluator(
     assert metrics["tofu/forget/probability"] == pytest.approx(summary["forget_Q_A_Prob"], abs=1e-6)
     # Their R = P_wrong/(P_right + 1e-10), ours is taken in log space; see tests/test_golden_tofu.py for the difference.
     assert metrics["tofu/forget/truth_ratio"] == pytest.approx(summary["forget_truth_ratio"], abs=1.5e-3)
+
+
+@pytest.mark.slow
+def test_the_composite_of_our_own_rows_is_what_plain_loops_make_of_them(
+    tofu_root: Path, tiny_models: Path, tmp_path: Path
+) -> None:
+    """The full model against the retain model on 24 rows of each set: memorisation and privacy, part by part."""
+    for name, more in (("retain", []), ("full", [f"--evaluation.reference={tmp_path / 'retain'}"])):
+        run_verb(
+            [
+                "validate",
+                *shipped("tofu-small", "sga"),
+                f"--model.language_model.name_or_path={tiny_models / name}",
+                f"--data.root={tofu_root}",
+                "--data.evaluation_rows=24",
+                f"--run.folder={tmp_path / name}",
+                "--trainer.accelerator=cpu",
+                "--trainer.enable_progress_bar=false",
+                "--model_utility.generate=false",
+                *more,
+            ]
+        )
+    metrics = json.loads((tmp_path / "full" / "metrics.json").read_text(encoding="utf-8"))
+    theirs = json.loads((tmp_path / "retain" / "metrics.json").read_text(encoding="utf-8"))
+    rows = [row for row in all_rows(tmp_path / "full") if row["set"] == "forget"]
+    left = {"es": 0.0, "em": 0.0, "paraphrase": 0.0, "truth": 0.0}
+    for row in rows:
+        right = np.exp(-row["paraphrased_nll"])
+        wrong = np.prod([np.exp(-nll) for nll in row["perturbed_nll"]]) ** (1 / len(row["perturbed_nll"]))
+        values = (row["extraction_strength"], row["exact_memorization"], right, right / (right + wrong))
+        left = {part: total + value / len(rows) for (part, total), value in zip(left.items(), values, strict=True)}
+    memorization = 4 / sum(1 / (1 - part) for part in left.values())
+    assert metrics["tofu/composite/memorization"] == pytest.approx(memorization, abs=1e-9)
+    likeness = []
+    for attack in ("loss", "zlib", "min_k", "min_k_plus_plus"):
+        own, reference = metrics[f"tofu/mia/{attack}"], theirs[f"tofu/mia/{attack}"]
+        likeness.append(1 - min(abs(own - reference) / reference, 1))
+        assert metrics[f"tofu/composite/s_{attack}"] == pytest.approx(likeness[-1], abs=1e-9)
+    privacy = 0 if min(likeness) == 0 else 4 / sum(1 / one for one in likeness)
+    assert metrics["tofu/composite/privacy"] == pytest.approx(privacy, abs=1e-9)
+    assert "tofu/composite/overall" in metrics["absent"], "only a run that trains knows its full model's utility"

@@ -12,8 +12,6 @@ from markupsafe import Markup
 from sga.experiments.sweeps.definition import Sweep, Trial
 from sga.experiments.sweeps.results import (
     COSTS,
-    CUT_MEANING,
-    LEVEL,
     WRITTEN_DIGITS,
     Row,
     best_rows,
@@ -84,8 +82,6 @@ def sweep_page(sweep: Sweep, rows: Sequence[Row], folder: Path, left_over: Seque
         number=lambda end: fixed(end, 3),
         digits=WRITTEN_DIGITS,
         absent=Markup(ABSENT),
-        level=f"{LEVEL:.0%}",
-        cut_meaning=CUT_MEANING,
         **_pareto(final or rows, styles, _retain_utility(sweep, folder)),
     )
     return document(f"Sweep {sweep.path.stem}", [body])

@@ -1,4 +1,4 @@
-"""What came out of a sweep: one row per configuration, with means and intervals over seeds, and what it cost."""
+"""What came out of a sweep: one row per configuration, with means over seeds, and what it cost."""
 
 from __future__ import annotations
 
@@ -14,8 +14,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from scipy import stats
-
 from sga.errors import UserError
 from sga.evaluation.ranges import possible_range
 from sga.experiments.configuration import Values
@@ -29,66 +27,39 @@ NORMAL_DATA = ("normals/similarity", "normals/gradient_cosine", "normals/paper_r
 """Shown where the normal data is what varies: mean TF-IDF cosine to the forget sample, and of the first epoch's looks
 at gradients the mean cosine and r*."""
 COSTS = ("seconds", "tokens", "peak_memory_bytes", "peak_gpu_memory_bytes")
-LEVEL = 0.95
 WRITTEN_DIGITS = 3
 """Decimals of a mean on the page; means that are written alike count as equal."""
 _REFERENCE_IS_BEST = ("privleak", "verbmem", "knowmem_forget")
 _FORGET_SHARES = ("probability", "rouge_l_recall", "exact_memorization", "extraction_strength")
-CUT = "†"
-CUT_MEANING = f"{CUT} The interval is cut here, at the end of what the metric can be."
 
 
 @dataclass(frozen=True)
 class SeedMean:
-    """A mean over seeds.
+    """A mean over seeds, with nothing said of other seeds: a few of them bear no interval.
 
     Attributes:
         mean: Of the values.
-        low: Lower end of Student's t interval of the mean (95 %), at least what the metric can be; None for a single
-            seed, and where all seeds give the same.
-        high: Upper end, likewise.
         values: One for each seed that has it.
-        cut: The ends that would lie beyond what the metric can be: ``"low"``, ``"high"``.
     """
 
     mean: float
-    low: float | None
-    high: float | None
     values: tuple[float, ...]
-    cut: tuple[str, ...] = ()
 
-    def interval(self, number: Callable[[float], str], between: str = ", ") -> str:
-        """Both ends as text, those that were cut with a `CUT`; empty where there is no interval."""
-        if self.low is None or self.high is None:
-            return ""
-        ends = (("low", self.low), ("high", self.high))
-        return between.join(number(value) + (CUT if end in self.cut else "") for end, value in ends)
+    def single(self, number: Callable[[float], str]) -> str:
+        """The values as text; empty for a single seed, and where all give the same."""
+        return ", ".join(map(number, self.values)) if min(self.values) < max(self.values) else ""
 
 
-def seed_mean(values: Sequence[float], name: str = "") -> SeedMean | None:
-    """Mean and interval of values of different seeds; None without a value.
+def seed_mean(values: Sequence[float]) -> SeedMean | None:
+    """Mean of values of different seeds; None without a value.
 
-    >>> seed_mean([1.0, 2.0, 3.0]).low  # 2 − 4.3027·1/√3
-    -0.484...
-    >>> seed_mean([0.8, 0.9, 1.0], "model_utility").high, seed_mean([0.8, 0.9, 1.0], "model_utility").cut
-    (1.0, ('high',))
+    >>> seed_mean([1.0, 2.0, 3.0])
+    SeedMean(mean=2.0, values=(1.0, 2.0, 3.0))
 
     Args:
         values: One a seed.
-        name: The metric's, whose possible range cuts the interval.
     """
-    if not values:
-        return None
-    count, mean = len(values), math.fsum(values) / len(values)
-    if count == 1 or min(values) == max(values):
-        return SeedMean(mean, None, None, tuple(values))
-    deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (count - 1))
-    half = float(stats.t.ppf((1 + LEVEL) / 2, count - 1)) * deviation / math.sqrt(count)
-    low, high = mean - half, mean + half
-    bottom, top = possible_range(name)
-    below, above = bottom is not None and low < bottom, top is not None and high > top
-    cut = tuple(end for end, beyond in (("low", below), ("high", above)) if beyond)
-    return SeedMean(mean, bottom if below else low, top if above else high, tuple(values), cut)
+    return SeedMean(math.fsum(values) / len(values), tuple(values)) if values else None
 
 
 def pareto_front(points: Sequence[Sequence[float]], directions: Sequence[str]) -> list[int]:
@@ -147,7 +118,7 @@ class Row:
 
     def estimate(self, name: str) -> SeedMean | None:
         """A metric or cost over the seeds."""
-        return seed_mean(list(self.single(name).values()), name)
+        return seed_mean(list(self.single(name).values()))
 
     def cost(self, name: str) -> float | None:
         """Cost of a run: of memory the most of all seeds, otherwise the mean."""
@@ -344,7 +315,7 @@ def sweep_table(sweep: Sweep, rows: Sequence[Row]) -> str:
     best = set(best_rows(sweep, rows))
     head = ["stage", "configuration", *(short[name] for name in names), "seeds", "failed", "missing", "best"]
     for name in shown:
-        head += [name, f"{name}/low", f"{name}/high", f"{name}/cut", f"{name}/values"]
+        head += [name, f"{name}/values"]
     head += COSTS
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
@@ -354,7 +325,7 @@ def sweep_table(sweep: Sweep, rows: Sequence[Row]) -> str:
         line += [_joined(row.folders), _joined(row.failed), _joined(row.missing), int(index in best)]
         for name in shown:
             one = row.estimate(name)
-            line += [one.mean, one.low, one.high, _joined(one.cut), _joined(one.values)] if one else [None] * 5
+            line += [one.mean, _joined(one.values)] if one else [None] * 2
         writer.writerow([*line, *map(row.cost, COSTS)])
     return out.getvalue()
 
@@ -369,7 +340,7 @@ def in_order(sweep: Sweep, rows: Sequence[Row]) -> list[Row]:
 
 
 def markdown(sweep: Sweep, rows: Sequence[Row]) -> str:
-    """The reported rows as a Markdown table, the best first: means with their intervals, costs of a run."""
+    """The reported rows as a Markdown table, the best first: means with the seeds' values, costs of a run."""
     final = in_order(sweep, [row for row in rows if row.stage == "final"])
     shown = [name for name in metrics(sweep) if any(row.estimate(name) for row in final)]
     heads = ["configuration", "seeds", *shown, "seconds", "tokens"]
@@ -378,28 +349,27 @@ def markdown(sweep: Sweep, rows: Sequence[Row]) -> str:
         seeds = [", ".join(map(str, row.folders))]
         seeds += [f"{len(part)} {what}" for part, what in ((row.failed, "failed"), (row.missing, "missing")) if part]
         costs = [row.estimate(name) for name in ("seconds", "tokens")]
-        cells = [", ".join(filter(None, [_interval(row.estimate(name), 2), row.side(name)])) for name in shown]
+        cells = [", ".join(filter(None, [_with_seeds(row.estimate(name), 2), row.side(name)])) for name in shown]
         cells += ["" if cost is None else f"{cost.mean:,.0f}" for cost in costs]
         lines.append([row.label, ", ".join(filter(None, seeds)), *cells])
-    table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
-    return table + (f"\n{CUT_MEANING}\n" if CUT in table else "")
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def _interval(found: SeedMean | None, digits: int, absent: str = "") -> str:
+def _with_seeds(found: SeedMean | None, digits: int, absent: str = "") -> str:
     if found is None:
         return absent
-    ends = found.interval(lambda end: f"{end:.{digits}f}")
-    return f"{found.mean:.{digits}f}{ends and f' [{ends}]'}"
+    single = found.single(lambda value: f"{value:.{digits}f}")
+    return f"{found.mean:.{digits}f}{single and f' ({single})'}"
 
 
 def terminal_table(sweep: Sweep, rows: Sequence[Row]) -> str:
     """The reported rows with their objectives, best first."""
     final = in_order(sweep, [row for row in rows if row.stage == "final"])
     lines = [["configuration", *sweep.objectives]]
-    lines += [[row.label, *(_interval(row.estimate(name), 3, "–") for name in sweep.objectives)] for row in final]
+    lines += [[row.label, *(_with_seeds(row.estimate(name), 3, "–") for name in sweep.objectives)] for row in final]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     shown = "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
-    return f"\n{shown}" + (f"\n\n{CUT_MEANING}" if CUT in shown else "")
+    return f"\n{shown}"
 
 
 def summary(sweep: Sweep, rows: Sequence[Row], left_over: Sequence[str]) -> dict[str, Any]:
@@ -415,7 +385,6 @@ def summary(sweep: Sweep, rows: Sequence[Row], left_over: Sequence[str]) -> dict
         "device": info.get("device"),
         "versions": info.get("versions"),
         "objectives": sweep.objectives,
-        "interval": f"Student's t, {LEVEL:.0%}, over seeds, cut at the ends of what a metric can be",
         "sources": sorted(str(source) for source in sources),
         "not_counted": list(left_over),
         "rows": [
