@@ -1,4 +1,4 @@
-"""The composite score in a run: every part stands in metrics.json, utility as a share of the run's own start."""
+"""The composite score in a run: scores and parts stand in metrics.json, what cannot be had is said."""
 
 from __future__ import annotations
 
@@ -7,18 +7,24 @@ from pathlib import Path
 
 import pytest
 
-from sga.evaluation.metrics import overall_score
+from sga.evaluation.metrics import memorization_score
 
 
 def test_a_run_has_the_composite_of_each_evaluation(finished_run: Path) -> None:
     lines = (finished_run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    first, last = json.loads(lines[0]), json.loads((finished_run / "metrics.json").read_text(encoding="utf-8"))
-    (prefix,) = {name.rpartition("/")[0] for name in last if name.endswith("/composite/overall")}
-    assert first[f"{prefix}/relative_utility"] == 1.0, "the run starts from the full model"
-    parts = {
-        "memorization": last[f"{prefix}/memorization"],
-        "privacy": last[f"{prefix}/privacy"],
-        "utility": last[f"{prefix}/relative_utility"],
-    }
-    assert last[f"{prefix}/overall"] == pytest.approx(overall_score(**parts), abs=1e-12)
-    assert 0 < parts["utility"] <= 1 and f"{prefix}/s_min_k" in last
+    last = json.loads((finished_run / "metrics.json").read_text(encoding="utf-8"))
+    assert all("authors/composite/memorization" in json.loads(line) for line in lines)
+    reference = json.loads((finished_run.parent / "retain" / "metrics.json").read_text(encoding="utf-8"))
+    for attack in ("loss", "zlib", "min_k", "min_k_plus_plus"):
+        ours, theirs = last[f"authors/mia/{attack}"], reference[f"authors/mia/{attack}"]
+        expected = 1 - min(abs(ours - theirs) / theirs, 1)
+        assert last[f"authors/composite/s_{attack}"] == pytest.approx(expected, abs=1e-12)
+    memorization = memorization_score(
+        extraction_strength=last["authors/forget/extraction_strength"],
+        exact_memorization=last["authors/forget/exact_memorization"],
+        paraphrase_probability=last["authors/composite/paraphrase_probability"],
+        truth_ratio=last["authors/composite/correct_share"],
+    )
+    assert last["authors/composite/memorization"] == pytest.approx(memorization, abs=1e-12)
+    assert "the full model's model utility or fluency is 0" in last["absent"]["authors/composite/utility"]
+    assert "needs utility" in last["absent"]["authors/composite/overall"]
