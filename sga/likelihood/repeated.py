@@ -75,7 +75,6 @@ def distinct(model: nn.Module, batch: Batch) -> Distinct | None:
     first = torch.full((len(found),), len(rows), device=place.device)
     first = first.scatter_reduce(0, place, torch.arange(len(rows), device=place.device), "amin")  # [U]
     attention = batch.attention_mask[first]
-    bounds = batch.bounds and tuple(batch.bounds[index] for index in first.tolist())
     once = replace(
         batch,
         input_ids=batch.input_ids[first],
@@ -85,7 +84,6 @@ def distinct(model: nn.Module, batch: Batch) -> Distinct | None:
         tokens=int(attention.sum()),
         roles=batch.roles[:1],
         reference_nll=None,
-        bounds=bounds,
     )
     return Distinct(once, place)
 
