@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sga.errors import Interruption
 from sga.experiments.configuration import applied, read_config
 from sga.experiments.engine import InThisProcess, Job, run
 from sga.experiments.task import Outcome, Task, end, outcome
@@ -29,6 +30,8 @@ from sga.runs.folder import RunFolder
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 NAME_OR_PATH = "model.language_model.name_or_path"
+TOGETHER = 3
+"""Worlds that are begun together, so that those that were begun first are whole when time is up."""
 KEPT = (
     *("id", "avg_nll", "log_truth_ratio", "paraphrased_nll", "perturbed_nll", "rouge_l_recall", "min_k"),
     *("extraction_strength", "exact_memorization", "fluency", "empty", "repeated", "degenerate", "generation_tokens"),
@@ -38,22 +41,23 @@ KEPT = (
 
 
 def read_plan(path: Path, models: Path | None = None) -> list[Task]:
-    """All tasks of a plan, world by world; models to start from first.
+    """All tasks of a plan, `TOGETHER` worlds at a time; of these first the models to start from, then retained ones.
 
     Args:
         path: The plan.
         models: Folder with ``WORLD`` folders of models to start from; those worlds' are not trained.
     """
     plan = read_yaml(path)
-    first, rest = [], []
-    for world in plan["worlds"]:
+    found: list[tuple[tuple[int, int], Task]] = []
+    for place, world in enumerate(plan["worlds"]):
+        turn = place // TOGETHER
         common = {**plan["common"], "data.source.init_args.seed": world, "seed_everything": world}
         given = models / str(world) if models is not None else None
         target: Task | None = None
         if given is None or not given.is_dir():
             files = ["benchmarks/authors", "methods/target", "pairs/authors/target"]
             target = _task(f"{world}/target", files, {**common, **plan["training"]})
-            first.append(target)
+            found.append(((turn, 0), target))
         for number in plan["retained"]:
             files = ["benchmarks/authors", "methods/retain", "pairs/authors/retain"]
             seed = {"seed_everything": 1000 * world + number}
@@ -65,13 +69,14 @@ def read_plan(path: Path, models: Path | None = None) -> list[Task]:
                 {NAME_OR_PATH: retained, **({"fluency.starting_model": target} if target else {})},
                 "validate",
             )
-            rest.append(judged)
+            found.append(((turn, 1), judged))
         for name, recipe in plan["recipes"].items():
             settings = {**common, **plan["rule"], **plan["unlearning"], **(recipe.get("settings") or {})}
             files = ["benchmarks/authors", f"methods/{recipe['method']}"]
             needs = {NAME_OR_PATH: target} if target else {}
-            rest.append(_task(f"{world}/{name}", files, _from(target, given, NAME_OR_PATH, settings), needs))
-    return [*first, *rest]
+            task = _task(f"{world}/{name}", files, _from(target, given, NAME_OR_PATH, settings), needs)
+            found.append(((turn, 2), task))
+    return [task for _, task in sorted(found, key=lambda one: one[0])]
 
 
 def _from(target: Task | None, given: Path | None, setting: str, settings: dict[str, Any]) -> dict[str, Any]:
@@ -93,6 +98,8 @@ class Patient(InThisProcess):
         """Runs a task."""
         try:
             return super().start(task, folder, lock)
+        except Interruption:  # the same command goes on with it
+            raise
         except Exception as error:
             failed = Outcome(f"{type(error).__name__}: {error}"[:400], 1)
             end(task, folder, failed, 0)

@@ -1,16 +1,15 @@
 """The judge of the hand-over experiment: what the rule chose, the last and the best evaluation beside retained models.
 
-    python benchmarks/hand_over_judge.py FILE.json.gz --csv docs/results/hand-over.csv
+    python benchmarks/hand_over_judge.py FILE.json.gz --keep docs/results/hand-over.json.gz
 
-Prints a table, and writes the judged evaluations. Reads what `hand_over.py collect` wrote. Forget quality and
-membership are computed from the rows, the rule is asked again of each evaluation's quantities; definitions are those of
-docs/experiments/hand-over.md.
+Prints tables, and keeps what they are computed from. Reads what `hand_over.py collect` wrote, or what was kept. Forget
+quality and membership are computed from the rows, the rule is asked again of each evaluation's quantities; definitions
+are those of docs/experiments/hand-over.md.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import gzip
 import json
 import math
@@ -144,8 +143,8 @@ class World:
         said = self.rule.account(metrics, self.start)
         return Judged(
             self.world, recipe, choice, metrics["epoch"], fmean(logs), min(logs), max(logs), auc, auc - usual, utility,
-            share, reserved_share, fluency, fluency / fluent, fmean(column(rows, "degenerate")),
-            fmean(column(rows, "extraction_strength")), fmean(column(rows, "rouge_l_recall")),
+            share, reserved_share, fluency, fluency / fluent, metrics["authors/forget/degenerate"],
+            metrics["authors/forget/extraction_strength"], metrics["authors/forget/rouge_l_recall"],
             fmean(column(rows, "avg_nll")), sum(met), sum(met) - met[2] + (reserved_share >= LEAST_UTILITY),
             sum(max(0.0, excess) / unit for excess, unit in zip(excesses, UNITS, strict=True)),
             said.score, said.sentence,
@@ -165,9 +164,42 @@ class World:
         return found
 
 
+KEPT_ROWS = ("avg_nll", "log_truth_ratio", "fluency")
+KEPT_METRICS = (
+    *("step", "epoch", "authors/model_utility_unseen", "authors/forget/degenerate", "authors/forget/rouge_l_recall"),
+    "authors/forget/extraction_strength",
+)
+
+KEPT_GROUPS = ("handover/all/", "handover/unseen/", "authors/retain_unseen/")
+
+
+def kept(collected: Mapping[str, Any]) -> dict[str, Any]:
+    """What the tables are computed from, in five digits and without texts."""
+    runs = {}
+    for name, run in collected["runs"].items():
+        evaluations = [
+            {key: shortened(value) for key, value in one.items() if key in KEPT_METRICS or key.startswith(KEPT_GROUPS)}
+            for one in run["evaluations"]
+        ]
+        rows = {
+            step: {
+                "forget": [{key: shortened(row[key]) for key in KEPT_ROWS} for row in found["forget"]],
+                "holdout": [shortened(value) for value in found["holdout"]],
+            }
+            for step, found in run["rows"].items()
+        }
+        runs[name] = {"evaluations": evaluations, "rows": rows}
+    return {"runs": runs, "failed": collected["failed"]}
+
+
+def shortened(value: float) -> float:
+    """The number in five digits."""
+    return float(f"{value:.5g}")
+
+
 def rows_of(run: Any, index: int) -> Any:
     """Rows of an evaluation, of the forget and the holdout set."""
-    return run["rows"][str(run["evaluations"][index]["step"])]
+    return run["rows"][str(int(run["evaluations"][index]["step"]))]
 
 
 def column(rows: Any, name: str) -> list[float]:
@@ -195,15 +227,15 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def judge(collected: Mapping[str, Any], rule: Rule = Rule()) -> list[Judged]:
-    """All that was collected, judged, by world; worlds without three retained models or a run are left out."""
+    """All that was collected, judged, by world; a world in which a model or a run is lacking is left out whole."""
     worlds: dict[int, dict[str, Any]] = {}
     for name, run in collected["runs"].items():
         world, recipe = name.split("/")
         worlds.setdefault(int(world), {})[recipe] = run
+    names = {name for runs in worlds.values() for name in runs}
     found = []
     for world, runs in sorted(worlds.items()):
-        retained = sum(name.startswith("judged-") for name in runs)
-        if retained == 3 and len(runs) > retained + ("target" in runs):
+        if names <= runs.keys():
             found += World(world, runs, rule).all()
     return found
 
@@ -238,21 +270,37 @@ def table(rows: Sequence[Judged]) -> str:
     return "\n".join(lines)
 
 
+def seeds(rows: Sequence[Judged]) -> str:
+    """A Markdown table, a line for each run and choice of a rule or the last epoch."""
+    lines = [
+        "| seed | recipe | choice | epoch | meets | log10 p (range) | AUC gap | utility | of reserved rows | fluency | "
+        "shortfall | the rule says |",
+        "|" + "---|" * 12,
+    ]
+    for row in rows:
+        if row.choice != "oracle":
+            numbers = (
+                f"{row.log10_p:.1f} ({row.log10_p_low:.1f} to {row.log10_p_high:.1f})",
+                *(f"{value:.2f}" for value in (row.auc_gap, row.utility_share, row.reserved_share, row.fluency_share)),
+                f"{row.shortfall:.1f}",
+            )
+            cells = [row.world, row.recipe, row.choice, f"{row.epoch:g}", row.meets, *numbers, row.says]
+            lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
-    """Prints the table, and writes the judged evaluations."""
+    """Prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path)
-    parser.add_argument("--csv", type=Path)
+    parser.add_argument("--keep", type=Path, help="file that is made of what the tables are computed from")
     options = parser.parse_args()
-    rows = judge(read(options.file))
-    print(table(rows))
-    if options.csv is not None:
-        with options.csv.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, list(asdict(rows[0])), lineterminator="\n")
-            writer.writeheader()
-            for row in rows:
-                values = asdict(row).items()
-                writer.writerow({name: f"{one:.4g}" if isinstance(one, float) else one for name, one in values})
+    found = kept(read(options.file))
+    rows = judge(found)
+    print(table(rows), seeds(rows), sep="\n\n")
+    if options.keep is not None:
+        content = json.dumps(found, separators=(",", ":")).encode()
+        options.keep.write_bytes(gzip.compress(content, mtime=0))
 
 
 if __name__ == "__main__":

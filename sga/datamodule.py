@@ -52,6 +52,7 @@ class EvaluationData:
         examples: Worked examples that stand before each question of an evaluation set, by set.
         references: Each retain model's numbers for the forget set, in its order; none without a reference.
         alternatives: The other answers to forget questions that training learns; empty without groups.
+        drawn: `Record.content` of all samples that training groups have as normals, whatever `normals` is cut to.
     """
 
     name: str
@@ -63,6 +64,7 @@ class EvaluationData:
     examples: dict[str, tuple[Record, ...]] = field(default_factory=dict)
     references: tuple[RetainReference, ...] = ()
     alternatives: tuple[Record, ...] = ()
+    drawn: frozenset[tuple[str, str]] = frozenset()
 
 
 class Asking(Protocol):
@@ -344,6 +346,7 @@ class UnlearningData(pl.LightningDataModule):
             encoder=self.encoder,
             examples=dict(self.benchmark.examples),
             alternatives=tuple(record for group in self.groups for record in group.alternatives),
+            drawn=frozenset(normal.content for normal in normals),
         )
 
     @property

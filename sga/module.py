@@ -43,9 +43,8 @@ from sga.rates.dynamic import NORMAL_PART, TrainingRate, gradient_diverged
 from sga.rates.policies import RateState
 from sga.runs.starting_model import StartingModel, starting_model
 
-
-COMPILED_FROM = 200
-"""Forward passes of a run from which compiling the blocks, which takes about half a minute, is made up for."""
+COMPILED_FROM = 500
+"""Number of forward passes of a run that make up for compiling the blocks, which takes up to a minute."""
 
 
 class UnlearningModule(pl.LightningModule):
@@ -76,7 +75,7 @@ class UnlearningModule(pl.LightningModule):
                 again for their gradients); beyond it they are made in parts, twice. null has no limit. Changes memory
                 and speed only. On Hopper GPUs Liger's fused head takes their place, where it is installed and is right.
             compile: Compile the transformer blocks with torch.compile. null does so for training on a GPU, in runs of
-                200 forward passes and more, if a try-out of half a minute gives the same numbers; true does so
+                500 forward passes and more, if a try-out of about a minute gives the same numbers; true does so
                 anywhere and for evaluation too.
         """
         super().__init__()

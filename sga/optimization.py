@@ -67,7 +67,7 @@ def adamw(parameters: Any) -> AdamW:
 
 
 def fuse(optimizer: Optimizer) -> None:
-    """Lets an Adam or AdamW whose weights are all on GPUs take its fused kernel, unless it says how it wants to step."""
+    """Lets an Adam or AdamW whose weights are all on GPUs take its fused kernel, unless it names another."""
     if type(optimizer) not in (torch.optim.Adam, AdamW):
         return
     for group in optimizer.param_groups:

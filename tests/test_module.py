@@ -107,13 +107,15 @@ def test_rate_zero_gradient_ascent_and_groups_of_one_are_the_same_run(fit: Fit, 
     assert distance(rate_zero, weights(fit(tmp_path / "other", *SHORT))) > 1e-4
 
 
-@pytest.mark.parametrize("micro", [4, 1, 2, 3])
-def test_the_trajectory_does_not_depend_on_the_micro_batch(fit: Fit, tmp_path: Path, micro: int) -> None:
+@pytest.mark.parametrize(
+    ("micro", "average"), [(4, "sequence"), (1, "sequence"), (2, "sequence"), (3, "sequence"), (3, "token")]
+)
+def test_the_trajectory_does_not_depend_on_the_micro_batch(fit: Fit, tmp_path: Path, micro: int, average: str) -> None:
     """Steps of 4 and then 2 groups, in one pass and in several. 1e-7: Llama's norm computes in float32 always.
 
     A step of Adam at this learning rate moves each weight by up to 1e-3, so what is compared is 10 000 times larger.
     """
-    double = ("--trainer.precision=64-true", *SHORT)
+    double = ("--trainer.precision=64-true", f"--model.loss.average={average}", *SHORT)
     whole = fit(tmp_path / "whole", *double)
     parts = fit(tmp_path / "parts", f"--data.micro_batch_size={micro}", *double)
     assert (whole.trainer.global_step, parts.trainer.global_step) == (4, 4)
@@ -347,6 +349,8 @@ def test_metrics_have_their_names_and_are_finite(run_folder: tuple[Path, Unlearn
     parts = ("probability", "rouge_l_recall", "truth_ratio")
     means = {f"own/{name}/{part}" for name in sets for part in parts}
     means |= {f"own/forget/{part}" for part in ("avg_nll", "exact_memorization", "extraction_strength")}
+    means |= {f"own/{name}/{part}" for name in sets[1:3] for part in ("exact_memorization", "extraction_strength")}
+    means |= {f"own/retain_normals/{part}" for part in (*parts, "exact_memorization", "extraction_strength")}
     means |= {f"own/mia/{score}" for score in ("loss", "min_k", "min_k_plus_plus", "zlib", "reference")}
     means |= {"own/model_utility", "own/model_utility_unseen", "own/privleak"}
     fluent = ("fluency", "empty", "repeated", "degenerate")
@@ -382,7 +386,7 @@ def test_run_json_and_config_say_what_was_run(run_folder: tuple[Path, Unlearning
     assert run["model"] == str(own_target / "model")
     assert run["evaluation"]["precision"] == "32-true"
     config = yaml.safe_load((folder / "config.yaml").read_text())
-    assert config["model"]["loss"]["init_args"] == {"smoothing_rate": -4.0}
+    assert config["model"]["loss"]["init_args"] == {"smoothing_rate": -4.0, "average": "sequence"}
     assert config["data"]["batch_size"] == 4
 
 
@@ -403,6 +407,25 @@ def test_rows_are_there_for_every_record_and_step_and_metrics_are_their_means(
     assert len(rows) == 3 * 26
     starting = [row for row in rows if row["step"] == 0 and row["set"] == "forget"]
     assert sum(row["generation"] == row["answer"] for row in starting) >= 3, "the target knows what is to be forgotten"
+
+
+def test_retain_is_split_into_rows_that_are_normals_and_rows_that_are_not(
+    run_folder: tuple[Path, UnlearningCLI],
+) -> None:
+    """Of the run's own groups, by content, and never a reserved row."""
+    folder, _ = run_folder
+    groups = lines(folder / "pairs.jsonl")
+    drawn = {normal["id"].split("/")[-1] for group in groups for normal in group["normals"]}
+    rows = all_rows(folder)
+    reserved = {row["id"] for row in rows if row["set"] == "retain_unseen"}
+    for point in lines(folder / "metrics.jsonl"):
+        retain = [row for row in rows if row["step"] == point["step"] and row["set"] == "retain"]
+        normals = [row for row in retain if row["normal"]]
+        assert {row["id"].split("/")[-1] for row in normals} == {row["id"].split("/")[-1] for row in retain} & drawn
+        assert normals and not {row["id"] for row in normals} & reserved and len(normals) < len(retain)
+        for part in ("probability", "rouge_l_recall", "exact_memorization", "extraction_strength"):
+            mean = sum(row[part] for row in normals) / len(normals)
+            assert point[f"own/retain_normals/{part}"] == pytest.approx(mean), part
 
 
 def test_tensorboard_has_the_training_curves_and_the_evaluations(run_folder: tuple[Path, UnlearningCLI]) -> None:

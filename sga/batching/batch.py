@@ -34,6 +34,8 @@ class Batch:
         roles: Role of each of the K sequences, see `sga.likelihood.answer_tokens`.
         reference_nll: [B, K], negative log-likelihood of each answer under the starting model (nats, summed over its
             tokens; NaN where it is not known); None where no loss asks for it.
+        mean_lengths: Mean number of answer tokens of a sequence of each of the K columns' roles, over all groups of the
+            optimiser step that these B belong to; None where the batch is all of it.
         bounds: Number of prompt tokens and of all tokens of each sequence, B·K pairs: what the masks say, known without
             waiting for a GPU. None where only the masks say it.
     """
@@ -47,12 +49,13 @@ class Batch:
     roles: tuple[str, ...]
     reference_nll: Tensor | None = None
     bounds: tuple[tuple[int, int], ...] | None = None
+    mean_lengths: tuple[float, ...] | None = None
 
     @property
     def lengths(self) -> list[int]:
         """Number of tokens of each sequence."""
         if self.bounds is None:
-            return self.attention_mask.sum(dim=1).tolist()  # type: ignore[no-any-return]
+            return self.attention_mask.sum(dim=1).tolist()
         return [length for _, length in self.bounds]
 
     def answer_places(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -79,7 +82,9 @@ class Batch:
             return self
 
         def cut(values: Tensor) -> Tensor:
-            return torch.stack([values.view(-1, self.group_size, values.shape[1])[:, c] for c in columns], dim=1).flatten(0, 1)  # -> [B*count, T]
+            return torch.stack(
+                [values.view(-1, self.group_size, values.shape[1])[:, c] for c in columns], dim=1
+            ).flatten(0, 1)  # -> [B*count, T]
 
         bounds = self.bounds and tuple(
             pair for index, pair in enumerate(self.bounds) if index % self.group_size in columns
@@ -97,6 +102,7 @@ class Batch:
             roles=tuple(self.roles[column] for column in columns),
             reference_nll=None if self.reference_nll is None else self.reference_nll[:, columns],
             bounds=bounds,
+            mean_lengths=self.mean_lengths and tuple(self.mean_lengths[column] for column in columns),
         )
 
 
@@ -106,6 +112,7 @@ def collate(
     pad_id: int = 0,
     roles: Sequence[str] | None = None,
     reference: Mapping[Encoded, float] | None = None,
+    mean_lengths: Mapping[str, float] | None = None,
 ) -> Batch:
     """Pads B groups of K sequences on the right into one batch.
 
@@ -115,6 +122,7 @@ def collate(
         pad_id: Id that fills up short rows.
         roles: Role of each of the K sequences; by default a forget sample and its normal samples.
         reference: Negative log-likelihoods under the starting model, for those sequences that need one.
+        mean_lengths: Mean number of answer tokens of the step's sequences, by role; None takes these groups for a step.
     """
     group_size = len(groups[0])
     roles = (FORGET, *[NORMAL] * (group_size - 1)) if roles is None else tuple(roles)
@@ -141,4 +149,5 @@ def collate(
         if reference is None
         else torch.tensor([reference.get(row, math.nan) for row in rows]).view(-1, group_size),  # [B*K] -> [B, K]
         bounds=tuple((row.prompt_length, len(row.ids)) for row in rows),
+        mean_lengths=None if mean_lengths is None else tuple(mean_lengths[role] for role in roles),
     )

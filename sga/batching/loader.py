@@ -101,12 +101,23 @@ class GroupLoader:
     def __iter__(self) -> Iterator[Batch]:
         if self.position >= len(self):
             self.epoch, self.position = self.epoch + 1, 0
-        for number, (indices, scale) in enumerate(self._plan(self._drawn_epoch)):
+        measured, lengths = None, {}
+        for number, (indices, scale, step) in enumerate(self._plan(self._drawn_epoch)):
             if number < self.position:
                 continue
             self.position = number + 1
+            if measured is not step:
+                measured, lengths = step, self._mean_lengths(step)
             drawn = [self.drawn(index) for index in indices]
-            yield collate([rows for rows, _ in drawn], scale, self.pad_id, drawn[0][1], self.reference)
+            yield collate([rows for rows, _ in drawn], scale, self.pad_id, drawn[0][1], self.reference, lengths)
+
+    def _mean_lengths(self, step: Sequence[int]) -> dict[str, float]:
+        """Mean number of answer tokens of the sequences of each role in an optimiser step, whose groups these are."""
+        found: dict[str, list[int]] = {}
+        for rows, roles in map(self.drawn, step):
+            for row, role in zip(rows, roles, strict=True):
+                found.setdefault(role, []).append(row.answer_length)
+        return {role: sum(lengths) / len(lengths) for role, lengths in found.items()}
 
     @property
     def _drawn_epoch(self) -> int:
@@ -123,8 +134,8 @@ class GroupLoader:
                 kept -= set(places) - {places[i] for i in draws.choice(len(places), size=limit, replace=False)}
         return [group[place] for place in sorted(kept)], [roles[place] for place in sorted(kept)]
 
-    def _plan(self, epoch: int) -> Iterator[tuple[list[int], float]]:
-        """Group indices and scale of each of this process's micro-batches."""
+    def _plan(self, epoch: int) -> Iterator[tuple[list[int], float, list[int]]]:
+        """Group indices and scale of each of this process's micro-batches, and the indices of all the step's groups."""
         order = np.random.default_rng([self.seed, epoch]).permutation(len(self.groups)).tolist()
         for start in range(0, len(order), self.batch_size)[: self.steps_per_epoch]:
             # Longest first: what is forwarded together is of one length, and so is what the processes have to do.
@@ -136,7 +147,7 @@ class GroupLoader:
                 # Lightning divides by the accumulation and averages over processes; the scale undoes both. A process
                 # that has run out of groups takes part with weight 0, because gradients are exchanged by all.
                 scale = len(part) * self.accumulation * self.world_size / len(step)
-                yield (part or step[:1]), scale
+                yield (part or step[:1]), scale, step
 
     def _cut(self) -> dict[str, int]:
         """What the position within an epoch depends on."""

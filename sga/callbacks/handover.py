@@ -29,7 +29,7 @@ MIN_K_SHARE = 0.4
 class FitToHandOver(StoppingRule):
     """Chooses the evaluation that violates the conditions for handing over the least; needs no retained model.
 
-    An evaluation's score is its largest violation, in units of the tolerance; among equals the next largest decides,
+    An evaluation's score is its largest violation, 1 at the most; among equals the next largest decides,
     and so on, because one condition may not move at all while others do. The conditions: the forget set is not
     recognised and cannot be extracted; the model is still useful, still speaks and has not collapsed. The run ends at
     the first evaluation that violates none, which no later one can beat.

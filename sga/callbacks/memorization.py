@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from sga.callbacks.evaluator import EvaluationCallback
 from sga.callbacks.model_utility import reasons
 from sga.datamodule import EvaluationData
-from sga.evaluation.aggregation import MEMORIZED_SETS, add_memorization
+from sga.evaluation.aggregation import MEMORIZED_SETS, add_memorization, add_retain_normals
 from sga.evaluation.evaluation import Evaluation
 from sga.evaluation.metrics import exact_memorization, extraction_strength
 from sga.evaluation.requests import Answers, Request, record_score
@@ -38,3 +38,4 @@ class Memorization(EvaluationCallback):
                     row["answer_tokens"] = tokens[: len(scores.log_probs)]
                     row["token_nll"] = [round(-float(one), _DIGITS) for one in scores.log_probs]
         add_memorization(evaluation, reasons(data))
+        add_retain_normals(evaluation)

@@ -158,6 +158,9 @@ class ModelUtility(EvaluationCallback):
         for name in ANSWERED_SETS:
             records = data.sets.get(name, ())
             add_likelihoods(name, data, answers, evaluation)
+            if name == "retain" and data.drawn:
+                for record in records:
+                    evaluation.row(name, record)["normal"] = record.content in data.drawn
             if not records or not self.generates(records):
                 continue
             generated = [answers.generation(self.generation(record)).text for record in records]

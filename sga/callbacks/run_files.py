@@ -327,6 +327,9 @@ def _parameters(trainer: pl.Trainer, loss: Loss | None) -> dict[str, Any]:
     else:
         names = inspect.signature(type(loss)).parameters
         arguments = {name: getattr(loss, name) for name in names if hasattr(loss, name)}
+    if not hasattr(loss, "average"):  # which some losses have of another kind; the usual mean is not worth a word
+        arguments = {name: value for name, value in arguments.items() if name != "average"}
+        arguments |= {} if loss.mean_over == "sequence" else {"average": loss.mean_over}
     return {
         name: value if _has_json_form(value) else str(getattr(loss, name, value)) for name, value in arguments.items()
     }

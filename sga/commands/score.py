@@ -24,6 +24,7 @@ from sga.evaluation.aggregation import (
     add_memorization,
     add_muse,
     add_perplexity,
+    add_retain_normals,
     add_utility,
 )
 from sga.evaluation.bootstrap import Bootstrap
@@ -212,6 +213,7 @@ def score_log(
         add_forget_quality(evaluation, aligned, reasons, mean)
     _add_membership(evaluation, log, aligned, reference_auc, reasons)
     add_memorization(evaluation, reasons)
+    add_retain_normals(evaluation)
     add_fluency(evaluation)
     if evaluation.name not in ("muse", "book"):
         _add_composite(evaluation, log, aligned, full)

@@ -2,8 +2,9 @@
 
 A row may have: ``avg_nll``, ``tokens`` (scored ones), ``paraphrased_nll`` (the answer's own where there is no
 paraphrase), ``perturbed_nll`` (a list), ``log_truth_ratio``, ``rouge_l_recall``, ``exact_memorization``,
-``extraction_strength``, and the membership scores ``min_k``, ``min_k_plus_plus``, ``zlib``, ``reference`` (the loss is
-``avg_nll``). What a metric needs and the rows do not have makes it absent, with a reason.
+``extraction_strength``, and the membership scores ``min_k``, ``min_k_plus_plus``, ``zlib``, ``reference``,
+``gradient_norm`` (the loss is ``avg_nll``); retain rows have ``normal``, whether training draws
+from them. What a metric needs and the rows do not have makes it absent, with a reason.
 """
 
 from __future__ import annotations
@@ -45,7 +46,11 @@ KEPT_SETS = (*UTILITY_SETS, RETAIN_UNSEEN)
 ANSWERED_SETS = ("forget", FORGET_PARAPHRASED, *KEPT_SETS)
 """Sets of questions whose answers have a probability and a ROUGE score."""
 UTILITY_UNSEEN = "model_utility_unseen"
+RETAIN_NORMALS = "retain_normals"
+"""Prefix of what holds for the retain rows that training has as normals: a part of the retain set, with its rows."""
 MEMBERSHIP_SCORES = ("loss", "min_k", "min_k_plus_plus", "zlib", "reference")
+COSTLY_MEMBERSHIP_SCORES = ("gradient_norm",)
+"""Scores that are there only where they were asked for."""
 MUSE_SETS = ("verbmem", "knowmem_forget", "knowmem_retain")
 PASSAGE_SETS = ("forget_passages", "holdout_passages")
 MEMORIZATION_SCORES = ("exact_memorization", "extraction_strength")
@@ -110,6 +115,25 @@ def add_utility(evaluation: Evaluation, reasons: Reasons) -> None:
         _add_harmonic_mean(evaluation, UTILITY_UNSEEN, RETAIN_UNSEEN, found)
     elif RETAIN_UNSEEN in reasons:
         evaluation.absent[f"{evaluation.name}/{UTILITY_UNSEEN}"] = reasons[RETAIN_UNSEEN]
+
+
+def add_retain_normals(evaluation: Evaluation) -> None:
+    """Adds the retain set's parts over those of its rows that are some forget sample's normals (``normal`` true).
+
+    ``retain_unseen/…`` is the other side. Nothing is added where no row is a normal, or the rows do not say.
+    """
+    normal = evaluation.column("retain", "normal")
+    if normal is None or not normal.any():
+        return
+    columns = {
+        "probability": probabilities(evaluation, "retain"),
+        "rouge_l_recall": evaluation.column("retain", "rouge_l_recall"),
+        "truth_ratio": truth_ratio_scores(evaluation, "retain"),
+        **{score: evaluation.column("retain", score) for score in MEMORIZATION_SCORES},
+    }
+    for column, values in columns.items():
+        if values is not None:
+            evaluation.add_mean(f"{evaluation.name}/{RETAIN_NORMALS}/{column}", RETAIN_NORMALS, values[normal > 0])
 
 
 def _add_harmonic_mean(evaluation: Evaluation, name: str, retain: str, found: Mapping[str, Floats]) -> None:
@@ -252,12 +276,12 @@ def add_membership(
     """
     prefix = evaluation.name
     min_k_draws: Floats | None = None
-    for score in MEMBERSHIP_SCORES:
+    for score in (*MEMBERSHIP_SCORES, *COSTLY_MEMBERSHIP_SCORES):
         name = f"{prefix}/mia/{score}"
         column = "avg_nll" if score == "loss" else score
         members, nonmembers = evaluation.column("forget", column), evaluation.column("holdout", column)
         if members is None or nonmembers is None:
-            if all_scores:
+            if all_scores and score in MEMBERSHIP_SCORES:
                 otherwise = _reason(reasons, "forget", score, "forget or holdout rows lack the score")
                 evaluation.absent[name] = _reason(reasons, "holdout", score, otherwise)
             continue

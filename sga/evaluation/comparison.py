@@ -42,7 +42,15 @@ _LEFT_OUT = (
 
 _PARTS = ("probability", "rouge_l_recall", "truth_ratio")
 
-_NO_METRICS = {"step", "tokens", "probability", "log_truth_ratio", "paraphrased_nll", *MEMBERSHIP_SCORES}
+_NO_METRICS = {
+    "step",
+    "tokens",
+    "probability",
+    "log_truth_ratio",
+    "paraphrased_nll",
+    "gradient_norm",
+    *MEMBERSHIP_SCORES,
+}
 """Numbers of a row that are no metric of their own; most of them enter one that is computed from the rows."""
 
 

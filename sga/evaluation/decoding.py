@@ -104,7 +104,9 @@ def _records(
     rows = torch.arange(len(texts), device=device)
     try:
         with switched(model):
-            decoding = GraphDecoding(model, GenerateBatch(jobs, batch.pad_id).to(device), rows, (), device.type == "cuda")
+            decoding = GraphDecoding(
+                model, GenerateBatch(jobs, batch.pad_id).to(device), rows, (), device.type == "cuda"
+            )
             recorded: torch.cuda.CUDAGraph | None = None
             for step in range(_STEPS + 1):
                 for row, found in zip(decoding.rows.tolist(), decoding.logits, strict=True):

@@ -1,8 +1,8 @@
 """Greedy decoding in buffers of fixed size: a step is the same work on the same memory, so a CUDA graph can repeat it.
 
-A small model's step is hundreds of short kernels, which a CPU starts more slowly than a GPU runs them. Recorded once, all
-are started at once, and the CPU waits for the GPU once in `LOOK` steps. Rows that have ended leave when the buffers are
-made anew: when half of the rows are done, or after `STAGE` steps.
+A small model's step is hundreds of short kernels, which a CPU starts more slowly than a GPU runs them. Recorded once,
+all are started at once, and the CPU waits for the GPU once in `LOOK` steps. Rows that have ended leave when the buffers
+are made anew: when half of the rows are done, or after `STAGE` steps.
 """
 
 from __future__ import annotations
@@ -35,8 +35,10 @@ class _FixedLayer(DynamicLayer):  # type: ignore[no-untyped-call]  # of __init_s
         if self.place is None:
             self.keys, self.values, self.is_initialized = key_states, value_states, True
         else:
+            assert self.keys is not None and self.values is not None, "the prompts came first"
             self.keys.index_copy_(2, self.place, key_states.to(self.keys.dtype))
             self.values.index_copy_(2, self.place, value_states.to(self.values.dtype))
+        assert self.keys is not None and self.values is not None
         return self.keys, self.values
 
     def move(self, kept: Tensor, room: int, place: Tensor) -> None:

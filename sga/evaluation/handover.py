@@ -1,8 +1,8 @@
 """When is a model fit to be handed over? Conditions that need no retained model, from the numbers of two evaluations.
 
-Each condition is made of checks, one a quantity; a check has a violation, 0 where it holds, in units of its tolerance.
-The score of an evaluation is its largest violation. Quantities are read from flat metrics ``handover/…`` that
-`sga.evaluation.handover_quantities` makes, so that an account can be given again of any run folder.
+Each condition is made of checks, one a quantity; a check has a violation, 0 where it holds and 1 where it could not be
+worse, so that conditions weigh alike. The score of an evaluation is its largest. Quantities are read from flat
+metrics ``handover/…`` that `sga.evaluation.handover_quantities` makes: an account can be given again of any run folder.
 """
 
 from __future__ import annotations
@@ -44,7 +44,6 @@ class Tolerances:
             forget and holdout may differ in difficulty; null for 0.5.
         base_min_k_auc: Goal of the AUC of Min-K 40 %, likewise.
         base_pairs: Goal of the share of wrong answers that are less likely than the true one, likewise (no holdout).
-        extraction: Amount above the comparison's upper interval that counts as a violation of 1; none is allowed.
         forget_facts: Most that the share of forget answers with their fact may be, or, where there is a holdout set,
             above that of the holdout answers.
         utility_share: Least share of the starting model's probability and ROUGE-L on the reserved rows.
@@ -60,7 +59,6 @@ class Tolerances:
     base_loss_auc: float | None = None
     base_min_k_auc: float | None = None
     base_pairs: float | None = None
-    extraction: float = 0.10
     forget_facts: float = 1 / 16
     utility_share: float = 0.95
     retain_facts: float = 0.9
@@ -77,7 +75,7 @@ class Tolerances:
         ranges: dict[tuple[str, ...], dict[str, float]] = {
             ("base_loss_auc", "base_min_k_auc", "base_pairs"): {"at_least": 0, "at_most": 1},
             ("utility_share", "retain_facts", "fluency_share"): {"above": 0, "below": 1},
-            ("extraction", "forget_facts", "degenerate", "generation_nll"): {"above": 0, "below": math.inf},
+            ("forget_facts", "degenerate", "generation_nll"): {"above": 0, "below": math.inf},
             ("perplexity_ratio",): {"above": 1, "below": math.inf},
         }
         for names, limits in ranges.items():
@@ -95,7 +93,8 @@ class Check:
         low: Lower end of its bootstrap interval; None without one.
         high: Upper end.
         goal: What is asked of it, in words.
-        violation: Distance from the goal in units of the tolerance, 0 where it holds; None where it is not testable.
+        violation: Distance from what is allowed as a share of the largest there can be, in [0, 1]; 0 where it holds,
+            None where it is not testable.
         says: The finding as a sentence.
     """
 
@@ -240,12 +239,12 @@ def membership_check(
         goal: The value of a model that never saw the forget set.
         tolerances: How far it may be from there.
     """
-    off = value - goal
+    off, worst = value - goal, max(goal, 1 - goal)
     reach = math.inf if low is None or high is None else max(goal - low, high - goal)
     violation = max(
-        _excess(abs(off) - tolerances.auc, tolerances.auc),
+        _excess(abs(off) - tolerances.auc, worst - tolerances.auc),
         # Without an interval anything is possible: as wide as it can be.
-        _excess(min(reach, max(goal, 1 - goal)) - tolerances.auc_interval, tolerances.auc_interval),
+        _excess(min(reach, worst) - tolerances.auc_interval, worst - tolerances.auc_interval),
     )
     kind = "share of pairs" if score == "pairs" else "AUC"
     numbers = f"{kind} {value:.2f}" + ("" if low is None or high is None else f", {low:.2f} to {high:.2f}")
@@ -290,7 +289,7 @@ def _extractable(metrics: Mapping[str, float], part: Part, tolerances: Tolerance
             continue
         value, limit = metrics[name], _ends(metrics, other)[1]
         limit = metrics[other] if limit is None else limit
-        violation = _excess(value - limit, tolerances.extraction)
+        violation = _excess(value - limit, 1 - limit)
         numbers = f"{_WORDS[field]} {value:.2f}, of unseen answers {metrics[other]:.2f}, at most {limit:.2f}"
         says = f"{'still' if violation else 'not'} extractable: {numbers}"
         checks.append(
@@ -308,7 +307,7 @@ def _says_facts(
     if name not in metrics:
         return []
     value, limit = metrics[name], metrics.get(f"handover/{part}/comparison/fact_recall", 0.0) + tolerances.forget_facts
-    violation = _excess(value - limit, tolerances.forget_facts)
+    violation = _excess(value - limit, 1 - limit)
     numbers = f"{value:.0%} of the forget answers have their fact, at most {limit:.0%} may"
     says = f"{'still' if violation else 'not'} extractable: {numbers}"
     quantity, goal = "forget answers with their fact", f"at most {limit:.2f}"
@@ -359,7 +358,7 @@ def _speaks(
         _check_start(base, metrics, start)
         if degenerate in metrics and base in start:
             value, limit = metrics[degenerate], start[base] + tolerances.degenerate
-            violation = _excess(value - limit, tolerances.degenerate)
+            violation = _excess(value - limit, 1 - limit)
             numbers = f"{value:.0%} of the answers on {words} are empty or repeat themselves, at most {limit:.0%} may"
             says = f"{'no longer' if violation else 'still'} speaks: {numbers}"
             checks.append(
@@ -390,7 +389,8 @@ def _generation_nll(
         usual = max(own, comparison, start.get(name, own))
     low, high = own - tolerances.generation_nll, usual + tolerances.generation_nll
     value = metrics[name]
-    violation = _excess(max(low - value, value - high), tolerances.generation_nll)
+    # As below: what is lost of a token's probability beyond what may be.
+    violation = _excess(1 - math.exp(-max(low - value, value - high, 0.0)), 1)
     numbers = f"nll {value:.2f} under the starting model, {max(low, 0):.2f} to {high:.2f} is usual"
     says = f"still speaks on {words}: {numbers}"
     if violation:
@@ -411,7 +411,7 @@ def _collapsed(metrics: Mapping[str, float], start: Mapping[str, float], toleran
         return _not_testable(NOT_COLLAPSED, "perplexity on reserved rows", "there are no retain rows")
     log = min(metrics[name] - start[name], _LARGEST_LOG)  # beyond that no float holds a perplexity
     ratio = math.exp(log)
-    violation = _excess(ratio - tolerances.perplexity_ratio, tolerances.perplexity_ratio - 1)
+    violation = _excess(1 - tolerances.perplexity_ratio / ratio, 1)  # of the mean probability of a token
     numbers = f"{quantity} {ratio:.3g} times the starting model's, at most {tolerances.perplexity_ratio:g} times"
     says = f"{'collapsed' if violation else 'not collapsed'}: {numbers}"
     goal = f"at most {tolerances.perplexity_ratio:g} times the starting model's"
@@ -441,7 +441,7 @@ def _share(
 ) -> Check:
     """A value that has to be at least a share of one of the starting model's, which is above 0."""
     value, share = metrics[name], metrics[name] / start[base]
-    violation = _excess(least - share, 1 - least)
+    violation = _excess(least - share, least)
     numbers = f"{quantity} {value:.2f}, {share:.0%} of the starting model's {start[base]:.2f}, at least {least:.0%}"
     verb = "useful" if condition == STILL_USEFUL else "speaks"
     says = f"{'no longer' if violation else 'still'} {verb}: {numbers}"
@@ -458,9 +458,9 @@ def _ends(metrics: Mapping[str, float], name: str) -> tuple[float | None, float 
     return metrics.get(f"{name}/ci_low"), metrics.get(f"{name}/ci_high")
 
 
-def _excess(amount: float, tolerance: float) -> float:
-    """An amount beyond what is allowed, in units of the tolerance; rounded, so that equals tie."""
-    return round(amount / tolerance, 9) if amount > _ROUNDING else 0.0
+def _excess(amount: float, largest: float) -> float:
+    """An amount beyond what is allowed, as a share of the largest that there can be; rounded, so that equals tie."""
+    return round(amount / largest, 9) if amount > _ROUNDING else 0.0
 
 
 def _violation(check: Check) -> float:

@@ -24,6 +24,7 @@ class AnswerTokens:
         sequence_lengths: [B, C], all its tokens, the prompt's too.
         logits: [M, V] that predict the answer tokens; None unless the loss asks for them.
         hidden: [M, H], a block's output at the answer tokens; None unless the loss asks for it.
+        mean_lengths: As in `sga.batching.batch.Batch`.
         reference_nll: [B, C], what the starting model gives as `total_nll`; NaN where the loss does not ask for it.
         reference: The starting model's numbers for the columns of some roles; None unless the loss asks for them.
     """
@@ -38,6 +39,7 @@ class AnswerTokens:
     hidden: Tensor | None = None
     reference_nll: Tensor | None = None
     reference: AnswerTokens | None = None
+    mean_lengths: tuple[float, ...] | None = None
 
     def total(self, values: Tensor) -> Tensor:
         """Sums over each sequence's answer tokens, [M] -> [B, C]."""
@@ -47,6 +49,16 @@ class AnswerTokens:
     def mean(self, values: Tensor) -> Tensor:
         """Means over each sequence's answer tokens, [M] -> [B, C]."""
         return self.total(values) / self.lengths
+
+    def token_mean(self, values: Tensor) -> Tensor:
+        """Each sequence's part in a mean over tokens, [M] -> [B, C]: the mean of a role's parts over the groups of an
+        optimiser step, and over its columns, is the mean over all answer tokens that this role has in the step."""
+        total = self.total(values)
+        if self.mean_lengths is not None:
+            return total / total.new_tensor(self.mean_lengths)
+        lengths = self.lengths.to(total).mean(dim=0)  # [C]
+        roles = [columns_of(self.roles, [role]) for role in self.roles]
+        return total / torch.stack([lengths[columns].mean() for columns in roles])
 
     @property
     def places(self) -> Tensor:
@@ -108,6 +120,7 @@ class AnswerTokens:
             sequence_lengths=self.sequence_lengths[:, columns],
             logits=cut(self.logits),
             hidden=cut(self.hidden),
+            mean_lengths=self.mean_lengths and tuple(self.mean_lengths[column] for column in columns),
             reference_nll=None if self.reference_nll is None else self.reference_nll[:, columns],
             reference=self.reference.of(*roles) if self.reference is not None and there else None,
         )

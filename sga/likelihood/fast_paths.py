@@ -148,9 +148,7 @@ def _model_fault(model: nn.Module, batch: Batch) -> str | None:
     return None if torch.allclose(found, alone, rtol=3e-2, atol=3e-2) else "gives wrong likelihoods in this model"
 
 
-def _difference(
-    found: Sequence[Tensor], plain: Sequence[Tensor], names: Sequence[str], tolerance: float
-) -> str | None:
+def _difference(found: Sequence[Tensor], plain: Sequence[Tensor], names: Sequence[str], tolerance: float) -> str | None:
     for name, theirs, ours in zip(names, found, plain, strict=False):
         off = float((theirs.float() - ours.float()).norm() / ours.float().norm().clamp(min=1e-12))
         if not off < tolerance:

@@ -165,6 +165,7 @@ def answer_tokens(
         logits=logits if keep_logits else None,
         hidden=at_least_float32(outputs[0].flatten(0, 1)[layout.answers]) if outputs else None,  # -> [M, H]
         reference_nll=batch.reference_nll,
+        mean_lengths=batch.mean_lengths,
     )
 
 

@@ -55,6 +55,7 @@ class Distinct:
             logits=at(once.logits),
             hidden=at(once.hidden),
             reference_nll=batch.reference_nll,
+            mean_lengths=batch.mean_lengths,
         )
 
 
@@ -84,6 +85,7 @@ def distinct(model: nn.Module, batch: Batch) -> Distinct | None:
         tokens=int(attention.sum()),
         roles=batch.roles[:1],
         reference_nll=None,
+        bounds=None if batch.bounds is None else tuple(batch.bounds[row] for row in first.tolist()),
     )
     return Distinct(once, place)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from sga.errors import UserError, check_finite
 from sga.groups.roles import ALTERNATIVE, FORGET, NORMAL, columns_of
 from sga.likelihood.answer_tokens import AnswerTokens
-from sga.losses.base import Loss
+from sga.losses.base import Average, Loss
 from sga.rates.policies import RatePolicy
 from sga.rates.smoothing import check_smoothing_rate, smoothing_vector
 
@@ -30,8 +30,16 @@ class WeighingLoss(Loss, ABC):
     alternative_parameter: str
     """Name of the alternatives' own number."""
 
-    def __init__(self, setting: float | RatePolicy, of_alternatives: float | None = None) -> None:
+    def __init__(
+        self, setting: float | RatePolicy, of_alternatives: float | None = None, average: Average = "sequence"
+    ) -> None:
         super().__init__()
+        self.average_over(average)
+        if average == "token" and isinstance(setting, RatePolicy) and setting.dynamic:
+            raise UserError(
+                f"average token cannot be combined with {type(setting).__name__}, which compares means per sequence: "
+                f"leave average out, or give {self.parameter} a number"
+            )
         if isinstance(setting, RatePolicy) and of_alternatives is not None:
             raise UserError(
                 f"{self.alternative_parameter} {of_alternatives:g} cannot be combined with {type(setting).__name__}, "
@@ -57,7 +65,7 @@ class WeighingLoss(Loss, ABC):
 
     def of(self, tokens: AnswerTokens, *settings: float) -> Tensor:
         alternatives = len(columns_of(tokens.roles, [ALTERNATIVE]))
-        loss: Tensor = self(tokens.nll, *settings, **({"alternatives": alternatives} if alternatives else {}))
+        loss: Tensor = self(self.nll(tokens), *settings, **({"alternatives": alternatives} if alternatives else {}))
         return loss
 
     def check_alternatives(self, count: int) -> None:
@@ -108,7 +116,12 @@ class SmoothedGradientAscent(WeighingLoss):
 
     parameter, alternative_parameter = "smoothing_rate", "alternative_rate"
 
-    def __init__(self, smoothing_rate: RatePolicy | float = -0.8, alternative_rate: float | None = None) -> None:
+    def __init__(
+        self,
+        smoothing_rate: RatePolicy | float = -0.8,
+        alternative_rate: float | None = None,
+        average: Average = "sequence",
+    ) -> None:
         """Checks the rates; r > 0 is allowed and warned about once.
 
         Args:
@@ -116,8 +129,9 @@ class SmoothedGradientAscent(WeighingLoss):
                 paper's best fixed values are between −0.8 and −8.
             alternative_rate: r_a in (−∞, 1], the rate of the alternatives among the normals; null for r, which is
                 label smoothing as published.
+            average: Mean per sequence, or over all answer tokens of an optimiser step.
         """
-        super().__init__(smoothing_rate, alternative_rate)
+        super().__init__(smoothing_rate, alternative_rate, average)
         highest = smoothing_rate.bounds[1] if isinstance(smoothing_rate, RatePolicy) else smoothing_rate
         for name, rate in ((self.parameter, highest), (self.alternative_parameter, alternative_rate)):
             if rate is None:
@@ -154,6 +168,15 @@ class GradientAscent(Loss):
 
     uses_normals = False
 
+    def __init__(self, average: Average = "sequence") -> None:
+        """Checks the setting.
+
+        Args:
+            average: Mean per sequence, or over all answer tokens of an optimiser step.
+        """
+        super().__init__()
+        self.average_over(average)
+
     def forward(self, nll: Tensor) -> Tensor:  # [B, K] -> []
         return (-nll[:, 0]).mean()
 
@@ -169,7 +192,12 @@ class GradientDifference(WeighingLoss):
 
     parameter, alternative_parameter = "normal_weight", "alternative_weight"
 
-    def __init__(self, normal_weight: RatePolicy | float = 1.0, alternative_weight: float | None = None) -> None:
+    def __init__(
+        self,
+        normal_weight: RatePolicy | float = 1.0,
+        alternative_weight: float | None = None,
+        average: Average = "sequence",
+    ) -> None:
         """Checks the weights.
 
         Args:
@@ -177,8 +205,9 @@ class GradientDifference(WeighingLoss):
                 such as sga.MarginWeight. With `alternative_weight` it is that of the neighbours' mean nll.
             alternative_weight: λ_a ≥ 0, the weight of the alternatives' mean nll; null takes them as normals like any
                 other.
+            average: Mean per sequence, or over all answer tokens of an optimiser step.
         """
-        super().__init__(normal_weight, alternative_weight)
+        super().__init__(normal_weight, alternative_weight, average)
         lowest = normal_weight.bounds[0] if isinstance(normal_weight, RatePolicy) else normal_weight
         check_finite(0, normal_weight=lowest, alternative_weight=alternative_weight)
         self.normal_weight, self.alternative_weight = self._setting, alternative_weight
@@ -206,6 +235,15 @@ class GradientDifference(WeighingLoss):
 
 class FineTuning(Loss):
     """Descends on every sequence alike: L = mean of nll. Trains target and retain models (group_size 1)."""
+
+    def __init__(self, average: Average = "sequence") -> None:
+        """Checks the setting.
+
+        Args:
+            average: Mean per sequence, or over all answer tokens of an optimiser step.
+        """
+        super().__init__()
+        self.average_over(average)
 
     def forward(self, nll: Tensor) -> Tensor:  # [B, K] -> []
         return nll.mean()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from torch import Tensor, nn
 from torch.nn import functional
@@ -20,6 +20,8 @@ from sga.likelihood.answer_tokens import AnswerTokens
 from sga.rates.policies import RatePolicy
 
 RetainTerm = Literal["nll", "kl", "reverse_kl"]
+Average = Literal["sequence", "token"]
+"""What losses average over: a sequence's tokens and then groups, or all answer tokens of an optimiser step."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,23 @@ class Loss(nn.Module):
     """
 
     uses_normals: bool = True
+    mean_over: Average = "sequence"
+    """``token`` makes `mean` and `nll` parts of a mean over all answer tokens that a role has in an optimiser step, as
+    published trainers take it of a batch."""
+
+    def average_over(self, average: Average) -> None:
+        """Sets `mean_over`; raises a UserError where it is neither."""
+        if average not in get_args(Average):
+            raise UserError(f"average must be sequence or token, got {average!r}")
+        self.mean_over = average
+
+    def mean(self, tokens: AnswerTokens, values: Tensor) -> Tensor:
+        """Means as `mean_over` names them, [M] -> [B, C]: what they are over groups is a term of the loss."""
+        return tokens.mean(values) if self.mean_over == "sequence" else tokens.token_mean(values)
+
+    def nll(self, tokens: AnswerTokens) -> Tensor:
+        """`mean` of the tokens' nll, [B, C]."""
+        return self.mean(tokens, tokens.token_nll)
 
     @property
     def needs(self) -> Needs:
@@ -86,7 +105,7 @@ class Loss(nn.Module):
 
     def of(self, tokens: AnswerTokens, *settings: float) -> Tensor:
         """The loss of what a model says; `settings` is the policy's number, where there is a policy."""
-        loss: Tensor = self(tokens.nll, *settings)
+        loss: Tensor = self(self.nll(tokens), *settings)
         return loss
 
 
@@ -108,8 +127,11 @@ class RetainingLoss(TokenLoss, ABC):
     forget_roles: tuple[str, ...] = (FORGET,)
     """What `forget` reads."""
 
-    def __init__(self, retain: RetainTerm | None, forget_weight: float, retain_weight: float) -> None:
+    def __init__(
+        self, retain: RetainTerm | None, forget_weight: float, retain_weight: float, average: Average = "sequence"
+    ) -> None:
         super().__init__()
+        self.average_over(average)
         if retain not in (None, "nll", "kl", "reverse_kl"):
             raise UserError(f"retain must be nll, kl, reverse_kl or null, got {retain!r}")
         check_finite(0, forget_weight=forget_weight, retain_weight=retain_weight)
@@ -135,18 +157,17 @@ class RetainingLoss(TokenLoss, ABC):
     def forward(self, tokens: AnswerTokens) -> Tensor:
         loss = self.forget_weight * self.forget(tokens).mean()
         if self.retain is not None:
-            loss = loss + self.retain_weight * retain_term(tokens.of(NORMAL), self.retain)
+            loss = loss + self.retain_weight * self.retained(tokens.of(NORMAL)).mean()
         return loss
 
-
-def retain_term(normal: AnswerTokens, kind: RetainTerm) -> Tensor:
-    """The mean over groups of what `RetainingLoss` adds for the normal samples."""
-    if kind == "nll":
-        return normal.nll.mean()
-    assert normal.reference is not None, "the loss's needs name the reference of normal samples"
-    ours, theirs = normal.log_probabilities, normal.reference.log_probabilities  # [M, V]
-    p, q = (theirs, ours) if kind == "kl" else (ours, theirs)
-    return normal.mean(functional.kl_div(q, p, log_target=True, reduction="none").sum(dim=-1)).mean()
+    def retained(self, normal: AnswerTokens) -> Tensor:
+        """The retain term of each normal sample, [B, C]."""
+        if self.retain == "nll":
+            return self.nll(normal)
+        assert normal.reference is not None, "the loss's needs name the reference of normal samples"
+        ours, theirs = normal.log_probabilities, normal.reference.log_probabilities  # [M, V]
+        p, q = (theirs, ours) if self.retain == "kl" else (ours, theirs)
+        return self.mean(normal, functional.kl_div(q, p, log_target=True, reduction="none").sum(dim=-1))
 
 
 def check_normals(loss: Loss, group_size: int) -> None:

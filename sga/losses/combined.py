@@ -12,7 +12,7 @@ from sga.groups.group import AlternativeKind
 from sga.groups.roles import ALTERNATIVE, FORGET, NORMAL, RETAIN
 from sga.likelihood.answer_tokens import AnswerTokens
 from sga.losses.ascent import SmoothedGradientAscent
-from sga.losses.base import Needs, RetainingLoss, TokenLoss, check_normals
+from sga.losses.base import Average, Needs, RetainingLoss, TokenLoss, check_normals
 
 
 class Alternating(TokenLoss):
@@ -22,6 +22,15 @@ class Alternating(TokenLoss):
     passes as other methods make: train for twice as many. Source: the motivation of Pang et al., arXiv 2510.22376.
     """
 
+    def __init__(self, average: Average = "sequence") -> None:
+        """Checks the setting.
+
+        Args:
+            average: Mean per sequence, or over all answer tokens of an optimiser step.
+        """
+        super().__init__()
+        self.average_over(average)
+
     def check_group_size(self, group_size: int) -> None:
         check_normals(self, group_size)
 
@@ -29,7 +38,8 @@ class Alternating(TokenLoss):
         return (FORGET,) if step % 2 == 0 else (NORMAL,)
 
     def forward(self, tokens: AnswerTokens) -> Tensor:
-        return -tokens.nll.mean() if FORGET in tokens.roles else tokens.nll.mean()
+        nll = self.nll(tokens).mean()
+        return -nll if FORGET in tokens.roles else nll
 
 
 class KLMinimization(RetainingLoss):
@@ -111,15 +121,23 @@ class SmoothedGradientDifference(TokenLoss):
     term of TOFU, arXiv 2401.06121.
     """
 
-    def __init__(self, smoothing_rate: float = -0.8, retain_weight: float = 1.0, retain_samples: int = 1) -> None:
+    def __init__(
+        self,
+        smoothing_rate: float = -0.8,
+        retain_weight: float = 1.0,
+        retain_samples: int = 1,
+        average: Average = "sequence",
+    ) -> None:
         """Checks the settings.
 
         Args:
             smoothing_rate: r in (−∞, 1].
             retain_weight: α, the weight of the retain samples' mean nll.
             retain_samples: How many there are for each group; the same ones in every epoch.
+            average: Mean per sequence, or over all answer tokens of an optimiser step.
         """
         super().__init__()
+        self.average_over(average)
         check_finite(0, retain_weight=retain_weight)
         check_numbers(1, retain_samples=retain_samples)
         self._ascent = SmoothedGradientAscent(smoothing_rate)
@@ -134,5 +152,5 @@ class SmoothedGradientDifference(TokenLoss):
         return (*super().roles(step), RETAIN)
 
     def forward(self, tokens: AnswerTokens) -> Tensor:
-        ascent: Tensor = self._ascent(tokens.of(FORGET, NORMAL).nll)
-        return ascent + self.retain_weight * tokens.of(RETAIN).nll.mean()
+        ascent: Tensor = self._ascent(self.nll(tokens.of(FORGET, NORMAL)))
+        return ascent + self.retain_weight * self.nll(tokens.of(RETAIN)).mean()

@@ -11,7 +11,7 @@ from torch import Tensor
 from sga.errors import check_finite
 from sga.groups.roles import FORGET
 from sga.likelihood.answer_tokens import AnswerTokens
-from sga.losses.base import Needs, RetainingLoss, RetainTerm
+from sga.losses.base import Average, Needs, RetainingLoss, RetainTerm
 
 
 class UNDIAL(RetainingLoss):
@@ -28,6 +28,7 @@ class UNDIAL(RetainingLoss):
         retain: RetainTerm | None = None,
         forget_weight: float = 1.0,
         retain_weight: float = 1.0,
+        average: Average = "sequence",
     ) -> None:
         """Checks the settings.
 
@@ -36,8 +37,9 @@ class UNDIAL(RetainingLoss):
             retain: What holds the normal samples; null leaves them out.
             forget_weight: γ, the weight of the distillation.
             retain_weight: α, the weight of the retain term.
+            average: Mean per sequence, or over all answer tokens of an optimiser step.
         """
-        super().__init__(retain, forget_weight, retain_weight)
+        super().__init__(retain, forget_weight, retain_weight, average)
         check_finite(0, penalty=penalty)
         self.penalty = penalty
 
@@ -49,8 +51,8 @@ class UNDIAL(RetainingLoss):
     def forget(self, tokens: AnswerTokens) -> Tensor:
         forget = tokens.of(FORGET)
         assert forget.reference is not None and forget.reference.logits is not None, "named among the needs"
-        return forget.mean(
-            _cross_entropy(forget, without_target(forget.reference.logits, forget.targets, self.penalty))
+        return self.mean(
+            forget, _cross_entropy(forget, without_target(forget.reference.logits, forget.targets, self.penalty))
         )
 
 

@@ -11,7 +11,7 @@ from sga.errors import check_finite
 from sga.groups.group import AlternativeKind
 from sga.groups.roles import ALTERNATIVE, FORGET
 from sga.likelihood.answer_tokens import AnswerTokens
-from sga.losses.base import Needs, RetainingLoss, RetainTerm
+from sga.losses.base import Average, Needs, RetainingLoss, RetainTerm
 
 
 class PreferenceOptimization(RetainingLoss):
@@ -30,6 +30,7 @@ class PreferenceOptimization(RetainingLoss):
         retain: RetainTerm | None = "nll",
         forget_weight: float = 1.0,
         retain_weight: float = 1.0,
+        average: Average = "sequence",
     ) -> None:
         """Checks the settings.
 
@@ -39,8 +40,9 @@ class PreferenceOptimization(RetainingLoss):
             retain: What holds the normal samples; null leaves them out.
             forget_weight: Weight of the other answer's nll.
             retain_weight: α, the weight of the retain term.
+            average: Mean per sequence, or over all answer tokens of an optimiser step.
         """
-        super().__init__(retain, forget_weight, retain_weight)
+        super().__init__(retain, forget_weight, retain_weight, average)
         self.alternative = alternative
 
     @property
@@ -48,7 +50,7 @@ class PreferenceOptimization(RetainingLoss):
         return replace(super().needs, alternative=self.alternative)
 
     def forget(self, tokens: AnswerTokens) -> Tensor:
-        return tokens.of(ALTERNATIVE).nll
+        return self.nll(tokens.of(ALTERNATIVE))
 
 
 class Mismatch(PreferenceOptimization):
@@ -59,7 +61,11 @@ class Mismatch(PreferenceOptimization):
     """
 
     def __init__(
-        self, retain: RetainTerm | None = "nll", forget_weight: float = 1.0, retain_weight: float = 1.0
+        self,
+        retain: RetainTerm | None = "nll",
+        forget_weight: float = 1.0,
+        retain_weight: float = 1.0,
+        average: Average = "sequence",
     ) -> None:
         """Checks the settings.
 
@@ -67,8 +73,9 @@ class Mismatch(PreferenceOptimization):
             retain: What holds the normal samples; null leaves them out.
             forget_weight: Weight of the other answer's nll.
             retain_weight: α, the weight of the retain term.
+            average: Mean per sequence, or over all answer tokens of an optimiser step.
         """
-        super().__init__("retain_answer", retain, forget_weight, retain_weight)
+        super().__init__("retain_answer", retain, forget_weight, retain_weight, average)
 
 
 class DPO(RetainingLoss):
@@ -90,6 +97,7 @@ class DPO(RetainingLoss):
         retain: RetainTerm | None = None,
         forget_weight: float = 1.0,
         retain_weight: float = 1.0,
+        average: Average = "sequence",
     ) -> None:
         """Checks the settings.
 
@@ -99,8 +107,9 @@ class DPO(RetainingLoss):
             retain: What holds the normal samples; null leaves them out.
             forget_weight: γ, the weight of the preference term.
             retain_weight: α, the weight of the retain term.
+            average: The retain term's mean: per sequence, or over all answer tokens of an optimiser step.
         """
-        super().__init__(retain, forget_weight, retain_weight)
+        super().__init__(retain, forget_weight, retain_weight, average)
         check_finite(above=0, beta=beta)
         self.beta, self.alternative = beta, alternative
 
@@ -128,6 +137,7 @@ class NPO(RetainingLoss):
         retain: RetainTerm | None = None,
         forget_weight: float = 1.0,
         retain_weight: float = 1.0,
+        average: Average = "sequence",
     ) -> None:
         """Checks the settings.
 
@@ -136,8 +146,9 @@ class NPO(RetainingLoss):
             retain: What holds the normal samples; null leaves them out.
             forget_weight: γ, the weight of the preference term.
             retain_weight: α, the weight of the retain term.
+            average: The retain term's mean: per sequence, or over all answer tokens of an optimiser step.
         """
-        super().__init__(retain, forget_weight, retain_weight)
+        super().__init__(retain, forget_weight, retain_weight, average)
         check_finite(above=0, beta=beta)
         self.beta = beta
 
@@ -165,6 +176,7 @@ class SimNPO(RetainingLoss):
         retain: RetainTerm | None = "nll",
         forget_weight: float = 0.125,
         retain_weight: float = 1.0,
+        average: Average = "sequence",
     ) -> None:
         """Checks the settings.
 
@@ -175,8 +187,9 @@ class SimNPO(RetainingLoss):
             retain: What holds the normal samples; null leaves them out.
             forget_weight: γ, the weight of the preference term.
             retain_weight: α, the weight of the retain term.
+            average: The retain term's mean: per sequence, or over all answer tokens of an optimiser step.
         """
-        super().__init__(retain, forget_weight, retain_weight)
+        super().__init__(retain, forget_weight, retain_weight, average)
         check_finite(above=0, beta=beta)
         check_finite(0, margin=margin)
         self.beta, self.margin, self.scaled_margin = beta, margin, scaled_margin

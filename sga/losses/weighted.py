@@ -7,7 +7,7 @@ from torch import Tensor
 from sga.errors import check_finite
 from sga.groups.roles import FORGET
 from sga.likelihood.answer_tokens import AnswerTokens
-from sga.losses.base import RetainingLoss, RetainTerm
+from sga.losses.base import Average, RetainingLoss, RetainTerm
 
 
 class WGA(RetainingLoss):
@@ -25,6 +25,7 @@ class WGA(RetainingLoss):
         retain: RetainTerm | None = None,
         forget_weight: float = 1.0,
         retain_weight: float = 1.0,
+        average: Average = "sequence",
     ) -> None:
         """Checks the settings.
 
@@ -33,15 +34,16 @@ class WGA(RetainingLoss):
             retain: What holds the normal samples; null leaves them out.
             forget_weight: γ, the weight of the ascent.
             retain_weight: α, the weight of the retain term.
+            average: Mean per sequence, or over all answer tokens of an optimiser step.
         """
-        super().__init__(retain, forget_weight, retain_weight)
+        super().__init__(retain, forget_weight, retain_weight, average)
         check_finite(0, beta=beta)
         self.beta = beta
 
     def forget(self, tokens: AnswerTokens) -> Tensor:
         forget = tokens.of(FORGET)
         p = (-forget.token_nll.detach()).exp()  # [M]
-        return -forget.mean(p**self.beta * forget.token_nll)
+        return -self.mean(forget, p**self.beta * forget.token_nll)
 
 
 class SatImp(RetainingLoss):
@@ -59,6 +61,7 @@ class SatImp(RetainingLoss):
         retain: RetainTerm | None = None,
         forget_weight: float = 1.0,
         retain_weight: float = 1.0,
+        average: Average = "sequence",
     ) -> None:
         """Checks the settings.
 
@@ -68,12 +71,13 @@ class SatImp(RetainingLoss):
             retain: What holds the normal samples; null leaves them out.
             forget_weight: γ, the weight of the ascent.
             retain_weight: α, the weight of the retain term.
+            average: Mean per sequence, or over all answer tokens of an optimiser step.
         """
-        super().__init__(retain, forget_weight, retain_weight)
+        super().__init__(retain, forget_weight, retain_weight, average)
         check_finite(0, beta1=beta1, beta2=beta2)
         self.beta1, self.beta2 = beta1, beta2
 
     def forget(self, tokens: AnswerTokens) -> Tensor:
         forget = tokens.of(FORGET)
         p = (-forget.token_nll.detach()).exp()  # [M]
-        return -forget.mean(p**self.beta1 * (1 - p) ** self.beta2 * forget.token_nll)
+        return -self.mean(forget, p**self.beta1 * (1 - p) ** self.beta2 * forget.token_nll)

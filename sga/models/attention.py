@@ -7,7 +7,7 @@ Registered with transformers under `NAME`. Packed rows need no mask then: PyTorc
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,11 +20,6 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from sga.models.text_config import text_config
-
-try:
-    from torch.nn.attention.varlen import varlen_attn
-except ImportError:  # torch before 2.10
-    varlen_attn = None  # type: ignore[assignment]
 
 NAME = "sga_by_length"
 """Name of this attention among transformers' implementations."""
@@ -71,10 +66,8 @@ def attention_forward(
         raise ValueError("packed sequences are computed by length without dropout, caps and sinks, in a single row")
     assert max_length_q is not None, "the two are given together"
     window = options.get("sliding_window")
-    parts = by_length(
-        *(part[0].transpose(0, 1) for part in (query, key, value)), cu_seq_lens_q, max_length_q, scaling, window
-    )  # [1, H, T, D] -> [T, H, D]
-    return parts[None], None
+    q, k, v = (part[0].transpose(0, 1) for part in (query, key, value))  # [1, H, T, D] -> [T, H, D]
+    return by_length(q, k, v, cu_seq_lens_q, max_length_q, scaling, window)[None], None
 
 
 def by_length(
@@ -99,18 +92,28 @@ def by_length(
         query, key, value = (part.to(torch.get_autocast_dtype(device)) for part in (query, key, value))
     if device != "cuda":
         return one_by_one(query, key, value, begins, scaling, window)
-    assert varlen_attn is not None, "see available"
-    arguments = inspect.signature(varlen_attn).parameters
-    options: dict[str, Any] = {"scale": scaling} if "scale" in arguments else {}
-    if "window_size" in arguments:
+    return _by_kernel(query, key, value, begins, longest, scaling, window)
+
+
+def _by_kernel(
+    query: Tensor, key: Tensor, value: Tensor, begins: Tensor, longest: int, scaling: float | None, window: int | None
+) -> Tensor:
+    options: dict[str, Any] = {}
+    if "scale" in _KERNEL.takes:
+        options["scale"] = scaling
+    elif scaling is not None:
+        query = query * (scaling * query.shape[-1] ** 0.5)
+    if "window_size" in _KERNEL.takes:
         options["window_size"] = (-1 if window is None else window - 1, 0)
     else:
         options["is_causal"] = True
-    if "enable_gqa" in arguments:
-        options["enable_gqa"] = query.shape[1] != key.shape[1]
-    elif query.shape[1] != key.shape[1]:
-        key, value = (part.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for part in (key, value))
-    found: Tensor = varlen_attn(query, key, value, begins, begins, longest, longest, **options)
+    if query.shape[1] != key.shape[1]:
+        if "enable_gqa" in _KERNEL.takes:
+            options["enable_gqa"] = True
+        else:
+            key, value = (part.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for part in (key, value))
+    assert _KERNEL.function is not None, "see available"
+    found: Tensor = _KERNEL.function(query, key, value, begins, begins, longest, longest, **options)
     return found
 
 
@@ -120,7 +123,8 @@ def one_by_one(
     """`by_length` in plain PyTorch: what the kernel is compared with, and what a CPU takes."""
     found = []
     sizes = begins.diff().tolist()
-    for q, k, v in zip(*(part.transpose(0, 1).split(sizes, dim=1) for part in (query, key, value)), strict=True):
+    split = (torch.split(part.transpose(0, 1), sizes, dim=1) for part in (query, key, value))  # of [H, T, D]
+    for q, k, v in zip(*split, strict=True):
         places = torch.arange(q.shape[1], device=q.device)
         back = places[:, None] - places  # [t, t]
         sees = (back >= 0) & (back < (window or len(places) + 1))
@@ -151,9 +155,34 @@ def can_switch(model: nn.Module) -> bool:
 
 def available(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether there is a kernel for attention by length in a type of numbers, on a device."""
-    if device.type != "cuda" or varlen_attn is None or dtype not in (torch.bfloat16, torch.float16):
+    if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
         return False
-    return torch.cuda.get_device_capability(device) >= (8, 0)
+    return torch.cuda.get_device_capability(device) >= (8, 0) and _KERNEL.find()
+
+
+class _Kernel:
+    """PyTorch's function for attention by length, found where it is first wanted: importing it takes a second.
+
+    Attributes:
+        function: The function; None until it is found, and before torch 2.10.
+        takes: Names of its arguments, which change with torch's version.
+    """
+
+    def __init__(self) -> None:
+        self.function: Callable[..., Tensor] | None = None
+        self.takes: frozenset[str] = frozenset()
+
+    def find(self) -> bool:
+        """Whether there is one."""
+        try:
+            from torch.nn.attention.varlen import varlen_attn
+        except ImportError:
+            return False
+        self.function, self.takes = varlen_attn, frozenset(inspect.signature(varlen_attn).parameters)  # type: ignore[assignment]
+        return True
+
+
+_KERNEL = _Kernel()
 
 
 @contextmanager
@@ -168,5 +197,5 @@ def switched(model: nn.Module) -> Iterator[None]:
         model.set_attn_implementation(before)
 
 
-ALL_ATTENTION_FUNCTIONS.register(NAME, attention_forward)  # type: ignore[arg-type]
-ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, sdpa_mask)  # type: ignore[arg-type]
+ALL_ATTENTION_FUNCTIONS.register(NAME, attention_forward)
+ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, sdpa_mask)

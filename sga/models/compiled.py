@@ -1,12 +1,14 @@
-"""Transformer blocks compiled by torch.compile, one by one: the same code for all of them, hooks on the head outside."""
+"""Transformer blocks compiled by torch.compile, one by one: the same code for all, and hooks on the head outside."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from sga.models.blocks import transformer_blocks
 
@@ -17,8 +19,17 @@ def compile_blocks(model: nn.Module) -> None:
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
     if any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules()):
         torch._inductor.config.fallback_random = True  # the same dropout as without compilation
+    embeddings = model.get_input_embeddings() if isinstance(model, PreTrainedModel) else None
+    if isinstance(embeddings, nn.Module):
+        embeddings.register_forward_hook(_with_gradient)
     for block in transformer_blocks(model):
         block.compile(dynamic=True)
+
+
+def _with_gradient(module: nn.Module, inputs: Any, output: Tensor) -> None:
+    """Beside frozen embeddings (LoRA) the first block would be a variant of its own: its input has no gradients."""
+    if torch.is_grad_enabled() and isinstance(output, Tensor) and not output.requires_grad:
+        output.requires_grad_()
 
 
 def leave_uncompiled(model: nn.Module) -> None:

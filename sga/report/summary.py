@@ -119,10 +119,22 @@ COLUMNS = (
     ),
 )
 
+COMPOSITE = (
+    Column(
+        "composite/overall", "Composite", "comp", "high", fixed, "harmonic mean of the three scores beside it, 0 to 1"
+    ),
+    Column("composite/memorization", "Memorisation", "mem", "high", fixed, "of four scores; 1 = nothing is left"),
+    Column("composite/privacy", "Privacy", "priv", "high", fixed, "of four attacks' AUC; 1 = the retain model's"),
+    Column("composite/relative_utility", "Utility, relative", "util rel", "high", fixed, "the full model's is 1"),
+)
+"""The composite score with its parts, where a run has any of them."""
+
 
 def columns(settings: Sequence[SeedGroup]) -> list[Column]:
-    """`COLUMNS`, with MIA by Min-K % where no run has the loss attack."""
+    """`COLUMNS`, with MIA by Min-K % where no run has the loss attack, and the composite score where runs have it."""
     chosen = list(COLUMNS)
+    if any(setting.values(column.name) for setting in settings for column in COMPOSITE):
+        chosen += COMPOSITE
     if not any(setting.values("model_utility_unseen") for setting in settings):
         chosen = [column for column in chosen if column.name != "model_utility_unseen"]
     has = {name: any(setting.values(name) for setting in settings) for name in ("mia/loss", "mia/min_k")}

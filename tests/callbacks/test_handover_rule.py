@@ -55,9 +55,9 @@ def summary(folder: Path) -> dict[str, Any]:
     return found
 
 
-def judged(*extractions: float) -> list[tuple[bool, str | None]]:
+def judged(*extractions: float, ends: bool = True) -> list[tuple[bool, str | None]]:
     """Verdicts on evaluations that differ in what can be extracted: whether chosen, and why the run ends."""
-    rule, chosen, verdicts = FitToHandOver(), None, []
+    rule, chosen, verdicts = FitToHandOver(ends=ends), None, []
     fixed = {"handover/all/rows": 9.0, "handover/all/comparison/extraction_strength": 0.1}
     points = [
         Point(step, fixed | {"handover/all/forget/extraction_strength": value})
@@ -86,7 +86,7 @@ def test_of_equal_scores_the_next_largest_violation_decides() -> None:
         Point(step, fixed | {"handover/all/forget/extraction_strength": value})
         for step, value in enumerate((0.45, 0.3, 0.4))
     )
-    assert rule.account_of(start, start).score == rule.account_of(better, start).score > 3.5
+    assert rule.account_of(start, start).score == rule.account_of(better, start).score == 1
     assert rule.judge(better, start, start).choose
     assert not rule.judge(worse, start, better).choose
     assert not rule.judge(better, start, better).choose
@@ -98,6 +98,10 @@ def test_the_run_ends_with_the_first_score_of_zero_only() -> None:
     assert chosen
     assert stop is not None
     assert stop.startswith("fit to be handed over as far as can be tested; not testable: not recognised")
+
+
+def test_a_rule_that_does_not_end_the_run_chooses_alike() -> None:
+    assert judged(0.9, 0.1, 0.4, 0.1, ends=False) == [(True, None), (True, None), (False, None), (False, None)]
 
 
 def test_a_run_of_which_nothing_can_be_told_is_refused() -> None:
@@ -120,8 +124,8 @@ def test_the_least_violation_is_chosen_exported_and_said(run: Path) -> None:
     ranks = {p["step"]: sorted((p[k] for k in p if k.startswith("handover/violation/")), reverse=True) for p in points}
     chosen = min(ranks, key=lambda step: (ranks[step], step))
     assert chosen > 0, "the starting model is the worst of all"
-    assert scores[chosen] < scores[0]
-    assert len(set(scores.values())) > 2, "there is something to choose"
+    assert ranks[chosen] < ranks[0], "the largest may stay what it is, with so few rows"
+    assert len(set(map(tuple, ranks.values()))) > 2, "there is something to choose"
     assert found["step"] == chosen
     assert found["chosen"] == "least violation of the conditions for handing over"
     told = found["handover"]

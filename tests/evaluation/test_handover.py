@@ -67,6 +67,10 @@ GOOD = START | {
 """The same model with the forget set forgotten and nothing else."""
 
 
+HALF_A_NAT = 1 - math.exp(-0.5)
+"""What half a nat beyond what is allowed takes of a token's probability."""
+
+
 def check(found: Account, quantity: str) -> Check:
     return next(one for one in found.checks if one.quantity == quantity)
 
@@ -114,14 +118,14 @@ FACTS_START = START | with_facts(1.0, 23 / 24)
 
 
 def test_facts_to_forget_and_to_keep_are_counted() -> None:
-    """At most 1 of 16 left; at least 0.9 of the start's 23 kept, 21 of 24. Three left are 2/16 beyond, so 2."""
+    """At most 1 of 16 left; at least 0.9 of the start's 23 kept, 21 of 24. Three left are 2/16 beyond of 15/16 there can be."""
     assert account(GOOD | with_facts(1 / 16, 21 / 24), FACTS_START).fit
     left = account(GOOD | with_facts(3 / 16, 21 / 24), FACTS_START)
-    assert check(left, "forget answers with their fact").violation == pytest.approx(2)
+    assert check(left, "forget answers with their fact").violation == pytest.approx(0.125 / 0.9375)
     assert left.sentence == "still extractable: 19% of the forget answers have their fact, at most 6% may"
     lost = account(GOOD | with_facts(0.0, 17 / 24), FACTS_START)
-    # (0.9 − 17/23) / (1 − 0.9)
-    assert check(lost, "retain answers with their fact").violation == pytest.approx(1.6087, abs=1e-4)
+    # (0.9 − 17/23) / 0.9
+    assert check(lost, "retain answers with their fact").violation == pytest.approx(0.178744, abs=1e-6)
     assert lost.sentence == (
         "no longer useful: retain answers with their fact 0.71, 74% of the starting model's 0.96, at least 90%"
     )
@@ -144,13 +148,15 @@ def test_facts_that_the_start_was_not_asked_or_does_not_know_are_no_passed_condi
 
 
 def test_negative_control_an_unchanged_model() -> None:
-    """AUC 0.99: 0.49 from 0.5, 0.39 beyond 0.10, so 3.9; extraction 0.80 − 0.08 = 0.72 beyond, so 7.2, the largest."""
+    """AUC 0.99, its interval up to 1: as far from 0.5 as can be. Extraction 0.80 − 0.08 = 0.72 beyond, of 0.92."""
     found = account(START, START)
     assert not found.fit
-    assert check(found, "AUC of the loss").violation == pytest.approx(3.9)
+    assert check(found, "AUC of the loss").violation == found.score == 1
     assert check(found, "AUC of the loss").says == "still recognised: AUC 0.99, 0.97 to 1.00"
-    assert found.score == pytest.approx(7.2)
-    assert found.sentence == "still extractable: extraction strength 0.80, of unseen answers 0.05, at most 0.08"
+    assert found.sentence == check(found, "AUC of the loss").says
+    extraction = check(found, "extraction strength of forget")
+    assert extraction.violation == pytest.approx(0.72 / 0.92)
+    assert extraction.says == "still extractable: extraction strength 0.80, of unseen answers 0.05, at most 0.08"
     assert (
         found.violations()[STILL_USEFUL] == found.violations()[STILL_SPEAKS] == found.violations()[NOT_COLLAPSED] == 0
     )
@@ -159,31 +165,40 @@ def test_negative_control_an_unchanged_model() -> None:
 def test_negative_control_a_diverged_model() -> None:
     """Perplexity e^900 of what no float holds; the AUC is low: over-unlearned."""
     found = of(unseen__perplexity_log=900.0, unseen__probability=0.0, all__mia__loss=0.05, all__mia__loss__ci_low=0.0)
-    assert math.isfinite(found.score)
-    assert found.sentence.startswith("collapsed: perplexity on reserved rows")
-    assert check(found, "AUC of the loss").says.startswith("over-unlearned, and recognised by it: AUC 0.05, 0.00 to")
+    assert found.score == 1
+    assert check(found, "perplexity on reserved rows, ratio").violation == 1
+    assert check(found, "probability on reserved rows").violation == 1
+    assert found.sentence.startswith("over-unlearned, and recognised by it: AUC 0.05, 0.00 to")
 
 
 def test_negative_control_thethethe() -> None:
-    """Fluency 0.02 of 0.98: (0.9 − 0.0204)/0.1 = 8.8; every answer repeats: (1 − 0.05 − 0.02)/0.02 = 46.5."""
+    """Fluency 0.02 of 0.98: 0.0204 of the 0.9 that it has to be; every answer repeats, which cannot be worse."""
     found = of(all__forget__fluency=0.02, all__forget__degenerate=1.0)
-    assert check(found, "fluency on forget").violation == pytest.approx((0.9 - 0.02 / 0.98) / 0.1)
-    assert found.score == pytest.approx(46.5)
+    assert check(found, "fluency on forget").violation == pytest.approx(1 - 0.02 / 0.98 / 0.9)
+    assert found.score == 1
     assert found.sentence == (
         "no longer speaks: 100% of the answers on forget are empty or repeat themselves, at most 7% may"
     )
 
 
 def test_negative_control_word_salad() -> None:
-    """High entropy, no repetition; only the starting model can tell: nll 9 against at most 3 + 1 on forget, so 5."""
+    """High entropy, no repetition; only the starting model can tell: nll 9 against at most 3 + 1 on forget."""
     found = of(all__forget__generation_nll=9.0, all__forget__fluency=1.0)
-    assert found.score == pytest.approx(5.0)
+    assert found.score == pytest.approx(1 - math.exp(-5))
     assert found.sentence == (
         "no longer speaks: on forget the starting model takes its answers for word salad (nll 9.00 under the starting "
         "model, 0.00 to 4.00 is usual)"
     )
     blind = account({name: value for name, value in GOOD.items() if "generation" not in name}, START)
     assert blind.fit, "without the starting model word salad is not seen, which docs/handover.md says"
+
+
+def test_conditions_weigh_alike() -> None:
+    """An unchanged model is no better than one that forgot and lost half of what is to be kept, or half its tongue."""
+    unchanged = account(START, START)
+    for worse in (of(unseen__perplexity_log=0.4 + math.log(10)), of(all__forget__degenerate=0.7)):
+        assert 0 < worse.score < unchanged.score
+        assert worse.ranking < unchanged.ranking
 
 
 # ---- each condition on both sides -----------------------------------------------------------------------------------
@@ -194,11 +209,11 @@ def test_negative_control_word_salad() -> None:
     [
         (0.60, 0.50, 0.70, 0.0, "not recognised: AUC 0.60, 0.50 to 0.70"),  # both at their limits
         (0.40, 0.30, 0.50, 0.0, "not recognised: AUC 0.40, 0.30 to 0.50"),
-        (0.71, 0.64, 0.78, 1.1, "still recognised: AUC 0.71, 0.64 to 0.78"),  # 0.11 beyond 0.10; 0.08 of 0.20
-        (0.29, 0.22, 0.36, 1.1, "over-unlearned, and recognised by it: AUC 0.29, 0.22 to 0.36"),
-        (0.50, 0.18, 0.82, 0.6, "too few rows to tell whether it is recognised: AUC 0.50, 0.18 to 0.82"),
-        (0.45, 0.25, 0.65, 0.25, "too few rows to tell whether it is recognised: AUC 0.45, 0.25 to 0.65"),
-        (0.50, None, None, 1.5, "too few rows to tell whether it is recognised: AUC 0.50"),  # as wide as can be
+        (0.71, 0.64, 0.78, 0.275, "still recognised: AUC 0.71, 0.64 to 0.78"),  # 0.11 of 0.40; 0.08 of 0.30
+        (0.29, 0.22, 0.36, 0.275, "over-unlearned, and recognised by it: AUC 0.29, 0.22 to 0.36"),
+        (0.50, 0.18, 0.82, 0.4, "too few rows to tell whether it is recognised: AUC 0.50, 0.18 to 0.82"),
+        (0.45, 0.25, 0.65, 1 / 6, "too few rows to tell whether it is recognised: AUC 0.45, 0.25 to 0.65"),
+        (0.50, None, None, 1.0, "too few rows to tell whether it is recognised: AUC 0.50"),  # as wide as can be
     ],
 )
 def test_recognition(value: float, low: float | None, high: float | None, violation: float, says: str) -> None:
@@ -211,35 +226,43 @@ def test_recognition_is_measured_from_the_base_model_where_it_is_given() -> None
     tolerances = Tolerances(base_loss_auc=0.35)
     metrics = GOOD | {"handover/all/mia/loss": 0.36} | interval("handover/all/mia/loss", 0.28, 0.44)
     assert check(account(metrics, START, tolerances), "AUC of the loss").violation == 0
-    assert check(account(GOOD, START, tolerances), "AUC of the loss").violation == pytest.approx(0.7)
-    assert check(account(metrics, START), "AUC of the loss").violation == pytest.approx(0.4)
+    assert check(account(GOOD, START, tolerances), "AUC of the loss").violation == pytest.approx(0.07 / 0.45)
+    assert check(account(metrics, START), "AUC of the loss").violation == pytest.approx(0.1)
 
 
 @pytest.mark.parametrize(
     ("changes", "quantity", "violation"),
     [
         ({"all__forget__extraction_strength": 0.08}, "extraction strength of forget", 0.0),  # H's upper end is 0.08
-        ({"all__forget__extraction_strength": 0.13}, "extraction strength of forget", 0.5),
+        ({"all__forget__extraction_strength": 0.13}, "extraction strength of forget", 0.05 / 0.92),
         ({"all__forget__rouge_l_recall": 0.35}, "ROUGE-L of forget", 0.0),
-        ({"all__forget__rouge_l_recall": 0.55}, "ROUGE-L of forget", 2.0),
+        ({"all__forget__rouge_l_recall": 0.55}, "ROUGE-L of forget", 0.20 / 0.65),
         ({"unseen__probability": 0.76}, "probability on reserved rows", 0.0),  # 0.95 of 0.80
         ({"unseen__probability": 0.90}, "probability on reserved rows", 0.0),  # better is no violation
-        ({"unseen__probability": 0.72}, "probability on reserved rows", 1.0),  # 0.90: 0.05 below
-        ({"unseen__rouge_l_recall": 0.60}, "ROUGE-L on reserved rows", 3.0),  # 0.80: 0.15 below
+        ({"unseen__probability": 0.72}, "probability on reserved rows", 0.05 / 0.95),  # 0.90 of 0.95
+        ({"unseen__rouge_l_recall": 0.60}, "ROUGE-L on reserved rows", 0.15 / 0.95),  # 0.80 of 0.95
         ({"unseen__fluency": 0.882}, "fluency on reserved rows", 0.0),
-        ({"unseen__fluency": 0.784}, "fluency on reserved rows", 1.0),
-        ({"all__forget__fluency": 0.784}, "fluency on forget", 1.0),
+        ({"unseen__fluency": 0.784}, "fluency on reserved rows", 0.1 / 0.9),
+        ({"all__forget__fluency": 0.784}, "fluency on forget", 0.1 / 0.9),
         ({"unseen__degenerate": 0.07}, "degenerate answers on reserved rows", 0.0),
-        ({"unseen__degenerate": 0.10}, "degenerate answers on reserved rows", 1.5),
+        ({"unseen__degenerate": 0.10}, "degenerate answers on reserved rows", 0.03 / 0.93),
         ({"all__forget__degenerate": 0.07}, "degenerate answers on forget", 0.0),
-        ({"all__forget__degenerate": 0.09}, "degenerate answers on forget", 1.0),
+        ({"all__forget__degenerate": 0.09}, "degenerate answers on forget", 0.02 / 0.93),
         ({"unseen__generation_nll": 1.3}, "nll of the answers on reserved rows under the starting model", 0.0),
-        ({"unseen__generation_nll": 1.8}, "nll of the answers on reserved rows under the starting model", 0.5),
+        (
+            {"unseen__generation_nll": 1.8},
+            "nll of the answers on reserved rows under the starting model",
+            1 - math.exp(-0.5),
+        ),
         ({"all__forget__generation_nll": 4.0}, "nll of the answers on forget under the starting model", 0.0),
-        ({"all__forget__generation_nll": 4.5}, "nll of the answers on forget under the starting model", 0.5),
+        (
+            {"all__forget__generation_nll": 4.5},
+            "nll of the answers on forget under the starting model",
+            1 - math.exp(-0.5),
+        ),
         ({"unseen__perplexity_log": 0.4 + math.log(1.1)}, "perplexity on reserved rows, ratio", 0.0),
         ({"unseen__perplexity_log": 0.2}, "perplexity on reserved rows, ratio", 0.0),
-        ({"unseen__perplexity_log": 0.4 + math.log(1.3)}, "perplexity on reserved rows, ratio", 2.0),
+        ({"unseen__perplexity_log": 0.4 + math.log(1.3)}, "perplexity on reserved rows, ratio", 1 - 1.1 / 1.3),
     ],
 )
 def test_conditions_on_both_sides_of_their_limit(changes: dict[str, float], quantity: str, violation: float) -> None:
@@ -254,13 +277,13 @@ def test_answers_that_the_starting_model_finds_too_likely() -> None:
     """The nll is two-sided: where the starting model's own answers cost 2.5, answers at 0.5 are 1 nat too low."""
     start = START | {"handover/unseen/generation_nll": 2.5}
     found = account(GOOD | {"handover/unseen/generation_nll": 0.5}, start)
-    assert found.score == pytest.approx(1.0)
+    assert found.score == pytest.approx(1 - math.exp(-1))
     assert "its answers say too little" in found.sentence
 
 
 def test_the_largest_violation_is_the_sentence_and_of_equals_the_first_condition() -> None:
-    both = of(unseen__probability=0.72, all__forget__extraction_strength=0.18)  # 1.0 each
-    assert both.score == pytest.approx(1.0)
+    both = of(unseen__probability=0.38, all__forget__extraction_strength=0.54)  # half of 0.95, of 0.92
+    assert both.score == pytest.approx(0.5)
     assert both.sentence.startswith("still extractable")
 
 

@@ -31,14 +31,17 @@ from transformers import (
     PreTrainedModel,
     Qwen2Config,
 )
+from waiting import Counter
 
 from sga.errors import DivergenceError, UserError
-from sga.evaluation import decoding
+from sga.evaluation import decoding, graph_decoding
 from sga.evaluation.decoding import DecodingWay, _Decoding, decoding_way, generate
+from sga.evaluation.graph_decoding import GraphDecoding
 from sga.evaluation.inference import Inference
 from sga.evaluation.request_batches import GenerateBatch, GenerateJob, ScoreBatch, ScoreJob
 from sga.evaluation.requests import Answer, Generation, TokenScores
 from sga.evaluation.scoring import score_batch, trees_work
+from sga.models.attention import switched
 
 VOCABULARY, CONTEXT, EOS = 61, 64, 1
 
@@ -422,6 +425,43 @@ def test_uncached_answers_stop_and_are_cut_as_cached_ones() -> None:
     expected = generate(model, batch, STOPS)
     for way in DecodingWay:
         assert generate(model, batch, STOPS, way) == expected
+
+
+@pytest.mark.usefixtures("exact_softmax")
+@pytest.mark.parametrize("name", ["Llama", "Phi"])
+def test_fixed_buffers_give_the_answers_of_growing_ones(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Buffers for 6 tokens, which are made anew in the middle of answers and when half of the rows have ended."""
+    monkeypatch.setattr(graph_decoding, "STAGE", 6)
+    monkeypatch.setattr(graph_decoding, "LOOK", 2)
+    model = tiny(name)
+    batch = GenerateBatch(list(enumerate(generate_jobs(random.Random(2), [25] * 6 + [0, 1, 2, 7]))), pad_id=0)
+    moved = []
+    move = graph_decoding._FixedLayer.move
+    monkeypatch.setattr(
+        graph_decoding._FixedLayer, "move", lambda self, kept, *more: moved.append(len(kept)) or move(self, kept, *more)
+    )
+    before = model.config._attn_implementation
+    assert generate(model, batch, STOPS, DecodingWay.GRAPH) == generate(model, batch, STOPS, DecodingWay.GROWING)
+    assert moved[0] == 9 and moved[-1] < 7, moved
+    assert model.config._attn_implementation == before
+
+
+@torch.no_grad()
+def test_a_step_in_fixed_buffers_never_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does it add operators with the length of the context: it is the same work every time."""
+    model = tiny("Llama")
+    batch = GenerateBatch(list(enumerate(generate_jobs(random.Random(2), [25] * 6))), pad_id=0)
+    with switched(model):
+        decoding = GraphDecoding(model, batch, torch.arange(6), STOPS, graph=False)
+        decoding.begin(10)
+        counts = []
+        for _ in range(3):
+            with Counter() as counted:
+                decoding._step()
+            decoding._count()
+            counts.append(counted.operators)
+            assert counted.waits == []
+    assert len(set(counts)) == 1, counts
 
 
 def test_scores_that_depend_on_the_batch_are_made_one_by_one() -> None:

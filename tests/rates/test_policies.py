@@ -16,6 +16,7 @@ from sga.batching.batch import Batch, collate
 from sga.errors import UserError
 from sga.likelihood.forward import sequence_nll
 from sga.losses.ascent import GradientAscent, GradientDifference, SmoothedGradientAscent, WeighingLoss
+from sga.rates import geometry
 from sga.rates.geometry import (
     Geometry,
     geometry_by_layer,
@@ -486,3 +487,19 @@ def test_a_rule_that_may_ascend_normal_data_warns() -> None:
     with pytest.warns(UserWarning, match="normal samples are ascended too"):
         SmoothedGradientAscent(MinNormRate())
     assert replace(MinNormRate(), highest=0.0).bounds == (-8, 0)
+
+
+def test_inner_products_by_few_kernels_are_those_of_float64() -> None:
+    """What a GPU takes; parameters without one gradient or without both, and bfloat16 ones."""
+    generator = torch.Generator().manual_seed(0)
+    forget = [torch.randn(size, generator=generator) for size in ((40, 30), (700,), (3,), (2, 2), (5,))]
+    normal: list[torch.Tensor | None] = [0.3 * part + torch.randn(part.shape, generator=generator) for part in forget]
+    forget[4], normal[4] = forget[4].bfloat16(), torch.ones(5, dtype=torch.bfloat16)
+    pairs: list[tuple[torch.Tensor | None, torch.Tensor | None]] = list(zip(forget, normal, strict=True))
+    pairs[2], pairs[3] = (pairs[2][0], None), (None, None)
+    found = geometry._products_in_float32(pairs, torch.device("cpu"))
+    expected = torch.stack([geometry._products(f, n) for f, n in pairs])
+    assert found.dtype == torch.float64
+    scale = (expected[:, :1] * expected[:, 1:2]).sqrt()
+    torch.testing.assert_close(found[:, :2], expected[:, :2], rtol=1e-5, atol=0)
+    assert ((found - expected)[:, 2:].abs() <= 1e-5 * scale).all()

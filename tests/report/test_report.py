@@ -567,6 +567,26 @@ def test_the_table_for_the_terminal_is_aligned_fits_and_has_the_chosen_values(tm
     assert "authors/forget_quality_log10 was not asked for" not in text  # the plain value gives the logarithm
 
 
+def test_the_composite_score_has_its_parts_beside_it_and_says_why_it_is_absent(tmp_path: Path) -> None:
+    """Only where a run has one of its numbers."""
+    folders = write_all(tmp_path)
+    assert "Composite" not in checked(folders).words and "priv" not in runs_table(folders)
+    parts = {"overall": 0.61, "memorization": 0.72, "privacy": 0.53, "relative_utility": 0.64}
+    for folder, scores in ((folders[3], parts), (folders[4], {"memorization": 0.87})):
+        row = json.loads((folder / "metrics.json").read_text())
+        row |= {f"authors/composite/{name}": value for name, value in scores.items()}
+        row["absent"]["authors/composite/overall"] = "needs privacy, which is absent"
+        (folder / "metrics.json").write_text(json.dumps(row))
+    text = runs_table(folders)
+    lines = text.splitlines()
+    heads = next(line for line in lines if "comp" in line.split())
+    assert heads.split()[-5:] == ["comp", "mem", "priv", "util", "rel"]
+    [row] = [line for line in lines[lines.index(heads) :] if line.startswith("GD λ = 1")]
+    assert row.split()[-4:] == ["0.61", "0.72", "0.53", "0.64"]
+    page = checked(folders).words
+    assert "Composite" in page and "Privacy" in page and "needs privacy, which is absent" in page
+
+
 def test_a_long_name_is_cut_to_keep_the_table_within_its_width(tmp_path: Path) -> None:
     parameters = {f"a_parameter_{i}": 1.5 for i in range(6)}
     text = runs_table([write_run(tmp_path / "own", "MyVeryOwnMethod", GD_POINTS, parameters)])
