@@ -20,8 +20,8 @@ _HEADING = ("attack", "before", "un- learned", "after the attack", "retained mod
 _SECTION = re.compile(r"\n*<!-- attacks -->.*<!-- end of attacks -->\n*", re.DOTALL)
 
 
-def attack_rows(findings: Sequence[Finding]) -> list[tuple[str, ...]]:
-    """Heading and rows: a mean each, those after the attack and of retained models with their 95 % intervals."""
+def attack_rows(findings: Sequence[Finding], intervals: bool = True) -> list[tuple[str, ...]]:
+    """Heading and rows: a mean each with its 95 % interval; without `intervals` the first two have none."""
 
     def cell(found: Estimate | None) -> str:
         return "" if found is None else str(found)
@@ -31,8 +31,7 @@ def attack_rows(findings: Sequence[Finding]) -> list[tuple[str, ...]]:
         *(
             (
                 one.attack,
-                f"{one.before.value:.2f}",
-                f"{one.unlearned.value:.2f}",
+                *(str(found) if intervals else f"{found.value:.2f}" for found in (one.before, one.unlearned)),
                 cell(one.after),
                 cell(one.retained),
                 "" if one.share is None else f"{one.share:.0%}",
@@ -50,7 +49,7 @@ def attack_lines(content: Mapping[str, Any], findings: Sequence[Finding]) -> lis
         return lines
     measures = ", ".join(dict.fromkeys(one.measure for one in findings))
     note = f"{measures} of {content['rows']} forget records, 0 to 1, with 95 % intervals"
-    table = fitted_table(attack_rows(findings), _WIDTH, texts=(0, 6), spare=2)
+    table = fitted_table(attack_rows(findings, intervals=False), _WIDTH, texts=(0, 6), spare=2)
     return [*lines, "", *table, textwrap.fill(note, _WIDTH)]
 
 

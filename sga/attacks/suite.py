@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers import PreTrainedModel
 
 from sga.attacks.answering import Row, answered_rows, sampled_recalls
 from sga.attacks.findings import Finding, finding, verdict
@@ -118,15 +119,20 @@ class Suite:
 
     def run(self, attacks: Sequence[str]) -> tuple[list[Finding], str | None]:
         """The findings, the one without any attack first, and why the unlearned model has diverged, or None."""
-        diverged = self._diverged()
+        asked, diverged = tuple(attacks), self._diverged()
         findings: list[Finding] = []
         try:
             findings.append(self._compared("none", "the exported model as it is", self._plain()))
-            for attack in attacks:
-                findings += self._findings(attack)
         except DivergenceError as error:
             diverged = diverged or str(error)
-        self.untried |= {name: "not asked for" for name in ATTACKS if name not in attacks}
+            self.untried |= dict.fromkeys(attacks, "the model has diverged")
+            attacks = ()
+        for attack in attacks:
+            try:
+                findings += self._findings(attack)
+            except DivergenceError as error:  # of the attacked model, or of a retained one: says nothing of the other
+                self.untried[attack] = f"a model breaks under it: {error}"
+        self.untried |= {name: "not asked for" for name in ATTACKS if name not in asked}
         return findings, diverged
 
     def _findings(self, attack: str) -> Iterator[Finding]:
@@ -168,6 +174,10 @@ class Suite:
 
     def _plain(self, records: Sequence[Record] | None = None) -> list[Prompted]:
         return self._asked(self.data.forget if records is None else records, plain_prompt)
+
+    def _tokens(self, records: Sequence[Record]) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+        """What results on records depend on: their tokens, so also the template."""
+        return [(one.prompt, one.answer) for one in self._plain(records)]
 
     def _rows(
         self, model: AttackedModel, name: str, asked: Sequence[Prompted], rounded: str | None = None
@@ -236,7 +246,8 @@ class Suite:
         if len(self.data.forget) < 4 or not self.data.retain:
             self.untried[attack] = "it takes 4 forget records, and a retain record"
             return
-        for share in self.settings.shares if attack == "relearn" else self.settings.shares[-1:]:
+        shares = self.settings.shares if attack == "relearn" else self.settings.shares[-1:]
+        for share in {len(relearned_and_rest(self.data.forget, one)[0]): one for one in shares}.values():
             learned, rest = relearned_and_rest(self.data.forget, share)
             name, count = f"{attack} {len(learned)}", len(learned)
             rate, last, control = self._strength(learned)
@@ -283,7 +294,7 @@ class Suite:
                         return {"probabilities": found, "rate": rate, "steps": steps}
             return {"probabilities": found, "rate": None}
 
-        settings = ([record.content for record in rows], first, self.settings.seed)
+        settings = (self._tokens(rows), first, self.settings.seed)
         found = self._kept(control, f"strength {len(rows)}", settings, make)
         if found["rate"] is None:
             return (
@@ -295,11 +306,15 @@ class Suite:
 
     def _learned(self, model: AttackedModel, rows: Sequence[Record], rate: float, steps: int) -> float:
         """Mean probability of rows that a model was trained on."""
-        network = model.load(self.device)
+        network = _as_float32(model.load(self.device))
         for _ in relearn(network, self.data.encoder, rows, rate, steps, self.settings.seed):
             pass
         asked = [replace(one, truth="") for one in self._plain(rows)]  # nothing is generated
-        return float(self._column(answered_rows(network, self.data.encoder, asked, 1), "probability").mean())
+        try:
+            found = answered_rows(network, self.data.encoder, asked, 1)
+        except DivergenceError:
+            return 0.0  # the rate is too high for it to learn anything
+        return float(self._column(found, "probability").mean())
 
     def _curve(
         self,
@@ -314,7 +329,7 @@ class Suite:
 
         def make(known: Mapping[str, Any], keep: Callable[[Any], None]) -> dict[str, Any]:
             points = dict(known.get("points", {}))
-            network = model.load(self.device)
+            network = _as_float32(model.load(self.device))  # small steps would round to nothing in bfloat16
             for step in relearn(network, self.data.encoder, learned, rate, steps[-1], seed):
                 if step in steps and str(step) not in points:
                     rows = partial(answered_rows, network, self.data.encoder)
@@ -326,7 +341,7 @@ class Suite:
             return {"points": points}
 
         settings = (
-            [one.content for one in (*learned, *rest)],
+            self._tokens((*learned, *rest)),
             len(learned),
             rate,
             steps,
@@ -452,6 +467,10 @@ class Suite:
         write_json(path, {**made, "done": True})
         self.say(f"  {model.role} {Path(model.name).name}: {name}, {duration(time.monotonic() - begun)}")
         return made
+
+
+def _as_float32(network: PreTrainedModel) -> PreTrainedModel:
+    return network.float()  # type: ignore[no-untyped-call, no-any-return]
 
 
 def report_content(suite: Suite, findings: Sequence[Finding], diverged: str | None) -> dict[str, Any]:

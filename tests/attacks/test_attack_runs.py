@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from sga.__main__ import main
 from sga.attacks import suite
 from sga.attacks.attack import AttackResult, attack_run
+from sga.attacks.models import AttackedModel
 from sga.attacks.relearning import looks
 from sga.attacks.suite import ATTACKS, AttackSettings
 from sga.errors import UserError
@@ -118,6 +120,46 @@ def test_without_a_retained_model_what_gives_answers_away_is_not_judged(unlearne
     words = {one.attack.split()[0]: one.word for one in found.findings}
     assert words["first-words"] == words["relearn"] == "not judged" and words["prefix"] != "not judged"
     assert any("holdout rows" in one.says for one in found.findings), "the strength is fixed by holdout rows"
+
+
+def test_a_model_that_an_attack_breaks_has_not_diverged_by_itself(
+    unlearned_run: Path, own_reference: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """Rounding that gives NaN is said of that attack; the others are made and judged all the same."""
+
+    def rounded(network: Any, precision: str) -> None:
+        if precision == "int8":
+            torch.nn.init.constant_(network.model.norm.weight, float("nan"))
+
+    monkeypatch.setattr(suite, "quantize", rounded)
+    found, _ = attacked(unlearned_run, own_reference, tmp_path, attacks=("int8", "nf4"))
+    assert found.content["diverged"] is None and [one.attack for one in found.findings] == ["none", "nf4"]
+    assert "NaN" in found.content["untried"]["int8"]
+
+
+def test_relearning_is_in_float32_and_a_share_that_stands_twice_is_made_once(
+    unlearned_run: Path, own_reference: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """Weights in pure bfloat16 would hardly learn, and the control with them."""
+    kinds, relearn = set(), suite.relearn
+
+    def noted(network: Any, *arguments: Any) -> Any:
+        kinds.add(network.dtype)
+        return relearn(network, *arguments)
+
+    monkeypatch.setattr(suite, "relearn", noted)
+    load = AttackedModel.load
+    monkeypatch.setattr(AttackedModel, "load", lambda model, device: load(model, device).to(torch.bfloat16))
+    settings = AttackSettings(steps=1, rate=1e-3, shares=(0.2, 0.2))
+    some = {"attacks": ("relearn",), "settings": settings, "output": tmp_path, "say": lambda _: None}
+    found = attack_run(unlearned_run, [str(own_reference)], **some)
+    assert kinds == {torch.float32} and len(found.findings) == 2
+
+
+def test_the_page_has_intervals_of_all_four_columns(whole: AttackResult) -> None:
+    table = whole.page.read_text(encoding="utf-8")
+    for one in whole.findings:
+        assert all(str(found) in table for found in (one.before, one.unlearned, one.after, one.retained))
 
 
 def test_looks() -> None:
