@@ -26,6 +26,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from sga.callbacks.book import BookContinuations
 from sga.callbacks.checkpoints import RunCheckpoints
+from sga.callbacks.composite import Composite
 from sga.callbacks.evaluator import Evaluator
 from sga.callbacks.export import HuggingFaceExport
 from sga.callbacks.first_looks import FirstLooks
@@ -75,6 +76,7 @@ class UnlearningCLI(LightningCLI):
         parser.add_lightning_class_args(Memorization, "memorization")
         parser.add_lightning_class_args(Perplexity, "perplexity")
         parser.add_lightning_class_args(Fluency, "fluency")
+        parser.add_lightning_class_args(Composite, "composite")  # after those whose metrics it takes
         parser.add_lightning_class_args(MUSE, "muse")
         parser.add_lightning_class_args(BookContinuations, "book")
         parser.add_lightning_class_args(Harness, "harness")
