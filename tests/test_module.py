@@ -359,6 +359,9 @@ def test_metrics_have_their_names_and_are_finite(run_folder: tuple[Path, Unlearn
     means |= {f"perplexity/{name}{log}" for name in texts for log in ("", "/log")}
     single = {"own/ks_statistic", "own/ks_n", "own/forget_quality", "own/forget_quality_log10"}
     single |= {"own/privleak_reference_auc"}
+    attacks = {f"s_{attack}" for attack in ("loss", "zlib", "min_k", "min_k_plus_plus")}
+    composite = {"overall", "memorization", "privacy", "utility", "relative_utility", "ngram_fluency", *attacks}
+    single |= {f"own/composite/{part}" for part in (*composite, "paraphrase_probability", "correct_share")}
     for point in points:
         with_interval = {name for name in means if f"{name}/ci_low" in point}  # not where every row is the same
         expected = single | means | {f"{name}/ci_{end}" for name in with_interval for end in ("low", "high")}
