@@ -120,6 +120,8 @@ def _own_row(row: Mapping[str, Any], where: str, part: Part) -> dict[str, Any]:
         for name in (*SHARES, *MEMBERSHIP, "reference_each", "tokens"):
             if row.get(name) is not None:
                 values[name] = checked(name, row[name])
+        if isinstance(row.get("normal"), bool):
+            values["normal"] = row["normal"]
         if not values.get("perturbed_nll") and row.get("log_truth_ratio") is not None:
             values["log_truth_ratio"] = checked("log_truth_ratio", row["log_truth_ratio"])
     return values

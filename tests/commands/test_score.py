@@ -551,6 +551,7 @@ def test_a_finished_run_scores_as_it_was_evaluated(finished_run, tmp_path):
     of_normals = ("perplexity/normal", "normals/")
     expected = {name: value for name, value in own.items() if "/" in name and not name.startswith(of_normals)}
     assert len(expected) > 60
+    assert set(found) == set(expected)
     assert found == pytest.approx(expected, rel=1e-9, abs=1e-12)
 
 
