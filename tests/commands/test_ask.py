@@ -165,7 +165,7 @@ def test_configurations_are_listed_and_copied(tmp_path: Path, capsys: pytest.Cap
     capsys.readouterr()
     for name, said in (
         ("demo/demo", "is there already"),
-        ("demo/dmeo", "did you mean demo/demo?"),
+        ("demo/dmeo", "did you mean demo/demo"),
         ("sga", "may be any of"),
     ):
         assert main(["config", "copy", name, f"--to={tmp_path}"]) == 2
