@@ -19,7 +19,7 @@ from architectures import small_model
 from conftest import SMALL_LLAMA, TinyNetwork
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sga import losses
+from sga import GradientAscent, Loss
 from sga.__main__ import main
 from sga.batching.batch import Batch, collate
 from sga.batching.encoding import Encoded
@@ -336,7 +336,7 @@ def test_r_and_lambda_are_each_other_s_inverse(rate: float) -> None:
 TAKEN = Sample(taken=32, available=100, chunks=32, group_size=K, batch_size=8, seed=0)
 
 
-def sentences(sample: Gram, loss: losses.Loss | None = None, taken: Sample = TAKEN) -> str:
+def sentences(sample: Gram, loss: Loss | None = None, taken: Sample = TAKEN) -> str:
     estimator = Estimator(len(sample.sizes), taken.batch_size, Bootstrap(resamples=200))
     return "\n".join(advice.advice(estimator.geometry(sample), estimator.rules(sample, rules([0, 0.5])), taken, loss))
 
@@ -365,7 +365,7 @@ def test_the_configured_rate_is_held_against_what_keeps_the_normal_loss_level() 
     assert "r = −0.80 (λ = 0.38) is a margin_lambda with m = −0.4" in sentences(sample, SmoothedGradientAscent(-0.8))
     assert "normal loss rises at these weights" in sentences(sample, SmoothedGradientAscent(-0.8))
     assert "normal loss falls at these weights" in sentences(sample, GradientDifference(1.5))
-    for loss in (None, GradientDifference(MarginWeight()), losses.GradientAscent()):
+    for loss in (None, GradientDifference(MarginWeight()), GradientAscent()):
         assert "The configuration's" not in sentences(sample, loss)
 
 
