@@ -518,9 +518,10 @@ def test_validating_the_exported_model_gives_the_last_evaluation_of_the_run(
     )
     [found] = metrics(tmp_path / "v")
     *_, expected = metrics(folder)
-    assert found.keys() == expected.keys()
+    of_the_start = {f"own/composite/{part}" for part in ("relative_utility", "ngram_fluency", "utility", "overall")}
+    assert found.keys() == expected.keys() - of_the_start, "only a training run knows its starting model"
     for name, value in expected.items():
-        if name not in ("step", "epoch"):
+        if name not in {"step", "epoch"} | of_the_start:
             assert found[name] == pytest.approx(value, rel=1e-6), name
     first = metrics(folder)[0]
     assert found["own/forget/avg_nll"] != pytest.approx(first["own/forget/avg_nll"], rel=1e-3)

@@ -30,7 +30,7 @@ numbers = st.from_regex(r"-?(0|[1-9][0-9]{0,400})(\.[0-9]{1,40})?([eE][+-]?[0-9]
 other_values = st.one_of(
     numbers, st.sampled_from(["null", "true", '"\\ud800"', "[{}, [1]]", "1e999", "-0", '{"a": 1}'])
 )
-NAMES = ("question", "answer", "text", "paraphrased_answer", "perturbed_answer")
+NAMES = ("question", "answer", "text", "paraphrased_question", "paraphrased_answer", "perturbed_answer")
 others = st.dictionaries(plain.filter(lambda name: name not in NAMES), other_values, max_size=4)
 
 

@@ -118,7 +118,7 @@ FACTS_START = START | with_facts(1.0, 23 / 24)
 
 
 def test_facts_to_forget_and_to_keep_are_counted() -> None:
-    """At most 1 of 16 left; at least 0.9 of the start's 23 kept, 21 of 24. Three left are 2/16 beyond of 15/16 there can be."""
+    """At most 1 of 16 left; at least 0.9 of the start's 23 kept, 21 of 24. Three left: 2/16 of 15/16 beyond."""
     assert account(GOOD | with_facts(1 / 16, 21 / 24), FACTS_START).fit
     left = account(GOOD | with_facts(3 / 16, 21 / 24), FACTS_START)
     assert check(left, "forget answers with their fact").violation == pytest.approx(0.125 / 0.9375)
