@@ -13,7 +13,7 @@ from sga.attacks.findings import Estimate, Finding
 from sga.evaluation.table import fitted_table
 from sga.files import write_text
 from sga.report.charts import Curve, panel, style_of, swatch
-from sga.report.style import document
+from sga.report.style import document, numbers_table
 
 _WIDTH = 80
 _HEADING = ("attack", "before", "un- learned", "after the attack", "retained models", "comes back", "")
@@ -84,7 +84,8 @@ def attack_page(content: Mapping[str, Any], findings: Sequence[Finding]) -> str:
     body = [
         f'<header><h1>{escape(title)}</h1><p class="small">{escape(models)}</p></header>',
         f'<ul class="conclusions">{sentences}</ul>',
-        f'<section><h2>Attacks</h2>{_table(attack_rows(findings))}<p class="small">Means over forget records, 0 to 1, '
+        f'<section><h2>Attacks</h2>{numbers_table(_whole_words(attack_rows(findings)))}'
+        '<p class="small">Means over forget records, 0 to 1, '
         "with 95 % bootstrap intervals. What comes back is the share of what unlearning took, 0 % where the attacked "
         "model says no more than retained models under the same attack (without one, than itself without it).</p>"
         f"<dl>{says}</dl></section>",
@@ -100,7 +101,7 @@ def attack_page(content: Mapping[str, Any], findings: Sequence[Finding]) -> str:
             )
             others.append((one.attack, name, *cells))
     if len(others) > 1:
-        body.append(f"<section><h2>Other measures</h2>{_table(others)}</section>")
+        body.append(f"<section><h2>Other measures</h2>{numbers_table(others)}</section>")
     body.append(
         f'<footer><p class="small">{escape(settings)}. This page quotes no question and no answer.</p></footer>'
     )
@@ -125,14 +126,7 @@ def _height(point: Mapping[str, Any], measure: str) -> float:
     return float(point["leak"] if "leak" in point else point["rest"][measure])
 
 
-def _table(rows: Sequence[Sequence[str]]) -> str:
+def _whole_words(rows: Sequence[Sequence[str]]) -> list[Sequence[str]]:
+    """The table without the breaks that its head has for the terminal's narrow columns."""
     head, *body = rows
-    top = "".join(f'<th scope="col">{escape(cell.replace("un- ", "un"))}</th>' for cell in head)
-    lines = "".join(
-        f'<tr><th scope="row">{escape(name)}</th>{"".join(f"<td>{escape(cell)}</td>" for cell in cells)}</tr>'
-        for name, *cells in body
-    )
-    return (
-        f'<div class="scroll" tabindex="0"><table class="numbers"><thead><tr>{top}</tr></thead>'
-        f"<tbody>{lines}</tbody></table></div>"
-    )
+    return [[cell.replace("un- ", "un") for cell in head], *body]

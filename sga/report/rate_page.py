@@ -11,7 +11,7 @@ from sga.rates.policies import MinNormRate
 from sga.rates.smoothing import equivalent_normal_weight
 from sga.report.charts import ReferenceLine, Span, Style, interval_chart, swatch
 from sga.report.rate_advice import SYMBOLS, with_interval
-from sga.report.style import document
+from sga.report.style import document, numbers_table
 
 Rows = Sequence[Sequence[str]]
 
@@ -65,7 +65,7 @@ def rate_page(
             "weight of the normal samples beside an ascent of weight 1, with 95 % bootstrap intervals over groups. "
             "r = −1 is what the paper's rate gives without information, λ = 1 the limit r → −∞ and gradient "
             "difference; only margin_lambda goes beyond it. min_norm is not drawn: it ascends the normal samples."
-            f"</figcaption></figure>{_table(tables[0])}</section>",
+            f"</figcaption></figure>{numbers_table(tables[0])}</section>",
             f"<section><h2>Layers</h2><figure>{legend}"
             + _layers_chart(
                 layers,
@@ -82,8 +82,8 @@ def rate_page(
                 "ratios",
             )
             + "<figcaption>What a rule would read if a layer were all there is. One rate is set for all of them: "
-            f"the sums of inner products count, not the mean of these numbers.</figcaption></figure>{_table(tables[1])}"
-            "</section>",
+            f"the sums of inner products count, not the mean of these numbers.</figcaption></figure>"
+            f"{numbers_table(tables[1])}</section>",
         ],
     )
 
@@ -126,16 +126,3 @@ def _bounds(values: Sequence[float], lowest: float, highest: float) -> tuple[flo
     finite = [min(max(value, lowest), highest) for value in values if not math.isinf(value)]
     room = 0.04 * (max(finite) - min(finite))
     return min(finite) - room, max(finite) + room
-
-
-def _table(rows: Rows) -> str:
-    head, *body = rows
-    top = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in head)
-    lines = "".join(
-        f'<tr><th scope="row">{escape(name)}</th>{"".join(f"<td>{escape(cell)}</td>" for cell in cells)}</tr>'
-        for name, *cells in body
-    )
-    return (
-        f'<div class="scroll" tabindex="0"><table class="numbers"><thead><tr>{top}</tr></thead>'
-        f"<tbody>{lines}</tbody></table></div>"
-    )

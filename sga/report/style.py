@@ -128,3 +128,21 @@ def document(title: str, body: Sequence[str]) -> str:
         + "\n".join(body)
         + "\n</main>\n</body>\n</html>\n"
     )
+
+
+def numbers_table(rows: Sequence[Sequence[str]]) -> str:
+    """HTML of a table of numbers: the first row is its head, the first cell of each other row names it.
+
+    Args:
+        rows: Texts of the cells, not yet escaped.
+    """
+    head, *body = rows
+    top = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in head)
+    lines = "".join(
+        f'<tr><th scope="row">{escape(name)}</th>{"".join(f"<td>{escape(cell)}</td>" for cell in cells)}</tr>'
+        for name, *cells in body
+    )
+    return (
+        f'<div class="scroll" tabindex="0"><table class="numbers"><thead><tr>{top}</tr></thead>'
+        f"<tbody>{lines}</tbody></table></div>"
+    )
