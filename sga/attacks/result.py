@@ -84,7 +84,7 @@ def attack_page(content: Mapping[str, Any], findings: Sequence[Finding]) -> str:
     body = [
         f'<header><h1>{escape(title)}</h1><p class="small">{escape(models)}</p></header>',
         f'<ul class="conclusions">{sentences}</ul>',
-        f'<section><h2>Attacks</h2>{numbers_table(_whole_words(attack_rows(findings)))}'
+        f"<section><h2>Attacks</h2>{numbers_table(_whole_words(attack_rows(findings)))}"
         '<p class="small">Means over forget records, 0 to 1, '
         "with 95 % bootstrap intervals. What comes back is the share of what unlearning took, 0 % where the attacked "
         "model says no more than retained models under the same attack (without one, than itself without it).</p>"
