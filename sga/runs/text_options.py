@@ -7,17 +7,21 @@ from typing import Any
 from jsonargparse._typehints import ActionTypeHint
 from lightning.pytorch.cli import LightningArgumentParser
 
+from sga import _PUBLIC
+
 
 class _Raw(str):
     """A value of an option's own option, which jsonargparse, looking into plain strings alone, leaves as it is."""
 
 
 class _Option(ActionTypeHint):
-    """An option that, where it is text, is the text itself, and not what YAML makes of it."""
+    """An option that, where it is text, is that text, and not what YAML makes of it; classes go by short names."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if len(args) == 4 and isinstance(args[2], str):
             parser, config, value, name = args
+            if value in _PUBLIC and ActionTypeHint.is_subclass_typehint(self._typehint):  # type: ignore[no-untyped-call]
+                args = (parser, config, f"sga.{value}", name)  # jsonargparse sees subclasses of imported modules alone
             inner = any(str(name).startswith(f"{option}.") for option in self.option_strings)
             if inner and ActionTypeHint.is_subclass_typehint(self._typehint):  # type: ignore[no-untyped-call]
                 args = (parser, config, _Raw(value), name)  # the parser of the class knows its type
