@@ -303,8 +303,7 @@ def add_membership(
 
 
 def _average_over_references(evaluation: Evaluation, name: str) -> None:
-    """Replaces the AUC of the score ``reference`` by the mean of its AUCs against each reference, where rows have them.
-    """
+    """Replaces the AUC of the score ``reference`` by the mean of its AUCs against each reference, if rows have them."""
     members, others = (evaluation.lists(side, "reference_each") for side in ("forget", "holdout"))
     if not members or not others:
         return
