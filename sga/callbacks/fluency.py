@@ -1,4 +1,4 @@
-"""Fluency: whether the greedy answers of the forget set and of the reserved rows are still language."""
+"""Fluency: are the greedy answers to the forget questions and the reserved rows still language?"""
 
 from __future__ import annotations
 
@@ -27,24 +27,24 @@ from sga.models.sharding import is_sharded
 from sga.runs.starting_model import StartingModel
 
 _ROWS = 8
-"""Answers that the starting model scores in one pass."""
+"""Number of answers that the starting model scores in one forward pass."""
 
 
 class Fluency(EvaluationCallback):
-    """N-gram entropy of greedy answers, shares of empty and of repeating ones, and their nll under the starting model.
+    """N-gram entropy of greedy answers, shares of empty and repeating ones, and their nll under the starting model.
 
-    Of the forget set and of the reserved rows. The answers are those that model utility generates.
+    Computed on the forget set and the reserved rows, from the answers that model utility generates.
     """
 
     def __init__(self, tokens: int = 32, starting_model: str | None = None) -> None:
         """Checks the settings.
 
         Args:
-            tokens: Number of tokens of each answer that its n-gram entropy is taken of, at least 4.
-            starting_model: Where to load the starting model from, a second time, to score the answers with it: ``own``
-                for what the run starts from, or a folder or name on the Hub, for `sga validate` of a finished model.
-                Takes the memory of one more copy of the weights. null: only runs with LoRA have the nll under the
-                starting model; their adapter is switched off, as for ``own``, which takes no memory.
+            tokens: Number of tokens at the beginning of each answer that the n-gram entropy is computed on, at least 4.
+            starting_model: Source of a second copy of the starting model, which scores the answers: ``own`` for the
+                model that the run starts from, or a folder or name on the Hub, for `sga validate` of a finished model.
+                It takes the memory of one more copy of the weights. With null only LoRA runs have the nll under the
+                starting model: they switch their adapter off, which takes no memory (``own`` does the same there).
         """
         if tokens < 4:
             raise UserError(f"tokens must be at least 4, the shortest that has two 3-grams, got {tokens}")
@@ -56,7 +56,7 @@ class Fluency(EvaluationCallback):
         self._starting: nn.Module | None = None
 
     def settings(self) -> dict[str, str]:
-        return {} if self.tokens == 32 else {"fluency_tokens": str(self.tokens)}  # as logs that do not say had
+        return {} if self.tokens == 32 else {"fluency_tokens": str(self.tokens)}  # older logs leave out the 32
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         callbacks = trainer.callbacks  # type: ignore[attr-defined]
@@ -74,7 +74,7 @@ class Fluency(EvaluationCallback):
 
     def evaluate(self, data: EvaluationData, answers: Answers, evaluation: Evaluation) -> None:
         if all(record.is_text for record in data.sets.get("forget", ())):
-            return  # benchmarks of plain text have no questions, and so no answers
+            return  # benchmarks of plain text have no questions to answer
         for name in FLUENCY_SETS:
             prefix = f"{evaluation.name}/{name}"
             asked = self._asked(data.sets.get(name, ()))
@@ -120,13 +120,13 @@ class Fluency(EvaluationCallback):
         for (record, _), total, length in zip(spoken, totals, lengths, strict=True):
             evaluation.row(name, record)["generation_nll"] = total / length
         nll = np.array(totals)
-        # The rows are those with an answer: not the resamples of the set.
+        # Only rows with an answer count, so they have resamples of their own.
         of = f"{name}/answered"
         draws = None if evaluation.bootstrap is None else evaluation.bootstrap.ratios(of, nll, lengths)
         evaluation.add(metric, float(nll.sum() / lengths.sum()), draws, {of: len(nll)})
 
     def _starting_network(self) -> tuple[nn.Module | None, str]:
-        """The starting model, or why there is none."""
+        """The starting model and an empty text, or None and the reason why there is none."""
         module = self._module
         if self.starting_model in (None, "own") and not self._trains:
             return None, "only a run that trains knows its starting model; name it (--fluency.starting_model)"
@@ -145,13 +145,13 @@ class Fluency(EvaluationCallback):
         return self._starting, ""
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        self._starting = None  # its memory goes back
+        self._starting = None  # frees its memory
 
     def _total_nll(self, network: nn.Module, sequences: Sequence[Encoded]) -> list[float]:
         """Negative log-likelihood of each answer under the starting model, in nats, summed over its tokens.
 
-        Computed in every process, because weights in parts need all of them; all take the first one's. A rule decides
-        by it, and where one process chose otherwise for a last bit, the others would wait for it to save.
+        Every process computes, because sharded weights need all of them, and all use the first one's values: a stopping
+        rule decides by them, and if rounding made one process choose otherwise, the others would wait for it forever.
         """
         module, model = self._module, StartingModel(network)
         order = sorted(range(len(sequences)), key=lambda index: len(sequences[index].ids))
@@ -168,7 +168,7 @@ class Fluency(EvaluationCallback):
 
 
 def _parts(generation: Generation, length: int) -> dict[str, float]:
-    # An answer of special tokens or white space alone is none, whatever its number of tokens.
+    # An answer of special tokens or white space alone is empty, whatever its number of tokens.
     empty, repeated = not generation.text.strip(), repeats_ngram(generation.ids)
     return {
         "fluency": 0.0 if empty else fluency(generation.ids, length),
