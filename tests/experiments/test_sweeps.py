@@ -335,6 +335,7 @@ def pretend(place: Path) -> Outcome:
         for step in (0, 2, 4)
     ]  # fmt: skip
     (place / "run.json").write_text(json.dumps(info), encoding="utf-8")
+    (place / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
     (place / "metrics.jsonl").write_text("".join(json.dumps(p) + "\n" for p in points), encoding="utf-8")
     chosen = {"chosen": "the last evaluation", **points[-1], "frontier_area": score, "tokens": 1200, "absent": {}}
     (place / "metrics.json").write_text(json.dumps(chosen), encoding="utf-8")
@@ -647,6 +648,7 @@ def left(folder: Path, auc: float, privleak: float, probability: float, referenc
     (folder / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
     (folder / "metrics.jsonl").write_text(json.dumps({**metrics, "chosen": None}) + "\n", encoding="utf-8")
     (folder / "rows.jsonl").write_text("", encoding="utf-8")
+    (folder / "task.json").write_text(json.dumps({"peak_memory_bytes": 1}), encoding="utf-8")
     (folder / "config.yaml").write_text(yaml.safe_dump({"evaluation": {"reference": reference}}), encoding="utf-8")
     return folder
 
