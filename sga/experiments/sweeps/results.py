@@ -25,7 +25,8 @@ COSTS = ("seconds", "tokens", "peak_memory_bytes", "peak_gpu_memory_bytes")
 WRITTEN_DIGITS = 3
 """Decimals of a mean on the page; means that are written alike count as equal."""
 _REFERENCE_IS_BEST = ("privleak", "verbmem", "knowmem_forget")
-_FORGET_SHARES = ("probability", "rouge_l_recall", "exact_memorization", "extraction_strength")
+_FORGET_SHARES = ("probability", "rouge_l_recall", "exact_memorization", "extraction_strength", "bleu")
+_PER_CENT = (*_REFERENCE_IS_BEST, "bleu")
 
 
 @dataclass(frozen=True)
@@ -219,7 +220,7 @@ def side_of_reference(folder: Path, name: str) -> str:
     if isinstance(value, str):
         return ""
     reference = reference_value(finished_run(folder), name)
-    near = 10.0 if last in _REFERENCE_IS_BEST else 0.1
+    near = 10.0 if last in _PER_CENT else 0.1
     if isinstance(reference, str) or abs(value - reference) <= near:
         return ""
     return "over-unlearned" if (value > reference) == (last == "privleak") else "under-unlearned"
