@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import json
 import math
@@ -26,6 +27,7 @@ from sga.callbacks.evaluator import Evaluator, evaluation_of, evaluator_of, pred
 from sga.callbacks.export import HuggingFaceExport
 from sga.callbacks.room import check_room
 from sga.callbacks.stopping import Stopping
+from sga.data.records import Benchmark
 from sga.errors import UserError
 from sga.evaluation.aggregation import UTILITY_UNSEEN
 from sga.evaluation.evaluation import Evaluation
@@ -37,6 +39,7 @@ from sga.groups.similarity import similarity_of_normals
 from sga.losses.base import Loss
 from sga.rates.geometry import Geometry, paper_rate, total
 from sga.runs.folder import RunFolder
+from sga.runs.provenance import command, commit
 from sga.runs.restart import clear_start, only_begun, reserved_ids
 
 _TEXTS = ("generation", "answer_tokens")
@@ -156,7 +159,10 @@ class RunFiles(pl.Callback):
                 "retain_records": len(data.benchmark.training["retain"]),
                 "reserved": reserved_ids(data.benchmark),
                 "evaluation": data.evaluation_data(every_row=stage == "test").settings,
+                "data_sha256": _data_hashes(data.benchmark),
                 "versions": versions(),
+                "commit": commit(),
+                "command": command(),
                 "device": _device(trainer),
                 "processes": trainer.world_size,
             },
@@ -332,6 +338,14 @@ def _parameters(trainer: pl.Trainer, loss: Loss | None) -> dict[str, Any]:
         arguments |= {} if loss.mean_over == "sequence" else {"average": loss.mean_over}
     return {
         name: value if _has_json_form(value) else str(getattr(loss, name, value)) for name, value in arguments.items()
+    }
+
+
+def _data_hashes(benchmark: Benchmark) -> dict[str, str]:
+    """SHA-256 of the training records by set, in order: says whether two runs had the same data, and none of it."""
+    return {
+        name: hashlib.sha256("".join(map(record_hash, records)).encode()).hexdigest()
+        for name, records in benchmark.training.items()
     }
 
 

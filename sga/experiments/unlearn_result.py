@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from sga.data.records import Record
 from sga.evaluation.handover import Account, Check, account, reported_part
@@ -18,6 +17,7 @@ from sga.experiments.unlearn_recipe import Recipe
 from sga.files import write_text
 from sga.report.own_data import AnswerPair, OwnDataReport, token_changes
 from sga.runs.folder import Run
+from sga.runs.model_card import model_card
 
 _WIDTH = 80
 _SHOWN = 5
@@ -90,7 +90,7 @@ class UnlearnResult:
             [self.start, training, self.final],
         )
         page.write(self.report)
-        write_text(self.model / "README.md", self.card(recipe, records))
+        write_text(self.model / "README.md", self.card(records))
 
     # ---- the table ---------------------------------------------------------------------------------------------
 
@@ -167,51 +167,21 @@ class UnlearnResult:
 
     # ---- the card ----------------------------------------------------------------------------------------------
 
-    def card(self, recipe: Recipe, records: UnlearningRecords) -> str:
+    def card(self, records: UnlearningRecords) -> str:
         """The model card: what was forgotten (numbers, no texts), how, with what result, what was not tested."""
-        info, chosen = self.training.info, self.training.chosen
         counts = ", ".join(f"{len(rows)} {name}" for name, rows in records.sets.items())
         heading, *rows = self.table()
-        table = ["| quantity | " + " | ".join(heading[1:-1]) + " | change |", "|" + "---|" * len(heading)]
-        table += ["| " + " | ".join(cell.replace("|", "/") for cell in row) + " |" for row in rows]
-        untested = [f"- {check.says}" for check in self.account.checks if check.value is None]
-        settings = {**info["parameters"], "group size K": info["group_size"], "alternatives": info["alternatives"]}
-        settings |= {"seed": info["seed"], "adapter rank": recipe.rank or "none, all weights", "recipe": recipe.name}
-        settings["optimiser"] = _flat(self.training.config["model"]["optimizer"])
-        settings["batch size"] = self.training.config["data"]["batch_size"]
-        settings["step"] = f"{chosen['step']} of {self.training.evaluations[-1]['step']}"
-        return "\n".join(
-            [
-                "---",
-                "library_name: transformers",
-                "tags: [machine-unlearning]",
-                "---",
-                f"# Unlearned by {recipe.method}",
-                "",
-                f"**{'' if self.account.fit else 'Not fit to be handed over: '}{self.account.sentence}.**",
-                "",
-                f"Made from `{self.start.info['model']}` with the records: {counts}. The records are not in this card.",
-                "",
-                "## Results",
-                "",
-                f"Of this folder's weights, read from disk again; forgetting on {self.account.rows} records.",
-                "",
-                *table,
-                "",
-                "## Settings",
-                "",
-                *(f"- {name}: {value}" for name, value in settings.items()),
-                f"- versions: {_flat(info['versions'])}",
-                "",
-                "## What was not tested",
-                "",
-                *untested,
-                *(f"- {warning}" for warning in records.warnings),
-                f"- {' '.join(_UNTESTED.split())}",
-                "- Another seed: one run cannot tell how much of this is chance.",
-                "",
-            ]
-        )
+        results = [
+            f"Of this folder's weights, read from disk again; forgetting on {self.account.rows} records of {counts}.",
+            "",
+            "| quantity | " + " | ".join(heading[1:-1]) + " | change |",
+            "|" + "---|" * len(heading),
+            *("| " + " | ".join(cell.replace("|", "/") for cell in row) + " |" for row in rows),
+        ]
+        untested = [check.says for check in self.account.checks if check.value is None]
+        untested += records.warnings
+        verdict = f"{'' if self.account.fit else 'Not fit to be handed over: '}{self.account.sentence}."
+        return model_card(self.training, verdict, results, untested)
 
 
 def _row(old: Check, new: Check) -> tuple[str, ...]:
@@ -233,9 +203,3 @@ def _row(old: Check, new: Check) -> tuple[str, ...]:
 
 def _word(better: bool, worse: bool) -> str:
     return "better" if better else "worse" if worse else "unchanged"
-
-
-def _flat(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return ", ".join(f"{name} {_flat(one)}" for name, one in value.items() if one is not None)
-    return str(value)
