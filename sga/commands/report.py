@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from sga.commands.parsing import verb
 
-def main(arguments: Sequence[str]) -> int:
-    """Runs ``sga report RUN [RUN …]``."""
-    parser = argparse.ArgumentParser(
-        "sga report",
-        description="Draw run folders as one self-contained HTML page, and print their table. Give the target and the "
-        "retain model too, where there are any: the page compares the others with them.",
-    )
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders")
-    parser.add_argument("--output", type=Path, default=Path("report.html"), help="the page (default report.html)")
-    parser.add_argument("--title", default="Unlearning runs", help="heading of the page")
-    options = parser.parse_args(list(arguments))
 
+@verb("report")
+def main(runs: Sequence[Path], *, output: Path = Path("report.html"), title: str = "Unlearning runs") -> int:
+    """Draw run folders as one self-contained HTML page, and print their table.
+
+    Give the target and the retain model too, where there are any: the page compares the others with them.
+
+    Args:
+        runs (RUN): Folders of finished runs.
+        output (FILE): Path of the page.
+        title (TEXT): Heading of the page.
+    """
     from sga.report import runs_table, write_report
     from sga.runs.folder import load_run
 
-    runs = [load_run(path) for path in options.runs]
-    page = write_report(runs, options.output, title=options.title)
-    print(runs_table(runs))
+    found = [load_run(path) for path in runs]
+    page = write_report(found, output, title=title)
+    print(runs_table(found))
     print(f"\n{page}")
     return 0
