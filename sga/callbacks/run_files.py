@@ -38,6 +38,7 @@ from sga.groups.group import record_hash
 from sga.groups.similarity import similarity_of_normals
 from sga.losses.base import Loss
 from sga.rates.geometry import Geometry, paper_rate, total
+from sga.rates.replayed import write_rates
 from sga.runs.folder import RunFolder
 from sga.runs.provenance import command, commit
 from sga.runs.restart import clear_start, only_begun, reserved_ids
@@ -190,6 +191,11 @@ class RunFiles(pl.Callback):
             geometry = total(rate.geometry.values())
             self._looks.append((geometry.cosine, paper_rate(geometry)))
 
+    def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        if trainer.is_global_zero and pl_module.rate is not None:
+            rate = pl_module.rate
+            write_rates(RunFolder(self.folder).rates_path, rate.loss.parameter, rate.values)
+
     # ---- evaluations -------------------------------------------------------------------------------------------
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -336,6 +342,8 @@ def _parameters(trainer: pl.Trainer, loss: Loss | None) -> dict[str, Any]:
     if not hasattr(loss, "average"):  # losses that have no other mean than the usual one need not state it
         arguments = {name: value for name, value in arguments.items() if name != "average"}
         arguments |= {} if loss.mean_over == "sequence" else {"average": loss.mean_over}
+    if not arguments.get("unit_ascent", True):  # as published
+        del arguments["unit_ascent"]
     return {
         name: value if _has_json_form(value) else str(getattr(loss, name, value)) for name, value in arguments.items()
     }
