@@ -16,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sga.attacks.attack import quick_attacks
+from sga.attacks.attack import quick_attack_lines
 from sga.callbacks.first_looks import silent_answers
 from sga.errors import StoppedError, UserError
 from sga.evaluation.handover import NOT_EXTRACTABLE, NOT_RECOGNISED, account
@@ -149,7 +149,7 @@ def unlearn(
         _check_ended(run(tasks, folder, pool, retry=True, wait=False, total=len(tasks)), tasks)
     result = UnlearnResult(folder, before, load_run(folder / UNLEARNED), load_run(folder / FINAL))
     result.write(recipe, records)
-    for line in [*result.lines(), "\nattacks", *quick_attacks(folder / UNLEARNED, lambda line: None).lines()]:
+    for line in [*result.lines(), "\nattacks", *quick_attack_lines(folder / UNLEARNED)]:
         say(line)
     say(f"\n{duration(time.monotonic() - begun)} in all")
     return Unlearned(
