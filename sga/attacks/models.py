@@ -39,7 +39,9 @@ class AttackedModel:
     def key(self) -> str:
         """Hash of what the weights are read from: path, sizes and times of the files that they depend on."""
         place = Path(self.described.name_or_path)
-        files = sorted(one for one in place.glob("*") if one.suffix in (".json", ".safetensors", ".bin", ".model"))
+        files = sorted(
+            one for one in place.glob("*") if one.suffix in (".json", ".safetensors", ".bin", ".model", ".gguf")
+        )
         parts = [(one.name, one.stat().st_size, one.stat().st_mtime_ns) for one in files]
         described = (str(place.resolve() if files else place), self.described.revision, self.described.dtype, parts)
         return hashlib.sha256(repr(described).encode()).hexdigest()[:16]
@@ -119,7 +121,7 @@ def model_before(run: RunFolder) -> AttackedModel:
         UserError: it is not one on disk or on the Hub.
     """
     described = _configured(run)
-    return AttackedModel("before", described.name_or_path, described)
+    return AttackedModel("before", described.location, described)
 
 
 def _configured(run: RunFolder) -> Pretrained:
@@ -129,7 +131,7 @@ def _configured(run: RunFolder) -> Pretrained:
         raise UserError(
             f"{run.config_path}: the model that the run began with is not on disk; name one (--target MODEL)"
         )
-    kept = ("name_or_path", "revision", "tokenizer_name_or_path", "dtype", "attention")
+    kept = ("name_or_path", "revision", "tokenizer_name_or_path", "dtype", "attention", "gguf_file")
     return Pretrained(**{name: arguments[name] for name in kept if arguments.get(name) is not None})
 
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from sga.callbacks.evaluator import ANSWERS_FOLDER
 from sga.data.records import Record
 from sga.experiments.demo import demo_results, read_demo, read_unlearnings, run_facts
 from sga.experiments.engine import InThisProcess, run
@@ -66,6 +67,8 @@ def _unlearn(plan: Path, folder: Path) -> list[Run]:
         sets[name] = tuple(Record(one.id, one.question, one.answer) for one in sets[name])
     for name, arguments in runs.items():
         print(f"\nsga unlearn, {name}", flush=True)
+        # The target's answers are the same for all runs.
+        settings = {"evaluation.answers": str((folder / ANSWERS_FOLDER).resolve()), **arguments["settings"]}
         unlearn(
             folder / "target",
             None,
@@ -73,6 +76,6 @@ def _unlearn(plan: Path, folder: Path) -> list[Run]:
             sets["retain"],
             sets["holdout"],
             folder=folder / name,
-            **arguments,
+            **{**arguments, "settings": settings},
         )
     return [load_run(folder / name / UNLEARNED) for name in runs]

@@ -33,6 +33,9 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--holdout", metavar="FILE", help="of the kind to forget, never seen: forgetting is measured by it"
     )
+    parser.add_argument(
+        "--base", metavar="MODEL", help="that never saw what to forget: its membership is the goal in place of 0.5"
+    )
     parser.add_argument("--method", help="sga methods lists them (default: the recipe's)")
     parser.add_argument(
         "--lora", type=int, metavar="RANK", help="rank of the adapter; 0 trains all weights (default: recipe)"
@@ -62,6 +65,7 @@ def main(arguments: Sequence[str]) -> int:
         lr=options.lr,
         group_size=options.group_size,
         settings=settings_from(options.set),
+        base=options.base,
         anyway=options.anyway,
     )
     return 0
