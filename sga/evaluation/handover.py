@@ -49,7 +49,8 @@ class Tolerances:
         utility_share: Least share of the starting model's probability and ROUGE-L on the reserved rows.
         retain_facts: Least share of the retain facts that the starting model says.
         fluency_share: Least share of the starting model's fluency on the reserved rows.
-        degenerate: Most that the share of degenerate answers may be above the starting model's on the reserved rows.
+        degenerate: Most that the share of degenerate answers may be above the starting model's on the reserved rows. On
+            forget it may also be what the starting model's is on the holdout set, to its interval's upper end.
         generation_nll: Most that the nll of generated answers under the starting model may change, in nats per token.
         perplexity_ratio: Largest perplexity on the reserved rows, as a multiple of the starting model's.
     """
@@ -358,6 +359,8 @@ def _speaks(
         _check_start(base, metrics, start)
         if degenerate in metrics and base in start:
             value, limit = metrics[degenerate], start[base] + tolerances.degenerate
+            if words == "forget":
+                limit = max(limit, _of_unseen_answers(start, part))
             violation = _excess(value - limit, 1 - limit)
             numbers = f"{value:.0%} of the answers on {words} are empty or repeat themselves, at most {limit:.0%} may"
             says = f"{'no longer' if violation else 'still'} speaks: {numbers}"
@@ -367,6 +370,16 @@ def _speaks(
             )  # fmt: skip
         checks.append(_generation_nll(nll, words, place, metrics, start, tolerances))
     return checks
+
+
+def _of_unseen_answers(start: Mapping[str, float], part: Part) -> float:
+    """Share of degenerate answers that the starting model gives to questions it never saw, with its upper end.
+
+    A model that never learned the forget set stands before its questions as the starting model does before the holdout
+    set's, and who does not know an answer repeats himself more often. 0 without a holdout set.
+    """
+    name = f"handover/{part}/comparison/degenerate"
+    return max((value for value in (start.get(name), _ends(start, name)[1]) if value is not None), default=0.0)
 
 
 def _generation_nll(

@@ -34,12 +34,14 @@ class Answered:
         min_k: [N], Min-K 40 % score, low = member.
         extraction_strength: [N], in [0, 1].
         rouge_l_recall: [N], of the greedy answer against the true one, in [0, 1].
+        degenerate: [N], 1 where the greedy answer is empty or repeats itself, else 0; of a holdout set alone.
     """
 
     avg_nll: Floats
     min_k: Floats | None = None
     extraction_strength: Floats | None = None
     rouge_l_recall: Floats | None = None
+    degenerate: Floats | None = None
 
 
 def halves(rows: Sequence[int], least: int = LEAST_ROWS) -> dict[Part, slice]:
@@ -125,7 +127,7 @@ def add_quantities(
         # Other answers to the forget questions are of the same rows, a holdout set is of its own.
         other_set = f"{'holdout' if holdout else 'forget'}/{part}"
         for side, of, set_name in (("forget", forget, f"forget/{part}"), ("comparison", comparison, other_set)):
-            for field in ("extraction_strength", "rouge_l_recall", "avg_nll"):
+            for field in ("extraction_strength", "rouge_l_recall", "avg_nll", "degenerate"):
                 values = getattr(of, field, None)
                 if values is not None:
                     evaluation.add_mean(f"{prefix}/{side}/{field}", set_name, values[rows])
