@@ -49,7 +49,7 @@ class AttackedModel:
 def files_key(name: str, *described: str | None) -> str:
     """Hash of a model's place: path, sizes and times of its files, or its Hub name, and what else describes it."""
     place = Path(name)
-    files = sorted(one for one in place.glob("*") if one.suffix in (".json", ".safetensors", ".bin", ".model"))
+    files = sorted(one for one in place.glob("*") if one.suffix in (".json", ".safetensors", ".bin", ".model", ".gguf"))
     parts = [(one.name, one.stat().st_size, one.stat().st_mtime_ns) for one in files]
     whole = (str(place.resolve() if files else place), *described, parts)
     return hashlib.sha256(repr(whole).encode()).hexdigest()[:16]
@@ -124,7 +124,7 @@ def model_before(run: RunFolder) -> AttackedModel:
         UserError: it is not one on disk or on the Hub.
     """
     described = _configured(run)
-    return AttackedModel("before", described.name_or_path, described)
+    return AttackedModel("before", described.location, described)
 
 
 def _configured(run: RunFolder) -> Pretrained:
@@ -134,7 +134,7 @@ def _configured(run: RunFolder) -> Pretrained:
         raise UserError(
             f"{run.config_path}: the model that the run began with is not on disk; name one (--target MODEL)"
         )
-    kept = ("name_or_path", "revision", "tokenizer_name_or_path", "dtype", "attention")
+    kept = ("name_or_path", "revision", "tokenizer_name_or_path", "dtype", "attention", "gguf_file")
     return Pretrained(**{name: arguments[name] for name in kept if arguments.get(name) is not None})
 
 

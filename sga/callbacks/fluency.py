@@ -203,9 +203,19 @@ class Fluency(EvaluationCallback):
         return module.trainer.strategy.broadcast(found)  # type: ignore[no-any-return]
 
 
-def _parts(generation: Generation, length: int) -> dict[str, float]:
+def _faults(generation: Generation) -> tuple[bool, bool]:
+    """True if an answer is empty, and true if it repeats itself."""
     # An answer of special tokens or white space alone is empty, whatever its number of tokens.
-    empty, repeated = not generation.text.strip(), repeats_ngram(generation.ids)
+    return not generation.text.strip(), repeats_ngram(generation.ids)
+
+
+def is_degenerate(generation: Generation) -> bool:
+    """True if an answer is empty or repeats itself."""
+    return any(_faults(generation))
+
+
+def _parts(generation: Generation, length: int) -> dict[str, float]:
+    empty, repeated = _faults(generation)
     return {
         "fluency": 0.0 if empty else fluency(generation.ids, length),
         "empty": float(empty),

@@ -152,7 +152,7 @@ class RunFiles(pl.Callback):
                 "group_size": data.group_size,
                 "alternatives": data.alternatives.count if data.alternatives is not None else 0,
                 "benchmark": data.benchmark.name,
-                "model": getattr(module.language_model, "name_or_path", type(module.language_model).__name__),
+                "model": module.language_model.location,
                 "checkpoint": trainer.ckpt_path,
                 "reference": _reference(trainer),
                 "texts": self.texts,

@@ -6,6 +6,7 @@ import textwrap
 import time
 from pathlib import Path
 
+from sga.callbacks.evaluator import ANSWERS_FOLDER
 from sga.commands.parsing import verb
 from sga.data.records import Record
 from sga.experiments.demo import demo_results, read_demo, read_unlearnings, run_facts
@@ -63,6 +64,8 @@ def _unlearn(plan: Path, folder: Path) -> list[Run]:
         sets[name] = tuple(Record(one.id, one.question, one.answer) for one in sets[name])
     for name, arguments in runs.items():
         print(f"\nsga unlearn, {name}", flush=True)
+        # The target's answers are the same for all runs.
+        settings = {"evaluation.answers": str((folder / ANSWERS_FOLDER).resolve()), **arguments["settings"]}
         unlearn(
             folder / "target",
             None,
@@ -70,6 +73,6 @@ def _unlearn(plan: Path, folder: Path) -> list[Run]:
             sets["retain"],
             sets["holdout"],
             folder=folder / name,
-            **arguments,
+            **{**arguments, "settings": settings},
         )
     return [load_run(folder / name / UNLEARNED) for name in runs]
