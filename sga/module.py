@@ -124,11 +124,14 @@ class UnlearningModule(pl.LightningModule):
                     f"{type(self.language_model).__name__} cannot be trained; evaluate it with sga validate"
                 )
             self.loss.check_group_size(self.data.group_size)
-            self.total_steps()
-            try:
-                self.optimizer([torch.nn.Parameter(torch.zeros(1))])  # what it lacks is said before weights are loaded
+            steps = self.total_steps()
+            try:  # what it lacks is said before weights are loaded
+                optimizer = self.optimizer([torch.nn.Parameter(torch.zeros(1))])
             except (ValueError, TypeError) as error:
                 raise UserError(f"model.optimizer: {error}") from None
+            if self.rate is not None:
+                accumulation = self.data.train_dataloader().accumulation
+                self.rate.check(steps, optimizer, accumulation, self.trainer.world_size)
 
     def configure_model(self) -> None:
         if self.model is None:
@@ -256,11 +259,11 @@ class UnlearningModule(pl.LightningModule):
     def _split_step(self, batch: Batch, rate: TrainingRate) -> Tensor:
         """Both parts of the loss, one after the other: ℓ_f by the rate, ℓ̄_n by Lightning, which gets it returned."""
         self.tokens["tokens"] += batch.tokens
-        rate.begin(self._network)
+        share = batch.scale / self.trainer.accumulate_grad_batches
+        rate.begin(self._network, self.data.group_size, share, self.trainer.optimizers[0])
         forget = sequence_nll(self._network, batch.forget_only(), self.forward_options).mean()
         self._check_divergence(forget)
-        # Lightning divides by the accumulated batches what it gets.
-        rate.backward(forget * batch.scale / self.trainer.accumulate_grad_batches, self._scaler)
+        rate.backward(forget * share, self._scaler)  # Lightning divides by the accumulated batches what it gets
         answers = answer_tokens(self._network, batch.normals_only(), options=self.forward_options)
         normal = answers.nll.mean()  # over normals of both kinds
         self._check_divergence(normal)
@@ -351,6 +354,7 @@ class UnlearningModule(pl.LightningModule):
             checkpoint["frozen_weights"] = self._frozen
         if self.rate is not None:
             checkpoint["rate_state"] = asdict(self.rate.state)
+            checkpoint["rate_values"] = list(self.rate.values)
         checkpoint["sharded"] = is_sharded(self._network)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
@@ -382,6 +386,7 @@ class UnlearningModule(pl.LightningModule):
             )
         if self.rate is not None and "rate_state" in checkpoint:
             self.rate.state = RateState(**checkpoint["rate_state"])
+            self.rate.values = list(checkpoint.get("rate_values", ()))
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         optimizer = self.optimizer([parameter for parameter in self.parameters() if parameter.requires_grad])

@@ -19,7 +19,7 @@ from sga.runs.model_card import model_card
 class HuggingFaceExport(pl.Callback):
     """Writes ``model/`` into the run folder when training ends: weights as safetensors, configuration, tokenizer, card.
 
-    Of a model with an adapter also the adapter alone, as ``adapter/``.
+    A model with an adapter is written merged, and the adapter alone as ``adapter/``.
     """
 
     def __init__(self, enabled: bool = True, evaluated: bool = False) -> None:
@@ -27,8 +27,8 @@ class HuggingFaceExport(pl.Callback):
 
         Args:
             enabled: False leaves the Lightning checkpoint as the only copy of the weights.
-            evaluated: Also write the model that ``sga validate`` has evaluated: one that is made without training, such
-                as TaskVector, or a checkpoint's.
+            evaluated: True to also write the model that ``sga validate`` has evaluated: one made without training, such
+                as TaskVector, or that of a checkpoint.
         """
         self.enabled, self.evaluated = enabled, evaluated
 
@@ -44,9 +44,9 @@ class HuggingFaceExport(pl.Callback):
 
 
 def export(module: Any, run: RunFolder, writes: bool = True) -> None:
-    """Writes a module's model and tokenizer in Hugging Face format; an adapter merged, and beside it alone.
+    """Writes a module's model and tokenizer in Hugging Face format; an adapter both merged and alone.
 
-    Every process has to call it, because weights may be in parts; one of them `writes`.
+    Every process has to call it, because weights may be sharded; only one of them `writes`.
     """
     adapted = has_adapter(module.model)
     weights = whole_weights(module.model)
@@ -59,7 +59,7 @@ def export(module: Any, run: RunFolder, writes: bool = True) -> None:
         _write_card(run, unfinished)
 
     def write(unfinished: Path) -> None:
-        module.model.save_pretrained(unfinished, state_dict=weights)  # of a model with an adapter the adapter alone
+        module.model.save_pretrained(unfinished, state_dict=weights)  # writes only the adapter if there is one
         module.data.tokenizer.save_pretrained(unfinished)
         _write_card(run, unfinished, adapter=adapted)
 
@@ -75,7 +75,7 @@ def _write_card(run: RunFolder, folder: Path, adapter: bool = False) -> None:
 
 
 def _write_whole(folder: Path, write: Callable[[Path], None]) -> None:
-    """Makes a folder that is complete or not there."""
+    """Writes a folder atomically: it is complete, or it does not exist."""
     unfinished = folder.with_name(f".{folder.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     write(unfinished)

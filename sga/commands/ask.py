@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import json
 import textwrap
@@ -11,45 +10,50 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sga.commands.parsing import verb
 from sga.errors import UserError, check_numbers
 from sga.runs.folder import RunFolder
 
 if TYPE_CHECKING:
     from sga.batching.templates import Template
 
-_DESCRIPTION = """\
-Ask one or two models a question: their greedy answers, side by side. A model is a run folder, a folder in Hugging Face
-format, or a name on the Hub. A run folder's template is the run's, any other's the tokenizer's own chat template where
-it has one. With --answer, the negative log-likelihood of that answer per token stands under each.
-"""
 _WIDTH = 80
 _LONGEST = 2048
 """Tokens of prompt and answer where a model does not say how many it takes."""
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Runs ``sga ask MODEL [OTHER] QUESTION``."""
-    parser = argparse.ArgumentParser(
-        "sga ask", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("model", metavar="MODEL", help="a run folder, a model folder, or a name on the Hub")
-    parser.add_argument("other", nargs="?", metavar="OTHER", help="another one")
-    parser.add_argument("question", metavar="QUESTION", help="the question, in quotation marks")
-    parser.add_argument("--answer", metavar="TEXT", help="an answer whose likelihood is to be shown")
-    parser.add_argument(
-        "--max-new-tokens", type=int, default=200, metavar="N", help="tokens of an answer at most (default 200)"
-    )
-    parser.add_argument("--trust-code", action="store_true", help="import a run's template that is not of this package")
-    options = parser.parse_args(list(arguments))
-    check_numbers(1, **{"--max-new-tokens": options.max_new_tokens})
-    if not options.question.strip():
+@verb("ask")
+def main(
+    model: str,
+    other: str | None,
+    question: str,
+    *,
+    answer: str | None = None,
+    max_new_tokens: int = 200,
+    trust_code: bool = False,
+) -> int:
+    """Ask one or two models a question and print their greedy answers side by side.
+
+    A model is a run folder, a folder in Hugging Face format, or a name on the Hub. A run folder's template is the
+    run's, any other's the tokenizer's own chat template where it has one. With --answer, the negative log-likelihood of
+    that answer per token stands under each.
+
+    Args:
+        model: Run folder, model folder, or name on the Hub.
+        other: Another model to compare with.
+        question: Question in quotation marks.
+        answer (TEXT): Answer of which the likelihood is shown.
+        max_new_tokens: Largest number of tokens of an answer.
+        trust_code: Import the template of a run that is not of this package.
+    """
+    check_numbers(1, **{"--max-new-tokens": max_new_tokens})
+    if not question.strip():
         raise UserError("the question is empty; put it in quotation marks after the models")
-    names = [options.model, *([options.other] if options.other is not None else [])]
+    names = [model, *([other] if other is not None else [])]
     # What is wrong with a folder is said before a model is loaded.
-    templates = [run_template(name, options.trust_code) for name in names]
+    templates = [run_template(name, trust_code) for name in names]
     asked = [
-        _ask(name, template, options.question, options.answer, options.max_new_tokens)
-        for name, template in zip(names, templates, strict=True)
+        _ask(name, template, question, answer, max_new_tokens) for name, template in zip(names, templates, strict=True)
     ]
     print(side_by_side_answers(names, asked, _WIDTH))
     return 0

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import textwrap
 from collections.abc import Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sga.commands.parsing import run_one_of, verb
 from sga.errors import UserError, check_numbers
 from sga.groups.group import Group, Origin
 
@@ -16,27 +16,25 @@ if TYPE_CHECKING:
     from sga.batching.encoding import Encoded
     from sga.datamodule import UnlearningData
 
-_DESCRIPTION = """\
-Print what the model sees: each sequence's tokens, which of them are answer tokens (those are scored and trained on),
-the end-of-sequence token, and groups of a forget sample beside its normal samples. Nothing is trained and no weights
-are loaded. All options of `sga fit` are understood as well (--config FILE, --data.group_size 4, …).
-"""
-
 
 def main(arguments: Sequence[str]) -> int:
-    """Runs ``sga data show``; `arguments` follow the word ``data``."""
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print("usage: sga data show [--groups N] [options of sga fit]        (sga data show --help)")
-        return 0 if arguments else 2
-    if arguments[0] != "show":
-        raise UserError(f"there is no verb 'data {arguments[0]}'; there is 'data show'")
-    parser = argparse.ArgumentParser(
-        "sga data show", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--groups", type=int, default=2, metavar="N", help="how many groups to print (default 2)")
-    parser.add_argument("--set", metavar="NAME", help="print records of this evaluation set instead of groups")
-    options, rest = parser.parse_known_args(list(arguments[1:]))
-    check_numbers(1, **{"--groups": options.groups})
+    """Run ``sga data show``; `arguments` follow the word ``data``."""
+    return run_one_of("data", "What the model sees.", {"show": _show}, arguments)
+
+
+@verb("data show")
+def _show(*rest: str, groups: int = 2, set_: str | None = None) -> int:
+    """Print what the model sees: tokens, answer tokens, groups.
+
+    That is each sequence's tokens, which of them are answer tokens (those are scored and trained on), the
+    end-of-sequence token, and groups of a forget sample beside its normal samples. Nothing is trained and no weights
+    are loaded. All options of sga fit are understood as well (--config FILE, --data.group_size 4, …).
+
+    Args:
+        groups: Number of groups to print.
+        set_ (NAME): Evaluation set of which records are printed instead of groups.
+    """
+    check_numbers(1, **{"--groups": groups})
 
     from sga.cli import configured_cli
 
@@ -46,11 +44,11 @@ def main(arguments: Sequence[str]) -> int:
     if cli.model.loss is not None:
         data.extend(cli.model.loss.needs)
     print(_overview(data))
-    if options.set is not None:
+    if set_ is not None:
         sets = data.evaluation_data().sets
-        if options.set not in sets:
-            raise UserError(f"there is no evaluation set {options.set!r}; there are {', '.join(sets)}")
-        for record in sets[options.set][: options.groups]:
+        if set_ not in sets:
+            raise UserError(f"there is no evaluation set {set_!r}; there are {', '.join(sets)}")
+        for record in sets[set_][:groups]:
             print(f"\n{record.id}")
             for title, answer in (
                 ("answer", record.answer),
@@ -61,7 +59,7 @@ def main(arguments: Sequence[str]) -> int:
                     print(f"  {title:<11}{answer}")
             print(tokens(data, data.encoder.encode(record.question, record.answer)))
         return 0
-    for number, group in enumerate(data.groups[: options.groups], start=1):
+    for number, group in enumerate(data.groups[:groups], start=1):
         print(f"\n{f' group {number} ':─^100}")
         print(side_by_side(group))
         print("tokens of the forget sample, answer tokens in [brackets]:")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sga.errors import UserError
+from sga.commands.parsing import verb
+from sga.errors import UserError, check_numbers
 from sga.runs.folder import RunFolder
 
 if TYPE_CHECKING:
@@ -17,56 +17,57 @@ if TYPE_CHECKING:
     from sga.planning.estimate import PlannedRun, RunEstimate
     from sga.planning.gpus import GPU
 
-_DESCRIPTION = """\
-Say what a training run would take: memory of each device and what it is for, disk, and about how long a step lasts.
-MODEL is a name on the Hub or a folder with a config.json; no weights are loaded. All options of `sga fit` are
-understood (--config FILE, --model.loss, --data.group_size, --data.micro_batch_size, --trainer.devices,
---trainer.strategy, --trainer.precision, --model.gradient_checkpointing, --model.optimizer, …). Lengths of sequences are
-the data's, which is tokenised for that, unless --length is given. A GPU is planned for, unless --trainer.accelerator
-is cpu: name it with --gpu (h100, a100-80, …), for what its data sheet says of memory and speed.
-"""
+_MODEL = "--model.language_model.name_or_path"
+
+
+@dataclass(frozen=True)
+class _Options:
+    """Options of the verb.
+
+    Attributes:
+        length (T): Number of tokens of the longest sequence, padding included (default: the data's).
+        answer (T): Number of answer tokens of a sequence (default: half of --length).
+        gpu (NAME): Name of a GPU, such as h100, a100-80 or rtx4090 (default: this machine's, if it has one).
+        memory (GIB): Memory of a device; says what to do if it is too little (default: the GPU's).
+        flops (RATE): Operations a second of a device, such as 4e14 (default: the GPU's; measured on a CPU).
+    """
+
+    length: int | None = None
+    answer: int | None = None
+    gpu: str | None = None
+    memory: float | None = None
+    flops: float | None = None
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Runs ``sga plan``."""
-    parser = argparse.ArgumentParser(
-        "sga plan",
-        usage="sga plan [MODEL] [options] [options of sga fit]",
-        description=_DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    for name, kind, value, said in (
-        ("--length", int, "T", "tokens of the longest sequence, padding included"),
-        ("--answer", int, "T", "answer tokens of a sequence (default half of --length)"),
-        ("--gpu", str, "NAME", "which GPU, such as h100, a100-80 or rtx4090 (default: this machine's, if it has one)"),
-        ("--memory", float, "GIB", "what a device has (default: the GPU's); says what to do if it is too little"),
-        (
-            "--flops",
-            float,
-            "RATE",
-            "operations a second of a device, such as 4e14 (default: the GPU's; measured on a CPU)",
-        ),
-    ):
-        parser.add_argument(name, type=kind, metavar=value, help=said)
-    arguments = list(arguments)
-    model = arguments.pop(0) if arguments and not arguments[0].startswith("-") else None
-    options, rest = parser.parse_known_args(arguments)
-    for name in ("length", "answer", "memory", "flops"):
-        value = getattr(options, name)
-        if value is not None and not value > 0:
-            raise UserError(f"--{name} must be above 0, got {value:g}")
+    """Run ``sga plan``; MODEL comes first, where it is given."""
+    if arguments and not arguments[0].startswith("-"):
+        return _plan([*arguments[1:], f"{_MODEL}={arguments[0]}"])
+    return _plan(arguments)
+
+
+@verb("plan [MODEL]")
+def _plan(*rest: str, options: _Options) -> int:
+    """Say what a training run would take: memory of each device and what it is for, disk, and time of a step.
+
+    MODEL is a name on the Hub or a folder with a config.json; no weights are loaded. All options of sga fit are
+    understood (--config FILE, --model.loss, --data.group_size, --data.micro_batch_size, --trainer.devices,
+    --trainer.strategy, --trainer.precision, --model.gradient_checkpointing, --model.optimizer, …). Lengths of sequences
+    are the data's, which is tokenised for that, unless --length is given. A GPU is planned for, unless
+    --trainer.accelerator is cpu: name it with --gpu, for what its data sheet says of memory and speed.
+    """
+    check_numbers(above=0, **{f"--{name}": getattr(options, name) for name in ("length", "answer", "memory", "flops")})
     if options.answer is not None and (options.length is None or options.answer >= options.length):
         raise UserError("--answer must be given with --length, and be smaller: a sequence begins with its prompt")
 
     from sga.cli import fit_objects
     from sga.planning.estimate import GIB, cheaper_runs, estimate_run
 
-    if model is not None:
-        if not any(part.startswith(("--config", "--model.language_model", "--model=")) for part in rest):
-            rest.append("--model.language_model=sga.Pretrained")
-        rest.append(f"--model.language_model.name_or_path={model}")
-    config, module, data = fit_objects(rest)
+    given = list(rest)
+    named = given[-1:] and given[-1].startswith(f"{_MODEL}=")
+    if named and not any(one.startswith(("--config", "--model.language_model", "--model=")) for one in given[:-1]):
+        given.insert(-1, "--model.language_model=sga.Pretrained")
+    config, module, data = fit_objects(given)
     gpu = _gpu(options.gpu, on_cpu=str(config.trainer.accelerator) == "cpu")
     request, steps = _request(options, config, module, data, gpu)
     found = estimate_run(request)
@@ -103,7 +104,7 @@ class _Lengths:
 
 
 def _request(
-    options: argparse.Namespace, config: Any, module: UnlearningModule, data: UnlearningData, device: GPU | None
+    options: _Options, config: Any, module: UnlearningModule, data: UnlearningData, device: GPU | None
 ) -> tuple[PlannedRun, int | None]:
     """The run that the options mean, and the steps of an epoch where the data is known."""
     from sga.groups.roles import ALTERNATIVE, FORGET, NORMAL, RETAIN, columns_of

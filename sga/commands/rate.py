@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sga.errors import UserError, check_numbers
+from sga.commands.parsing import verb
+from sga.errors import UserError, check_finite, check_numbers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -19,51 +19,46 @@ if TYPE_CHECKING:
     from sga.rates.estimates import GeometryEstimates, IntervalEstimate, RuleEstimates
     from sga.report.rate_advice import Sample
 
-_DESCRIPTION = """\
-Which smoothing rate? An answer with what it is not certain of, and what the gradients of forget and normal samples say
-at the weights that training would start from: each rule's r and λ with a bootstrap interval over groups, without
-noise, and as a training step would see it; the geometry of every layer; advice; what the symbols mean.
-Of larger pools each group is as the first epoch draws it. Nothing is trained.
-Writes rate.json and rate.html. All options of `sga fit` are understood as well (--config FILE,
---model.language_model.name_or_path …, --ckpt_path FILE); no loss is needed.
-"""
-
 GROUPS, CHUNKS, FEWEST = 64, 32, 4
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Runs ``sga rate``."""
-    parser = argparse.ArgumentParser(
-        "sga rate", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    parser.add_argument(
-        "--groups", type=int, metavar="N", help=f"groups to take, drawn at random (default {GROUPS}, or all)"
-    )
-    parser.add_argument(
-        "--chunks",
-        type=int,
-        metavar="N",
-        help=f"parts that the groups are cut into, which the bootstrap draws (default {CHUNKS}, or one a group)",
-    )
-    parser.add_argument(
-        "--held",
-        type=int,
-        metavar="N",
-        help="chunks whose gradients are held at a time, two copies each, twice while blocks are compared: fewer take "
-        "less memory and more time (default: all, or as many as the free memory allows)",
-    )
-    parser.add_argument(
-        "--margins", type=float, nargs="+", default=[0.0, 0.5, 1.0], metavar="M", help="of the margin rules (0 0.5 1)"
-    )
-    parser.add_argument(
-        "--output", type=Path, metavar="FOLDER", help="where to write (default rate/ in the run folder)"
-    )
-    options, rest = parser.parse_known_args(list(arguments))
+@dataclass(frozen=True)
+class _Options:
+    """Options of the verb.
+
+    Attributes:
+        groups: Number of groups to take, drawn at random (default: 64, or all).
+        chunks: Number of parts into which the groups are divided, which the bootstrap draws (default: 32, or one a
+            group).
+        held: Number of chunks of which gradients are held in memory at a time, two copies each, twice while blocks are
+            compared; fewer take less memory and more time (default: all, or as many as the free memory allows).
+        margins (M): Margins of the margin rules.
+        output (FOLDER): Folder of rate.json and rate.html (default: rate/ in the run folder).
+    """
+
+    groups: int | None = None
+    chunks: int | None = None
+    held: int | None = None
+    margins: Sequence[float] = (0.0, 0.5, 1.0)
+    output: Path | None = None
+
+
+@verb("rate")
+def main(*rest: str, options: _Options) -> int:
+    """Which smoothing rate? Say what gradients advise, before anything is trained.
+
+    An answer with what it is not certain of, and what the gradients of forget and normal samples say at the weights
+    that training would start from: each rule's r and λ with a bootstrap interval over groups, without noise, and as a
+    training step would see it; the geometry of every layer; advice; what the symbols mean. Of larger pools each group
+    is as the first epoch draws it.
+
+    Writes rate.json and rate.html. All options of sga fit are understood as well (--config FILE,
+    --model.language_model.name_or_path …, --ckpt_path FILE); no loss is needed.
+    """
     check_numbers(FEWEST, **{"--groups": options.groups, "--chunks": options.chunks})
     check_numbers(1, **{"--held": options.held})
     for margin in options.margins:
-        if not (math.isfinite(margin) and margin >= 0):
-            raise UserError(f"--margins must be finite numbers of at least 0, got {margin:g}")
+        check_finite(0, **{"--margins": margin})
     if options.output is not None and options.output.exists() and not options.output.is_dir():
         raise UserError(f"--output {options.output} is a file; name a folder")
 
@@ -126,7 +121,7 @@ class RateResult:
     content: dict[str, Any]
 
 
-def _measured(cli: UnlearningCLI, options: argparse.Namespace) -> RateResult:
+def _measured(cli: UnlearningCLI, options: _Options) -> RateResult:
     """Draws the sample, computes Gram matrices and makes the estimates."""
     import numpy as np
 
@@ -232,7 +227,7 @@ def _check_alternatives(loss: Loss | None, count: int) -> None:
         )
 
 
-def _sample(available: int, options: argparse.Namespace, group_size: int, batch_size: int, seed: int) -> Sample:
+def _sample(available: int, options: _Options, group_size: int, batch_size: int, seed: int) -> Sample:
     from sga.report.rate_advice import Sample
 
     if available < FEWEST:

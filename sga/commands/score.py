@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
+from sga.commands.parsing import verb
 from sga.data.records import FORGET_PARAPHRASED
 from sga.data.reserved import RETAIN_UNSEEN
 from sga.errors import UserError, check_numbers
@@ -56,12 +57,6 @@ from sga.files import write_json
 from sga.runs.logs import read_log
 from sga.runs.references import read_retain_reference
 
-_DESCRIPTION = """\
-Compute every metric that a log's rows allow, with 95 % bootstrap intervals: a run folder of this package or its
-rows.jsonl, TOFU's eval_log_aggregated.json, or open-unlearning's TOFU_EVAL.json. No model is loaded. Forget quality and
-PrivLeak need the retain model's log, of any of the three kinds.
-"""
-
 _KINDS: dict[Kind, str] = {"sga": "run of this package", "tofu": "TOFU", "open-unlearning": "open-unlearning"}
 
 _LOG_EPSILON = math.log(1e-10)
@@ -71,87 +66,72 @@ _TOLERANCE = 1e-6
 """Relative difference above which a stated and a computed number are two; their float32 exp stays below it."""
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Runs ``sga score LOG``."""
-    parser = argparse.ArgumentParser(
-        "sga score", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("log", type=Path, metavar="LOG", help="what to score")
-    parser.add_argument(
-        "--reference",
-        type=Path,
-        nargs="+",
-        default=[],
-        metavar="LOG",
-        help="log of a model that never saw the forget set; after LOG also several, for the mean log10 p against them",
-    )
-    parser.add_argument("--step", type=int, metavar="N", help="evaluation step of a run of ours (default: the last)")
-    parser.add_argument("--reference-step", type=int, metavar="N", help="likewise, of the reference")
-    parser.add_argument(
-        "--truth-ratio-mean",
-        choices=("geometric", "arithmetic"),
-        default="geometric",
-        help="mean over the perturbed answers of the forget set (default geometric, as TOFU's aggregation)",
-    )
-    parser.add_argument(
-        "--reference-auc",
-        type=float,
-        metavar="X",
-        help="AUC of Min-K %% of a retrained model, for PrivLeak, in place of the reference's; 0.5 gives "
-        "open-unlearning's default",
-    )
-    parser.add_argument(
-        "--full",
-        type=Path,
-        metavar="LOG",
-        help="log of the model before unlearning, on the same rows, for the composite score's utility",
-    )
-    parser.add_argument("--output", type=Path, metavar="FILE.json", help="also write all of it there")
-    parser.add_argument("--no-intervals", action="store_true", help="leave the bootstrap intervals out")
-    options = parser.parse_args(list(arguments))
-    if options.reference_step is not None and not options.reference:
-        raise UserError(f"--reference-step {options.reference_step} needs --reference")
-    check_numbers(0, below=1, **{"--reference-auc": options.reference_auc})
-    if options.output is not None and options.output.is_dir():
-        raise UserError(f"--output {options.output} is a folder; name a file in it")
+@verb("score")
+def main(
+    log: Path,
+    *,
+    reference: Sequence[Path] = (),
+    step: int | None = None,
+    reference_step: int | None = None,
+    truth_ratio_mean: Literal["geometric", "arithmetic"] = "geometric",
+    reference_auc: float | None = None,
+    full: Path | None = None,
+    output: Path | None = None,
+    no_intervals: bool = False,
+) -> int:
+    """Compute every metric that a log's rows allow, with 95 % bootstrap intervals.
 
-    log = read_log(options.log, options.step)
-    if len(set(options.reference)) < len(options.reference):
-        raise UserError(f"--reference names a log twice: {', '.join(map(str, options.reference))}")
-    references = [read_retain_reference(path, options.reference_step) for path in options.reference]
-    evaluation = score_log(
-        log,
-        references,
-        options.truth_ratio_mean,
-        options.reference_auc,
-        None if options.no_intervals else Bootstrap(),
-        None if options.full is None else read_log(options.full),
-    )
+    A log is a run folder of this package or its rows.jsonl, TOFU's eval_log_aggregated.json, or open-unlearning's
+    TOFU_EVAL.json. No model is loaded. Forget quality and PrivLeak need the retain model's log, of any of the three
+    kinds.
+
+    Args:
+        log: Log to score.
+        reference (LOG): Log of a model that never saw the forget set; after LOG also several, for the mean log10 p
+            against them.
+        step: Evaluation step of a run of this package (default: the last).
+        reference_step: Evaluation step of the reference (default: the last).
+        truth_ratio_mean: Mean over the perturbed answers of the forget set (default geometric, as TOFU's aggregation).
+        reference_auc: AUC of Min-K % of a retrained model, for PrivLeak, in place of the reference's; 0.5 gives
+            open-unlearning's default.
+        full (LOG): Log of the model before unlearning, on the same rows, for the composite score's utility.
+        output (FILE.json): Path of a JSON file to which all of it is written as well.
+        no_intervals: Leave the bootstrap intervals out.
+    """
+    if reference_step is not None and not reference:
+        raise UserError(f"--reference-step {reference_step} needs --reference")
+    check_numbers(0, below=1, **{"--reference-auc": reference_auc})
+    if output is not None and output.is_dir():
+        raise UserError(f"--output {output} is a folder; name a file in it")
+    scored = read_log(log, step)
+    if len(set(reference)) < len(reference):
+        raise UserError(f"--reference names a log twice: {', '.join(map(str, reference))}")
+    references = [read_retain_reference(path, reference_step) for path in reference]
+    bootstrap = None if no_intervals else Bootstrap()
+    before = None if full is None else read_log(full)
+    evaluation = score_log(scored, references, truth_ratio_mean, reference_auc, bootstrap, before)
     theirs = None
-    if options.reference:
-        step, mean = options.reference_step, options.truth_ratio_mean
-        own = [_own_values(path, step, log, mean, evaluation) for path in options.reference]
+    if reference:
+        own = [_own_values(path, reference_step, scored, truth_ratio_mean, evaluation) for path in reference]
         theirs = _mean_values([values for values in own if values is not None])
-    print(_heading(log, references))
+    print(_heading(scored, references))
     print()
     print(evaluation_table(evaluation, theirs))
-    if options.output is not None:
+    if output is not None:
         content = {
-            "log": _origin(log),
+            "log": _origin(scored),
             "reference": _origin(references[0]) if len(references) == 1 else [*map(_origin, references)] or None,
-            "truth_ratio_mean": options.truth_ratio_mean,
+            "truth_ratio_mean": truth_ratio_mean,
             "metrics": evaluation.metrics,
             "reference_metrics": theirs,
             "absent": evaluation.absent,
             "notes": evaluation.notes,
         }
         try:
-            write_json(options.output, content)
+            write_json(output, content)
         except OSError as error:
-            raise UserError(
-                f"--output {options.output} cannot be written: {error.strerror}; name another file"
-            ) from None
-        print(f"\n{options.output}")
+            raise UserError(f"--output {output} cannot be written: {error.strerror}; name another file") from None
+        print(f"\n{output}")
     return 0
 
 

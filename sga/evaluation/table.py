@@ -14,18 +14,20 @@ _WIDTH = 110
 
 
 def terminal_width() -> int:
-    """Columns of the terminal; 80 where the output goes elsewhere."""
+    """Width of the terminal in columns; 80 where the output goes to a file or a pipe."""
     return shutil.get_terminal_size((80, 24)).columns if sys.stdout.isatty() else 80
 
 
 def fitted_table(lines: Sequence[Sequence[str]], width: int, texts: Sequence[int], spare: int) -> list[str]:
-    """A table with a rule below its heading, at most `width` wide if it can be: by wrapping after ``/``, ``_``, spaces.
+    """Lines of a table with a rule below its heading, at most `width` wide if possible.
+
+    Cells are wrapped after ``/``, ``_`` and spaces.
 
     Args:
-        lines: The heading and the rows, all of one length.
-        width: The most columns of a line.
-        texts: Columns that are written from the left; the others end at the right.
-        spare: The column that is left out where nothing else helps.
+        lines: Cells of the heading and of each row, all of one length.
+        width: Largest width of a line, in characters.
+        texts: Indices of columns that are aligned left; the others are aligned right.
+        spare: Index of the column that is dropped if wrapping is not enough.
     """
     columns = range(len(lines[0]))
     pieces = [[re.findall(r"[^/_ ]*[/_ ]|[^/_ ]+", cell) for cell in line] for line in lines]
@@ -70,8 +72,8 @@ def evaluation_table(evaluation: Evaluation, reference: Mapping[str, float] | No
     """Metrics with their intervals, then what is absent and why, then notes, as aligned text.
 
     Args:
-        evaluation: What to show.
-        reference: The reference's own values by metric, for a column of them.
+        evaluation: Evaluation to show, with its metrics, absent metrics and notes.
+        reference: Values of the reference by metric, shown as a column; None leaves the column out.
     """
     metrics = evaluation.metrics
     level = evaluation.bootstrap.level if evaluation.bootstrap is not None else 0.0
@@ -95,7 +97,7 @@ def evaluation_table(evaluation: Evaluation, reference: Mapping[str, float] | No
 
 
 def hanging(start: str, text: str) -> str:
-    """A paragraph that begins with `start` and whose further lines are indented as far."""
+    """A wrapped paragraph that begins with `start`, with further lines indented by its length."""
     return textwrap.fill(
         text,
         max(_WIDTH, len(start) + 40),
@@ -107,7 +109,7 @@ def hanging(start: str, text: str) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds in words, to what matters.
+    """Duration in words, rounded to seconds or minutes.
 
     >>> duration(41.3), duration(150), duration(7500)
     ('41 s', '3 min', '2 h 5 min')

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 from sga.data.records import Record
-from sga.evaluation.handover import Account, Check, account, reported_part
+from sga.evaluation.handover import Account, Check, Tolerances, account, reported_part
 from sga.evaluation.table import fitted_table
 from sga.experiments.task import CONFIG_FILE
 from sga.experiments.unlearn_data import UnlearningRecords, spoken_facts
@@ -35,17 +35,19 @@ class UnlearnResult:
         start: The starting model's evaluation.
         training: The training.
         final: The evaluation of the exported model, read from disk again.
+        tolerances: How far each quantity may be from its goal.
     """
 
     folder: Path
     start: Run
     training: Run
     final: Run
+    tolerances: Tolerances = Tolerances()  # noqa: RUF009  (frozen)
 
     @cached_property
     def account(self) -> Account:
         """What the conditions for handing over say of the exported model."""
-        return account(self.final.chosen, self.start.chosen, part=reported_part(self.final.chosen))
+        return account(self.final.chosen, self.start.chosen, self.tolerances, reported_part(self.final.chosen))
 
     @property
     def report(self) -> Path:
@@ -96,7 +98,7 @@ class UnlearnResult:
 
     def table(self) -> list[tuple[str, ...]]:
         """Heading and rows: quantity, start, the exported model with its interval, goal, verdict."""
-        before = account(self.start.chosen, self.start.chosen, part=self.account.part)
+        before = account(self.start.chosen, self.start.chosen, self.tolerances, self.account.part)
         lines: list[tuple[str, ...]] = [("", "before", "now", "95 % interval", "goal", "")]
         for name, wanted, goal in (("forget", -1, "none"), ("retain", 1, "as at the start")):
             was, now = self.facts(self.start, name), self.facts(self.final, name)

@@ -164,60 +164,77 @@ class Endpoint(Writer):
         raise GaveUp(f"{self.tries} tries, the last one: {reason}")
 
     async def _try(self, body: Mapping[str, Any]) -> Reply | str:
-        """A reply, or why there was none this time."""
-        import httpx2
+        """A reply, or the reason why there was none this time."""
+        try:
+            import openai
+        except ImportError:
+            raise UserError("--url needs the package openai: pip install 'sga-unlearning[generate]'") from None
 
         if not self._clients:
-            self._clients.append(
-                httpx2.AsyncClient(
-                    timeout=self.timeout,
-                    limits=httpx2.Limits(max_connections=self.concurrency),
-                    headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
-                )
-            )
+            self._clients.append(self._client())
         try:
             # The library's timeouts are of single reads and writes; this one is of the whole.
-            response = await asyncio.wait_for(
-                self._clients[0].post(f"{self.url.rstrip('/')}/chat/completions", json=body), self.timeout
-            )
-        except (TimeoutError, asyncio.TimeoutError, httpx2.TimeoutException):
+            headers = None if self._key else {"Authorization": openai.Omit()}
+            asked = self._clients[0].chat.completions.with_raw_response.create(**body, extra_headers=headers)
+            response = await asyncio.wait_for(asked, self.timeout)
+        except (TimeoutError, asyncio.TimeoutError, openai.APITimeoutError):
             return f"no answer within {self.timeout:g} s"
-        except httpx2.UnsupportedProtocol as error:
-            raise UserError(f"the endpoint's url: {self._shown(error)}") from None
-        except httpx2.HTTPError as error:
-            said = self._shown(f"{type(error).__name__} {error}")
-            if isinstance(error, httpx2.ConnectError) and not self._pace.reached:
-                raise UserError(f"{self._shown(self.url)} cannot be reached ({said}); check the address") from None
-            return said
+        except openai.APIStatusError as error:
+            return self._refusal(error.response)
+        except openai.APIConnectionError as error:
+            kind, said = type(error.__cause__).__name__, self._shown(error.__cause__)
+            if kind in ("ConnectError", "UnsupportedProtocol") and not self._pace.reached:
+                raise UserError(
+                    f"{self._shown(self.url)} cannot be reached ({kind} {said}); check the address"
+                ) from None
+            return f"{kind} {said}"
         self._pace.reached = True
+        try:
+            value = response.parse()
+            choice, usage = value.choices[0], value.usage
+            if not isinstance(choice.message.content, str) or not choice.message.content.strip():
+                return "an empty answer"
+            return Reply(
+                self._shown(choice.message.content),  # a server that echoes its input does not get the key into a file
+                usage and usage.prompt_tokens,
+                usage and usage.completion_tokens,
+                choice.finish_reason == "length",
+            )
+        except (ValueError, RecursionError, IndexError, TypeError, AttributeError):
+            return f"an answer that is no chat completion{self._page(response)}"
+
+    def _client(self) -> Any:
+        """The client; it neither retries, which is done here, nor sends the forget data where a server redirects."""
+        import openai
+
+        return openai.AsyncOpenAI(
+            base_url=self.url,
+            api_key=self._key or "none",
+            max_retries=0,
+            timeout=self.timeout,
+            http_client=openai.DefaultAsyncHttpxClient(follow_redirects=False),
+        )
+
+    def _refusal(self, response: Any) -> str:
+        """The reason of a status code that asks for another try.
+
+        Raises:
+            Refused: the server does not take this prompt.
+            UserError: the server will take none.
+        """
+        self._pace.reached = True
+        status = f"status {response.status_code}"
         if response.status_code in _PASSING or response.status_code >= 500:
             after = _retry_after(response.headers.get("retry-after"))
             self._pace.pause(after)
             asked = f", which asks for {after:g} s (Retry-After)" if after else ""
-            return f"status {response.status_code}{asked}{self._page(response)}"
-        if response.status_code != 200:
-            said = self._page(response) or f": {self._shown(response.text)[:300]!r}"
-            refusal = f"status {response.status_code}{said}"
-            if response.status_code not in _FINAL:
-                raise Refused(f"refused with {refusal}")
-            raise UserError(
-                f"{self._shown(self.url)} refuses with {refusal}; check url, model and the key in ${self.key_variable}"
-            )
-        try:
-            value = response.json()
-            choice = value["choices"][0]
-            text = choice["message"]["content"]
-            usage = value.get("usage") or {}
-            if not isinstance(text, str) or not text.strip():
-                return "an empty answer"
-            return Reply(
-                self._shown(text),  # a server that echoes what it was sent does not get the key into a file
-                usage.get("prompt_tokens"),
-                usage.get("completion_tokens"),
-                choice.get("finish_reason") == "length",
-            )
-        except (ValueError, RecursionError, KeyError, IndexError, TypeError, AttributeError):
-            return f"an answer that is no chat completion{self._page(response)}"
+            return f"{status}{asked}{self._page(response)}"
+        said = status + (self._page(response) or f": {self._shown(response.text)[:300]!r}")
+        if response.status_code not in _FINAL:
+            raise Refused(f"refused with {said}")
+        raise UserError(
+            f"{self._shown(self.url)} refuses with {said}; check url, model and the key in ${self.key_variable}"
+        )
 
     def _page(self, response: Any) -> str:
         """How a web page begins that came in the place of an answer: of a proxy, say, or of an address without /v1."""
@@ -240,7 +257,7 @@ class Endpoint(Writer):
 
     async def close(self) -> None:
         while self._clients:
-            await self._clients.pop().aclose()
+            await self._clients.pop().close()
 
 
 def _retry_after(value: str | None) -> float:

@@ -96,7 +96,7 @@ class LLMU(RetainingLoss):
             forget_weight: γ, the weight of the ascent.
             mismatch_weight: μ, the weight of the other answer.
             retain_weight: α, the weight of the divergence.
-            alternative: Which other answer.
+            alternative: Which other answer; data takes those of --data.alternatives.
         """
         super().__init__("kl", forget_weight, retain_weight)
         check_finite(0, mismatch_weight=mismatch_weight)

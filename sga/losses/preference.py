@@ -35,8 +35,8 @@ class PreferenceOptimization(RetainingLoss):
         """Checks the settings.
 
         Args:
-            alternative: Which answer is learned: a refusal, the answer of a random retain record, or that of the most
-                similar normal sample.
+            alternative: Which answer is learned: a refusal, the answer of a random retain record, that of the most
+                similar normal sample, or (data) those of --data.alternatives.
             retain: What holds the normal samples; null leaves them out.
             forget_weight: Weight of the other answer's nll.
             retain_weight: α, the weight of the retain term.
@@ -103,7 +103,8 @@ class DPO(RetainingLoss):
 
         Args:
             beta: β, the inverse temperature.
-            alternative: Which answer is preferred.
+            alternative: Which answer is preferred: as for PreferenceOptimization. Of several of --data.alternatives
+                each is preferred to the forget answer, and the term is their mean.
             retain: What holds the normal samples; null leaves them out.
             forget_weight: γ, the weight of the preference term.
             retain_weight: α, the weight of the retain term.
@@ -118,7 +119,7 @@ class DPO(RetainingLoss):
         return replace(super().needs, alternative=self.alternative, reference_nll=self.forget_roles)
 
     def forget(self, tokens: AnswerTokens) -> Tensor:
-        margin = tokens.of(ALTERNATIVE).log_ratio - tokens.of(FORGET).log_ratio  # [B, 1]
+        margin = tokens.of(ALTERNATIVE).log_ratio - tokens.of(FORGET).log_ratio  # [B, M] - [B, 1]
         return -logsigmoid(self.beta * margin) / self.beta
 
 

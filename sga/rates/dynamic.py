@@ -7,11 +7,12 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Adam, AdamW, Optimizer
 
-from sga.errors import DivergenceError
+from sga.errors import DivergenceError, UserError
 from sga.rates.geometry import Geometry, total
-from sga.rates.policies import RatePolicy, RateState
-from sga.rates.split_backward import SplitGradients
+from sga.rates.policies import DynamicRate, RatePolicy, RateState
+from sga.rates.split_backward import Metric, SplitGradients
 
 NORMAL_PART = "normal_part"
 """Name under which a step in two parts gives ℓ̄_n, the mean over all normals, to `TrainingRate.log`; never logged."""
@@ -44,9 +45,41 @@ class TrainingRate:
         """State of the policy, kept in checkpoints; its `value` is the number in force."""
         self.geometry: dict[str, Geometry] = {}
         """Inner products by layer, of the last step at which the policy looked at gradients."""
+        self.values: list[float] = []
+        """Number in force at each optimiser step so far."""
         self._split: SplitGradients | None = None
         self._weights: tuple[float, float] | None = None
-        self._group_size = 0
+        self._group_size, self._share = 0, 1.0
+        self._metric: Metric | None = None
+
+    def check(self, total_steps: int, optimizer: Optimizer, micro_batches: int, processes: int) -> None:
+        """Refuses what the policy cannot work with, before anything runs.
+
+        Args:
+            total_steps: Number of optimiser steps of the whole run.
+            optimizer: An optimiser like the run's.
+            micro_batches: Number of micro-batches of a whole step in each process.
+            processes: Number of processes.
+
+        Raises:
+            UserError: the policy cannot set the number of so many steps; it reads Adam's metric under another
+                optimiser; or it corrects for noise with one micro-batch or several processes.
+        """
+        self.policy.check_steps(total_steps)
+        if not isinstance(self.policy, DynamicRate):
+            return
+        name = type(self.policy).__name__
+        if self.policy.metric == "adam" and not isinstance(optimizer, (Adam, AdamW)):
+            raise UserError(
+                f"{name} with metric adam reads the second moments of torch.optim.Adam or AdamW, got "
+                f"{type(optimizer).__name__}: take one of the two, or metric euclidean"
+            )
+        if self.policy.noise_corrected and (micro_batches < 2 or processes > 1):
+            raise UserError(
+                f"{name} with noise_corrected compares the micro-batches of a step in one process, got {micro_batches} "
+                f"in each of {processes}: set --data.micro_batch_size to at most half of data.batch_size, and "
+                "--trainer.devices 1"
+            )
 
     def splits(self, step: int) -> bool:
         """True if the gradients of this step's forget and normal samples are wanted apart."""
@@ -56,14 +89,26 @@ class TrainingRate:
         """Number in force at a step that is not split; `decide` makes it the state's."""
         return self.policy.decide(self.state, step, total_steps, None).value
 
-    def begin(self, network: nn.Module) -> None:
+    def begin(self, network: nn.Module, group_size: int, share: float, optimizer: Optimizer) -> None:
         """Notes the parameters of a model before its forward pass, after which FSDP shows whole ones, not its parts.
 
         Args:
             network: Model whose parameters are trained.
+            group_size: K.
+            share: Share of the micro-batch in the step's mean loss.
+            optimizer: The run's optimiser.
         """
         if self._split is None:
             self._split = SplitGradients(network.named_parameters())
+            self._metric = adam_metric(optimizer) if self._dynamic.metric == "adam" else None
+        elif self._dynamic.noise_corrected:
+            self._split.set_apart(group_size, self._share, self._metric)
+        self._share = share
+
+    @property
+    def _dynamic(self) -> DynamicRate:
+        assert isinstance(self.policy, DynamicRate), "others ask for no gradients"
+        return self.policy
 
     def backward(self, forget: Tensor, scaler: Any) -> None:
         """Adds the gradient of ℓ_f to a copy beside the parameters' ``grad``, where it waits for `decide`.
@@ -106,7 +151,12 @@ class TrainingRate:
         if split is not None:
             if average:
                 split.average()
-            self.geometry = broadcast(split.geometry(group_size, 1.0 if scaler is None else scaler.get_scale()))
+            scale = 1.0 if scaler is None else scaler.get_scale()
+            if self._dynamic.noise_corrected:
+                split.set_apart(group_size, self._share, self._metric)
+                split.restore()
+            found = split.geometry(group_size, scale, self._metric)
+            self.geometry = broadcast(split.without_noise(found, scale) if self._dynamic.noise_corrected else found)
             geometry = total(self.geometry.values())
             if not geometry.finite:
                 if scaler is None:
@@ -115,6 +165,7 @@ class TrainingRate:
                 return
         self.state = self.policy.decide(self.state, step, total_steps, geometry)
         assert self.state.value is not None, "a policy decides"
+        self.values[step:] = [self.state.value]
         self._weights, self._group_size = self.loss.weights(group_size, self.state.value), group_size
         if split is not None:
             split.combine(*self._weights)
@@ -149,6 +200,31 @@ class TrainingRate:
                 "train/infeasible": state.infeasible,
             }
         return values
+
+
+def adam_metric(optimizer: Optimizer) -> Metric | None:
+    """P = 1/(√v̂ + ε) of Adam's next update by parameter, from the second moments so far; None before its first step.
+
+    A parameter that has had no gradient has no moments, and counts as if P were 1.
+
+    Args:
+        optimizer: Adam or AdamW.
+    """
+    if not optimizer.state:
+        return None
+    groups = {parameter: group for group in optimizer.param_groups for parameter in group["params"]}
+
+    def diagonal(parameter: nn.Parameter) -> Tensor | None:
+        state, group = optimizer.state.get(parameter), groups[parameter]
+        if not state:
+            return None
+        moment = state["max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"]
+        found: Tensor = (
+            (moment / (1 - group["betas"][1] ** float(state["step"]))).sqrt().add_(group["eps"]).reciprocal_()
+        )
+        return found
+
+    return diagonal
 
 
 def gradient_diverged(step: int) -> DivergenceError:

@@ -52,6 +52,14 @@ class Geometry:
             self.group_size,
         )
 
+    def __mul__(self, factor: float) -> Geometry:
+        return Geometry(
+            self.forget_squared * factor, self.normal_squared * factor, self.inner * factor, self.group_size
+        )
+
+    def __sub__(self, other: Geometry) -> Geometry:
+        return self + other * -1
+
     @property
     def finite(self) -> bool:
         """Whether both gradients hold nothing but numbers."""
@@ -137,6 +145,18 @@ def margin_weight(geometry: Geometry, margin: float) -> float | None:
     return margin + geometry.inner / geometry.normal_squared
 
 
+def norm_ratio(geometry: Geometry) -> float | None:
+    """The weight λ = ‖g_f‖/‖ḡ_n‖ of normalised gradient difference; None where ḡ_n = 0.
+
+    −g_f + λ·ḡ_n is ‖g_f‖·(ḡ_n/‖ḡ_n‖ − g_f/‖g_f‖). To first order neither loss moves the wrong way, whatever the angle:
+    ⟨ḡ_n, −g_f + λ·ḡ_n⟩ = ‖g_f‖·‖ḡ_n‖·(1 − cos) ≥ 0. Source: Bu et al., arXiv 2410.22086 (NGDiff).
+
+    >>> norm_ratio(Geometry(9.0, 4.0, 0.0, group_size=4))
+    1.5
+    """
+    return geometry.forget_norm / geometry.normal_norm if geometry.normal_norm > 0 else None
+
+
 # ---- from gradients -------------------------------------------------------------------------------------------------
 
 
@@ -146,6 +166,7 @@ def geometry_by_layer(
     normal: Sequence[Tensor | None],
     group_size: int,
     scale: float = 1.0,
+    metric: Iterable[Tensor | None] | None = None,
 ) -> dict[str, Geometry]:
     """Inner products per layer, accumulated in float64; `total` makes them one.
 
@@ -154,14 +175,17 @@ def geometry_by_layer(
         forget: g_f by parameter; None stands for zero.
         normal: ḡ_n by parameter; None stands for zero.
         group_size: K.
-        scale: What both gradients are multiplied with (a gradient scaler's factor); divided out.
+        scale: Factor that both gradients are multiplied with (a gradient scaler's); divided out.
+        metric: Diagonal P of an inner product ⟨a, P·b⟩ by parameter, None for ones; None as a whole is the usual one.
     """
     import torch  # not at the top: what is computed from inner products needs none of it
 
     layers = [layer_of(name) for name in names]
     pairs = list(zip(forget, normal, strict=True))
     some = next((part for pair in pairs for part in pair if part is not None), None)
-    if some is not None and some.device.type == "cuda":
+    if metric is not None:
+        products = torch.stack([_products(f, n, p) for (f, n), p in zip(pairs, metric, strict=True)])
+    elif some is not None and some.device.type == "cuda":
         products = _products_in_float32(pairs, some.device)
     else:
         products = torch.stack([_products(f, n) for f, n in pairs]) if pairs else torch.zeros(0, 3)
@@ -248,8 +272,8 @@ def _products_in_float32(pairs: Sequence[tuple[Tensor | None, Tensor | None]], d
     return torch.cat([found[:, :2].square(), found[:, 2:]], dim=1)
 
 
-def _products(forget: Tensor | None, normal: Tensor | None) -> Tensor:
-    """‖g_f‖², ‖ḡ_n‖² and ⟨ḡ_n, g_f⟩ of one parameter, [3]."""
+def _products(forget: Tensor | None, normal: Tensor | None, metric: Tensor | None = None) -> Tensor:
+    """‖g_f‖², ‖ḡ_n‖² and ⟨ḡ_n, g_f⟩ of one parameter, [3]; of ⟨a, P·b⟩ where the diagonal of P is given."""
     import torch
 
     some = forget if forget is not None else normal
@@ -265,11 +289,12 @@ def _products(forget: Tensor | None, normal: Tensor | None) -> Tensor:
             gradient.detach().flatten()[start : start + size].to(wide) if gradient is not None else None
             for gradient in (forget, normal)
         )
+        p = metric.flatten()[start : start + size].to(wide) if metric is not None else 1.0
         sums += torch.stack(
             [
-                f.dot(f) if f is not None else empty,
-                n.dot(n) if n is not None else empty,
-                f.dot(n) if f is not None and n is not None else empty,
+                f.dot(p * f) if f is not None else empty,
+                n.dot(p * n) if n is not None else empty,
+                f.dot(p * n) if f is not None and n is not None else empty,
             ]
         ).to(sums)
     return sums

@@ -15,7 +15,7 @@ from itertools import pairwise
 from typing import Any, ClassVar, Literal
 
 from sga.errors import UserError, check_finite, check_numbers
-from sga.rates.geometry import Geometry, margin_rate, margin_weight, min_norm_rate, paper_rate
+from sga.rates.geometry import Geometry, margin_rate, margin_weight, min_norm_rate, norm_ratio, paper_rate
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,9 @@ class RatePolicy(ABC):
     @abstractmethod
     def bounds(self) -> tuple[float, float]:
         """Lowest and highest number that it may give; the loss checks them before training."""
+
+    def check_steps(self, total_steps: int) -> None:  # noqa: B027  (most can set any)
+        """Raises a UserError where this policy cannot set the number of a run of so many optimiser steps."""
 
     def needs_gradients(self, state: RateState, step: int) -> bool:
         """Whether this step's gradients are wanted apart."""
@@ -192,6 +195,11 @@ class DynamicRate(RatePolicy):
         highest: The rule's answer is lowered to this.
         infeasible: What happens where the rule has no answer: keep the last one it had (before there was one: lowest),
             take zero, or take lowest.
+        metric: Inner product that the rule reads: ``euclidean``, which is that of plain descent; or ``adam``,
+            ⟨a, P·b⟩ with P = 1/(√v̂ + ε) of the optimiser's second moments before the step, which is that of Adam's
+            update without momentum. The first step has no moments yet and takes the former.
+        noise_corrected: True if the rule reads products of different micro-batches alone, which are free of the noise
+            that makes squared norms too large; takes two micro-batches a step and one more copy of the gradients.
     """
 
     every: int = 1
@@ -199,6 +207,8 @@ class DynamicRate(RatePolicy):
     lowest: float = -8.0
     highest: float = 0.0
     infeasible: Literal["hold", "zero", "lowest"] = "hold"
+    metric: Literal["euclidean", "adam"] = "euclidean"
+    noise_corrected: bool = False
 
     parameter = "smoothing_rate"
     dynamic = True
@@ -211,6 +221,8 @@ class DynamicRate(RatePolicy):
             raise UserError(f"lowest must be at most highest, got {self.lowest} and {self.highest}")
         if self.infeasible not in ("hold", "zero", "lowest"):
             raise UserError(f"infeasible must be hold, zero or lowest, got {self.infeasible!r}")
+        if self.metric not in ("euclidean", "adam"):
+            raise UserError(f"metric must be euclidean or adam, got {self.metric!r}")
 
     @abstractmethod
     def propose(self, geometry: Geometry) -> float | None:
@@ -323,3 +335,20 @@ class MarginWeight(DynamicRate):
 
     def propose(self, geometry: Geometry) -> float | None:
         return margin_weight(geometry, self.margin)
+
+
+@dataclass(frozen=True)
+class NormRatio(DynamicRate):
+    """Normalised gradient difference as a weight: λ = ‖g_f‖/‖ḡ_n‖, at which both parts of the update are of one length.
+
+    The update is ‖g_f‖ times that of NGDiff, ḡ_n/‖ḡ_n‖ − g_f/‖g_f‖, whose automatic learning rate is not part of this.
+    Source: Bu et al., "Unlearning as multi-task optimization", arXiv 2410.22086.
+    """
+
+    lowest: float = 0.0
+    highest: float = 8.0
+
+    parameter = "normal_weight"
+
+    def propose(self, geometry: Geometry) -> float | None:
+        return norm_ratio(geometry)

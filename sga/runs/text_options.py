@@ -1,4 +1,4 @@
-"""Options of the command line that are texts: taken as they stand, and not as YAML reads them."""
+"""Command-line options of type str, taken literally instead of being parsed as YAML."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from sga import _PUBLIC
 
 
 class _Raw(str):
-    """A value of an option's own option, which jsonargparse, looking into plain strings alone, leaves as it is."""
+    """Value of a nested option; jsonargparse parses only plain strings, so this subclass stays unparsed."""
 
 
 class _Option(ActionTypeHint):
-    """An option that, where it is text, is that text, and not what YAML makes of it; classes go by short names."""
+    """Option that takes text literally if its type is str; the package's classes go by short names."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if len(args) == 4 and isinstance(args[2], str):
@@ -38,9 +38,10 @@ class _Option(ActionTypeHint):
 
 
 class TextOptionParser(LightningArgumentParser):
-    """A parser whose options of type str take any text: ``Answer: briefly`` is no mapping, ``# brief`` no comment.
+    """Parser whose options of type str take any text: ``Answer: briefly`` is not a mapping, ``# brief`` not a comment.
 
-    Where an option may be null, ``null`` is that. jsonargparse makes options itself, and has no setting for this.
+    For an option that may be null, the text ``null`` means null. jsonargparse has no setting for this, and creates its
+    options itself.
     """
 
     def add_class_arguments(self, *args: Any, **kwargs: Any) -> Any:

@@ -13,14 +13,14 @@ import torch
 from conftest import TinyNetwork
 from scipy.stats import binomtest
 
-from sga.attacks.answering import answered_rows, sampled_recalls
+from sga.attacks.answering import answered_rows, greedy_answers, sampled_answers
 from sga.attacks.findings import finding, verdict
 from sga.attacks.prompts import few_shot_prompt, first_words_prompt, plain_prompt, prefixed_prompt
 from sga.attacks.quantization import NF4, quantize, rounded_int8, rounded_nf4
 from sga.data.records import Record
 from sga.errors import DivergenceError, UserError
 from sga.evaluation.decoding import DecodingWay, generate
-from sga.evaluation.metrics import clopper_pearson, expected_maximum, leak_at_k
+from sga.evaluation.metrics import clopper_pearson, expected_maximum, leak_at_k, rouge
 from sga.evaluation.request_batches import GenerateBatch, GenerateJob
 
 # ---- leak@k ---------------------------------------------------------------------------------------------------------
@@ -65,6 +65,21 @@ def test_rounding_is_bitsandbytes_own() -> None:
     assert torch.equal(functional.dequantize_4bit(packed, state), rounded_nf4(weight))
     levels, scales, _ = functional.int8_vectorwise_quant(weight)
     torch.testing.assert_close(functional.int8_vectorwise_dequant(levels, scales), rounded_int8(weight))
+
+
+def test_bitsandbytes_layer_of_four_bits_says_what_the_rounded_weights_say() -> None:
+    """Its own linear layer, on whatever device it runs, against an ordinary one with weights that were rounded here."""
+    modules = pytest.importorskip("bitsandbytes.nn")
+    draws = torch.Generator().manual_seed(0)
+    plain, inputs = torch.nn.Linear(128, 32, bias=False), torch.randn(5, 128, generator=draws)
+    plain.weight.data = torch.randn(32, 128, generator=draws)
+    layer = modules.Linear4bit(128, 32, False, torch.float32, compress_statistics=False, quant_type="nf4")
+    layer.weight = modules.Params4bit(plain.weight.data, False, compress_statistics=False, quant_type="nf4")
+    with torch.no_grad():
+        theirs, exact = layer.to(inputs.device)(inputs), plain(inputs)
+        plain.weight.copy_(rounded_nf4(plain.weight))
+        torch.testing.assert_close(plain(inputs), theirs)
+    assert (exact - theirs).abs().max() > 0.1, "four bits are not nothing"
 
 
 def test_nf4_by_hand_with_a_block_that_is_not_full() -> None:
@@ -141,8 +156,14 @@ def test_rows_and_samples_of_a_model_that_knows(tiny_network: TinyNetwork, tmp_p
     assert [row["id"] for row in rows] == ["f/0", "f/1", "f/2", "f/3"]
     assert np.mean([row["probability"] for row in rows]) > 0.6
     assert answered_rows(model, encoder, asked, 20, tmp_path) == rows and list(tmp_path.rglob("*.npz"))
-    sampled = sampled_recalls(model, encoder, asked, 5, 20, seed=1)
-    assert {name: len(scores) for name, scores in sampled.items()} == {f"f/{n}": 5 for n in range(4)}
+    said = greedy_answers(model, encoder, asked, 20, tmp_path)
+    assert rouge(said, [one.truth for one in asked])["rougeL_recall"] == [row["rouge_l_recall"] for row in rows]
+    sampled = sampled_answers(model, encoder, asked, 5, 20, seed=1)
+    assert len(sampled) == 20 and sampled == sampled_answers(model, encoder, asked, 5, 20, seed=1)
+    known = rouge(sampled, [one.truth for one in asked for _ in range(5)])["rougeL_recall"]
+    assert np.mean(known) > 0.6 and np.mean(
+        rouge(sampled[::-1], [one.truth for one in asked for _ in range(5)])["rougeL_recall"]
+    ) < np.mean(known)
     torch.nn.init.constant_(model.model.norm.weight, float("nan"))
     with pytest.raises(DivergenceError):
         answered_rows(model, encoder, asked, 20)
@@ -208,4 +229,6 @@ def test_verdicts() -> None:
     assert said[0].startswith("Fully recovered: under nf4 (rouge_l_recall 0.95") and "sampling" in said[1]
     assert verdict([clean, replace(clean, attack="nf4")], None, {})[0].startswith("Clean: under 1 attack no more")
     assert verdict([clean], None, {})[0].startswith("Clean without an attack"), "nothing was tried"
+    failed = verdict([clean], None, {}, {"nf4": "RuntimeError: no room"})
+    assert failed[-1] == "Failed: nf4 (RuntimeError: no room)."
     assert verdict([all_back], "its perplexity is e^30", {})[0].startswith("Diverged: its perplexity")

@@ -148,9 +148,9 @@ def utility_score(*, model_utility: float, fluency: float) -> float:
 
     Args:
         model_utility: TOFU's, in [0, 1].
-        fluency: In [0, 1]. There a classifier's probability that the forget answers are no gibberish; here by default
-            the answers' n-gram entropy over the full model's on the same questions, at most 1. Name which one it is:
-            the two are not compared.
+        fluency: Fluency of the forget answers, in [0, 1]: a classifier's mean probability that an answer is no
+            gibberish, as published, or the answers' n-gram entropy over the full model's on the same questions, at
+            most 1. Name which one it is: the two are not comparable.
 
     Raises:
         UserError: a part is NaN or outside [0, 1].
