@@ -1,4 +1,4 @@
-"""What came out of a sweep: one row per configuration, with means over seeds, and what it cost."""
+"""Results of a sweep: one row per configuration, with means over seeds and costs."""
 
 from __future__ import annotations
 
@@ -22,31 +22,31 @@ from sga.experiments.task import read_state
 from sga.runs.folder import NO_METRIC, Run, RunFolder, load_run
 
 METRICS = ("frontier_area", "frontier_area_ks", "forget_quality_log10", "model_utility", "model_utility_unseen")
-"""Shown beside the objectives; frontier areas are of whole runs, the others of the chosen evaluation."""
+"""Metrics shown beside the objectives; frontier areas belong to whole runs, the others to the chosen evaluation."""
 NORMAL_DATA = ("normals/similarity", "normals/gradient_cosine", "normals/paper_rate")
 """Shown where the normal data is what varies: mean TF-IDF cosine to the forget sample, and of the first epoch's looks
 at gradients the mean cosine and r*."""
 COSTS = ("seconds", "tokens", "peak_memory_bytes", "peak_gpu_memory_bytes")
 WRITTEN_DIGITS = 3
-"""Decimals of a mean on the page; means that are written alike count as equal."""
+"""Number of decimals of a mean on the page; means that are written alike count as equal."""
 _REFERENCE_IS_BEST = ("privleak", "verbmem", "knowmem_forget")
 _FORGET_SHARES = ("probability", "rouge_l_recall", "exact_memorization", "extraction_strength")
 
 
 @dataclass(frozen=True)
 class SeedMean:
-    """A mean over seeds, with nothing said of other seeds: a few of them bear no interval.
+    """A mean over seeds, without an interval: a few seeds do not suffice for one.
 
     Attributes:
-        mean: Of the values.
-        values: One for each seed that has it.
+        mean: Arithmetic mean of the values.
+        values: Value of each seed that has one.
     """
 
     mean: float
     values: tuple[float, ...]
 
     def single(self, number: Callable[[float], str]) -> str:
-        """The values as text; empty for a single seed, and where all give the same."""
+        """Values of the seeds as text; empty for a single seed, and if all values are equal."""
         return ", ".join(map(number, self.values)) if min(self.values) < max(self.values) else ""
 
 
@@ -57,13 +57,13 @@ def seed_mean(values: Sequence[float]) -> SeedMean | None:
     SeedMean(mean=2.0, values=(1.0, 2.0, 3.0))
 
     Args:
-        values: One a seed.
+        values: Value of each seed.
     """
     return SeedMean(math.fsum(values) / len(values), tuple(values)) if values else None
 
 
 def pareto_front(points: Sequence[Sequence[float]], directions: Sequence[str]) -> list[int]:
-    """Indices of the points that no other is as good as in everything and better in something.
+    """Indices of the Pareto-optimal points: no other point is at least as good in all and better in one.
 
     >>> pareto_front([(1, 5), (2, 4), (1, 4), (3, 1)], ["maximize", "maximize"])
     [0, 1, 3]
@@ -79,13 +79,13 @@ def pareto_front(points: Sequence[Sequence[float]], directions: Sequence[str]) -
 
 @dataclass(frozen=True)
 class Row:
-    """One configuration.
+    """Runs of one configuration over its seeds.
 
     Attributes:
-        values: What sets it apart.
-        stage: Whether it is reported or something was chosen by it.
+        values: Settings in which it differs from the other configurations, by dotted name.
+        stage: Stage of its runs: ``final`` if they are reported, ``choose`` if settings are chosen by them.
         folders: Run folders of finished runs, by seed.
-        failed: Why runs failed, by seed.
+        failed: Reason of each failed run, by seed.
         missing: Seeds of runs that are not finished.
     """
 
