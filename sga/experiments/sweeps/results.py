@@ -101,36 +101,36 @@ class Row:
         return label(self.values)
 
     def single(self, name: str) -> dict[int, float]:
-        """A metric or cost by seed, where a run has it."""
+        """A metric or cost by seed, for runs that have it."""
         found = {seed: objective(folder, name) for seed, folder in self.folders.items()}
         return {seed: value for seed, value in found.items() if isinstance(value, float)}
 
     def score(self, name: str, direction: str) -> float | None:
-        """What the row is ranked by: the mean over seeds of a metric, or of its distance from the reference's value."""
+        """Score that rows are ranked by: mean over seeds of a metric, or of its distance from the reference's value."""
         found = [ranking_value(folder, name, direction) for folder in self.folders.values()]
         known = [value for value in found if isinstance(value, float)]
         return math.fsum(known) / len(known) if known else None
 
     def side(self, name: str) -> str:
-        """``over-unlearned`` or ``under-unlearned`` where all seeds lie on that side of the reference, else empty."""
+        """``over-unlearned`` or ``under-unlearned`` if all seeds lie on that side of the reference, else empty."""
         sides = {side_of_reference(folder, name) for folder in self.folders.values()}
         return sides.pop() if len(sides) == 1 else ""
 
     def estimate(self, name: str) -> SeedMean | None:
-        """A metric or cost over the seeds."""
+        """Mean of a metric or cost over the seeds; None without a value."""
         return seed_mean(list(self.single(name).values()))
 
     def cost(self, name: str) -> float | None:
-        """Cost of a run: of memory the most of all seeds, otherwise the mean."""
+        """Cost of a run: for memory the largest over seeds, otherwise the mean."""
         found = list(self.single(name).values())
         return None if not found else max(found) if "memory" in name else math.fsum(found) / len(found)
 
 
 def finished_run(folder: Path) -> Run:
-    """A finished run, read once.
+    """Opens a finished run; the result is cached until the run changes.
 
     Raises:
-        UserError: it is not complete, or damaged.
+        UserError: the run is not finished, or its files are damaged.
     """
     path = RunFolder(folder).chosen_path
     return _loaded(folder, path.stat().st_mtime_ns if path.is_file() else 0)
@@ -150,7 +150,7 @@ def _value(run: Run, name: str) -> float | None:
 
 
 def objective(folder: Path, name: str) -> float | str:
-    """A metric of a finished run, with or without the benchmark's prefix, or why it is absent."""
+    """Value of a metric of a finished run (the name with or without the benchmark's prefix), or why it is absent."""
     if name == "peak_memory_bytes":  # seen from outside, not by the run
         return float(read_state(folder)[name])
     try:
@@ -164,10 +164,10 @@ def objective(folder: Path, name: str) -> float | str:
 
 
 def reference_value(run: Run, name: str) -> float | str:
-    """The retained model's value of a metric, the mean over several of them, or why it is not known.
+    """The retain model's value of a metric (the mean over several retain models), or why it is not known.
 
-    PrivLeak's is 0 by definition, and the AUC of Min-K % stands in the run itself; all others are the chosen
-    evaluation's of the run folders that the run names as its reference.
+    PrivLeak's is 0 by definition, and the AUC of Min-K % is in the run's own metrics. All others come from the chosen
+    evaluation of the run folders that the run names as its reference.
     """
     if name.rpartition("/")[2] == "privleak":
         return 0.0
@@ -194,7 +194,7 @@ def reference_value(run: Run, name: str) -> float | str:
 
 
 def ranking_value(folder: Path, name: str, direction: str) -> float | str:
-    """What a run is ranked by: a metric, or its distance from the reference's value; or why there is none."""
+    """Value that a run is ranked by: a metric, or its distance from the reference's value; or why there is none."""
     value = objective(folder, name)
     if direction != "toward_reference" or isinstance(value, str):
         return value
@@ -203,7 +203,7 @@ def ranking_value(folder: Path, name: str, direction: str) -> float | str:
 
 
 def side_of_reference(folder: Path, name: str) -> str:
-    """On which side of the reference's value a run's metric lies, where both sides are worse than the value itself.
+    """Side of the reference's value on which a run's metric lies, for metrics with both sides worse than that value.
 
     Empty within a tenth of the metric's range (ten of PrivLeak's per cent), without a reference, and for metrics that
     have a direction.
@@ -227,10 +227,10 @@ def _of_forget_set(name: str) -> bool:
 
 
 def check_objectives(sweep: Sweep, folder: Path) -> None:
-    """Refuses objectives that a finished run does not have, and that no metric is named; no other run would have them.
+    """Refuses objectives that a finished run does not have and that are no metric's name, before other runs are made.
 
     Raises:
-        UserError: there is one; names those that are alike.
+        UserError: there is such an objective; suggests similar names.
     """
     for name in sweep.objectives:
         if objective(folder, name) != NO_METRIC or name in NORMAL_DATA or possible_range(name) != (None, None):
@@ -246,7 +246,7 @@ def check_objectives(sweep: Sweep, folder: Path) -> None:
 
 
 def disk_results(sweep: Sweep, folder: Path) -> dict[str, Result]:
-    """Results of the runs in a sweep folder that have ended, by key, whatever made them."""
+    """Results of all runs in a sweep folder that have ended, by key, also of runs from an earlier sweep file."""
     found = {}
     for place in sorted(folder.glob("trials/*")):
         state = read_state(place)
@@ -261,7 +261,7 @@ def disk_results(sweep: Sweep, folder: Path) -> dict[str, Result]:
 
 
 def collect(sweep: Sweep, tasks: Iterable[Trial], folder: Path) -> list[Row]:
-    """Rows of these tasks, in their order; what lies in the folder besides does not count."""
+    """Rows of these tasks, in their order; other runs in the folder do not count."""
     results = disk_results(sweep, folder)
     rows: dict[tuple[str, str], Row] = {}
     for task in tasks:
@@ -278,14 +278,14 @@ def collect(sweep: Sweep, tasks: Iterable[Trial], folder: Path) -> list[Row]:
 
 
 def others(tasks: Iterable[Trial], folder: Path) -> list[str]:
-    """Run folders under ``trials`` that are of none of these tasks, but of an earlier version of the sweep file."""
+    """Names of run folders under ``trials`` of no present task: they come from an earlier version of the sweep file."""
     mine = {task.name for task in tasks}
     found = sorted(place.name for place in folder.glob("trials/*") if read_state(place))
     return [name for name in found if f"trials/{name}" not in mine]
 
 
 def metrics(sweep: Sweep) -> list[str]:
-    """What the table shows: objectives first."""
+    """Names of the metrics in the table, objectives first."""
     varied = [*sweep.grid, *(sweep.search.space if sweep.search is not None else ())]
     about_normals = any(name.startswith(("data.pairing", "data.pairs", "data.pool_size")) for name in varied)
     names = [*METRICS, *(NORMAL_DATA if about_normals else ())]
@@ -293,9 +293,9 @@ def metrics(sweep: Sweep) -> list[str]:
 
 
 def best_rows(sweep: Sweep, rows: Sequence[Row]) -> list[int]:
-    """Indices of the reported rows that no other is as good as in all objectives, by means as they are written.
+    """Indices of reported rows that are best in all objectives, compared by their means as written on the page.
 
-    A tie names none, and nor does a single seed, which does not say what another would give.
+    Empty for a tie, and for a single seed, from which another seed's result cannot be known.
     """
     known = {}
     for index, row in enumerate(rows):
@@ -308,7 +308,7 @@ def best_rows(sweep: Sweep, rows: Sequence[Row]) -> list[int]:
 
 
 def sweep_table(sweep: Sweep, rows: Sequence[Row]) -> str:
-    """The rows as CSV; numbers in full, single seeds' values in one cell."""
+    """The rows as CSV, with full numbers and the values of all seeds in one cell."""
     names = list(dict.fromkeys(name for row in rows for name in row.values))
     short = short_names(names)
     shown = metrics(sweep)
@@ -331,7 +331,7 @@ def sweep_table(sweep: Sweep, rows: Sequence[Row]) -> str:
 
 
 def in_order(sweep: Sweep, rows: Sequence[Row]) -> list[Row]:
-    """The rows by their means of the first objective, the best first; those without a value last."""
+    """The rows sorted by the mean of the first objective, best first; rows without a value last."""
     name, direction = next(iter(sweep.objectives.items()))
     sign = -1.0 if direction == "maximize" else 1.0
     found = {index: row.score(name, direction) for index, row in enumerate(rows)}
@@ -340,7 +340,7 @@ def in_order(sweep: Sweep, rows: Sequence[Row]) -> list[Row]:
 
 
 def markdown(sweep: Sweep, rows: Sequence[Row]) -> str:
-    """The reported rows as a Markdown table, the best first: means with the seeds' values, costs of a run."""
+    """The reported rows as a Markdown table, best first: means with the seeds' values, and costs per run."""
     final = in_order(sweep, [row for row in rows if row.stage == "final"])
     shown = [name for name in metrics(sweep) if any(row.estimate(name) for row in final)]
     heads = ["configuration", "seeds", *shown, "seconds", "tokens"]
@@ -373,7 +373,7 @@ def terminal_table(sweep: Sweep, rows: Sequence[Row]) -> str:
 
 
 def summary(sweep: Sweep, rows: Sequence[Row], left_over: Sequence[str]) -> dict[str, Any]:
-    """results.json: the sweep, its rows, and every run's metrics."""
+    """Content of results.json: the sweep, its rows, and every run's metrics."""
     best = set(best_rows(sweep, rows))
     paths = [path for row in rows for path in row.folders.values()]
     sources = {read_state(path).get("source") for path in paths}
@@ -406,7 +406,7 @@ def summary(sweep: Sweep, rows: Sequence[Row], left_over: Sequence[str]) -> dict
 
 def _run(path: Path) -> dict[str, Any]:
     run = finished_run(path)
-    # Intervals over rows of every evaluation would be most of the file; the chosen one keeps its own.
+    # Intervals of every evaluation would be most of the file, so only the chosen one has them.
     points = [{name: value for name, value in line.items() if "/ci_" not in name} for line in run.evaluations]
     return {"folder": path.name, **run.chosen, "evaluations": points}
 
