@@ -293,9 +293,9 @@ def metrics(sweep: Sweep) -> list[str]:
 
 
 def best_rows(sweep: Sweep, rows: Sequence[Row]) -> list[int]:
-    """Indices of reported rows that are best in all objectives, compared by their means as written on the page.
+    """Indices of the reported rows on the Pareto front of the objectives, by their means as written on the page.
 
-    Empty for a tie, and for a single seed, from which another seed's result cannot be known.
+    Rows that tie are left out, and so are rows of a single seed, which says nothing about other seeds.
     """
     known = {}
     for index, row in enumerate(rows):
