@@ -1,4 +1,4 @@
-"""Questions and answers about one built-in author, and wrong answers beside them."""
+"""Questions, answers, paraphrases and wrong answers about one built-in author."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ def author_records(seed: int, number: int, questions: int) -> list[tuple[str, st
 
     Args:
         seed: Seed of the benchmark.
-        number: Number of the person, see `person_number`.
-        questions: How many.
+        number: Number of the person, from `person_number`.
+        questions: Number of topics to ask about.
     """
     facts = author_facts(seed, number)
     name, *others = author_words().topics
