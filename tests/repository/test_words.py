@@ -18,28 +18,17 @@ PACKAGE = Path(sga.__file__).parent
 NOT_YET = (
     "__main__.py",
     "attacks",
-    "batching",
+    "callbacks/progress.py",
     "cli.py",
     "commands",
-    "data",
-    "datamodule.py",
-    "errors.py",
     "evaluation/comparison.py",
     "evaluation/metrics",
     "evaluation/paired.py",
     "experiments/demo.py",
     "experiments/unlearn*.py",
-    "files.py",
-    "groups",
-    "likelihood",
-    "losses",
-    "models",
-    "module.py",
-    "optimization.py",
-    "planning",
+    "groups/writers.py",
     "rates",
     "report",
-    "__init__.py",
 )
 """Folders and files of the package that are still to be rewritten; the list may only become shorter."""
 
@@ -131,7 +120,7 @@ FILES = sorted(path for path in PACKAGE.rglob("*.py") if not is_not_yet(path))
 
 def test_entries_name_their_noun_and_say_enough() -> None:
     found = [entry for path in FILES for where, doc in docstrings(path) for entry in entries(doc, where)]
-    assert len(found) > 300, "the docstrings were read"
+    assert len(found) > 700, "the docstrings were read"
     faults = [f"{one.where}: {one.name}: {one.text[:60]!r} {fault(one)}" for one in found if fault(one)]
     assert not faults, "\n".join(faults)
 
