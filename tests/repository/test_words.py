@@ -16,15 +16,12 @@ import sga
 PACKAGE = Path(sga.__file__).parent
 
 NOT_YET = (
-    "__main__.py",
     "attacks",
-    "callbacks/progress.py",
     "cli.py",
     "commands",
     "evaluation/comparison.py",
     "evaluation/metrics",
     "evaluation/paired.py",
-    "experiments/demo.py",
     "experiments/unlearn*.py",
     "groups/writers.py",
     "rates",
