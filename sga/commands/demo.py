@@ -38,7 +38,8 @@ def main(arguments: Sequence[str]) -> int:
     unlearned = _unlearn(plan, options.folder)
     shown = runs if len(runs) > 1 else unlearned
 
-    from sga.report import runs_table, write_report
+    from sga.report.page import write_report
+    from sga.report.summary import runs_table
 
     write_json(options.folder / "results.json", demo_results([*runs, *unlearned]))
     title = "Making a small model forget two authors"

@@ -19,7 +19,8 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--title", default="Unlearning runs", help="heading of the page")
     options = parser.parse_args(list(arguments))
 
-    from sga.report import runs_table, write_report
+    from sga.report.page import write_report
+    from sga.report.summary import runs_table
     from sga.runs.folder import load_run
 
     runs = [load_run(path) for path in options.runs]

@@ -37,7 +37,7 @@ def main(arguments: Sequence[str]) -> int:
     if code:
         return code
 
-    from sga.report import runs_table
+    from sga.report.summary import runs_table
     from sga.runs.folder import load_run
 
     runs = [load_run(folder / request.name) for request in requests]
