@@ -5,16 +5,19 @@ from __future__ import annotations
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
-from html import escape
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sga.attacks.findings import Estimate, Finding
 from sga.evaluation.table import fitted_table
 from sga.files import write_text
-from sga.report.charts import Curve, panel, style_of, swatch
-from sga.report.style import document, numbers_table
+from sga.report.pages import render
+from sga.report.styles import Style, distinct_styles
 
+if TYPE_CHECKING:
+    import altair as alt
+
+_UNLEARNED = "unlearned"
 _WIDTH = 80
 _HEADING = ("attack", "before", "un- learned", "after the attack", "retained models", "comes back", "")
 _SECTION = re.compile(r"\n*<!-- attacks -->.*<!-- end of attacks -->\n*", re.DOTALL)
@@ -71,30 +74,6 @@ def attack_page(content: Mapping[str, Any], findings: Sequence[Finding]) -> str:
         content: Content of attacks.json.
         findings: Findings that it was made of.
     """
-    title = f"Attacks on {Path(content['models']['unlearned']).name}"
-    sentences = "".join(f"<li>{escape(line)}</li>" for line in content["verdict"])
-    says = "".join(
-        f"<dt>{escape(one.attack)}</dt><dd>{escape(one.says)}{f' ({escape(one.why)})' if one.why else ''}</dd>"
-        for one in findings
-    )
-    models = "; ".join(f"{role}: {name}" for role, name in content["models"].items())
-    settings = ", ".join(f"{name} {value}" for name, value in content["settings"].items())
-    body = [
-        f'<header><h1>{escape(title)}</h1><p class="small">{escape(models)}</p></header>',
-        f'<ul class="conclusions">{sentences}</ul>',
-        f"<section><h2>Attacks</h2>{numbers_table(_whole_words(attack_rows(findings)))}"
-        '<p class="small">Means over forget records, 0 to 1, '
-        "with 95 % bootstrap intervals. What comes back is the share of what unlearning took, 0 % where the attacked "
-        "model says no more than retained models under the same attack (without one, than itself without it).</p>"
-        f"<dl>{says}</dl></section>",
-    ]
-    charts = [_curves(one, index, content) for index, one in enumerate(findings) if "curves" in one.details]
-    if charts:
-        body.append(f'<section><h2>Curves</h2><div class="panels">{"".join(charts)}</div></section>')
-    steps = curve_rows(findings, content)
-    if len(steps) > 1:
-        table = f"<details><summary>{len(steps) - 1} rows</summary>{numbers_table(steps)}</details>"
-        body.append(f"<section><h2>Steps and samples</h2>{table}</section>")
     others = [("attack", "measure", "before", "unlearned", "after", "retained")]
     for one in findings:
         for name, means in one.details.get("other_measures", {}).items():
@@ -102,12 +81,19 @@ def attack_page(content: Mapping[str, Any], findings: Sequence[Finding]) -> str:
                 f"{means[role]:.3f}" if role in means else "" for role in ("before", "unlearned", "after", "retained")
             )
             others.append((one.attack, name, *cells))
-    if len(others) > 1:
-        body.append(f"<section><h2>Other measures</h2>{numbers_table(others)}</section>")
-    body.append(
-        f'<footer><p class="small">{escape(settings)}. This page quotes no question and no answer.</p></footer>'
+    return render(
+        "attacks.html.j2",
+        f"Attacks on {Path(content['models']['unlearned']).name}",
+        {f"attack-{i}": _curves(one, content) for i, one in enumerate(findings) if "curves" in one.details},
+        models=content["models"],
+        verdict=content["verdict"],
+        findings=findings,
+        table=_whole_words(attack_rows(findings)),
+        others=others,
+        steps=curve_rows(findings, content),
+        styles=_styles(findings, content),
+        settings=content["settings"],
     )
-    return document(title, body)
 
 
 def curve_rows(findings: Sequence[Finding], content: Mapping[str, Any]) -> list[tuple[str, ...]]:
@@ -142,19 +128,30 @@ def _relearned(point: Mapping[str, Mapping[str, float]], measure: str) -> str:
     return "" if found is None else f"{found:.3f}"
 
 
-def _curves(one: Finding, index: int, content: Mapping[str, Any]) -> str:
-    """Chart of one attack: the unlearned model's curve beside the retained ones'."""
-    unlearned, curves = content["models"]["unlearned"], []
-    for place, (who, points) in enumerate(one.details["curves"].items()):
-        style = style_of("SGA", 0) if who == unlearned else style_of("retain", place)
-        along = [(float(x), _height(point, one.measure)) for x, point in points.items()]
-        curves.append(Curve("unlearned" if who == unlearned else Path(who).name, style, along))
-    legend = "".join(f"<li>{swatch(curve.style)} {escape(curve.label)}</li>" for curve in curves)
+def _styles(findings: Sequence[Finding], content: Mapping[str, Any]) -> dict[str, Style]:
+    """Looks of the unlearned model and of the retained ones that have curves."""
+    names = dict.fromkeys(_name(who, content) for one in findings for who in one.details.get("curves", {}))
+    return distinct_styles({name: "SGA" if name == _UNLEARNED else "retain" for name in names})
+
+
+def _curves(one: Finding, content: Mapping[str, Any]) -> alt.LayerChart:
+    """Curves of one attack: the unlearned model's beside the retained ones'."""
+    from sga.report.charts import Curve, CurvePoint, training_chart  # not at the top: imports Altair
+
     sampled = one.attack.startswith("sampling")
-    x_label = "samples (k)" if sampled else "steps"
+    x_title = "samples (k)" if sampled else "steps"
     title = f"leak@k: {one.attack}" if sampled else f"{one.measure}: {one.attack}"
-    chart = panel(title, curves, [], x_label, f"attack-{index}", unit=True)
-    return f'<figure><ul class="legend">{legend}</ul>{chart}</figure>'
+    curves = []
+    for who, points in one.details["curves"].items():
+        name = _name(who, content)
+        along = [(x, _height(point, one.measure)) for x, point in points.items()]
+        found = [CurvePoint(float(x), y, {"model": name, x_title: str(x), title: f"{y:.3f}"}) for x, y in along]
+        curves.append(Curve(name, name, found))
+    return training_chart(title, curves, _styles([one], content), x_title, axis="unit")
+
+
+def _name(who: str, content: Mapping[str, Any]) -> str:
+    return _UNLEARNED if who == content["models"]["unlearned"] else Path(who).name
 
 
 def _height(point: Mapping[str, Any], measure: str) -> float:

@@ -36,7 +36,8 @@ def main(*, config: Path = Path("configs/demo/demo.yaml"), folder: Path = Path("
     unlearned = _unlearn(plan, folder)
     shown = runs if len(runs) > 1 else unlearned
 
-    from sga.report import runs_table, write_report
+    from sga.report.page import write_report
+    from sga.report.summary import runs_table
 
     write_json(folder / "results.json", demo_results([*runs, *unlearned]))
     title = "Making a small model forget two authors"

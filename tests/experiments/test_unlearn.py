@@ -114,7 +114,7 @@ def test_the_page_says_the_same_first_and_shows_answers_with_their_tokens(unlear
     nll = final["token_nll"]  # without the end-of-sequence token, which the row's mean counts
     assert len(nll) == final["tokens"] - 1 and abs(sum(nll) - final["avg_nll"] * final["tokens"]) < 5
     assert f"{start['token_nll'][0]:.2f} → {nll[0]:.2f}" in words
-    assert page.count('<svg class="chart small"') == 2 and "forget quality" not in words.split("Configurations")[0]
+    assert page.count('<div class="plot small"') == 2 and "forget quality" not in words.split("Configurations")[0]
 
 
 def test_the_commands_that_it_prints_work(
