@@ -14,39 +14,45 @@ from typing import TextIO
 
 from sga import __version__
 
-USAGE = """\
-usage: sga VERB [options]        (sga VERB --help lists a verb's options)
+VERBS = {
+    "fit": "train: unlearn, or make a target or retain model",
+    "validate": "evaluate a Hugging Face folder or a checkpoint, without training",
+    "test": "evaluate every row once after training",
+    "predict": "write greedy answers as JSON Lines",
+    "unlearn": "two files and a model: train, choose, export and measure, all in one",
+    "attack": "what paraphrases, rounding, relearning or sampling bring back",
+    "sweep": "many fits: a grid or a search, times seeds, with one table",
+    "sequence": "unlearning requests one after the other, each from the last result",
+    "data": "show what the model sees: tokens, answer tokens, groups",
+    "normals": "retrieve, generate, check and show normal data",
+    "plan": "memory, disk and time of a run, before anything is loaded",
+    "rate": "what gradients say about the smoothing rate, before training",
+    "score": "compute the metrics of a log: a run's, TOFU's or open-unlearning's",
+    "compare": "say whether two evaluations of the same rows differ, or it is noise",
+    "report": "draw runs as one self-contained HTML page",
+    "ask": "what one or two models answer to a question, side by side",
+    "methods": "the methods that there are, with paper and configuration",
+    "config": "list and copy the configurations that come with the package",
+    "demo": "do all of it on built-in data, with nothing to download",
+}
+"""Verbs with what they do. Each is a module of its name in `sga.commands`, but for those of Lightning."""
 
-Make a causal language model forget chosen data and keep everything else,
-by Smoothed Gradient Ascent and its controls.
+_HEADINGS = {"fit": "train and evaluate", "data": "look", "demo": "try it"}
+"""Headings of the list, by the verb that they stand before."""
 
-train and evaluate (LightningCLI: --config FILE, and any setting as a flag)
-  fit        train: unlearn, or make a target or retain model
-  validate   evaluate a Hugging Face folder or a checkpoint, without training
-  test       evaluate every row once after training
-  predict    write greedy answers as JSON Lines
-  unlearn    two files and a model: train, choose, export and measure, all in one
-  attack     what paraphrases, rounding, relearning or sampling bring back
-  sweep      many fits: a grid or a search, times seeds, with one table
-  sequence   unlearning requests one after the other, each from the last result
+_LIGHTNING = ("fit", "validate", "test", "predict")
 
-look
-  data show  print what the model sees: tokens, answer tokens, groups
-  normals    retrieve, generate, check and show normal data
-  plan       memory, disk and time of a run, before anything is loaded
-  rate       what gradients say about the smoothing rate, before training
-  score      compute the metrics of a log: a run's, TOFU's or open-unlearning's
-  compare    say whether two evaluations of the same rows differ, or it is noise
-  report     draw runs as one self-contained HTML page
-  ask        what one or two models answer to a question, side by side
-  methods    the methods that there are, with paper and configuration
-  config     list and copy the configurations that come with the package
+_MENU = """\
+Make a language model forget chosen data and keep everything else.
 
-try it
-  demo       do all of it on built-in data, with nothing to download
+  sga demo                                      try all of it, nothing to download
+  sga unlearn MODEL --forget FILE --retain FILE your own data, all in one command
+  sga report RUN ...                            one HTML page of finished runs
+  sga ask RUN "QUESTION"                        talk to the result
+  sga attack RUN                                is it forgotten, or only hidden?
 
-  sga demo
-  sga fit --config configs/benchmarks/authors.yaml --config configs/methods/target.yaml
+sga --help lists all verbs, sga VERB --help the options of one; add --verbose to
+see what libraries print.
 """
 
 
@@ -81,10 +87,13 @@ def _has_no_reader(stream: TextIO) -> bool:
 
 
 def _main(arguments: Sequence[str] | None) -> int:
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(USAGE, end="")
-        return 0 if arguments else 2
+    arguments = _verbose(sys.argv[1:] if arguments is None else arguments)
+    if not arguments:
+        print(_MENU, end="")
+        return 2
+    if arguments[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0
     if arguments[0] == "--version":
         print(f"sga {__version__}")
         return 0
@@ -105,6 +114,20 @@ def _main(arguments: Sequence[str] | None) -> int:
         code, message = end
         print(f"sga: {message}", file=sys.stderr)
         return code
+
+
+def _verbose(arguments: Sequence[str]) -> list[str]:
+    """The arguments without ``--verbose``, which holds for this process and those that it starts.
+
+    The ``--verbose true|false`` of Lightning's verbs is another option.
+    """
+    found = list(arguments)
+    for place, word in enumerate(found):
+        if word == "--verbose" and found[place + 1 : place + 2] not in (["true"], ["false"]):
+            os.environ["SGA_VERBOSE"] = "1"
+            del found[place]
+            break
+    return found
 
 
 def _end(error: BaseException) -> tuple[int, str] | None:
@@ -172,34 +195,18 @@ _REFUSALS = {
 """What an operating system may refuse whatever the program does, and what helps."""
 
 
-VERBS = {
-    "fit": "sga.cli",
-    "validate": "sga.cli",
-    "test": "sga.cli",
-    "predict": "sga.cli",
-    "unlearn": "sga.commands.unlearn",
-    "attack": "sga.commands.attack",
-    "sweep": "sga.commands.sweep",
-    "sequence": "sga.commands.sequence",
-    "data": "sga.commands.data",
-    "normals": "sga.commands.normals",
-    "plan": "sga.commands.plan",
-    "rate": "sga.commands.rate",
-    "score": "sga.commands.score",
-    "compare": "sga.commands.compare",
-    "report": "sga.commands.report",
-    "ask": "sga.commands.ask",
-    "methods": "sga.commands.methods",
-    "config": "sga.commands.config",
-    "demo": "sga.commands.demo",
-}
-"""Module of each verb; its `main` takes the arguments and returns the exit code. Lightning's verbs are in one module,
-whose `main` takes the verb as the first argument."""
+def usage() -> str:
+    """The list of verbs."""
+    lines = ["usage: sga VERB [options]        (sga VERB --help lists a verb's options)"]
+    for name, said in VERBS.items():
+        lines += ["", _HEADINGS[name]] if name in _HEADINGS else []
+        lines.append(f"  {name:<9}  {said}")
+    return "\n".join(lines)
 
 
 def _run(verb: str, arguments: Sequence[str]) -> int:
-    module = importlib.import_module(VERBS[verb])
-    code: int = module.main([verb, *arguments] if VERBS[verb] == "sga.cli" else arguments)
+    module = importlib.import_module(f"sga.commands.{'fit' if verb in _LIGHTNING else verb}")
+    code: int = module.main([verb, *arguments] if verb in _LIGHTNING else arguments)
     return code
 
 

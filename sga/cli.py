@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
 import sys
@@ -14,7 +13,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import datasets
 import lightning.pytorch as pl
 import torch
 from jsonargparse import Namespace
@@ -44,6 +42,7 @@ from sga.callbacks.stopping import Stopping
 from sga.datamodule import UnlearningData
 from sga.errors import UserError
 from sga.files import yaml_value
+from sga.models.noise import hide_noise
 from sga.module import UnlearningModule
 from sga.runs.config_files import composed
 from sga.runs.folder import OWN_CHECKPOINTS, RunFolder
@@ -377,12 +376,6 @@ def run_verb(arguments: Sequence[str]) -> UnlearningCLI:
     return _cli(UnlearningCLI, arguments)
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Runs one of Lightning's verbs, which is the first argument; returns the exit code."""
-    run_verb(arguments)
-    return 0
-
-
 def configured_cli(arguments: Sequence[str]) -> UnlearningCLI:
     """Parses options of `fit` and makes its objects without running anything."""
     return _cli(_ConfiguringCLI, ["fit", *arguments])
@@ -401,7 +394,10 @@ def fit_objects(arguments: Sequence[str]) -> tuple[Any, UnlearningModule, Unlear
 
 
 def _cli(kind: type[UnlearningCLI], arguments: Sequence[str]) -> UnlearningCLI:
-    _quiet()
+    hide_noise()
+    threading.excepthook = _say_of_thread
+    TextOptionParser.helps_with_all = "--help-all" in arguments
+    arguments = ["--help" if word == "--help-all" else word for word in arguments]
     verb = arguments[0]
     verbs = {verb: LightningCLI.subcommands()[verb]}  # a parser for each of the four would take most of the start
     of_verb = type(kind.__name__, (kind,), {"subcommands": staticmethod(lambda: verbs)})
@@ -426,22 +422,6 @@ def _cli(kind: type[UnlearningCLI], arguments: Sequence[str]) -> UnlearningCLI:
         args=[verb, *composed(arguments[1:])],
     )
     return cli
-
-
-def _quiet() -> None:
-    """Silences notices that a user of this program can do nothing about."""
-    useless = ("litlogger", "`weights_only` was not set", "tpu available")
-    for name in ("", "lightning", "lightning.pytorch", "lightning.fabric"):
-        for handler in logging.getLogger(
-            name
-        ).handlers:  # not the logger: its filters do not see its children's records
-            handler.addFilter(lambda record: not any(part in record.getMessage().lower() for part in useless))
-    threading.excepthook = _say_of_thread
-    datasets.disable_progress_bars()
-    warnings.filterwarnings("ignore", message=".*LightningCLI's args parameter.*")
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*treespec.*", category=DeprecationWarning)
-    warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
 
 
 def _say_of_thread(arguments: threading.ExceptHookArgs) -> None:

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers.utils.logging import disable_progress_bar
-
 from sga.attacks.findings import Finding
 from sga.attacks.models import attack_data, attacked_run, check_tokenizers, model_before, named_model, run_model
 from sga.attacks.result import attack_lines, attack_page, write_card
@@ -18,6 +16,7 @@ from sga.callbacks.evaluator import ANSWERS_FOLDER
 from sga.errors import UserError
 from sga.evaluation.table import duration
 from sga.files import write_json, write_text
+from sga.models.noise import hide_noise
 from sga.runs.lock import write_lock
 
 
@@ -87,7 +86,7 @@ def attack_run(
     retained = [named_model(name, "retained") for name in references]
     data = attack_data(run, rows, max_new_tokens)
     check_tokenizers(data.encoder, [before, *retained])
-    disable_progress_bar()  # type: ignore[no-untyped-call]  # a bar for each model and attack
+    hide_noise()
     cache = run.path.parent / ANSWERS_FOLDER if data.texts else None
     begun = time.monotonic()
     with write_lock(folder, "--output"):

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sga.commands.data import side_by_side
+from sga.commands.data import group_columns
 from sga.commands.parsing import run_one_of, verb
 from sga.data.builtin import packaged_path
 from sga.data.records import Record
@@ -338,7 +338,8 @@ def _show(file: Path, *, groups: int = 3, forget: str | None = None, width: int 
     count = min(max(1, groups), len(found))
     for index in range(count):
         group = found[index * len(found) // count]
-        print(f"\n{f' {group.forget.id} ':─^{width}}\n{side_by_side(group, width)}", end="")
+        print(f"\n{f' {group.forget.id} ':─^{width}}")
+        print("\n".join(group_columns(group, width)))
     sources = Counter(group.origin(index).source for group in found for index in range(len(group.normals)))
     print(f"\n{len(found)} groups; normals by source: {', '.join(f'{name} {n}' for name, n in sources.items())}")
     return 0

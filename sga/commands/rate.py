@@ -63,7 +63,7 @@ def main(*rest: str, options: _Options) -> int:
         raise UserError(f"--output {options.output} is a file; name a folder")
 
     from sga.cli import configured_cli
-    from sga.evaluation.table import hanging
+    from sga.evaluation.table import fitted_table, hanging
     from sga.files import write_json, write_text
     from sga.report.rate_advice import SYMBOLS
     from sga.report.rate_page import rate_page
@@ -72,7 +72,8 @@ def main(*rest: str, options: _Options) -> int:
     result = _measured(cli, options)
     folder: Path = options.output or Path(cli.trainer.default_root_dir) / "rate"
     rules, layers = rules_table(result), layers_table(result)
-    print("\n".join([hanging("", result.answer), "", *result.about, "", aligned(rules), "", aligned(layers), ""]))
+    tables = [*fitted_table(rules), "", *fitted_table(layers)]
+    print("\n".join([hanging("", result.answer), "", *result.about, "", *tables, ""]))
     print("\n".join(hanging("- ", sentence) for sentence in result.advice))
     widest = max(len(symbol) for symbol, _ in SYMBOLS)
     print("\n".join(["", *(hanging(f"{symbol:<{widest}}  ", meaning) for symbol, meaning in SYMBOLS)]))
@@ -301,18 +302,6 @@ def layers_table(result: RateResult) -> list[list[str]]:
             ]
         )
     return rows
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Rows as text, the first column to the left and the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(
-            cell.rjust(width) if place else cell.ljust(width)
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    )
 
 
 # ---- JSON -----------------------------------------------------------------------------------------------------------

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import logging
 import shutil
 import tempfile
 import time
@@ -215,15 +214,12 @@ def _check(sweep: Sweep) -> None:
         for name, config in examples:
             file.write_text(yaml_text(config), encoding="utf-8")
             said = io.StringIO()
-            logging.disable(logging.INFO)  # Lightning's word on seeds
             try:
                 with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
                     parsed_config(["fit", "--config", str(file)])
             except SystemExit:
                 lines = [line.strip() for line in said.getvalue().splitlines() if line.strip()]
                 raise UserError(f"{sweep.path}: {name}: {' '.join(lines[-4:])}") from None
-            finally:
-                logging.disable(logging.NOTSET)
 
 
 def _finish(sweep: Sweep, folder: Path, tasks: Sequence[Trial]) -> int:

@@ -16,6 +16,7 @@ from typing import Any
 
 from sga.errors import UserError
 from sga.evaluation.ranges import possible_range
+from sga.evaluation.table import fitted_table
 from sga.experiments.configuration import Values
 from sga.experiments.sweeps.definition import Result, Stage, Sweep, Trial, label, short_names
 from sga.experiments.task import read_state
@@ -367,9 +368,7 @@ def terminal_table(sweep: Sweep, rows: Sequence[Row]) -> str:
     final = in_order(sweep, [row for row in rows if row.stage == "final"])
     lines = [["configuration", *sweep.objectives]]
     lines += [[row.label, *(_with_seeds(row.estimate(name), 3, "–") for name in sweep.objectives)] for row in final]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    shown = "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
-    return f"\n{shown}"
+    return "\n".join(["", *fitted_table(lines)])
 
 
 def summary(sweep: Sweep, rows: Sequence[Row], left_over: Sequence[str]) -> dict[str, Any]:
