@@ -59,9 +59,9 @@ see what libraries print.
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one verb and returns the exit code.
 
-    0; 2 for what the user can mend; 1 for a run that failed; 128 plus its number for a signal that ended it. With a
-    message of one line each; with SGA_TRACEBACK=1 in the environment the traceback is there instead. Where what reads
-    the output has gone (``| head``), it ends without a word, as by SIGPIPE.
+    The code is 0, 2 for wrong input, 1 for a run that failed, or 128 plus the number of a signal that ended it. Errors
+    are messages of one line; with SGA_TRACEBACK=1 in the environment they are tracebacks. If the reader of the output
+    has gone (``| head``), the program ends silently, as by SIGPIPE.
     """
     try:
         try:
@@ -77,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _has_no_reader(stream: TextIO) -> bool:
-    """Whether a stream is a pipe that nobody reads; a broken pipe may also be one within the program."""
+    """True if a stream is a pipe without a reader; a broken pipe may also be one within the program."""
     poll = select.poll()
     try:
         poll.register(stream.fileno(), 0)
@@ -131,7 +131,7 @@ def _verbose(arguments: Sequence[str]) -> list[str]:
 
 
 def _end(error: BaseException) -> tuple[int, str] | None:
-    """Exit code and message of what ended a verb; None for a defect, and for an exit that has said all itself."""
+    """Exit code and message for what ended a verb; None for a defect, and for an exit with its own message."""
     from sga.errors import Interruption, StoppedError, UserError
 
     if isinstance(error, Interruption):
@@ -155,9 +155,9 @@ def _end(error: BaseException) -> tuple[int, str] | None:
 
 
 def _wrapped(error: BaseException) -> BaseException | None:
-    """What an exception was raised from, as jsonargparse does with what constructors raise.
+    """Cause of an exception, such as the one that a constructor raised under jsonargparse's.
 
-    One that came up while another was handled is a defect of its own, unless it is of a type that only wraps.
+    An exception that came up while another was handled is a defect of its own, unless its type only wraps others.
     """
     wrapper = f"{type(error).__module__.partition('.')[0]}.{type(error).__name__}" in _WRAPPERS
     return error.__cause__ or (error.__context__ if wrapper and not error.__suppress_context__ else None)
@@ -171,7 +171,7 @@ _MEANT = {
     "chat": "ask",
     "help": "--help",
 }
-"""Verbs by the names that other programs have for them."""
+"""Verbs by their names in other programs."""
 
 _WRAPPERS = ("argparse.ArgumentError", "lightning.MisconfigurationException")
 
@@ -192,7 +192,7 @@ _REFUSALS = {
     errno.EIO: "the disk fails; copy what is there",
     errno.EPIPE: "what read the output has gone",
 }
-"""What an operating system may refuse whatever the program does, and what helps."""
+"""Refusals of the operating system by error number, with their cures."""
 
 
 def usage() -> str:

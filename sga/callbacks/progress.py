@@ -1,4 +1,4 @@
-"""How far a training run is: a bar in a terminal, lines in a log file."""
+"""Progress of a run: one bar in a terminal, lines in a log file."""
 
 from __future__ import annotations
 
@@ -40,22 +40,22 @@ class RunClock:
         self._first_step = 0
 
     def start(self, step: int) -> None:
-        """Training starts at a step."""
+        """Starts the clock at a training step."""
         self.began, self._first_step = time.monotonic(), step
 
     def end_steps(self) -> float:
-        """Steps end for a while, or an evaluation begins; returns the seconds of all steps."""
+        """Stops the clock of training, as when an evaluation begins; returns the seconds of all steps."""
         self._training += time.monotonic() - self.began
         self.began = time.monotonic()
         return self._training
 
     def end_evaluation(self) -> float:
-        """An evaluation ends; returns its seconds."""
+        """Stops the clock of an evaluation; returns its seconds."""
         self._evaluation, self.began = time.monotonic() - self.began, time.monotonic()
         return self._evaluation
 
     def left(self, trainer: pl.Trainer, step: int, total: int) -> float | None:
-        """Seconds that are left if steps and evaluations take as long as before; None before the first step."""
+        """Estimated seconds until the end of the run, evaluations included; None before the first step."""
         done = step - self._first_step
         if done < 1 or step >= total:
             return None
@@ -158,7 +158,7 @@ class RunProgressBar(ProgressBar):
 
 
 class ProgressLines(pl.Callback):
-    """Prints one line for each epoch and for each evaluation, where a bar would be of no use."""
+    """Callback that prints one line per epoch and evaluation, for log files."""
 
     def __init__(self) -> None:
         self._clock = RunClock()

@@ -1,4 +1,4 @@
-"""`sga ask`: what one or two models answer to a question, side by side."""
+"""`sga ask`: answers of one or two models to a question, side by side."""
 
 from __future__ import annotations
 
@@ -58,11 +58,11 @@ def main(
 
 
 def run_template(model: str, trust_code: bool = False) -> Template:
-    """The template that a run folder, or its ``model/``, was trained with; AutoTemplate where there is no run.
+    """Template that a run folder, or its ``model/``, was trained with; AutoTemplate for any other model.
 
     Args:
-        model: A run folder, its ``model/``, or any other name of a model.
-        trust_code: Whether a class that is not of this package may be imported, which runs its module's code.
+        model: Run folder, its ``model/``, or any other name of a model.
+        trust_code: True if a class from outside this package may be imported, which runs the code of its module.
 
     Raises:
         UserError: the run's configuration names no template that can be made, or one that is not trusted.
@@ -97,7 +97,7 @@ def run_template(model: str, trust_code: bool = False) -> Template:
 
 
 def _ask(name: str, template: Template, question: str, answer: str | None, limit: int) -> tuple[str, str | None]:
-    """A model's greedy answer, and what it says of a given one."""
+    """Greedy answer of a model, and the likelihood of a given answer in words."""
     import torch
 
     from sga.batching.encoding import Encoder

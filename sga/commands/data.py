@@ -1,4 +1,4 @@
-"""`sga data show`: what the model sees, token by token."""
+"""`sga data show`: the training data as the model sees it, token by token."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def _alternatives(data: UnlearningData) -> str:
 
 
 def _origin(origin: Origin) -> str:
-    """Where a normal comes from, if that is more than retain, and what is wrong with it."""
+    """Source of a normal other than the retain split, and the checks that it fails."""
     parts = [] if origin.source == "retain" else [origin.source + (f" by {origin.by}" if origin.by else "")]
     return " ".join([*parts, *(f"[{reason}]" for reason in origin.checks)])
 
@@ -117,7 +117,7 @@ def _overview(data: UnlearningData) -> str:
 
 
 def tokens(data: UnlearningData, encoded: Encoded) -> str:
-    """The tokens of a sequence, answer tokens in brackets, with a count."""
+    """Tokens of a sequence, answer tokens in brackets, with their number."""
     shown = []
     for position, token in enumerate(encoded.ids):
         text = str(data.tokenizer.decode([token])).replace("\n", "\\n") or str(

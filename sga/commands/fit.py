@@ -35,6 +35,8 @@ def fit_end(run: Run, reference_paths: Sequence[str] = ()) -> list[str]:
     references = [found for path in reference_paths if (found := _finished(path)) is not None]
     word = "last" if run.chosen_step == last["step"] else "chosen"
     lines = [["", f"step {first['step']}", f"{word}, step {run.chosen_step}", "reference", ""]]
+    # One evaluation has no start, and most runs that make a target or a retain model have no reference.
+    kept = [i for i in range(5) if not ((i in (1, 4) and first is last) or (i == 3 and not references))]
     for column in columns(by_seed_group([run])):
         start, end = run.value(column.name, first), run.value(column.name)
         if start is not None and end is not None:
@@ -42,7 +44,8 @@ def fit_end(run: Run, reference_paths: Sequence[str] = ()) -> list[str]:
             goal = sum(values) / len(values) if values else None
             shown = [ABSENT if value is None else column.number(value) for value in (start, end, goal)]
             lines.append([column.head, *shown, _verdict(column, start, end, goal)])
-    table = fitted_table(lines, texts=(0, 4)) if len(lines) > 1 else []
+    shown_lines = [[line[i] for i in kept] for line in lines]
+    table = fitted_table(shown_lines, texts=[0] + [kept.index(4)] * (4 in kept)) if len(lines) > 1 else []
     return ["", *table, "", "next", *(f"  {command}" for command in _next_commands(run, reference_paths))]
 
 

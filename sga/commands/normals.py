@@ -112,7 +112,7 @@ class _Writing:
     price_written: float | None = None
 
     def writer(self) -> Writer:
-        """The writer that is asked for."""
+        """Writer that the options name."""
         if (self.local is None) == (self.url is None):
             raise UserError("give either --url, the address of an endpoint, or --local, a model on this machine")
         if self.local is not None:
@@ -134,7 +134,7 @@ class _Writing:
         )
 
     def price(self, read: int, written: int) -> str:
-        """The price of so many tokens in words, or nothing where it is not known."""
+        """Price of the tokens in words; empty without prices."""
         if self.price_read is None or self.price_written is None:
             return ""
         return f", {(read * self.price_read + written * self.price_written) / 1e6:.4g} at the given prices"
@@ -215,7 +215,7 @@ def _conclude(
     on_failure: OnFailure,
     writing: _Writing,
 ) -> int:
-    """Says what came of a generation, of which `asked` answers were there before, and writes it if it is complete."""
+    """Reports a generation, for which `asked` answers existed before, and writes it if it is complete."""
     spent = generation.spent
     print(
         f"{spent.requests} answers, {spent.requests - asked} of them now; {spent.prompt_tokens} tokens read, "
@@ -256,7 +256,7 @@ def _conclude(
 
 
 def _say(words: str) -> None:
-    """A line beside the progress bar."""
+    """Prints a line above the progress bar."""
     from tqdm import tqdm
 
     tqdm.write(words, file=sys.stderr)
@@ -346,7 +346,7 @@ def _show(file: Path, *, groups: int = 3, forget: str | None = None, width: int 
 
 
 def _named_group(line: dict[str, Any], where: str) -> Group:
-    """A line of the file as it stands, without the data that it names."""
+    """Group that a line of the file describes, without looking up the records in the data."""
     try:
         forget = line["forget"]
         normals, others = line["normals"], line.get("alternatives") or ()
@@ -374,7 +374,7 @@ def _check_output(path: Path, overwrite: bool) -> None:
 
 
 def _data(rest: Sequence[str]) -> tuple[UnlearningData, Sequence[Record], Sequence[Record], Sequence[Record]]:
-    """The data module that the options mean, its forget records, its pool and its reserved rows.
+    """Data module of the options, with its forget records, its pool and its reserved rows.
 
     No tokenizer and no model is read.
     """
@@ -387,17 +387,17 @@ def _data(rest: Sequence[str]) -> tuple[UnlearningData, Sequence[Record], Sequen
 
 
 def _checks(data: UnlearningData) -> Checks:
-    """The pairing's checks where it has any."""
+    """Checks of the pairing, or the default ones."""
     return (data.pairing.checks if isinstance(data.pairing, NearestNormals) else None) or Checks()
 
 
 def _nearest(data: UnlearningData) -> NearestNormals:
-    """How replacements are found: as the pairing finds normals, where it does so by nearness."""
+    """Pairing by which replacements are found: the data module's own if it goes by nearness."""
     return data.pairing if isinstance(data.pairing, NearestNormals) else NearestNormals()
 
 
 def _report(failures: Sequence[Failure], normals: int) -> None:
-    """Says what failed and why: all reasons counted, the first failures in full."""
+    """Prints how often each check failed, and the first failures in full."""
     print(f"{len(failures)} of {normals} normals fail the checks")
     kinds = Counter(
         re.sub(r"\(.*\)|(?<=duplicate of )\S+|(?<=repeats )\S+|\d[\d.]*", "…", reason)

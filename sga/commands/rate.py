@@ -1,4 +1,4 @@
-"""`sga rate`: what gradients say about the smoothing rate, for a model and data, before anything is trained."""
+"""`sga rate`: advice of gradients on the smoothing rate, for a model and data, before anything is trained."""
 
 from __future__ import annotations
 
@@ -99,17 +99,17 @@ def main(*rest: str, options: _Options) -> int:
 
 @dataclass(frozen=True)
 class RateResult:
-    """Everything that is printed, drawn and written.
+    """Estimates and advice, as they are printed, drawn and written.
 
     Attributes:
-        answer: What to set, and how far that is certain.
-        sample: What the estimates were made from.
-        about: That and more in lines of text.
-        whole: Geometry over all trainable parameters.
-        rules: What each rule asks for.
-        layers: Geometry by layer.
-        advice: Sentences.
-        content: What rate.json holds.
+        answer: Advice on the setting, with its uncertainty.
+        sample: Groups that the estimates were made from.
+        about: Description of model and sample in lines of text.
+        whole: Gradient geometry over all trainable parameters.
+        rules: Rates and weights that each rule asks for.
+        layers: Gradient geometry by layer.
+        advice: Sentences of advice.
+        content: Content of rate.json.
     """
 
     answer: str
@@ -216,7 +216,7 @@ def _measured(cli: UnlearningCLI, options: _Options) -> RateResult:
 
 
 def _check_alternatives(loss: Loss | None, count: int) -> None:
-    """Raises a UserError where alternatives are not weighed as other normals are."""
+    """Refuses a loss that weighs alternatives differently from other normals."""
     from sga.losses.ascent import WeighingLoss
 
     if loss is not None:
@@ -242,7 +242,7 @@ def _sample(available: int, options: _Options, group_size: int, batch_size: int,
 
 
 def _network(cli: UnlearningCLI) -> PreTrainedModel:
-    """The model that training would start from, or a checkpoint's, on the trainer's device, in eval mode."""
+    """Model that training would start from, or of a checkpoint, on the trainer's device, in eval mode."""
     from sga.cli import checkpoint_file
     from sga.models.causality import check_causal
     from sga.runs.folder import RunFolder
@@ -263,7 +263,7 @@ def _network(cli: UnlearningCLI) -> PreTrainedModel:
 
 
 def rules_table(result: RateResult) -> list[list[str]]:
-    """What each rule asks for, heads first."""
+    """Rows of the table of rules, heading first."""
     from sga.report.rate_advice import number, with_interval
 
     rows = [["rule", "r", "λ", "r without noise", f"r at batch {result.sample.batch_size}", "applied", "answered"]]
@@ -285,7 +285,7 @@ def rules_table(result: RateResult) -> list[list[str]]:
 
 
 def layers_table(result: RateResult) -> list[list[str]]:
-    """Geometry of all parameters and of each layer, heads first."""
+    """Rows of the table of all parameters and of each layer, heading first."""
     from sga.report.rate_advice import number, with_interval
 
     rows = [["layer", "‖g_f‖", "‖ḡ_n‖", "cosine", "without noise", "c/n", "without noise"]]
@@ -308,7 +308,7 @@ def layers_table(result: RateResult) -> list[list[str]]:
 
 
 def _finite(value: float) -> float | None:
-    """JSON has no infinity."""
+    """The value, or None for infinity, which JSON does not have."""
     return value if math.isfinite(value) else None
 
 

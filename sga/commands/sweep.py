@@ -101,7 +101,7 @@ def _pool(options: _Options, sweep: Sweep, folder: Path) -> Pool:
 
 
 def _say_if_shared(workers: int, gpus: Sequence[str]) -> None:
-    """What it costs that several runs share a GPU."""
+    """Warns of the cost of several runs on one GPU."""
     from torch import cuda
 
     count = len(set(gpus)) or cuda.device_count()
@@ -116,7 +116,7 @@ def _say_if_shared(workers: int, gpus: Sequence[str]) -> None:
 
 
 def known_tasks(sweep: Sweep, folder: Path) -> Callable[[int], list[Trial]]:
-    """The runs that count by now: a grid's by the file and by what was chosen, a search's by its journal."""
+    """Function of the runs that count so far: a grid's by its file and its choice, a search's by its journal."""
     from sga.experiments.sweeps.results import disk_results
     from sga.experiments.sweeps.search import Draws
 
@@ -126,7 +126,7 @@ def known_tasks(sweep: Sweep, folder: Path) -> Callable[[int], list[Trial]]:
 
 
 def work(sweep: Sweep, folder: Path, tasks: Callable[[int], list[Trial]], pool: Pool) -> None:
-    """Makes the shared models, and then every run.
+    """Runs the fits of the shared models, and then all others.
 
     Raises:
         UserError: a shared model could not be made, or a finished run shows that an objective is no metric.
@@ -163,7 +163,7 @@ def work(sweep: Sweep, folder: Path, tasks: Callable[[int], list[Trial]], pool: 
 
 
 def forget_failed(tasks: Sequence[Task], folder: Path) -> int:
-    """Deletes the run folders of those tasks that failed, so that they are made again; their number."""
+    """Deletes the run folders of failed tasks, so that they are made again; returns their number."""
     return sum(_forget(task, folder) for task in tasks if _has_failed(task, folder))
 
 
@@ -181,7 +181,7 @@ def _forget(task: Task, folder: Path) -> bool:
 
 
 def _begin(sweep: Sweep, folder: Path, tasks: Sequence[Trial]) -> None:
-    """Says what changed since the last time, and refuses settings that do not exist before anything runs."""
+    """Prints the changes since the last time, and refuses settings that do not exist before anything runs."""
     from sga.experiments.sweeps.results import disk_results, others
 
     path = folder / SWEEP_FILE
@@ -223,7 +223,7 @@ def _check(sweep: Sweep) -> None:
 
 
 def _finish(sweep: Sweep, folder: Path, tasks: Sequence[Trial]) -> int:
-    """Writes the results, and says where; the number of runs that are not finished."""
+    """Writes the results and prints their paths; returns the number of unfinished runs."""
     from sga.experiments.sweeps.page import write_results
     from sga.experiments.sweeps.results import terminal_table
 

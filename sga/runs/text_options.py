@@ -41,11 +41,11 @@ _AS_IT_IS = "_jsonargparse_preexpanded_help"
 
 
 class _Raw(str):
-    """A value of an option's own option, which jsonargparse, looking into plain strings alone, leaves as it is."""
+    """Value of an option within an option; jsonargparse, which parses plain strings only, leaves it as it is."""
 
 
 class _Option(ActionTypeHint):
-    """An option that, where it is text, is the text itself, and not what YAML makes of it."""
+    """Option of which a text is taken as it is, without parsing it as YAML."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if len(args) == 4 and isinstance(args[2], str):
@@ -56,7 +56,7 @@ class _Option(ActionTypeHint):
         return super().__call__(*args, **kwargs)  # type: ignore[no-untyped-call]
 
     def extra_help(self) -> str:
-        """What the help says of the classes that the option takes."""
+        """List of classes that the option takes, which only the long help has."""
         return str(super().extra_help()) if TextOptionParser.helps_with_all else ""  # type: ignore[no-untyped-call]
 
     def _check_type_(self, value: Any, **kwargs: Any) -> Any:
