@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers.utils.logging import disable_progress_bar
 
 from sga.attacks.entailment import EntailmentJudge
 from sga.attacks.findings import Finding
@@ -24,6 +23,7 @@ from sga.callbacks.evaluator import ANSWERS_FOLDER
 from sga.errors import UserError
 from sga.evaluation.table import duration
 from sga.files import write_json, write_text
+from sga.models.noise import hide_noise
 from sga.runs.lock import write_lock
 
 
@@ -99,7 +99,7 @@ def attack_run(
     check_tokenizers(data.encoder, [before, *retained])
     for text in settings.benign if "relearn-benign" in attacks else ():
         benign_records(text, data)  # read now: a wrong file is said before anything is loaded
-    disable_progress_bar()  # type: ignore[no-untyped-call]  # a bar for each model and attack
+    hide_noise()
     cache = run.path.parent / ANSWERS_FOLDER if data.texts else None
     begun = time.monotonic()
     with write_lock(folder, "--output"), AttackProgress(say) as progress:

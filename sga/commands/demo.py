@@ -52,7 +52,7 @@ def main(*, config: Path = Path("configs/demo/demo.yaml"), folder: Path = Path("
 
 
 def _unlearn(plan: Path, folder: Path) -> list[Run]:
-    """Runs `sga unlearn` on the target as a plan says; the trainings."""
+    """Runs `sga unlearn` on the target by a plan; returns its training runs."""
     found = read_unlearnings(plan)
     if found is None:
         return []

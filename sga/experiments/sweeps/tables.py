@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sga.evaluation.metrics import forget_quality, frontier_area, frontier_area_ks, privleak
+from sga.evaluation.table import fitted_table
 from sga.experiments.sweeps.definition import Sweep, short_names
 from sga.experiments.sweeps.results import (
     COSTS,
@@ -170,9 +171,7 @@ def terminal_table(sweep: Sweep, rows: Sequence[Row]) -> str:
     lines += [[row.label, *(_with_seeds(row.estimate(name), 3, "–") for name in sweep.objectives)] for row in final]
     top = ceiling(list(sweep.objectives), final)
     lines += [[ceiling_label(final), *(_with_seeds(top.get(name), 3, "–") for name in sweep.objectives)]] if top else []
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    shown = "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
-    return f"\n{shown}"
+    return "\n".join(["", *fitted_table(lines)])
 
 
 def summary(sweep: Sweep, rows: Sequence[Row], left_over: Sequence[str]) -> dict[str, Any]:
