@@ -24,13 +24,13 @@ from sga.evaluation.reference import UNSTATED
 
 PRIVACY_ATTACKS = ("loss", "zlib", "min_k", "min_k_plus_plus")
 FULL_PARTS = ("model_utility", "forget/fluency", f"forget/{CLASSIFIER_FLUENCY}")
-"""What the composite score takes of the full model, by metric name without prefix: one of the two fluencies."""
+"""Metrics of the full model that the composite score takes, without prefix; one of the two fluencies is enough."""
 PUBLISHED_SHARE = "0.4"
 """Share of the tokens of Min-K % and Min-K %++ that the published privacy score takes."""
 
 
 def full_values(metrics: Mapping[str, float], prefix: str) -> dict[str, float]:
-    """What the composite score takes of the full model, from the metrics of its evaluation; as far as it has them."""
+    """Values of `FULL_PARTS` from the metrics of the full model's evaluation, as far as it has them."""
     return {part: metrics[f"{prefix}/{part}"] for part in FULL_PARTS if f"{prefix}/{part}" in metrics}
 
 
@@ -60,15 +60,15 @@ def add_composite(
 ) -> None:
     """Adds ``composite/…``: memorisation, privacy, utility and the overall score, each with its parts.
 
-    Of several references each s and privacy are means over them. What a part needs and is not there makes the score
-    absent, with a reason.
+    With several references each s and privacy are means over them. A part that cannot be had makes the score absent,
+    with a reason.
 
     Args:
-        evaluation: With forget rows, and with the metrics that the parts are.
+        evaluation: Evaluation with forget rows, and with the metrics that the parts are.
         reference_aucs: Membership AUC of each retrained model by attack, on the same rows.
-        full: `full_values` of the model before unlearning; empty where it is not known.
+        full: Values by `full_values` of the model before unlearning; empty where it is not known.
         min_k_share: Share of Min-K %'s tokens as settings state it, None where unknown; another than 40 % is noted.
-        needs_full: Why `full` is empty.
+        needs_full: Reason why `full` is empty.
     """
     prefix = f"{evaluation.name}/composite"
     scores = {

@@ -1,4 +1,4 @@
-"""Which values a metric can have, by its flat name: no interval may go beyond."""
+"""Possible values of a metric, by its flat name: no interval may go beyond."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def possible_range(name: str) -> tuple[float | None, float | None]:
     ((0.0, 1.0), (-100.0, None), (None, None))
 
     Args:
-        name: With or without the benchmark's prefix.
+        name: Name of the metric, with or without the benchmark's prefix.
     """
     *folders, last = name.split("/")
     if last in _SHARES or folders[-1:] in (["mia"], ["composite"]):

@@ -42,7 +42,7 @@ _ONE_AUC = {"min_k_share": "min_k"}
 
 
 class RetainReference(Log):
-    """What the retain model gives on the forget set: a `Log` whose forget rows have losses or ready-made truth ratios.
+    """Numbers of the retain model on the forget set: a `Log` whose forget rows have losses or ready-made truth ratios.
 
     Its holdout rows, where there are any, have ids and losses; `sga.runs.references.read_retain_reference` makes one.
     """
@@ -134,9 +134,9 @@ def fill_reference_scores(row: dict[str, Any], record_id: str, losses: Sequence[
     With several references it is the mean, and ``reference_each`` has the score against each of them.
 
     Args:
-        row: The row, with avg_nll.
-        record_id: Its record.
-        losses: avg_nll by record under each reference; where one of them lacks the record there is no score.
+        row: Row to fill, with avg_nll.
+        record_id: Id of the row's record.
+        losses: Losses (avg_nll) by record under each reference; where one of them lacks the record there is no score.
     """
     if not losses or not all(record_id in one for one in losses):
         return
@@ -156,9 +156,9 @@ def reference_for(
     ``len(result)`` rows of ours: compare ``own[: len(result)]``.
 
     Args:
-        reference: What `read_retain_reference` gave.
+        reference: Reference that `read_retain_reference` returned.
         ids: Ids of our forget records in the order of the benchmark's file, which foreign rows are matched to.
-        settings: How the evaluation is made. A setting that only this side states is unknown there, which goes
+        settings: Settings of the evaluation. A setting that only this side states is unknown there, which goes
             into the notes. ``min_k_share`` may differ: then the reference's AUC of Min-K % is not used, which is noted.
 
     Returns:
@@ -191,15 +191,15 @@ def reference_for(
 def reference_for_positions(
     reference: RetainReference, rows: int, settings: Mapping[str, str | None]
 ) -> RetainReference:
-    """As `reference_for`, for the forget rows of a foreign log, which are known by their position only.
+    """Does what `reference_for` does for the forget rows of a foreign log, which are known by their position only.
 
     Position i there must be position i here, so a reference of ours must hold the forget set in its order from the
     first row on. The numbers of rows must be equal, or one of the two a foreign log of 300: the longer one is cut.
 
     Args:
-        reference: What `read_retain_reference` gave.
+        reference: Reference that `read_retain_reference` returned.
         rows: Number of forget rows of the log.
-        settings: How the log was made, as far as it says.
+        settings: Settings that the log was made with, as far as it states them.
 
     Returns:
         At most `rows` rows, for the first ``len(result)`` of the log's.
