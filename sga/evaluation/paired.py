@@ -8,8 +8,8 @@ cancel, and differences are found that two separate intervals would hide.
   swap would have been as likely as what was seen; p is the share of swaps whose difference is at least as large. The
   test is two-sided: swapping every row turns a difference into its negative, so large means large in absolute value.
 
-The unit of both is the row, and rows count as independent of each other. Where rows come in clusters (several
-questions about one author), p-values and intervals are too optimistic; and neither knows that training with another seed gives
+The unit of both is the row, and rows count as independent of each other. Where rows come in clusters (several questions
+about one author), p-values and intervals are too optimistic; and neither knows that training with another seed gives
 another model.
 """
 
