@@ -102,7 +102,7 @@ def _add_forget_quality(runs: Sequence[Run], found: Sequence[dict[str, float]]) 
         tests = [forget_quality(ratios[index], other) for n, other in enumerate(ratios) if n != index]
         values["forget_quality_log10"] = math.fsum(test.log10_p for test in tests) / len(tests)
         values["ks_statistic"] = math.fsum(test.ks_statistic for test in tests) / len(tests)
-        utility = metric_value(run, "model_utility")
+        utility = run.value("utility")  # on reserved rows where there are such, as of the runs themselves
         if utility is not None:
             values["frontier_area"] = frontier_area([(values["forget_quality_log10"], utility)])
             values["frontier_area_ks"] = frontier_area_ks([(values["ks_statistic"], utility)])
