@@ -15,7 +15,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any
 
 from scipy import stats
@@ -305,9 +305,47 @@ def sweep_csv(name: str) -> str:
     return out.getvalue()
 
 
+def evaluation_speed() -> str:
+    """Our evaluation beside a plain one."""
+    rows = []
+    for said, one in zip(
+        (
+            "the whole of forget10, 1.3 M parameters: `python benchmarks/evaluation.py --model MODEL`",
+            "first 40 rows of each set, 134 M parameters: `… --untrained --tokenizer MODEL --rows 40 --no-generation`",
+        ),
+        stored("evaluation-speed").values(),
+        strict=True,
+    ):
+        faster, rounds = one["times_faster"], len(one["seconds"])
+        peaks = [median(found[side]["peak"] / 2**30 for found in one["bytes"]) for side in ("ours", "plain")]
+        rows.append([
+            said, f"{faster['whole']:.1f} times ({f'median of {rounds} rounds' if rounds > 1 else 'one round'})",
+            f"{faster['scoring']:.1f}", f"{faster['generation']:.1f}" if "generation" in faster else "–",
+            " and ".join(f"{peak:.1f}" for peak in peaks) + " GiB",
+        ])  # fmt: skip
+    return table(["", "faster", "scoring", "generation", "peak memory, ours and the plain one's"], rows)
+
+
+def training_speed() -> str:
+    """Our training step beside a plain loop, at K = 4."""
+    rows = []
+    for name, said in (
+        ("tiny-tofu", "1.3 M parameters, 8 groups a step ([results](results/training-speed-tiny-tofu.md))"),
+        ("768", "134 M parameters, vocabulary 32,000, 16 groups a step "
+         "([all numbers](results/training-speed-768.json.gz))"),
+    ):  # fmt: skip
+        content = stored(f"training-speed-{name}")
+        plain, ours = (content["group_sizes"]["4"]["kinds"][kind] for kind in ("plain", "packed"))
+        rates = [f"{one['tokens_per_second']:,.0f}" for one in (plain, ours)]
+        shares = [f"{one['operations_per_second'] / content['matrix_rate']:.2f}" for one in (plain, ours)]
+        times = f"{plain['packed_is_times_faster']:.1f}"
+        rows.append([said, " and ".join(rates), times, " and ".join(shares)])
+    return table(["", "tokens/s, plain loop and ours", "times", "share of the matrix rate"], rows)
+
+
 TABLES: dict[str, tuple[Callable[[], str], ...]] = {
     "results/methods-compared.md": (methods,),
-    "results.md": (demo, normals, rates),
+    "results.md": (demo, normals, rates, evaluation_speed, training_speed),
     "benchmarks.md": (muse, book),
 }
 """Tables of each page below docs/; a page has one table with the same first line."""
