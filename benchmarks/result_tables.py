@@ -305,6 +305,16 @@ def sweep_csv(name: str) -> str:
     return out.getvalue()
 
 
+def normals_on_tofu() -> str:
+    """Share of normals that ask for the same kind of thing as the forget question, by kind of question."""
+    found = [stored("normals-tofu")["embedders"][name] for name in ("tfidf", "states", "random")]
+    kinds = sorted(found[0]["same_kind"], key=lambda kind: (kind != "all", -found[0]["same_kind"][kind]))
+    names = {"all": f"same kind, of {found[0]['with_a_kind']} × 3"}
+    rows = [[names.get(kind, kind), *(f"{one['same_kind'][kind]:.2f}" for one in found)] for kind in kinds]
+    rows.append(["different normals, of 1,200", *(f"{one['distinct_normals']:,}" for one in found)])
+    return table(["", "TF-IDF", "states of a model of 1.3 M parameters", "random"], rows)
+
+
 def evaluation_speed() -> str:
     """Our evaluation beside a plain one."""
     rows = []
@@ -347,6 +357,7 @@ TABLES: dict[str, tuple[Callable[[], str], ...]] = {
     "results/methods-compared.md": (methods,),
     "results.md": (demo, normals, rates, evaluation_speed, training_speed),
     "benchmarks.md": (muse, book),
+    "normals.md": (normals_on_tofu,),
 }
 """Tables of each page below docs/; a page has one table with the same first line."""
 
