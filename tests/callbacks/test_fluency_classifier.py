@@ -13,11 +13,13 @@ from transformers import BertConfig, BertForSequenceClassification, BertModel, P
 
 from sga.callbacks.fluency import Fluency
 from sga.cli import run_verb
+from sga.commands.score import score_log
 from sga.data.authors import Authors
 from sga.errors import UserError
 from sga.evaluation.metrics import relative_utility, utility_score
 from sga.models.classifier import FluencyClassifier
 from sga.runs.folder import RunFolder
+from sga.runs.logs import read_log
 
 
 def sentences(unseen: bool) -> list[str]:
@@ -116,5 +118,8 @@ def test_the_composites_utility_takes_it_and_says_so(
     )
     assert last[f"{name}/composite/utility"] == pytest.approx(utility, abs=1e-12)
     assert last[f"{name}/composite/relative_utility"] == pytest.approx(relative_utility(utility, full), abs=1e-12)
+    scored = score_log(read_log(tmp_path / "run"), full=read_log(tmp_path / "run", step=0)).metrics
+    for part in ("classifier_fluency", "utility", "relative_utility"):
+        assert scored[f"{name}/composite/{part}"] == pytest.approx(last[f"{name}/composite/{part}"], abs=1e-9)
     info = json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf-8"))
     assert info["evaluation"]["fluency_classifier"] == f"{classifier.name}: clean"

@@ -18,6 +18,7 @@ from sga.experiments.sweeps.results import (
     metrics,
     others,
     pareto_front,
+    shown_metrics,
 )
 from sga.experiments.sweeps.tables import ceiling, ceiling_label, markdown, summary, sweep_table
 from sga.experiments.task import read_state
@@ -72,7 +73,7 @@ def sweep_page(sweep: Sweep, rows: Sequence[Row], folder: Path, left_over: Seque
         edges=[f"{row.label}: {edge}" for row in final for edge in sweep.at_edges(row.values)],
         left_over=left_over,
         sources=len({str(read_state(path).get("source")) for row in rows for path in row.folders.values()}),
-        shown=metrics(sweep),
+        shown=shown_metrics(sweep, rows),
         ceiling=ceiling(metrics(sweep), rows),
         ceiling_label=ceiling_label(rows),
         cost_heads=_COST_HEADS,

@@ -16,8 +16,12 @@ from sga.experiments.sweeps.definition import Result, Stage, Sweep, Trial, label
 from sga.experiments.task import read_state
 from sga.runs.folder import NO_METRIC, Run, RunFolder, load_run
 
-METRICS = ("frontier_area", "frontier_area_ks", "forget_quality_log10", "model_utility", "model_utility_unseen")
-"""Metrics shown beside the objectives; frontier areas belong to whole runs, the others to the chosen evaluation."""
+METRICS = (
+    *("frontier_area", "frontier_area_ks", "forget_quality_log10", "forget_quality_log10_min"),
+    *("forget_quality_log10_max", "model_utility", "model_utility_unseen"),
+)
+"""Shown beside the objectives; frontier areas are of whole runs, the others of the chosen evaluation. With several
+references, ``_min`` and ``_max`` are the range over them."""
 NORMAL_DATA = ("normals/similarity", "normals/gradient_cosine", "normals/paper_rate")
 """Shown where the normal data is what varies: mean TF-IDF cosine to the forget sample, and of the first epoch's looks
 at gradients the mean cosine and r*."""
@@ -295,6 +299,11 @@ def metrics(sweep: Sweep) -> list[str]:
     about_normals = any(name.startswith(("data.pairing", "data.pairs", "data.pool_size")) for name in varied)
     names = [*METRICS, *(NORMAL_DATA if about_normals else ())]
     return [*sweep.objectives, *(name for name in names if name not in sweep.objectives)]
+
+
+def shown_metrics(sweep: Sweep, rows: Sequence[Row]) -> list[str]:
+    """Columns of a table: objectives, and of the other metrics those that a row has."""
+    return [name for name in metrics(sweep) if name in sweep.objectives or any(row.single(name) for row in rows)]
 
 
 def best_rows(sweep: Sweep, rows: Sequence[Row]) -> list[int]:
