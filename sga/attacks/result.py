@@ -20,8 +20,8 @@ _HEADING = ("attack", "before", "un- learned", "after the attack", "retained mod
 _SECTION = re.compile(r"\n*<!-- attacks -->.*<!-- end of attacks -->\n*", re.DOTALL)
 
 
-def attack_rows(findings: Sequence[Finding]) -> list[tuple[str, ...]]:
-    """Heading and rows of the table: means with their 95 % intervals."""
+def attack_rows(findings: Sequence[Finding], share_interval: bool = True) -> list[tuple[str, ...]]:
+    """Heading and rows of the table: means with their 95 % intervals; that of the last share may be left out."""
 
     def cell(found: Estimate | None) -> str:
         return "" if found is None else str(found)
@@ -32,12 +32,17 @@ def attack_rows(findings: Sequence[Finding]) -> list[tuple[str, ...]]:
             (
                 one.attack,
                 *(cell(found) for found in (one.before, one.unlearned, one.after, one.retained)),
-                "" if one.share is None else f"{one.share:.0%} {one.low:.0%}–{one.high:.0%}",
+                _share(one, share_interval),
                 one.word,
             )
             for one in findings
         ),
     ]
+
+
+def _share(one: Finding, interval: bool) -> str:
+    found = [f"{round(share, 2) + 0.0:.0%}" for share in (one.share, one.low, one.high) if share is not None]  # no -0%
+    return "" if not found else f"{found[0]} ({found[1]} to {found[2]})" if interval else found[0]
 
 
 def attack_lines(content: Mapping[str, Any], findings: Sequence[Finding]) -> list[str]:
@@ -47,7 +52,7 @@ def attack_lines(content: Mapping[str, Any], findings: Sequence[Finding]) -> lis
         return lines
     measures = ", ".join(dict.fromkeys(one.measure for one in findings))
     note = f"{measures} of {content['rows']} forget records, 0 to 1, with 95 % intervals"
-    table = fitted_table(attack_rows(findings), _WIDTH, texts=(0, 6), spare=2)
+    table = fitted_table(attack_rows(findings, share_interval=False), _WIDTH, texts=(0, 6), spare=2)
     return [*lines, "", *table, textwrap.fill(note, _WIDTH)]
 
 
@@ -77,7 +82,8 @@ def attack_page(content: Mapping[str, Any], findings: Sequence[Finding]) -> str:
         f"<dt>{escape(one.attack)}</dt><dd>{escape(one.says)}{f' ({escape(one.why)})' if one.why else ''}</dd>"
         for one in findings
     )
-    models = "; ".join(f"{role}: {name}" for role, name in content["models"].items())
+    names = {role: [name] if isinstance(name, str) else name for role, name in content["models"].items()}
+    models = "; ".join(f"{role}: {', '.join(some) or 'none'}" for role, some in names.items())
     settings = ", ".join(f"{name} {value}" for name, value in content["settings"].items())
     body = [
         f'<header><h1>{escape(title)}</h1><p class="small">{escape(models)}</p></header>',
