@@ -33,8 +33,11 @@ class Estimate:
 
     @classmethod
     def of(cls, values: Floats, bootstrap: Bootstrap) -> Estimate:
-        """Estimate from one value a record, [N]."""
-        return cls(float(np.mean(values)), *bootstrap.interval(bootstrap.means("forget", values)))
+        """Estimate from one value in [0, 1] a record, [N]; where all are 0, or all are 1, Wilson's interval."""
+        mean = float(np.mean(values))
+        low, high = bootstrap.interval(bootstrap.means("forget", values))
+        reach = bootstrap.wilson_bound(len(values)) if high - low < 1e-9 and mean in (0.0, 1.0) else 0.0
+        return cls(mean, max(0.0, low - reach), min(1.0, high + reach))
 
     def __str__(self) -> str:
         return f"{self.value:.2f} {self.low:.2f}–{self.high:.2f}"
@@ -143,6 +146,9 @@ def finding(
         return unjudged("nothing was lost that could come back")
     share = float((after - floor).mean()) / room
     low, high = judging.interval(judging.ratios("forget", after - floor, np.full(len(after), room)))
+    if high - low < 1e-9:  # all records differ alike, most often not at all: resamples say nothing
+        reach = judging.wilson_bound(len(after)) / room
+        low, high = low - reach, high + reach
     word: Word = "clean" if share <= LITTLE or low <= 0 else "fully recovered" if share >= FULLY else "partly"
     return Finding(*base, word, share, low, high, why, found)
 
@@ -185,7 +191,8 @@ def verdict(
     if failed:
         lines.append("Failed: " + "; ".join(f"{a} ({why})" for a, why in failed.items()) + ".")
     if untried:
-        lines.append("Not tried: " + "; ".join(f"{name} ({why})" for name, why in untried.items()) + ".")
+        alike = {why: ", ".join(name for name, other in untried.items() if other == why) for why in untried.values()}
+        lines.append("Not tried: " + "; ".join(f"{names} ({why})" for why, names in alike.items()) + ".")
     return lines
 
 
