@@ -247,4 +247,8 @@ def test_verdicts() -> None:
     assert several[-1] == "Not tried: int8, nf4 (not asked for); few-shot (no room)."
     failed = verdict([clean], None, {}, {"nf4": "RuntimeError: no room"})
     assert failed[-1] == "Failed: nf4 (RuntimeError: no room)."
-    assert verdict([all_back], "its perplexity is e^30", {})[0].startswith("Diverged: its perplexity")
+    gone = replace(clean, word="diverged")
+    said = verdict([gone], "its perplexity is e^30", {})
+    assert len(said) == 1 and said[0].startswith("Diverged: its perplexity")
+    said = verdict([gone, all_back], "its perplexity is e^30", {})
+    assert said[0].startswith("Diverged") and said[1].startswith("Fully recovered: under nf4"), "the attack mends it"
