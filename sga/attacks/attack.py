@@ -78,15 +78,7 @@ def attack_run(
         UserError: a model or the data cannot be had, or an attack is unknown. An error within an attack ends that
             attack alone: see ``failed`` in the content.
     """
-    unknown = [name for name in attacks if name not in ATTACKS]
-    if unknown:
-        raise UserError(f"--attacks {', '.join(unknown)}: no such attack; choose from {', '.join(ATTACKS)}")
-    if rows < 2:
-        raise UserError(f"--rows must be at least 2, got {rows}")
-    if max_new_tokens is not None and max_new_tokens < 1:
-        raise UserError(f"--max-new-tokens must be at least 1, got {max_new_tokens}")
-    if len(set(references)) < len(references):
-        raise UserError(f"--reference names a model twice: {', '.join(references)}")
+    _check(references, attacks, rows, max_new_tokens)
     settings = settings or AttackSettings()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     judge = EntailmentJudge(settings.nli, device, say) if settings.nli and "sampling" in attacks else None
@@ -112,6 +104,18 @@ def attack_run(
     card = write_card(run.model_path, content, findings) if own else None
     say(f"  {duration(time.monotonic() - begun)} in all")
     return AttackResult(content["verdict"], findings, content, folder / "attacks.html", card)
+
+
+def _check(references: Sequence[str], attacks: Sequence[str], rows: int, max_new_tokens: int | None) -> None:
+    unknown = [name for name in attacks if name not in ATTACKS]
+    if unknown:
+        raise UserError(f"--attacks {', '.join(unknown)}: no such attack; choose from {', '.join(ATTACKS)}")
+    if rows < 2:
+        raise UserError(f"--rows must be at least 2, got {rows}")
+    if max_new_tokens is not None and max_new_tokens < 1:
+        raise UserError(f"--max-new-tokens must be at least 1, got {max_new_tokens}")
+    if len(set(references)) < len(references):
+        raise UserError(f"--reference names a model twice: {', '.join(references)}")
 
 
 def quick_attack_lines(path: str | Path) -> list[str]:

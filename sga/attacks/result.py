@@ -23,8 +23,8 @@ _HEADING = ("attack", "before", "un- learned", "after the attack", "retained mod
 _SECTION = re.compile(r"\n*<!-- attacks -->.*<!-- end of attacks -->\n*", re.DOTALL)
 
 
-def attack_rows(findings: Sequence[Finding]) -> list[tuple[str, ...]]:
-    """Heading and rows of the table: means with their 95 % intervals."""
+def attack_rows(findings: Sequence[Finding], share_interval: bool = True) -> list[tuple[str, ...]]:
+    """Heading and rows of the table: means with their 95 % intervals; that of the last share may be left out."""
 
     def cell(found: Estimate | None) -> str:
         return "" if found is None else str(found)
@@ -35,12 +35,17 @@ def attack_rows(findings: Sequence[Finding]) -> list[tuple[str, ...]]:
             (
                 one.attack,
                 *(cell(found) for found in (one.before, one.unlearned, one.after, one.retained)),
-                "" if one.share is None else f"{one.share:.0%} {one.low:.0%}–{one.high:.0%}",
+                _share(one, share_interval),
                 one.word,
             )
             for one in findings
         ),
     ]
+
+
+def _share(one: Finding, interval: bool) -> str:
+    found = [f"{round(share, 2) + 0.0:.0%}" for share in (one.share, one.low, one.high) if share is not None]  # no -0%
+    return "" if not found else f"{found[0]} ({found[1]} to {found[2]})" if interval else found[0]
 
 
 def attack_lines(content: Mapping[str, Any], findings: Sequence[Finding]) -> list[str]:
@@ -50,7 +55,7 @@ def attack_lines(content: Mapping[str, Any], findings: Sequence[Finding]) -> lis
         return lines
     measures = ", ".join(dict.fromkeys(one.measure for one in findings))
     note = f"{measures} of {content['rows']} forget records, 0 to 1, with 95 % intervals"
-    table = fitted_table(attack_rows(findings), _WIDTH, texts=(0, 6), spare=2)
+    table = fitted_table(attack_rows(findings, share_interval=False), _WIDTH, texts=(0, 6), spare=2)
     return [*lines, "", *table, textwrap.fill(note, _WIDTH)]
 
 
@@ -85,7 +90,10 @@ def attack_page(content: Mapping[str, Any], findings: Sequence[Finding]) -> str:
         "attacks.html.j2",
         f"Attacks on {Path(content['models']['unlearned']).name}",
         {f"attack-{i}": _curves(one, content) for i, one in enumerate(findings) if "curves" in one.details},
-        models=content["models"],
+        models={
+            role: name if isinstance(name, str) else ", ".join(name) or "none"
+            for role, name in content["models"].items()
+        },
         verdict=content["verdict"],
         findings=findings,
         table=_whole_words(attack_rows(findings)),
