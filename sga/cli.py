@@ -453,7 +453,7 @@ def _cli(kind: type[UnlearningCLI], arguments: Sequence[str]) -> UnlearningCLI:
 
 def _quiet() -> None:
     """Silences notices that a user of this program can do nothing about."""
-    useless = ("litlogger", "`weights_only` was not set", "tpu available")
+    useless = ("litlogger", "`weights_only` was not set", "tpu available", "seed set to")
     for name in ("", "lightning", "lightning.pytorch", "lightning.fabric"):
         for handler in logging.getLogger(
             name
