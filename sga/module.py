@@ -124,7 +124,8 @@ class UnlearningModule(pl.LightningModule):
                 raise UserError(
                     f"{type(self.language_model).__name__} cannot be trained; evaluate it with sga validate"
                 )
-            self.loss.check_group_size(self.data.group_size)
+            weighs = isinstance(self.loss, WeighingLoss)  # other retain terms hold neighbours alone
+            self.loss.check_group_size(self.data.group_size if weighs else self.data.neighbors + 1)
             steps = self.total_steps()
             try:  # what it lacks is said before weights are loaded
                 optimizer = self.optimizer([torch.nn.Parameter(torch.zeros(1))])
