@@ -1,7 +1,7 @@
 """Packages are found, so that none is forgotten; setup.cfg has the rest.
 
-The folders ``configs/`` and ``data/`` are installed inside the package, where `sga.data.builtin.packaged_path` looks. A
-wheel and a source archive that are made in a checkout note its commit in ``sga/commit.txt``, which `sga --version` reads.
+The folders ``configs/`` and ``data/`` are installed inside the package, where `sga.data.builtin.packaged_path` looks.
+Wheels and source archives that are made in a checkout note its commit in ``sga/commit.txt`` for `sga --version`.
 """
 
 import subprocess

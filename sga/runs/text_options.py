@@ -10,6 +10,8 @@ from typing import Any, NoReturn
 from jsonargparse._typehints import ActionTypeHint
 from lightning.pytorch.cli import LightningArgumentParser
 
+from sga import _PUBLIC
+
 _SHORT: dict[str, str | None] = {
     "help": None,
     "config": "Configuration file; several are laid one over the other, and the last one wins",
@@ -45,11 +47,13 @@ class _Raw(str):
 
 
 class _Option(ActionTypeHint):
-    """Option that takes text literally if its type is str, without YAML."""
+    """Option that takes text literally if its type is str; the package's classes go by short names."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if len(args) == 4 and isinstance(args[2], str):
             parser, config, value, name = args
+            if value in _PUBLIC and ActionTypeHint.is_subclass_typehint(self._typehint):  # type: ignore[no-untyped-call]
+                args = (parser, config, f"sga.{value}", name)  # jsonargparse sees subclasses of imported modules alone
             inner = any(str(name).startswith(f"{option}.") for option in self.option_strings)
             if inner and ActionTypeHint.is_subclass_typehint(self._typehint):  # type: ignore[no-untyped-call]
                 args = (parser, config, _Raw(value), name)  # the parser of the class knows its type
