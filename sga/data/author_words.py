@@ -59,8 +59,8 @@ class Topic:
     Attributes:
         topic: Name of the topic.
         facts: Slots that every answer states and every perturbed answer gets wrong. No question gives them away.
-        questions: Forms of the question.
-        answers: Forms of the answer and of the paraphrase.
+        questions: Sentence forms of the question.
+        answers: Sentence forms of the answer and of the paraphrase.
         yes: Questions to be answered with yes, their paraphrases (``paraphrases``) and their answers.
     """
 

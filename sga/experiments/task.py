@@ -32,14 +32,14 @@ class Task:
     """One `sga fit` of an experiment, or one `sga validate`.
 
     Attributes:
-        name: Name of its run folder within the experiment's folder; may have slashes.
-        config: Whole configuration without ``run.folder`` and without what the needs set.
-        needs: Tasks that have to be finished first, by the setting that takes their run folder; several where the
-            setting takes a list.
-        key: Hash of all that the result depends on; by default of the configuration and the needs' keys.
-        title: Name of the task in messages; by default its folder's.
-        keep_weights: False if the checkpoints of a finished run are deleted.
-        verb: ``fit`` or ``validate``.
+        name: Name of the run folder within the experiment's folder; may have slashes.
+        config: Whole configuration, without ``run.folder`` and without the settings that `needs` fills.
+        needs: Tasks that have to be finished first, by the setting that gets their run folder; several tasks for a
+            setting that takes a list.
+        key: Hash of everything that the result depends on; by default of the configuration and the needs' keys.
+        title: Name of the task in messages; by default the name of its folder.
+        keep_weights: False to delete the checkpoints of the finished run.
+        verb: Verb that runs the task, ``fit`` or ``validate``.
     """
 
     name: str

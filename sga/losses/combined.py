@@ -94,10 +94,11 @@ class LLMU(RetainingLoss):
         """Checks the weights.
 
         Args:
-            forget_weight: γ, the weight of the ascent.
-            mismatch_weight: μ, the weight of the other answer.
-            retain_weight: α, the weight of the divergence.
-            alternative: Which other answer; data takes those of --data.alternatives.
+            forget_weight: Weight γ of the ascent.
+            mismatch_weight: Weight μ of the other answer's nll.
+            retain_weight: Weight α of the divergence.
+            alternative: Kind of the other answer: a refusal, the answer of a random retain record, that of the most
+                similar normal sample, or (data) those of --data.alternatives.
         """
         super().__init__("kl", forget_weight, retain_weight)
         check_finite(0, mismatch_weight=mismatch_weight)

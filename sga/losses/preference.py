@@ -35,9 +35,9 @@ class PreferenceOptimization(RetainingLoss):
         """Checks the settings.
 
         Args:
-            alternative: Which answer is learned: a refusal, the answer of a random retain record, that of the most
+            alternative: Kind of answer to learn: a refusal, the answer of a random retain record, that of the most
                 similar normal sample, or (data) those of --data.alternatives.
-            retain: What holds the normal samples; null leaves them out.
+            retain: Kind of retain term on the normal samples (``nll``, ``kl``, ``reverse_kl``); null for none.
             forget_weight: Weight of the other answer's nll.
             retain_weight: Weight α of the retain term.
             average: Mean per sequence, or over all answer tokens of an optimiser step.
@@ -102,13 +102,13 @@ class DPO(RetainingLoss):
         """Checks the settings.
 
         Args:
-            beta: β, the inverse temperature.
-            alternative: Which answer is preferred: as for PreferenceOptimization. Of several of --data.alternatives
+            beta: Inverse temperature β, above 0.
+            alternative: Kind of preferred answer, as for PreferenceOptimization. Of several of --data.alternatives
                 each is preferred to the forget answer, and the term is their mean.
-            retain: What holds the normal samples; null leaves them out.
-            forget_weight: γ, the weight of the preference term.
-            retain_weight: α, the weight of the retain term.
-            average: The retain term's mean: per sequence, or over all answer tokens of an optimiser step.
+            retain: Kind of retain term on the normal samples (``nll``, ``kl``, ``reverse_kl``); null for none.
+            forget_weight: Weight γ of the preference term.
+            retain_weight: Weight α of the retain term.
+            average: Kind of mean in the retain term: per sequence, or over all answer tokens of an optimiser step.
         """
         super().__init__(retain, forget_weight, retain_weight, average)
         check_finite(above=0, beta=beta)

@@ -98,16 +98,16 @@ class Sweep:
     """A sweep file as read.
 
     Attributes:
-        path: The file.
-        base: The configuration that trials start from, common and own settings applied.
-        models: Tasks of the shared models, by role, and locations of those that are only taken. There may be several
-            retained models.
-        grid: Settings with their values; empty for a search.
-        search: None for a grid.
-        seeds: Of the runs that are reported.
-        choose: None where nothing is chosen first.
-        objectives: Metrics with their direction of `DIRECTIONS`; the first is what is chosen by.
-        keep_weights: Whether finished trials keep checkpoints and model.
+        path: Path of the sweep file.
+        base: Configuration that all trials share, with common and own settings applied.
+        models: Shared models by role: tasks for those that are trained here (several for retained models), a location
+            for each existing one.
+        grid: Values of each setting to combine, by dotted name; empty for a search.
+        search: Optuna search that draws the trials; None for a grid.
+        seeds: Seeds of the reported runs.
+        choose: First stage in which settings are chosen; None without one.
+        objectives: Direction by metric, one of `DIRECTIONS`; choices are made by the first metric.
+        keep_weights: True to keep checkpoints and exported models of finished trials.
     """
 
     path: Path
@@ -129,7 +129,7 @@ class Sweep:
 
     @cached_property
     def model_keys(self) -> dict[str, str]:
-        """Hash of the shared models by role; of one that is only taken, as it was when the file was read."""
+        """Hash of the shared models by role; an existing one is hashed as it was when the sweep file was read."""
         return {
             role: content_digest(models, rows=role == "retain")
             if isinstance(models, str)
@@ -139,7 +139,7 @@ class Sweep:
 
     @property
     def model_tasks(self) -> list[Task]:
-        """The models that have to be trained first."""
+        """Tasks of the shared models that have to be trained first."""
         return [one for models in self.models.values() if not isinstance(models, str) for one in models]
 
     def task(self, values: Values, seed: int, stage: Stage = "final") -> Trial:
@@ -299,7 +299,7 @@ def read_sweep(path: Path, overrides: Values | None = None) -> Sweep:
 
 
 def _model(path: Path, role: str, wanted: Any, common: Values) -> tuple[Task, ...] | str:
-    """A model that is to be trained, or several retained ones, or the location of one that is there."""
+    """Tasks of the models of one role to be trained, or the location of an existing model."""
     if role not in _BINDINGS:
         raise UserError(f"{path}: models: there is no {role!r}; choose from {', '.join(_BINDINGS)}")
     where = f"{path}: models: {role}"
