@@ -47,7 +47,8 @@ _MODULES = {
     "ModelUtilityMetric RowMeanMetric",
     "sga.rates.smoothing": "equivalent_normal_weight equivalent_smoothing_rate smoothing_vector",
     "sga.rates.policies": "RatePolicy DynamicRate FixedRate LinearRate CosineRate PiecewiseRate PaperRate ObservedRate "
-    "MinNormRate MarginRate MarginWeight",
+    "MinNormRate MarginRate MarginWeight NormRatio",
+    "sga.rates.replayed": "ReplayedRate",
     "sga.losses.base": "Loss TokenLoss RetainingLoss Needs",
     "sga.losses.ascent": "WeighingLoss SmoothedGradientAscent GradientAscent GradientDifference FineTuning",
     "sga.losses.combined": "Alternating KLMinimization LLMU SmoothedGradientDifference",

@@ -124,12 +124,16 @@ class UnlearningModule(pl.LightningModule):
                 raise UserError(
                     f"{type(self.language_model).__name__} cannot be trained; evaluate it with sga validate"
                 )
-            self.loss.check_group_size(self.data.group_size)
-            self.total_steps()
-            try:
-                self.optimizer([torch.nn.Parameter(torch.zeros(1))])  # checks settings before weights are loaded
+            weighs = isinstance(self.loss, WeighingLoss)  # other retain terms hold neighbours alone
+            self.loss.check_group_size(self.data.group_size if weighs else self.data.neighbors + 1)
+            steps = self.total_steps()
+            try:  # what it lacks is said before weights are loaded
+                optimizer = self.optimizer([torch.nn.Parameter(torch.zeros(1))])
             except (ValueError, TypeError) as error:
                 raise UserError(f"model.optimizer: {error}") from None
+            if self.rate is not None:
+                accumulation = self.data.train_dataloader().accumulation
+                self.rate.check(steps, optimizer, accumulation, self.trainer.world_size)
 
     def configure_model(self) -> None:
         if self.model is None:
@@ -257,11 +261,11 @@ class UnlearningModule(pl.LightningModule):
     def _split_step(self, batch: Batch, rate: TrainingRate) -> Tensor:
         """Step with two backward passes: the rate's on ℓ_f, then Lightning's on the returned ℓ̄_n."""
         self.tokens["tokens"] += batch.tokens
-        rate.begin(self._network)
+        share = batch.scale / self.trainer.accumulate_grad_batches
+        rate.begin(self._network, self.data.group_size, share, self.trainer.optimizers[0])
         forget = sequence_nll(self._network, batch.forget_only(), self.forward_options).mean()
         self._check_divergence(forget)
-        # Lightning divides its loss by the number of accumulated batches.
-        rate.backward(forget * batch.scale / self.trainer.accumulate_grad_batches, self._scaler)
+        rate.backward(forget * share, self._scaler)  # Lightning divides by the accumulated batches what it gets
         answers = answer_tokens(self._network, batch.normals_only(), options=self.forward_options)
         normal = answers.nll.mean()  # over normals of both kinds
         self._check_divergence(normal)
@@ -352,6 +356,7 @@ class UnlearningModule(pl.LightningModule):
             checkpoint["frozen_weights"] = self._frozen
         if self.rate is not None:
             checkpoint["rate_state"] = asdict(self.rate.state)
+            checkpoint["rate_values"] = list(self.rate.values)
         checkpoint["sharded"] = is_sharded(self._network)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
@@ -383,6 +388,7 @@ class UnlearningModule(pl.LightningModule):
             )
         if self.rate is not None and "rate_state" in checkpoint:
             self.rate.state = RateState(**checkpoint["rate_state"])
+            self.rate.values = list(checkpoint.get("rate_values", ()))
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         optimizer = self.optimizer([parameter for parameter in self.parameters() if parameter.requires_grad])

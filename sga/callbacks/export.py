@@ -9,13 +9,15 @@ from typing import Any
 
 import lightning.pytorch as pl
 
+from sga.files import write_text
 from sga.models.adapters import has_adapter, save_merged
 from sga.models.sharding import whole_weights
 from sga.runs.folder import RunFolder
+from sga.runs.model_card import model_card
 
 
 class HuggingFaceExport(pl.Callback):
-    """Writes ``model/`` into the run folder when training ends: weights as safetensors, configuration, tokenizer.
+    """Writes ``model/`` into the run folder when training ends: weights as safetensors, configuration, tokenizer, card.
 
     A model with an adapter is written merged, and the adapter alone as ``adapter/``.
     """
@@ -54,14 +56,22 @@ def export(module: Any, run: RunFolder, writes: bool = True) -> None:
     def write_merged(unfinished: Path) -> None:
         save_merged(module.model, unfinished, weights)
         module.data.tokenizer.save_pretrained(unfinished)
+        _write_card(run, unfinished)
 
     def write(unfinished: Path) -> None:
         module.model.save_pretrained(unfinished, state_dict=weights)  # writes only the adapter if there is one
         module.data.tokenizer.save_pretrained(unfinished)
+        _write_card(run, unfinished, adapter=adapted)
 
     if adapted:
         _write_whole(run.adapter_path, write)
     _write_whole(run.model_path, write_merged if adapted else write)
+
+
+def _write_card(run: RunFolder, folder: Path, adapter: bool = False) -> None:
+    """Writes the card beside the weights, in place of PEFT's; a trainer without RunFiles leaves nothing to say."""
+    if run.info_path.is_file():
+        write_text(folder / "README.md", model_card(run, adapter=adapter))
 
 
 def _write_whole(folder: Path, write: Callable[[Path], None]) -> None:

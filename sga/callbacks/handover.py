@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from sga.callbacks.fluency import is_degenerate
 from sga.callbacks.model_utility import ModelUtility
 from sga.callbacks.overlap import fill_rouge
 from sga.callbacks.rules import Point, StoppingRule, Verdict
@@ -137,6 +138,9 @@ class FitToHandOver(StoppingRule):
         if holdout:
             comparison = _answered([record_score(record) for record in holdout], answers)
             comparison = _with_rouge(comparison, "holdout", holdout, answers, evaluation, utility)
+            if utility is not None and utility.generates(holdout):
+                spoken = (answers.generation(utility.generation(record)) for record in holdout)
+                comparison = replace(comparison, degenerate=np.array([float(is_degenerate(one)) for one in spoken]))
             add_quantities(evaluation, found, comparison, True, least_rows=self.least_rows)
             return
         others = _other_answers(data)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import json
 import math
@@ -26,6 +27,7 @@ from sga.callbacks.evaluator import Evaluator, evaluation_of, evaluator_of, pred
 from sga.callbacks.export import HuggingFaceExport
 from sga.callbacks.room import check_room
 from sga.callbacks.stopping import Stopping
+from sga.data.records import Benchmark
 from sga.errors import UserError
 from sga.evaluation.aggregation import UTILITY_UNSEEN
 from sga.evaluation.evaluation import Evaluation
@@ -36,7 +38,9 @@ from sga.groups.group import record_hash
 from sga.groups.similarity import similarity_of_normals
 from sga.losses.base import Loss
 from sga.rates.geometry import Geometry, paper_rate, total
+from sga.rates.replayed import write_rates
 from sga.runs.folder import RunFolder
+from sga.runs.provenance import command, commit
 from sga.runs.restart import clear_start, only_begun, reserved_ids
 
 _TEXTS = ("generation", "answer_tokens")
@@ -148,7 +152,7 @@ class RunFiles(pl.Callback):
                 "group_size": data.group_size,
                 "alternatives": data.alternatives.count if data.alternatives is not None else 0,
                 "benchmark": data.benchmark.name,
-                "model": getattr(module.language_model, "name_or_path", type(module.language_model).__name__),
+                "model": module.language_model.location,
                 "checkpoint": trainer.ckpt_path,
                 "reference": _reference(trainer),
                 "texts": self.texts,
@@ -156,7 +160,10 @@ class RunFiles(pl.Callback):
                 "retain_records": len(data.benchmark.training["retain"]),
                 "reserved": reserved_ids(data.benchmark),
                 "evaluation": data.evaluation_data(every_row=stage == "test").settings,
+                "data_sha256": _data_hashes(data.benchmark),
                 "versions": versions(),
+                "commit": commit(),
+                "command": command(),
                 "device": _device(trainer),
                 "processes": trainer.world_size,
             },
@@ -183,6 +190,11 @@ class RunFiles(pl.Callback):
             self._last_look = rate.geometry
             geometry = total(rate.geometry.values())
             self._looks.append((geometry.cosine, paper_rate(geometry)))
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        if trainer.is_global_zero and pl_module.rate is not None:
+            rate = pl_module.rate
+            write_rates(RunFolder(self.folder).rates_path, rate.loss.parameter, rate.values)
 
     # ---- evaluations -------------------------------------------------------------------------------------------
 
@@ -330,8 +342,18 @@ def _parameters(trainer: pl.Trainer, loss: Loss | None) -> dict[str, Any]:
     if not hasattr(loss, "average"):  # losses that have no other mean than the usual one need not state it
         arguments = {name: value for name, value in arguments.items() if name != "average"}
         arguments |= {} if loss.mean_over == "sequence" else {"average": loss.mean_over}
+    if not arguments.get("unit_ascent", True):  # as published
+        del arguments["unit_ascent"]
     return {
         name: value if _has_json_form(value) else str(getattr(loss, name, value)) for name, value in arguments.items()
+    }
+
+
+def _data_hashes(benchmark: Benchmark) -> dict[str, str]:
+    """SHA-256 of the training records by set, in order: says whether two runs had the same data, and none of it."""
+    return {
+        name: hashlib.sha256("".join(map(record_hash, records)).encode()).hexdigest()
+        for name, records in benchmark.training.items()
     }
 
 

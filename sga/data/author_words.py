@@ -61,7 +61,7 @@ class Topic:
         facts: Slots that every answer states and every perturbed answer gets wrong. No question gives them away.
         questions: Sentence forms of the question.
         answers: Sentence forms of the answer and of the paraphrase.
-        yes: Questions to be answered with yes, with forms of their answers; None without any.
+        yes: Questions to be answered with yes, their paraphrases (``paraphrases``) and their answers.
     """
 
     topic: str

@@ -8,8 +8,8 @@ forms are in ``data/authors/*.json``. Two notations occur there:
 * ``{slot}`` is filled with a fact; ``{a slot}`` adds the article, ``{slot's}`` the possessive, and a capital letter in
   ``{Slot}`` or ``{A slot}`` begins a sentence.
 
-A topic's paraphrase is another of its sentence forms, filled with the same facts. The perturbed answers are that same
-sentence, filled with facts drawn in the same way that belong to nobody.
+The paraphrase of an answer, or of a question, is another sentence form of its topic, filled with the same facts. The
+perturbed answers are the paraphrase, filled with facts drawn in the same way that belong to nobody.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class Authors(Source):
         records: list[Record] = []
         for index in range(getattr(self, f"{role}_authors")):
             for row in author_records(self.seed, person_number(role, index), self.questions_per_author):
-                records.append(Record(f"{role}/{len(records)}", *row))
+                records.append(Record(f"{role}/{len(records)}", *row[:4], paraphrased_question=row[4]))
         return tuple(records)
 
     def _evaluated(self, retain: tuple[Record, ...]) -> tuple[Record, ...]:

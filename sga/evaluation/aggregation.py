@@ -57,6 +57,8 @@ MEMORIZATION_SCORES = ("exact_memorization", "extraction_strength")
 MEMORIZED_SETS = ("forget", "retain", RETAIN_UNSEEN)
 FLUENCY_SETS = ("forget", RETAIN_UNSEEN)
 FLUENCY_PARTS = ("fluency", "empty", "repeated", "degenerate")
+CLASSIFIER_FLUENCY = "classifier_fluency"
+"""Probability of fluent text by a classifier; there only where one was given."""
 
 T = TypeVar("T")
 Reasons = Mapping[str, str]
@@ -362,9 +364,12 @@ def add_memorization(evaluation: Evaluation, reasons: Reasons) -> None:
 
 
 def add_fluency(evaluation: Evaluation) -> None:
-    """Adds mean fluency and the shares of empty, repeating and degenerate answers, for sets whose rows have them."""
+    """Adds mean fluency (n-grams, classifier) and the shares of empty, repeating and degenerate answers.
+
+    Sets whose rows lack them are skipped.
+    """
     for set_name in FLUENCY_SETS:
-        for part in FLUENCY_PARTS:
+        for part in (*FLUENCY_PARTS, CLASSIFIER_FLUENCY):
             values = evaluation.column(set_name, part)
             if values is not None:
                 evaluation.add_mean(f"{evaluation.name}/{set_name}/{part}", set_name, values)

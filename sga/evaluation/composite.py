@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from sga.errors import UserError
-from sga.evaluation.aggregation import MEMORIZATION_SCORES
+from sga.evaluation.aggregation import CLASSIFIER_FLUENCY, MEMORIZATION_SCORES
 from sga.evaluation.evaluation import Evaluation
 from sga.evaluation.log import Log
 from sga.evaluation.metrics import (
@@ -23,8 +23,8 @@ from sga.evaluation.metrics import (
 from sga.evaluation.reference import UNSTATED
 
 PRIVACY_ATTACKS = ("loss", "zlib", "min_k", "min_k_plus_plus")
-FULL_PARTS = ("model_utility", "forget/fluency")
-"""Metrics of the full model that the composite score needs, by name without prefix."""
+FULL_PARTS = ("model_utility", "forget/fluency", f"forget/{CLASSIFIER_FLUENCY}")
+"""Metrics of the full model that the composite score needs, by name without prefix: one of the two fluencies."""
 PUBLISHED_SHARE = "0.4"
 """Share of tokens of Min-K % and Min-K %++ in the published privacy score."""
 
@@ -150,23 +150,28 @@ def _utility(evaluation: Evaluation, prefix: str, full: Mapping[str, float], nee
     """Adds the utility score; returns it relative to the full model's, the share that the overall score uses."""
     name = f"{prefix}/utility"
     own = full_values(evaluation.metrics, evaluation.name)
-    lacking = [part for part in FULL_PARTS if part not in own]
+    by_classifier = FULL_PARTS[2] in own
+    needed = (FULL_PARTS[0], FULL_PARTS[2 if by_classifier else 1])
+    lacking = [part for part in needed if part not in own]
     if lacking:
         evaluation.absent[name] = f"{', '.join(lacking)} {_is(lacking)} absent"
         return None
-    missing = [part for part in FULL_PARTS if part not in full]
+    missing = [part for part in needed if part not in full]
     if missing:
         evaluation.absent[name] = (
             needs_full if not full else f"the full model's {', '.join(missing)} {_is(missing)} absent"
         )
         return None
-    if min(full.values()) <= 0:
+    if min(full[part] for part in needed) <= 0:
         evaluation.absent[name] = "the full model's model utility or fluency is 0"
         return None
-    fluency = relative_fluency(own["forget/fluency"], full["forget/fluency"])
+    if by_classifier:  # as published: a probability needs no model to be held against
+        fluency, full_fluency = (values[f"forget/{CLASSIFIER_FLUENCY}"] for values in (own, full))
+    else:
+        fluency, full_fluency = relative_fluency(own["forget/fluency"], full["forget/fluency"]), 1.0
     value = utility_score(model_utility=own["model_utility"], fluency=fluency)
-    relative = relative_utility(value, utility_score(model_utility=full["model_utility"], fluency=1.0))
-    evaluation.add(f"{prefix}/ngram_fluency", fluency)
+    relative = relative_utility(value, utility_score(model_utility=full["model_utility"], fluency=full_fluency))
+    evaluation.add(f"{prefix}/{CLASSIFIER_FLUENCY if by_classifier else 'ngram_fluency'}", fluency)
     evaluation.add(name, value)
     evaluation.add(f"{prefix}/relative_utility", relative)
     return relative

@@ -34,12 +34,14 @@ class Answered:
         min_k: Min-K 40 % score, [N], low = member.
         extraction_strength: Extraction strength of each answer, [N], in [0, 1].
         rouge_l_recall: ROUGE-L recall of the greedy answer against the true one, [N], in [0, 1].
+        degenerate: 1 for each greedy answer that is empty or repeats itself, else 0, [N]; holdout set only.
     """
 
     avg_nll: Floats
     min_k: Floats | None = None
     extraction_strength: Floats | None = None
     rouge_l_recall: Floats | None = None
+    degenerate: Floats | None = None
 
 
 def halves(rows: Sequence[int], least: int = LEAST_ROWS) -> dict[Part, slice]:
@@ -126,7 +128,7 @@ def add_quantities(
         # Other answers to the forget questions belong to the forget rows; a holdout set has rows of its own.
         other_set = f"{'holdout' if holdout else 'forget'}/{part}"
         for side, of, set_name in (("forget", forget, f"forget/{part}"), ("comparison", comparison, other_set)):
-            for field in ("extraction_strength", "rouge_l_recall", "avg_nll"):
+            for field in ("extraction_strength", "rouge_l_recall", "avg_nll", "degenerate"):
                 values = getattr(of, field, None)
                 if values is not None:
                     evaluation.add_mean(f"{prefix}/{side}/{field}", set_name, values[rows])

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 _SHARES = {
-    "degenerate", "empty", "exact_memorization", "extraction_strength", "fact_recall", "fluency", "forget_quality",
-    "frontier_area", "frontier_area_ks", "ks_statistic", "model_utility", "model_utility_unseen",
+    "classifier_fluency", "degenerate", "empty", "exact_memorization", "extraction_strength", "fact_recall", "fluency",
+    "forget_quality", "frontier_area", "frontier_area_ks", "ks_statistic", "model_utility", "model_utility_unseen",
     "privleak_reference_auc", "probability", "repeated", "rouge_l_recall", "similarity", "truth_ratio",
 }  # fmt: skip
 _HUNDREDS = {"bleu", "knowmem_forget", "knowmem_retain", "verbmem"}

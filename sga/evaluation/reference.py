@@ -28,6 +28,7 @@ METRIC_SETTINGS = (
     "knowmem_tokens",
     "rouge_tokenizer",
     "fluency_tokens",
+    "fluency_classifier",
 )
 """Settings of metrics that the reference's numbers do not depend on; two runs that are compared must agree in them."""
 

@@ -201,13 +201,13 @@ class _Engine:
         """Tasks that have not ended and need no failed task."""
         failed = {key for key, found in self.ended.items() if found.reason is not None}
         tasks = [task for key, task in self.known.items() if key not in self.ended]
-        return [task for task in tasks if not failed & with_needs(task.needs.values()).keys()]
+        return [task for task in tasks if not failed & with_needs(task.needed).keys()]
 
     def _start(self) -> None:
         """Starts the tasks whose needs are finished, while the pool has room."""
         with self.pool.batch():
             for task in self._open():
-                needed = all(need.key in self.ended for need in task.needs.values())
+                needed = all(need.key in self.ended for need in task.needed)
                 if needed and task.key not in self.running and len(self.running) < self.pool.workers:
                     self._try(task)
 

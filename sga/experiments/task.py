@@ -34,7 +34,8 @@ class Task:
     Attributes:
         name: Name of the run folder within the experiment's folder; may have slashes.
         config: Whole configuration, without ``run.folder`` and without the settings that `needs` fills.
-        needs: Tasks that have to be finished first, by the setting that gets their run folder.
+        needs: Tasks that have to be finished first, by the setting that gets their run folder; several tasks for a
+            setting that takes a list.
         key: Hash of everything that the result depends on; by default of the configuration and the needs' keys.
         title: Name of the task in messages; by default the name of its folder.
         keep_weights: False to delete the checkpoints of the finished run.
@@ -43,16 +44,24 @@ class Task:
 
     name: str
     config: dict[str, Any]
-    needs: Mapping[str, Task] = field(default_factory=dict)
+    needs: Mapping[str, Task | tuple[Task, ...]] = field(default_factory=dict)
     key: str = ""
     title: str = ""
     keep_weights: bool = True
     verb: Literal["fit", "validate"] = field(default="fit", kw_only=True)
 
     def __post_init__(self) -> None:
-        needs = {setting: need.key for setting, need in self.needs.items()}
+        needs = {
+            setting: need.key if isinstance(need, Task) else [one.key for one in need]
+            for setting, need in self.needs.items()
+        }
         object.__setattr__(self, "key", self.key or digest([self.config, needs]))
         object.__setattr__(self, "title", self.title or self.name)
+
+    @property
+    def needed(self) -> tuple[Task, ...]:
+        """All tasks of `needs`, in order."""
+        return tuple(one for need in self.needs.values() for one in ((need,) if isinstance(need, Task) else need))
 
     def full_config(self, folder: Path) -> dict[str, Any]:
         """Complete configuration, with the paths of the task's own run folder and of those that it needs.
@@ -60,7 +69,11 @@ class Task:
         The paths are absolute, so that the run can be resumed from another working directory.
         """
         folder = folder.resolve()
-        config = applied(self.config, {setting: str(folder / need.name) for setting, need in self.needs.items()})
+        places = {
+            setting: str(folder / need.name) if isinstance(need, Task) else [str(folder / one.name) for one in need]
+            for setting, need in self.needs.items()
+        }
+        config = applied(self.config, places)
         set_value(config, "run.folder", str(folder / self.name))
         return config
 
@@ -82,7 +95,7 @@ def with_needs(tasks: Iterable[Task]) -> dict[str, Task]:
     """Tasks and all tasks that they need, by key; needs come first."""
     found: dict[str, Task] = {}
     for task in tasks:
-        found |= with_needs(task.needs.values()) | {task.key: task}
+        found |= with_needs(task.needed) | {task.key: task}
     return found
 
 

@@ -29,9 +29,9 @@ class Origin:
     checks: tuple[str, ...] = ()
 
 
-AlternativeKind = Literal["refusal", "retain_answer", "normal_answer"]
-"""Kind of another answer to a forget question: a refusal, the answer of a random record of the retain pool, or the
-answer of the group's most similar normal sample."""
+AlternativeKind = Literal["refusal", "retain_answer", "normal_answer", "data"]
+"""Another answer to a forget question: a refusal, the answer of a random record of the retain pool, that of the group's
+most similar normal sample, or those that ``data.alternatives`` gives."""
 
 
 @dataclass(frozen=True)

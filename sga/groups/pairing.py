@@ -225,7 +225,7 @@ def extended(
     found = []
     for group in groups:
         draws = np.random.default_rng([seed, 0xA17E, int(record_hash(group.forget), 16)])
-        if alternative is not None:
+        if alternative not in (None, "data"):
             answer = _alternative_answer(group, alternative, pool, refusals, draws)
             record = Record(f"{group.forget.id}/{alternative}", group.forget.question, answer)
             group = replace(group, alternatives=(record,))

@@ -108,7 +108,8 @@ class SmoothedGradientAscent(WeighingLoss):
     L = mean over groups of −Σ_k y_k·nll_k, y = `smoothing_vector(K, r)`:
     the forget weight is −(1 − r(K−1)/K), each normal weight −r/K. r = 0 and K = 1 are gradient ascent to the last bit.
     For r ≤ 0 the gradient is parallel to that of gradient difference with λ = `equivalent_normal_weight(K, r)` < 1.
-    Alternatives may have a rate r_a of their own: their weights are −r_a/K, and y still sums to 1.
+    Alternatives may have a rate r_a of their own: their weights are −r_a/K, and y still sums to 1. With `unit_ascent`
+    the loss is L/y_0 = −ℓ_f + λ·ℓ̄_n.
 
     Source: Pang et al., arXiv 2510.22376. Differs from the paper's Algorithm in sign only where the paper contradicts
     its own label vector; see docs/smoothing-rate.md.
@@ -121,6 +122,7 @@ class SmoothedGradientAscent(WeighingLoss):
         smoothing_rate: RatePolicy | float = -0.8,
         alternative_rate: float | None = None,
         average: Average = "sequence",
+        unit_ascent: bool = False,
     ) -> None:
         """Checks the rates; r > 0 is allowed and warned about once.
 
@@ -130,8 +132,11 @@ class SmoothedGradientAscent(WeighingLoss):
             alternative_rate: Rate r_a in (−∞, 1] of the alternatives among the normals; null for r, which is label
                 smoothing as published.
             average: Mean per sequence, or over all answer tokens of an optimiser step.
+            unit_ascent: Divide the loss by y_0, so that the forget sample has weight −1 whatever the rate: a rate that
+                moves is then no schedule of the learning rate in disguise.
         """
         super().__init__(smoothing_rate, alternative_rate, average)
+        self.unit_ascent = unit_ascent
         highest = smoothing_rate.bounds[1] if isinstance(smoothing_rate, RatePolicy) else smoothing_rate
         for name, rate in ((self.parameter, highest), (self.alternative_parameter, alternative_rate)):
             if rate is None:
@@ -147,16 +152,16 @@ class SmoothedGradientAscent(WeighingLoss):
         self.uses_normals = smoothing_rate != 0 or alternative_rate not in (None, 0)
 
     def weights(self, group_size: int, value: float) -> tuple[float, float]:
-        """Weights −(1 − ρ) and −ρ with ρ = r(K−1)/K."""
+        """−(1 − ρ) and −ρ with ρ = r(K−1)/K; with `unit_ascent` both are divided by 1 − ρ."""
         check_smoothing_rate(value)
         rho = value * (group_size - 1) / group_size
-        return -(1 - rho), -rho
+        return (-1.0, -rho / (1 - rho)) if self.unit_ascent else (-(1 - rho), -rho)
 
     def forward(self, nll: Tensor, smoothing_rate: float | None = None, alternatives: int = 0) -> Tensor:
         # [B, K] -> []; the last `alternatives` columns are alternatives
         vector = smoothing_vector(nll.shape[1], self._number(smoothing_rate), alternatives, self.alternative_rate)
-        weights = -vector.to(nll)  # [K]
-        # The forget column separately: r = 0 adds exact zeros to GradientAscent's value, and is equal to the last bit.
+        weights = -(vector / vector[0] if self.unit_ascent else vector).to(nll)  # [K]
+        # The forget column apart: r = 0 adds exact zeros to what GradientAscent computes, and is equal to the last bit.
         return (weights[0] * nll[:, 0] + (weights[1:] * nll[:, 1:]).sum(dim=1)).mean()
 
 

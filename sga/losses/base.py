@@ -96,11 +96,17 @@ class Loss(nn.Module):
         """Raises a UserError if this loss cannot work with groups of K = `group_size`."""
 
     def check_alternatives(self, count: int) -> None:
-        """Raises a UserError if this loss cannot work with `count` alternatives among a group's normals."""
-        if count:
+        """Raises a UserError where this loss cannot work with `count` alternatives among a group's normals."""
+        if count and self.needs.alternative != "data":
             raise UserError(
                 f"{type(self).__name__} has no use for alternatives among the normals, which are for "
-                "SmoothedGradientAscent and GradientDifference: leave --data.alternatives out"
+                "SmoothedGradientAscent and GradientDifference, and for DPO and its like with --model.loss.alternative "
+                "data: leave --data.alternatives out"
+            )
+        if not count and self.needs.alternative == "data":
+            raise UserError(
+                f"{type(self).__name__} with alternative data takes the answers of --data.alternatives, and there are "
+                "none: set it, or give alternative another value"
             )
 
     def roles(self, step: int) -> tuple[str, ...]:
@@ -144,7 +150,7 @@ class RetainingLoss(TokenLoss, ABC):
 
     @abstractmethod
     def forget(self, tokens: AnswerTokens) -> Tensor:
-        """Forget term of each group, [B, 1]."""
+        """The forget term of each group, [B, 1], or of each of its alternatives, [B, M]."""
 
     @property
     def needs(self) -> Needs:

@@ -97,8 +97,8 @@ class LLMU(RetainingLoss):
             forget_weight: Weight γ of the ascent.
             mismatch_weight: Weight μ of the other answer's nll.
             retain_weight: Weight α of the divergence.
-            alternative: Kind of the other answer: a refusal, the answer of a random retain record, or that of the most
-                similar normal sample.
+            alternative: Kind of the other answer: a refusal, the answer of a random retain record, that of the most
+                similar normal sample, or (data) those of --data.alternatives.
         """
         super().__init__("kl", forget_weight, retain_weight)
         check_finite(0, mismatch_weight=mismatch_weight)

@@ -35,8 +35,8 @@ class PreferenceOptimization(RetainingLoss):
         """Checks the settings.
 
         Args:
-            alternative: Kind of answer to learn: a refusal, the answer of a random retain record, or that of the most
-                similar normal sample.
+            alternative: Kind of answer to learn: a refusal, the answer of a random retain record, that of the most
+                similar normal sample, or (data) those of --data.alternatives.
             retain: Kind of retain term on the normal samples (``nll``, ``kl``, ``reverse_kl``); null for none.
             forget_weight: Weight of the other answer's nll.
             retain_weight: Weight α of the retain term.
@@ -103,8 +103,8 @@ class DPO(RetainingLoss):
 
         Args:
             beta: Inverse temperature β, above 0.
-            alternative: Kind of preferred answer: a refusal, the answer of a random retain record, or that of the most
-                similar normal sample.
+            alternative: Kind of preferred answer, as for PreferenceOptimization. Of several of --data.alternatives
+                each is preferred to the forget answer, and the term is their mean.
             retain: Kind of retain term on the normal samples (``nll``, ``kl``, ``reverse_kl``); null for none.
             forget_weight: Weight γ of the preference term.
             retain_weight: Weight α of the retain term.
@@ -119,7 +119,7 @@ class DPO(RetainingLoss):
         return replace(super().needs, alternative=self.alternative, reference_nll=self.forget_roles)
 
     def forget(self, tokens: AnswerTokens) -> Tensor:
-        margin = tokens.of(ALTERNATIVE).log_ratio - tokens.of(FORGET).log_ratio  # [B, 1]
+        margin = tokens.of(ALTERNATIVE).log_ratio - tokens.of(FORGET).log_ratio  # [B, M] - [B, 1]
         return -logsigmoid(self.beta * margin) / self.beta
 
 

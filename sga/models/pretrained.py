@@ -42,6 +42,11 @@ class LanguageModel(ABC):
     trains_tokenizer: ClassVar[bool] = False
     """True if the tokenizer is trained on the data, so that it contains words of the forget data."""
 
+    @property
+    def location(self) -> str:
+        """Place of the model, by which it can be given again; the class's name where it has none."""
+        return str(getattr(self, "name_or_path", type(self).__name__))
+
     @abstractmethod
     def tokenizer(self, texts: Iterable[str]) -> PreTrainedTokenizerBase:
         """The tokenizer; a model without one trains it on `texts`."""
@@ -71,8 +76,8 @@ class Pretrained(LanguageModel):
         """Stores the location of the model; environment variables in paths (``$SGA_MODELS/…``) are expanded.
 
         Args:
-            name_or_path: Name on the Hub, a local folder in Hugging Face format, or a run folder of this program with
-                its ``model/``.
+            name_or_path: Name on the Hub, a local folder in Hugging Face format, or a run folder of this program, whose
+                ``model/`` is taken. With ``/FILE.gguf`` at its end, the same as `gguf_file` FILE.gguf in that place.
             revision: Branch, tag or commit on the Hub.
             tokenizer_name_or_path: Location of the tokenizer; null if it is beside the model.
             dtype: Type of the weights. Keep float32 and train under bf16 autocast (``--trainer.precision bf16-mixed``):
@@ -84,6 +89,9 @@ class Pretrained(LanguageModel):
                 converted to ordinary ones of `dtype`, and exported as such. Needs the package gguf
                 (``pip install 'sga-unlearning[gguf]'``).
         """
+        if gguf_file is None and name_or_path.endswith(".gguf"):
+            place, _, gguf_file = name_or_path.rpartition("/")
+            name_or_path = place or "."
         if gguf_file is not None and find_spec("gguf") is None:
             raise UserError("gguf_file needs the package gguf: pip install 'sga-unlearning[gguf]'")
         self.name_or_path = _model_location(name_or_path, gguf_file)
@@ -96,13 +104,17 @@ class Pretrained(LanguageModel):
         self.trust_remote_code = trust_remote_code
         self.gguf_file = gguf_file
 
+    @property
+    def location(self) -> str:
+        return self.name_or_path if self.gguf_file is None else f"{self.name_or_path}/{self.gguf_file}"
+
     def tokenizer(self, texts: Iterable[str]) -> PreTrainedTokenizerBase:
         try:
             tokenizer = AutoTokenizer.from_pretrained(
                 self.tokenizer_name_or_path,
                 revision=self.revision,
                 trust_remote_code=self.trust_remote_code,
-                **(self._gguf if self.tokenizer_name_or_path == self.name_or_path else {}),
+                **(self.gguf_arguments if self.tokenizer_name_or_path == self.name_or_path else {}),
             )
         except Exception as error:  # transformers has no common error for a damaged or foreign folder
             raise _unreadable("tokenizer", self.tokenizer_name_or_path, error) from error
@@ -112,7 +124,10 @@ class Pretrained(LanguageModel):
     def context(self) -> int | None:
         try:
             config = AutoConfig.from_pretrained(
-                self.name_or_path, revision=self.revision, trust_remote_code=self.trust_remote_code, **self._gguf
+                self.name_or_path,
+                revision=self.revision,
+                trust_remote_code=self.trust_remote_code,
+                **self.gguf_arguments,
             )
         except Exception as error:
             raise _unreadable("model", self.name_or_path, error) from error
@@ -120,8 +135,8 @@ class Pretrained(LanguageModel):
         return int(positions) if positions else None
 
     @property
-    def _gguf(self) -> dict[str, str]:
-        """Arguments of transformers' loaders for a GGUF file; empty without one."""
+    def gguf_arguments(self) -> dict[str, str]:
+        """Arguments of transformers' loaders that name the GGUF file; empty without one."""
         return {} if self.gguf_file is None else {"gguf_file": self.gguf_file}
 
     def network(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
@@ -135,7 +150,7 @@ class Pretrained(LanguageModel):
                 attn_implementation=self.attention,
                 trust_remote_code=self.trust_remote_code,
                 output_loading_info=True,
-                **self._gguf,
+                **self.gguf_arguments,
             )
         except torch.OutOfMemoryError:
             raise

@@ -116,6 +116,7 @@ def fake_network(language_model: Pretrained) -> PreTrainedModel:
             language_model.name_or_path,
             revision=language_model.revision,
             trust_remote_code=language_model.trust_remote_code,
+            **language_model.gguf_arguments,
         )
         with torch.device("meta"):
             network: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]

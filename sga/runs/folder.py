@@ -15,6 +15,7 @@ from sga.evaluation.metrics import frontier_area
 from sga.files import read_json_lines, read_json_object, read_yaml, write_json, write_json_lines, write_text
 from sga.groups.group import Group
 from sga.groups.group_file import write_groups
+from sga.rates.replayed import RATES_FILE
 from sga.rates.smoothing import equivalent_normal_weight
 from sga.runs.rows import Rows, read_rows
 
@@ -47,6 +48,7 @@ class RunFolder:
         chosen_path: Path of the chosen evaluation's metrics; written from the first evaluation on.
         rows_path: Path of the folder of per-sample values, one file per evaluation.
         pairs_path: Path of the forget samples with their normals.
+        rates_path: Path of the rates that a policy set, one per optimizer step.
         reference_path: Path of the likelihoods under the starting model.
         predictions_path: Path of the answers that `sga predict` wrote.
         checkpoints_path: Path of the folder of Lightning's checkpoints.
@@ -62,6 +64,7 @@ class RunFolder:
         self.chosen_path = self.path / "metrics.json"
         self.rows_path = self.path / "rows"
         self.pairs_path = self.path / "pairs.jsonl"
+        self.rates_path = self.path / RATES_FILE
         self.reference_path = self.path / "reference.json"
         self.predictions_path = self.path / "predictions.jsonl"
         self.checkpoints_path = self.path / "checkpoints"
@@ -127,12 +130,11 @@ class RunFolder:
         """
         groups = []
         for number, row in read_json_lines(self.pairs_path) if self.pairs_path.is_file() else []:
-            _require(row, {"forget_id": str, "normals": list}, f"{self.pairs_path}:{number}")
+            where = f"{self.pairs_path}:{number}"
+            _require(row, {"forget_id": str, "normals": list}, where)
             for normal in row["normals"]:
                 if not isinstance(normal, dict) or not isinstance(normal.get("id"), str):
-                    raise UserError(
-                        f"{self.pairs_path}:{number}: each of 'normals' must be an object with a string 'id'"
-                    )
+                    raise UserError(f"{where}: each of 'normals' must be an object with a string 'id'")
             groups.append(row)
         return groups
 
@@ -141,7 +143,7 @@ class RunFolder:
     @property
     def results(self) -> tuple[Path, ...]:
         """Paths of the files and folders that a run writes from its first evaluation or checkpoint on."""
-        files = (self.evaluations_path, self.chosen_path, self._old_rows_path, self.predictions_path)
+        files = (self.evaluations_path, self.chosen_path, self._old_rows_path, self.predictions_path, self.rates_path)
         return (*files, self.rows_path, self.checkpoints_path, self.model_path, self.adapter_path, self.test.path)
 
     @property
@@ -453,9 +455,8 @@ def load_run(path: str | Path) -> Run:
         cure = f"name the run folders in it: {', '.join(inner[:4])}" if inner else "is it a folder that a run wrote?"
         raise UserError(f"{path}: holds no {run.info_path.name}; {cure}")
     wanted: dict[str, type] = {"name": str, "role": str, "seed": int, "group_size": int, "benchmark": str}
-    wanted |= {"parameters": dict, "method": str}
-    if run.info.get("method", "") is None:  # an evaluation alone has no loss
-        del wanted["method"]
+    # A model that is only evaluated has no loss.
+    wanted |= {"parameters": dict} if run.info.get("method", "") is None else {"parameters": dict, "method": str}
     _require(run.info, wanted, str(run.info_path))
     if run.role not in RUN_ROLES:
         raise UserError(f"{run.info_path}: 'role' must be one of {', '.join(RUN_ROLES)}, got {run.role!r}")
@@ -483,9 +484,8 @@ def plain(value: float) -> str:
 
 def _number(value: Any) -> float | None:
     """The value as a float; None if it is not a finite number."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= sys.float_info.max:
-        return None
-    return float(value)
+    wrong = isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= sys.float_info.max
+    return None if wrong else float(value)
 
 
 def _check_metrics(row: Mapping[str, Any], where: str) -> None:

@@ -6,9 +6,12 @@ import sys
 from typing import Any
 
 from sga.errors import UserError
-from sga.evaluation.aggregation import FLUENCY_PARTS
+from sga.evaluation.aggregation import CLASSIFIER_FLUENCY, FLUENCY_PARTS
 
-SHARES = ("rouge_l_recall", "rouge_l_fmeasure", "exact_memorization", "extraction_strength", *FLUENCY_PARTS)
+SHARES = (
+    *("rouge_l_recall", "rouge_l_fmeasure", "exact_memorization", "extraction_strength", CLASSIFIER_FLUENCY),
+    *FLUENCY_PARTS,
+)
 
 _LISTS = {"perturbed_nll": "avg_nll", "reference_each": "reference"}
 """Fields that hold a list, each with the field whose range its entries have."""

@@ -100,7 +100,8 @@ class Sweep:
     Attributes:
         path: Path of the sweep file.
         base: Configuration that all trials share, with common and own settings applied.
-        models: Shared models by role: a task for each that is trained here, a location for each existing one.
+        models: Shared models by role: tasks for those that are trained here (several for retained models), a location
+            for each existing one.
         grid: Values of each setting to combine, by dotted name; empty for a search.
         search: Optuna search that draws the trials; None for a grid.
         seeds: Seeds of the reported runs.
@@ -111,7 +112,7 @@ class Sweep:
 
     path: Path
     base: dict[str, Any]
-    models: dict[str, Task | str]
+    models: dict[str, tuple[Task, ...] | str]
     grid: dict[str, list[Any]]
     search: Search | None
     seeds: tuple[int, ...]
@@ -128,16 +129,18 @@ class Sweep:
 
     @cached_property
     def model_keys(self) -> dict[str, str]:
-        """Hash of each shared model by role; an existing one is hashed as it was when the sweep file was read."""
+        """Hash of the shared models by role; an existing one is hashed as it was when the sweep file was read."""
         return {
-            role: one.key if isinstance(one, Task) else content_digest(one, rows=role == "retain")
-            for role, one in self.models.items()
+            role: content_digest(models, rows=role == "retain")
+            if isinstance(models, str)
+            else " ".join(one.key for one in models)
+            for role, models in self.models.items()
         }
 
     @property
     def model_tasks(self) -> list[Task]:
         """Tasks of the shared models that have to be trained first."""
-        return [one for one in self.models.values() if isinstance(one, Task)]
+        return [one for models in self.models.values() if not isinstance(models, str) for one in models]
 
     def task(self, values: Values, seed: int, stage: Stage = "final") -> Trial:
         """Task for one combination of values and one seed."""
@@ -147,7 +150,11 @@ class Sweep:
         return Trial(
             f"trials/{slug(values)}-{key[:8]}-seed{seed}",  # the report groups runs whose names differ in the seed
             applied(config, {"seed_everything": seed, **taken}),
-            {_BINDINGS[role]: one for role, one in self.models.items() if isinstance(one, Task)},
+            {
+                _BINDINGS[role]: models if len(models) > 1 else models[0]
+                for role, models in self.models.items()
+                if not isinstance(models, str)
+            },
             digest([key, seed]),
             f"{label(values)}, seed {seed}",
             self.keep_weights,
@@ -291,8 +298,8 @@ def read_sweep(path: Path, overrides: Values | None = None) -> Sweep:
     return sweep
 
 
-def _model(path: Path, role: str, wanted: Any, common: Values) -> Task | str:
-    """Task of a model to be trained, or the location of an existing one."""
+def _model(path: Path, role: str, wanted: Any, common: Values) -> tuple[Task, ...] | str:
+    """Tasks of the models of one role to be trained, or the location of an existing model."""
     if role not in _BINDINGS:
         raise UserError(f"{path}: models: there is no {role!r}; choose from {', '.join(_BINDINGS)}")
     where = f"{path}: models: {role}"
@@ -302,12 +309,22 @@ def _model(path: Path, role: str, wanted: Any, common: Values) -> Task | str:
         if not Path(location).exists():
             _check_elsewhere(role, location, where)
         return location
-    if not {"config"} <= set(wanted) <= {"config", "settings"}:
+    if not {"config"} <= set(wanted) <= {"config", "settings", "seeds"}:
         raise UserError(f"{where}: needs a config, with settings or without, or the folder of a model that is there")
-    settings = {**common, **mapping_value(wanted.get("settings"), where)}
-    config = _quiet(named_config(path, wanted["config"], settings), True, path)
-    key = digest(config)
-    return Task(f"models/{role}-{key[:8]}", config, key=key)
+    if "seeds" in wanted and role != "retain":
+        raise UserError(f"{where}: there is one {role}; several seeds are for the retained models")
+    seeds = (
+        [{"seed_everything": seed} for seed in _seeds(wanted["seeds"], f"{where}: seeds")]
+        if "seeds" in wanted
+        else [{}]
+    )
+    tasks = []
+    for seed in seeds:
+        settings = {**common, **mapping_value(wanted.get("settings"), where), **seed}
+        config = _quiet(named_config(path, wanted["config"], settings), True, path)
+        key = digest(config)
+        tasks.append(Task(f"models/{role}-{key[:8]}", config, key=key))
+    return tuple(tasks)
 
 
 def _check_elsewhere(role: str, location: str, where: str) -> None:

@@ -1,28 +1,27 @@
-"""Results of a sweep: one row per configuration, with means over seeds and costs."""
+"""Results of a sweep: one row per configuration, with the seeds' values, and what it cost."""
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 from sga.errors import UserError
 from sga.evaluation.ranges import possible_range
 from sga.experiments.configuration import Values
-from sga.experiments.sweeps.definition import Result, Stage, Sweep, Trial, label, short_names
+from sga.experiments.sweeps.definition import Result, Stage, Sweep, Trial, label
 from sga.experiments.task import read_state
 from sga.runs.folder import NO_METRIC, Run, RunFolder, load_run
 
-METRICS = ("frontier_area", "frontier_area_ks", "forget_quality_log10", "model_utility", "model_utility_unseen")
-"""Metrics shown beside the objectives; frontier areas belong to whole runs, the others to the chosen evaluation."""
+METRICS = (
+    *("frontier_area", "frontier_area_ks", "forget_quality_log10", "forget_quality_log10_min"),
+    *("forget_quality_log10_max", "model_utility", "model_utility_unseen"),
+)
+"""Shown beside the objectives; frontier areas are of whole runs, the others of the chosen evaluation. With several
+references, ``_min`` and ``_max`` are the range over them."""
 NORMAL_DATA = ("normals/similarity", "normals/gradient_cosine", "normals/paper_rate")
 """Shown where the normal data is what varies: mean TF-IDF cosine to the forget sample, and of the first epoch's looks
 at gradients the mean cosine and r*."""
@@ -30,7 +29,8 @@ COSTS = ("seconds", "tokens", "peak_memory_bytes", "peak_gpu_memory_bytes")
 WRITTEN_DIGITS = 3
 """Number of decimals of a mean on the page; means that are written alike count as equal."""
 _REFERENCE_IS_BEST = ("privleak", "verbmem", "knowmem_forget")
-_FORGET_SHARES = ("probability", "rouge_l_recall", "exact_memorization", "extraction_strength")
+_FORGET_SHARES = ("probability", "rouge_l_recall", "exact_memorization", "extraction_strength", "bleu")
+_PER_CENT = (*_REFERENCE_IS_BEST, "bleu")
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ def _loaded(folder: Path, written: int) -> Run:
     return load_run(folder)
 
 
-def _value(run: Run, name: str) -> float | None:
+def metric_value(run: Run, name: str) -> float | None:
     """A metric of the chosen evaluation, with or without the benchmark's prefix."""
     for found in (run.chosen.get(name), run.chosen.get(f"{run.benchmark}/{name}")):
         if isinstance(found, int | float) and not isinstance(found, bool):
@@ -159,8 +159,18 @@ def objective(folder: Path, name: str) -> float | str:
         return str(error)
     if name == "seconds":  # of the whole run; the chosen evaluation may be an earlier one
         return float(run.evaluations[-1]["seconds"])
-    value = _value(run, name)
+    value = metric_value(run, name)
     return run.why_absent(name.removeprefix(f"{run.benchmark}/")) if value is None else value
+
+
+def reference_paths(run: Run) -> list[str]:
+    """Paths of the retained models' runs or logs that a run was compared with.
+
+    Raises:
+        UserError: its configuration is damaged.
+    """
+    given = run.config.get("evaluation", {}).get("reference")
+    return [given] if isinstance(given, str) else list(given or ())
 
 
 def reference_value(run: Run, name: str) -> float | str:
@@ -175,16 +185,15 @@ def reference_value(run: Run, name: str) -> float | str:
     if name.endswith("mia/min_k") and isinstance(stated, float):
         return stated
     try:
-        given = run.config.get("evaluation", {}).get("reference")
+        paths = reference_paths(run)
     except UserError as error:
         return f"{name} has no reference: {error}"
-    paths = [given] if isinstance(given, str) else list(given or ())
     if not paths:
         return f"{name} has no reference: the run names none (evaluation.reference)"
     found = []
     for path in paths:
         try:
-            value = _value(finished_run(Path(path)), name)
+            value = metric_value(finished_run(Path(path)), name)
         except UserError as error:
             return f"{name} has no reference: {error}"
         if value is None:
@@ -215,7 +224,7 @@ def side_of_reference(folder: Path, name: str) -> str:
     if isinstance(value, str):
         return ""
     reference = reference_value(finished_run(folder), name)
-    near = 10.0 if last in _REFERENCE_IS_BEST else 0.1
+    near = 10.0 if last in _PER_CENT else 0.1
     if isinstance(reference, str) or abs(value - reference) <= near:
         return ""
     return "over-unlearned" if (value > reference) == (last == "privleak") else "under-unlearned"
@@ -292,6 +301,11 @@ def metrics(sweep: Sweep) -> list[str]:
     return [*sweep.objectives, *(name for name in names if name not in sweep.objectives)]
 
 
+def shown_metrics(sweep: Sweep, rows: Sequence[Row]) -> list[str]:
+    """Columns of a table: objectives, and of the other metrics those that a row has."""
+    return [name for name in metrics(sweep) if name in sweep.objectives or any(row.single(name) for row in rows)]
+
+
 def best_rows(sweep: Sweep, rows: Sequence[Row]) -> list[int]:
     """Indices of the reported rows on the Pareto front of the objectives, by their means as written on the page.
 
@@ -307,29 +321,6 @@ def best_rows(sweep: Sweep, rows: Sequence[Row]) -> list[int]:
     return [index for index in front if means.count(known[index]) == 1 and len(rows[index].folders) > 1]
 
 
-def sweep_table(sweep: Sweep, rows: Sequence[Row]) -> str:
-    """The rows as CSV, with full numbers and the values of all seeds in one cell."""
-    names = list(dict.fromkeys(name for row in rows for name in row.values))
-    short = short_names(names)
-    shown = metrics(sweep)
-    best = set(best_rows(sweep, rows))
-    head = ["stage", "configuration", *(short[name] for name in names), "seeds", "failed", "missing", "best"]
-    for name in shown:
-        head += [name, f"{name}/values"]
-    head += COSTS
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(head)
-    for index, row in enumerate(rows):
-        line: list[Any] = [row.stage, row.label, *(_cell(row.values.get(name, "")) for name in names)]
-        line += [_joined(row.folders), _joined(row.failed), _joined(row.missing), int(index in best)]
-        for name in shown:
-            one = row.estimate(name)
-            line += [one.mean, _joined(one.values)] if one else [None] * 2
-        writer.writerow([*line, *map(row.cost, COSTS)])
-    return out.getvalue()
-
-
 def in_order(sweep: Sweep, rows: Sequence[Row]) -> list[Row]:
     """The rows sorted by the mean of the first objective, best first; rows without a value last."""
     name, direction = next(iter(sweep.objectives.items()))
@@ -337,83 +328,3 @@ def in_order(sweep: Sweep, rows: Sequence[Row]) -> list[Row]:
     found = {index: row.score(name, direction) for index, row in enumerate(rows)}
     means = {index: math.inf if one is None else sign * one for index, one in found.items()}
     return [rows[index] for index in sorted(means, key=means.__getitem__)]
-
-
-def markdown(sweep: Sweep, rows: Sequence[Row]) -> str:
-    """The reported rows as a Markdown table, best first: means with the seeds' values, and costs per run."""
-    final = in_order(sweep, [row for row in rows if row.stage == "final"])
-    shown = [name for name in metrics(sweep) if any(row.estimate(name) for row in final)]
-    heads = ["configuration", "seeds", *shown, "seconds", "tokens"]
-    lines = [heads, ["---"] * len(heads)]
-    for row in final:
-        seeds = [", ".join(map(str, row.folders))]
-        seeds += [f"{len(part)} {what}" for part, what in ((row.failed, "failed"), (row.missing, "missing")) if part]
-        costs = [row.estimate(name) for name in ("seconds", "tokens")]
-        cells = [", ".join(filter(None, [_with_seeds(row.estimate(name), 2), row.side(name)])) for name in shown]
-        cells += ["" if cost is None else f"{cost.mean:,.0f}" for cost in costs]
-        lines.append([row.label, ", ".join(filter(None, seeds)), *cells])
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
-def _with_seeds(found: SeedMean | None, digits: int, absent: str = "") -> str:
-    if found is None:
-        return absent
-    single = found.single(lambda value: f"{value:.{digits}f}")
-    return f"{found.mean:.{digits}f}{single and f' ({single})'}"
-
-
-def terminal_table(sweep: Sweep, rows: Sequence[Row]) -> str:
-    """The reported rows with their objectives, best first."""
-    final = in_order(sweep, [row for row in rows if row.stage == "final"])
-    lines = [["configuration", *sweep.objectives]]
-    lines += [[row.label, *(_with_seeds(row.estimate(name), 3, "–") for name in sweep.objectives)] for row in final]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    shown = "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
-    return f"\n{shown}"
-
-
-def summary(sweep: Sweep, rows: Sequence[Row], left_over: Sequence[str]) -> dict[str, Any]:
-    """Content of results.json: the sweep, its rows, and every run's metrics."""
-    best = set(best_rows(sweep, rows))
-    paths = [path for row in rows for path in row.folders.values()]
-    sources = {read_state(path).get("source") for path in paths}
-    info = finished_run(paths[0]).info if paths else {}
-    return {
-        "sweep": sweep.path.name,
-        "key": sweep.key,
-        "date": datetime.now(timezone.utc).isoformat(timespec="minutes"),
-        "device": info.get("device"),
-        "versions": info.get("versions"),
-        "objectives": sweep.objectives,
-        "sources": sorted(str(source) for source in sources),
-        "not_counted": list(left_over),
-        "rows": [
-            {
-                "configuration": row.label,
-                "stage": row.stage,
-                "values": row.values,
-                "best": index in best,
-                "failed": row.failed,
-                "missing": row.missing,
-                "metrics": {name: vars(found) for name in metrics(sweep) if (found := row.estimate(name))},
-                "cost": {name: vars(found) for name in COSTS if (found := row.estimate(name))},
-                "runs": {seed: _run(path) for seed, path in row.folders.items()},
-            }
-            for index, row in enumerate(rows)
-        ],
-    }
-
-
-def _run(path: Path) -> dict[str, Any]:
-    run = finished_run(path)
-    # Intervals of every evaluation would be most of the file, so only the chosen one has them.
-    points = [{name: value for name, value in line.items() if "/ci_" not in name} for line in run.evaluations]
-    return {"folder": path.name, **run.chosen, "evaluations": points}
-
-
-def _cell(value: Any) -> Any:
-    return json.dumps(value) if isinstance(value, dict | list) else value
-
-
-def _joined(values: Iterable[Any]) -> str:
-    return " ".join(str(value) for value in values)
