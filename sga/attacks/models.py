@@ -23,7 +23,7 @@ from sga.runs.folder import RunFolder
 
 @dataclass(frozen=True)
 class AttackedModel:
-    """A model on disk, or on the Hub.
+    """Model on disk or on the Hub.
 
     Attributes:
         role: Role of the model: ``unlearned``, ``before`` (unlearning) or ``retained``.
