@@ -71,7 +71,7 @@ class EntailmentJudge:
 
     @torch.no_grad()
     def entails(self, said: Sequence[str], truths: Sequence[str], recalls: Sequence[float]) -> list[bool]:
-        """True for each text that entails its truth; equal pairs are classified once, pairs that are too long truncated.
+        """True for each text that entails its truth; equal pairs are classified once, too long ones truncated.
 
         Args:
             said: Texts that a model gave, [N].

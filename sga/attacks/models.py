@@ -1,4 +1,4 @@
-"""Which models are attacked or compared, and with what data: read from run folders, weights always from disk."""
+"""Models that are attacked or compared, and their records: read from run folders, weights always from disk."""
 
 from __future__ import annotations
 
