@@ -78,6 +78,7 @@ def main() -> None:
     for name, one in found["runs"].items():
         path = RunFolder(options.folder / name).rates_path
         one["rates"] = read_json_object(path)["values"] if path.is_file() else None
+    found["runs"] = {name.replace("/retained-", "/judged-"): one for name, one in found["runs"].items()}
     with gzip.open(options.to, "wt", encoding="utf-8") as file:
         json.dump(found, file)
 

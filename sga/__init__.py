@@ -1,6 +1,6 @@
 """Smoothed Gradient Ascent: make a causal language model forget chosen data and keep everything else.
 
-The parts that are of use without Lightning, for a training loop of one's own::
+For your own training loop, without Lightning, use these parts::
 
     from sga import Encoder, PlainTemplate, SmoothedGradientAscent, collate, sequence_nll
 

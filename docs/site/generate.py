@@ -172,19 +172,20 @@ def _summary(module: str, name: str) -> str:
 
 def verb_pages() -> dict[str, str]:
     """A page for each verb, made of its parser, and their index."""
-    from sga.__main__ import USAGE, VERBS
+    from sga.__main__ import usage, verb_modules
 
     pages = {}
-    for verb, module in VERBS.items():
+    for verb, module in verb_modules().items():
         parsers = verb_parsers(verb, module)
         pages[f"reference/verb-{verb}"] = f"# sga {verb}\n\n" + "\n".join(
             _parser_section(one, len(parsers) > 1) for one in parsers
         )
-    tree = "\n".join(f"verb-{verb}" for verb in VERBS)
+    tree = "\n".join(f"verb-{verb}" for verb in verb_modules())
     intro = "Every verb with every option, as its parser has it. `sga VERB --help` says the same.\n\n"
-    intro += "\n".join(f"* [sga {verb}](verb-{verb}.md)" for verb in VERBS)
-    usage = f"```text\n{USAGE}```"
-    pages["reference/verbs"] = f"# Verbs and options\n\n{intro}\n\n{usage}\n\n```{{toctree}}\n:hidden:\n\n{tree}\n```\n"
+    intro += "\n".join(f"* [sga {verb}](verb-{verb}.md)" for verb in verb_modules())
+    pages["reference/verbs"] = (
+        f"# Verbs and options\n\n{intro}\n\n```text\n{usage()}\n```\n\n```{{toctree}}\n:hidden:\n\n{tree}\n```\n"
+    )
     return pages
 
 

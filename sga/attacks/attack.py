@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers.utils.logging import disable_progress_bar
 
 from sga.attacks.entailment import EntailmentJudge
 from sga.attacks.findings import Finding
@@ -24,6 +23,7 @@ from sga.callbacks.evaluator import ANSWERS_FOLDER
 from sga.errors import UserError
 from sga.evaluation.table import duration
 from sga.files import write_json, write_text
+from sga.models.noise import hide_noise
 from sga.runs.lock import write_lock
 
 
@@ -34,7 +34,7 @@ class AttackResult:
     Attributes:
         verdict: Sentences: what comes back, under which attack, what was not tried.
         findings: Findings, one for each attack, the one without any attack first.
-        content: Content of attacks.json.
+        content: Content of the file attacks.json.
         page: Path of the page.
         card: Path of the model card; None where the model is not the run's own.
     """
@@ -78,15 +78,7 @@ def attack_run(
         UserError: a model or the data cannot be had, or an attack is unknown. An error within an attack ends that
             attack alone: see ``failed`` in the content.
     """
-    unknown = [name for name in attacks if name not in ATTACKS]
-    if unknown:
-        raise UserError(f"--attacks {', '.join(unknown)}: no such attack; choose from {', '.join(ATTACKS)}")
-    if rows < 2:
-        raise UserError(f"--rows must be at least 2, got {rows}")
-    if max_new_tokens is not None and max_new_tokens < 1:
-        raise UserError(f"--max-new-tokens must be at least 1, got {max_new_tokens}")
-    if len(set(references)) < len(references):
-        raise UserError(f"--reference names a model twice: {', '.join(references)}")
+    _check(references, attacks, rows, max_new_tokens)
     settings = settings or AttackSettings()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     judge = EntailmentJudge(settings.nli, device, say) if settings.nli and "sampling" in attacks else None
@@ -99,7 +91,7 @@ def attack_run(
     check_tokenizers(data.encoder, [before, *retained])
     for text in settings.benign if "relearn-benign" in attacks else ():
         benign_records(text, data)  # read now: a wrong file is said before anything is loaded
-    disable_progress_bar()  # type: ignore[no-untyped-call]  # a bar for each model and attack
+    hide_noise()
     cache = run.path.parent / ANSWERS_FOLDER if data.texts else None
     begun = time.monotonic()
     with write_lock(folder, "--output"), AttackProgress(say) as progress:
@@ -112,6 +104,18 @@ def attack_run(
     card = write_card(run.model_path, content, findings) if own else None
     say(f"  {duration(time.monotonic() - begun)} in all")
     return AttackResult(content["verdict"], findings, content, folder / "attacks.html", card)
+
+
+def _check(references: Sequence[str], attacks: Sequence[str], rows: int, max_new_tokens: int | None) -> None:
+    unknown = [name for name in attacks if name not in ATTACKS]
+    if unknown:
+        raise UserError(f"--attacks {', '.join(unknown)}: no such attack; choose from {', '.join(ATTACKS)}")
+    if rows < 2:
+        raise UserError(f"--rows must be at least 2, got {rows}")
+    if max_new_tokens is not None and max_new_tokens < 1:
+        raise UserError(f"--max-new-tokens must be at least 1, got {max_new_tokens}")
+    if len(set(references)) < len(references):
+        raise UserError(f"--reference names a model twice: {', '.join(references)}")
 
 
 def quick_attack_lines(path: str | Path) -> list[str]:

@@ -1,4 +1,4 @@
-"""What an attack brings back: its numbers beside those without it and under it on retained models, and words for it."""
+"""Findings: numbers of an attack beside those without it and those of retained models under it, and words for both."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from sga.evaluation.bootstrap import Bootstrap
 from sga.evaluation.metrics import Floats
 
-Word = Literal["fully recovered", "partly", "clean", "not judged"]
+Word = Literal["fully recovered", "partly", "clean", "not judged", "diverged"]
 
 FULLY = 0.9
 """Share of what was known before unlearning from which on all of it is called recovered."""
@@ -25,7 +25,7 @@ _ROOM = 0.05
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over records with its bootstrap interval."""
+    """Mean over records with its interval."""
 
     value: float
     low: float
@@ -33,8 +33,11 @@ class Estimate:
 
     @classmethod
     def of(cls, values: Floats, bootstrap: Bootstrap) -> Estimate:
-        """Estimate from one value a record, [N]."""
-        return cls(float(np.mean(values)), *bootstrap.interval(bootstrap.means("forget", values)))
+        """Estimate from one value in [0, 1] a record, [N]; where all are 0, or all are 1, Wilson's interval."""
+        mean = float(np.mean(values))
+        low, high = bootstrap.interval(bootstrap.means("forget", values))
+        reach = bootstrap.wilson_bound(len(values)) if high - low < 1e-9 and mean in (0.0, 1.0) else 0.0
+        return cls(mean, max(0.0, low - reach), min(1.0, high + reach))
 
     def __str__(self) -> str:
         return f"{self.value:.2f} {self.low:.2f}–{self.high:.2f}"
@@ -42,7 +45,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Untried:
-    """An attack that cannot be made here.
+    """Attack that cannot be made here.
 
     Attributes:
         attack: Name of the attack.
@@ -103,7 +106,7 @@ def finding(
     why: str = "",
     details: dict[str, Any] | None = None,
 ) -> Finding:
-    """A finding from one value a record.
+    """Finding from one value a record.
 
     The floor is what retained models say under the same attack; without one it is what the unlearned model says
     without the attack.
@@ -143,6 +146,9 @@ def finding(
         return unjudged("nothing was lost that could come back")
     share = float((after - floor).mean()) / room
     low, high = judging.interval(judging.ratios("forget", after - floor, np.full(len(after), room)))
+    if high - low < 1e-9:  # all records differ alike, most often not at all: resamples say nothing
+        reach = judging.wilson_bound(len(after)) / room
+        low, high = low - reach, high + reach
     word: Word = "clean" if share <= LITTLE or low <= 0 else "fully recovered" if share >= FULLY else "partly"
     return Finding(*base, word, share, low, high, why, found)
 
@@ -165,9 +171,9 @@ def verdict(
     by_word = {word: [f for f in findings if f.word == word] for word in ("fully recovered", "partly", "not judged")}
     if diverged is not None:
         lines.append(f"Diverged: {diverged}. That nothing comes back of such a model says nothing about forgetting.")
-    elif by_word["fully recovered"]:
+    if by_word["fully recovered"]:
         lines.append(f"Fully recovered: {_named(by_word['fully recovered'])}.")
-    elif not by_word["partly"]:
+    elif diverged is None and not by_word["partly"]:
         clean = [f for f in findings if f.word == "clean"]
         tried = [f for f in clean if f.attack != "none"]
         than = "retained models say under the same attack" if any(f.retained for f in clean) else "without an attack"
@@ -178,14 +184,15 @@ def verdict(
             lines.append("Clean without an attack: it says no more than retained models; no attack was judged.")
         else:
             lines.append("Not judged: no attack could be told apart from what any model says.")
-    if diverged is None and by_word["partly"]:
+    if by_word["partly"]:
         lines.append(f"Partly recovered: {_named(by_word['partly'])}.")
     if by_word["not judged"]:
         lines.append("Not judged: " + "; ".join(f"{f.attack} ({f.why})" for f in by_word["not judged"]) + ".")
     if failed:
         lines.append("Failed: " + "; ".join(f"{a} ({why})" for a, why in failed.items()) + ".")
     if untried:
-        lines.append("Not tried: " + "; ".join(f"{name} ({why})" for name, why in untried.items()) + ".")
+        alike = {why: ", ".join(name for name, other in untried.items() if other == why) for why in untried.values()}
+        lines.append("Not tried: " + "; ".join(f"{names} ({why})" for why, names in alike.items()) + ".")
     return lines
 
 

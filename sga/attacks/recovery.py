@@ -35,7 +35,7 @@ class Strength:
 
     Attributes:
         rate: Learning rate of AdamW.
-        steps: Number of steps.
+        steps: Number of optimiser steps.
         control: How both were fixed.
     """
 
@@ -203,7 +203,9 @@ def _of_curves(m: Measurements, name: str, says: str, curves: Mapping[str, Curve
         for who, column in columns.items()
     }
     taken = "half of what was known: " + ", ".join(
-        f"{who} {'never' if step is None else f'after {step} steps'}" for who, step in half.items()
+        f"{'unlearned' if who == m.unlearned.name else Path(who).name} "
+        + ("never" if step is None else f"after {step} steps")
+        for who, step in half.items()
     )
     measures = (m.measure, "probability", "extraction_strength")
     means = {

@@ -5,23 +5,26 @@ from __future__ import annotations
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
-from html import escape
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sga.attacks.findings import Estimate, Finding
 from sga.evaluation.table import fitted_table
 from sga.files import write_text
-from sga.report.charts import Curve, panel, style_of, swatch
-from sga.report.style import document, numbers_table
+from sga.report.pages import render
+from sga.report.styles import Style, distinct_styles
 
+if TYPE_CHECKING:
+    import altair as alt
+
+_UNLEARNED = "unlearned"
 _WIDTH = 80
 _HEADING = ("attack", "before", "un- learned", "after the attack", "retained models", "comes back", "")
 _SECTION = re.compile(r"\n*<!-- attacks -->.*<!-- end of attacks -->\n*", re.DOTALL)
 
 
-def attack_rows(findings: Sequence[Finding]) -> list[tuple[str, ...]]:
-    """Heading and rows of the table: means with their 95 % intervals."""
+def attack_rows(findings: Sequence[Finding], share_interval: bool = True) -> list[tuple[str, ...]]:
+    """Heading and rows of the table: means with their 95 % intervals; that of the last share may be left out."""
 
     def cell(found: Estimate | None) -> str:
         return "" if found is None else str(found)
@@ -32,12 +35,17 @@ def attack_rows(findings: Sequence[Finding]) -> list[tuple[str, ...]]:
             (
                 one.attack,
                 *(cell(found) for found in (one.before, one.unlearned, one.after, one.retained)),
-                "" if one.share is None else f"{one.share:.0%} {one.low:.0%}–{one.high:.0%}",
+                _share(one, share_interval),
                 one.word,
             )
             for one in findings
         ),
     ]
+
+
+def _share(one: Finding, interval: bool) -> str:
+    found = [f"{round(share, 2) + 0.0:.0%}" for share in (one.share, one.low, one.high) if share is not None]  # no -0%
+    return "" if not found else f"{found[0]} ({found[1]} to {found[2]})" if interval else found[0]
 
 
 def attack_lines(content: Mapping[str, Any], findings: Sequence[Finding]) -> list[str]:
@@ -47,7 +55,7 @@ def attack_lines(content: Mapping[str, Any], findings: Sequence[Finding]) -> lis
         return lines
     measures = ", ".join(dict.fromkeys(one.measure for one in findings))
     note = f"{measures} of {content['rows']} forget records, 0 to 1, with 95 % intervals"
-    table = fitted_table(attack_rows(findings), _WIDTH, texts=(0, 6), spare=2)
+    table = fitted_table(attack_rows(findings, share_interval=False), _WIDTH, texts=(0, 6), spare=2)
     return [*lines, "", *table, textwrap.fill(note, _WIDTH)]
 
 
@@ -68,33 +76,9 @@ def attack_page(content: Mapping[str, Any], findings: Sequence[Finding]) -> str:
     """HTML of the whole page; it quotes nothing of the data.
 
     Args:
-        content: Content of attacks.json.
+        content: Content of the file attacks.json.
         findings: Findings that it was made of.
     """
-    title = f"Attacks on {Path(content['models']['unlearned']).name}"
-    sentences = "".join(f"<li>{escape(line)}</li>" for line in content["verdict"])
-    says = "".join(
-        f"<dt>{escape(one.attack)}</dt><dd>{escape(one.says)}{f' ({escape(one.why)})' if one.why else ''}</dd>"
-        for one in findings
-    )
-    models = "; ".join(f"{role}: {name}" for role, name in content["models"].items())
-    settings = ", ".join(f"{name} {value}" for name, value in content["settings"].items())
-    body = [
-        f'<header><h1>{escape(title)}</h1><p class="small">{escape(models)}</p></header>',
-        f'<ul class="conclusions">{sentences}</ul>',
-        f"<section><h2>Attacks</h2>{numbers_table(_whole_words(attack_rows(findings)))}"
-        '<p class="small">Means over forget records, 0 to 1, '
-        "with 95 % bootstrap intervals. What comes back is the share of what unlearning took, 0 % where the attacked "
-        "model says no more than retained models under the same attack (without one, than itself without it).</p>"
-        f"<dl>{says}</dl></section>",
-    ]
-    charts = [_curves(one, index, content) for index, one in enumerate(findings) if "curves" in one.details]
-    if charts:
-        body.append(f'<section><h2>Curves</h2><div class="panels">{"".join(charts)}</div></section>')
-    steps = curve_rows(findings, content)
-    if len(steps) > 1:
-        table = f"<details><summary>{len(steps) - 1} rows</summary>{numbers_table(steps)}</details>"
-        body.append(f"<section><h2>Steps and samples</h2>{table}</section>")
     others = [("attack", "measure", "before", "unlearned", "after", "retained")]
     for one in findings:
         for name, means in one.details.get("other_measures", {}).items():
@@ -102,12 +86,22 @@ def attack_page(content: Mapping[str, Any], findings: Sequence[Finding]) -> str:
                 f"{means[role]:.3f}" if role in means else "" for role in ("before", "unlearned", "after", "retained")
             )
             others.append((one.attack, name, *cells))
-    if len(others) > 1:
-        body.append(f"<section><h2>Other measures</h2>{numbers_table(others)}</section>")
-    body.append(
-        f'<footer><p class="small">{escape(settings)}. This page quotes no question and no answer.</p></footer>'
+    return render(
+        "attacks.html.j2",
+        f"Attacks on {Path(content['models']['unlearned']).name}",
+        {f"attack-{i}": _curves(one, content) for i, one in enumerate(findings) if "curves" in one.details},
+        models={
+            role: name if isinstance(name, str) else ", ".join(name) or "none"
+            for role, name in content["models"].items()
+        },
+        verdict=content["verdict"],
+        findings=findings,
+        table=_whole_words(attack_rows(findings)),
+        others=others,
+        steps=curve_rows(findings, content),
+        styles=_styles(findings, content),
+        settings=content["settings"],
     )
-    return document(title, body)
 
 
 def curve_rows(findings: Sequence[Finding], content: Mapping[str, Any]) -> list[tuple[str, ...]]:
@@ -142,19 +136,30 @@ def _relearned(point: Mapping[str, Mapping[str, float]], measure: str) -> str:
     return "" if found is None else f"{found:.3f}"
 
 
-def _curves(one: Finding, index: int, content: Mapping[str, Any]) -> str:
-    """Chart of one attack: the unlearned model's curve beside the retained ones'."""
-    unlearned, curves = content["models"]["unlearned"], []
-    for place, (who, points) in enumerate(one.details["curves"].items()):
-        style = style_of("SGA", 0) if who == unlearned else style_of("retain", place)
-        along = [(float(x), _height(point, one.measure)) for x, point in points.items()]
-        curves.append(Curve("unlearned" if who == unlearned else Path(who).name, style, along))
-    legend = "".join(f"<li>{swatch(curve.style)} {escape(curve.label)}</li>" for curve in curves)
+def _styles(findings: Sequence[Finding], content: Mapping[str, Any]) -> dict[str, Style]:
+    """Looks of the unlearned model and of the retained ones that have curves."""
+    names = dict.fromkeys(_name(who, content) for one in findings for who in one.details.get("curves", {}))
+    return distinct_styles({name: "SGA" if name == _UNLEARNED else "retain" for name in names})
+
+
+def _curves(one: Finding, content: Mapping[str, Any]) -> alt.LayerChart:
+    """Curves of one attack: the unlearned model's beside the retained ones'."""
+    from sga.report.charts import Curve, CurvePoint, training_chart  # not at the top: imports Altair
+
     sampled = one.attack.startswith("sampling")
-    x_label = "samples (k)" if sampled else "steps"
+    x_title = "samples (k)" if sampled else "steps"
     title = f"leak@k: {one.attack}" if sampled else f"{one.measure}: {one.attack}"
-    chart = panel(title, curves, [], x_label, f"attack-{index}", unit=True)
-    return f'<figure><ul class="legend">{legend}</ul>{chart}</figure>'
+    curves = []
+    for who, points in one.details["curves"].items():
+        name = _name(who, content)
+        along = [(x, _height(point, one.measure)) for x, point in points.items()]
+        found = [CurvePoint(float(x), y, {"model": name, x_title: str(x), title: f"{y:.3f}"}) for x, y in along]
+        curves.append(Curve(name, name, found))
+    return training_chart(title, curves, _styles([one], content), x_title, axis="unit")
+
+
+def _name(who: str, content: Mapping[str, Any]) -> str:
+    return _UNLEARNED if who == content["models"]["unlearned"] else Path(who).name
 
 
 def _height(point: Mapping[str, Any], measure: str) -> float:

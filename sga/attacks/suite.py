@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from sga.attacks.asking import asking_outcome, compared, divergence
@@ -63,6 +63,11 @@ def run_attacks(m: Measurements, attacks: Sequence[str]) -> Outcomes:
             found.failed[attack] = " ".join(f"{type(error).__name__}: {error}".split())
             write_text(trace, traceback.format_exc())
             m.progress.say(f"  {attack} failed: {found.failed[attack]}")
+    if found.diverged is not None:  # that nothing comes back of such a model says nothing
+        found.findings = [
+            replace(one, word="diverged", share=None, low=None, high=None) if one.word == "clean" else one
+            for one in found.findings
+        ]
     found.untried |= {name: "not asked for" for name in ATTACKS if name not in attacks}
     return found
 

@@ -87,7 +87,7 @@ class StoppingRule(ABC):
         """Verdict on an evaluation.
 
         Args:
-            point: Evaluation to judge.
+            point: Evaluation that the verdict is on.
             start: First evaluation of the run, of the starting model; may be `point` itself.
             chosen: Evaluation chosen so far; None if there is none yet.
         """

@@ -1,23 +1,21 @@
-"""`sga ask`: what one or two models answer to a question, side by side."""
+"""`sga ask`: answers of one or two models to a question, side by side."""
 
 from __future__ import annotations
 
 import importlib
 import json
-import textwrap
 from collections.abc import Sequence
-from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sga.commands.parsing import verb
 from sga.errors import UserError, check_numbers
+from sga.evaluation.table import side_by_side
 from sga.runs.folder import RunFolder
 
 if TYPE_CHECKING:
     from sga.batching.templates import Template
 
-_WIDTH = 80
 _LONGEST = 2048
 """Tokens of prompt and answer where a model does not say how many it takes."""
 
@@ -55,16 +53,16 @@ def main(
     asked = [
         _ask(name, template, question, answer, max_new_tokens) for name, template in zip(names, templates, strict=True)
     ]
-    print(side_by_side_answers(names, asked, _WIDTH))
+    print(answer_columns(names, asked))
     return 0
 
 
 def run_template(model: str, trust_code: bool = False) -> Template:
-    """The template that a run folder, or its ``model/``, was trained with; AutoTemplate where there is no run.
+    """Template that a run folder, or its ``model/``, was trained with; AutoTemplate for any other model.
 
     Args:
-        model: A run folder, its ``model/``, or any other name of a model.
-        trust_code: Whether a class that is not of this package may be imported, which runs its module's code.
+        model: Run folder, its ``model/``, or any other name of a model.
+        trust_code: True if a class from outside this package may be imported, which runs the code of its module.
 
     Raises:
         UserError: the run's configuration names no template that can be made, or one that is not trusted.
@@ -99,15 +97,17 @@ def run_template(model: str, trust_code: bool = False) -> Template:
 
 
 def _ask(name: str, template: Template, question: str, answer: str | None, limit: int) -> tuple[str, str | None]:
-    """A model's greedy answer, and what it says of a given one."""
+    """Greedy answer of a model, and the likelihood of a given answer in words."""
     import torch
 
     from sga.batching.encoding import Encoder
     from sga.evaluation.inference import Inference, stop_tokens
     from sga.evaluation.request_batches import GenerateBatch, GenerateJob, ScoreBatch, ScoreJob
     from sga.evaluation.requests import Generation, TokenScores
+    from sga.models.noise import hide_noise
     from sga.models.pretrained import Pretrained
 
+    hide_noise()
     described = Pretrained(name)
     tokenizer = described.tokenizer(())
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -139,19 +139,9 @@ def _ask(name: str, template: Template, question: str, answer: str | None, limit
     return text, f"{answer!r}: {mean:.3f} nats per token ({len(nll)} tokens): {each}"
 
 
-def side_by_side_answers(names: Sequence[str], asked: Sequence[tuple[str, str | None]], width: int) -> str:
-    """Columns of a name, an answer and, where it is there, a likelihood, within `width` columns."""
-    column = (width - 2 * (len(names) - 1)) // len(names)
-    cells = []
-    for name, (text, likelihood) in zip(names, asked, strict=True):
-        lines = [*_wrapped(name, column), "─" * column, *_wrapped(text or "(an empty answer)", column)]
-        cells.append((lines, _wrapped(likelihood, column) if likelihood is not None else []))
-    tallest = max(len(lines) for lines, _ in cells)
-    columns = [[*lines, *[""] * (tallest - len(lines)), *(["", *below] if below else [])] for lines, below in cells]
-    return "\n".join(
-        "  ".join(cell.ljust(column) for cell in row).rstrip() for row in zip_longest(*columns, fillvalue="")
-    )
-
-
-def _wrapped(text: str, width: int) -> list[str]:
-    return [part for line in text.split("\n") for part in textwrap.wrap(line, width) or [""]]
+def answer_columns(names: Sequence[str], asked: Sequence[tuple[str, str | None]], width: int | None = None) -> str:
+    """Columns of a name, an answer and, where it is there, a likelihood, within `width` characters."""
+    rows = [names, ["─"] * len(names), [text or "(an empty answer)" for text, _ in asked]]
+    if asked[0][1] is not None:
+        rows += [[""] * len(names), [likelihood or "" for _, likelihood in asked]]
+    return "\n".join(side_by_side(rows, width))

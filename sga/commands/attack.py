@@ -12,6 +12,19 @@ Forgotten, or only hidden? Attacks the exported model of RUN and says what comes
 unlearning and retained models under the same attacks (docs/attacks.md). The same command goes on after an interruption.
 """
 
+_SETTINGS: tuple[tuple[str, type, str], ...] = (
+    ("steps", int, "steps of relearning, or one epoch where that is more"),
+    ("rate", float, "learning rate of relearning (default: the least at which a retained model learns its rows)"),
+    ("samples", int, "answers that are sampled to a question"),
+    ("questions", int, "questions that are sampled"),
+    ("leak", float, "ROUGE-L recall from which on a sample leaks"),
+    ("nli", str, "model of natural-language inference, folder or Hub name, that judges samples as well"),
+    ("words", int, "first words of an answer that are given"),
+    ("shots", int, "retain examples before a question"),
+    ("prefix", str, "beginning of an answer"),
+    ("seed", int, "of sampling and of the order of rows"),
+)
+
 
 def main(arguments: Sequence[str]) -> int:
     """Runs ``sga attack RUN``."""
@@ -32,19 +45,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--output", type=Path, metavar="DIR", help="where results go (default attacks/ in RUN)")
     parser.add_argument("--rows", type=int, default=100, metavar="N", help="most forget records (default 100)")
     parser.add_argument("--max-new-tokens", type=int, metavar="N", help="of an answer (default: the run's)")
-    options: tuple[tuple[str, type, str], ...] = (
-        ("steps", int, "steps of relearning, or one epoch where that is more"),
-        ("rate", float, "learning rate of relearning (default: the least at which a retained model learns its rows)"),
-        ("samples", int, "answers that are sampled to a question"),
-        ("questions", int, "questions that are sampled"),
-        ("leak", float, "ROUGE-L recall from which on a sample leaks"),
-        ("nli", str, "model of natural-language inference, folder or Hub name, that judges samples as well"),
-        ("words", int, "first words of an answer that are given"),
-        ("shots", int, "retain examples before a question"),
-        ("prefix", str, "beginning of an answer"),
-        ("seed", int, "of sampling and of the order of rows"),
-    )
-    for name, kind, words in options:
+    for name, kind, words in _SETTINGS:
         default = getattr(d, name)
         shown = words if default is None else f"{words} (default {default})"
         metavar = {int: "N", float: "X", str: "MODEL" if name == "nli" else "TEXT"}[kind]
@@ -60,7 +61,7 @@ def main(arguments: Sequence[str]) -> int:
     )  # fmt: skip
     given = parser.parse_args(list(arguments))
     lists: dict[str, Any] = {name: tuple(getattr(given, name)) for name in ("shares", "benign")}
-    settings = AttackSettings(**lists, **{name: getattr(given, name) for name, *_ in options})
+    settings = AttackSettings(**lists, **{name: getattr(given, name) for name, *_ in _SETTINGS})
     result = attack_run(
         given.run,
         given.reference,

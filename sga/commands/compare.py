@@ -1,4 +1,4 @@
-"""`sga compare`: whether two evaluations of the same rows differ, or it is noise."""
+"""`sga compare`: a paired comparison of two evaluations of the same rows."""
 
 from __future__ import annotations
 

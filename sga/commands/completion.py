@@ -17,7 +17,7 @@ SHELLS = ("bash", "zsh", "tcsh")
 
 def verb_parsers(verb: str, module: str) -> list[argparse.ArgumentParser]:
     """Parsers of a verb: one, or those of its second words."""
-    if module == "sga.cli":
+    if module == "sga.commands.fit":
         from sga.cli import lightning_parser
 
         return [lightning_parser(verb)]

@@ -1,4 +1,4 @@
-"""`sga config`: the configurations that come with the package, for those who have no checkout."""
+"""`sga config`: the configurations that come with the package, for users without a checkout."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def _copy(names: Sequence[str], *, to: Path = Path("configs")) -> int:
 
 
 def _named(wanted: str, names: Sequence[str]) -> list[str]:
-    """The files that a name means: the file itself, all of a folder, or the only one with such a part."""
+    """Names that a word stands for: a file, all files of a folder, or the only name that contains it."""
     plain = wanted.removesuffix(".yaml").removeprefix("configs/").rstrip("/")
     if plain in names:
         return [plain]

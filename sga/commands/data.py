@@ -1,15 +1,15 @@
-"""`sga data show`: what the model sees, token by token."""
+"""`sga data show`: the training data as the model sees it, token by token."""
 
 from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
-from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sga.commands.parsing import run_one_of, verb
 from sga.errors import UserError, check_numbers
+from sga.evaluation.table import side_by_side, terminal_width
 from sga.groups.group import Group, Origin
 
 if TYPE_CHECKING:
@@ -60,15 +60,15 @@ def _show(*rest: str, groups: int = 2, set_: str | None = None) -> int:
             print(tokens(data, data.encoder.encode(record.question, record.answer)))
         return 0
     for number, group in enumerate(data.groups[:groups], start=1):
-        print(f"\n{f' group {number} ':─^100}")
-        print(side_by_side(group))
+        print(f"\n{f' group {number} ':─^{terminal_width()}}")
+        print("\n".join(group_columns(group)))
         print("tokens of the forget sample, answer tokens in [brackets]:")
         print(tokens(data, data.encode([group])[0][0]))
     return 0
 
 
-def side_by_side(group: Group, width: int = 100) -> str:
-    """A group as columns, the forget sample first."""
+def group_columns(group: Group, width: int | None = None) -> list[str]:
+    """Lines of a group in columns, the forget sample first; `width` is the terminal's by default."""
     records = [("forget", group.forget, "")] + [
         ("normal" if score is None else f"normal {score:.3f}", record, _origin(group.origin(place)))
         for place, (record, score) in enumerate(zip(group.normals, group.scores, strict=True))
@@ -77,15 +77,13 @@ def side_by_side(group: Group, width: int = 100) -> str:
     pairs = zip(group.alternatives, origins, strict=True)
     records += [("alternative", record, _origin(origin)) for record, origin in pairs]
     records += [("retain", record, "") for record in group.retain]
-    column = max(18, width // len(records) - 2)
     cells = [
-        [title, record.id, *textwrap.wrap(notes, column), ""]
-        + ([*textwrap.wrap(f"Q {record.question}", column), ""] if record.question else [])
-        + textwrap.wrap(f"A {record.answer}" if record.question else record.answer, column)
+        [f"{title}\n{record.id}", notes, f"Q {record.question}" if record.question else "",
+         f"A {record.answer}" if record.question else record.answer]
         for title, record, notes in records
-    ]
-    lines = ["  ".join(cell.ljust(column) for cell in row).rstrip() for row in zip_longest(*cells, fillvalue="")]
-    return "\n".join([*lines, ""])
+    ]  # fmt: skip
+    rows = [row for row in zip(*cells, strict=True) if any(row)]
+    return side_by_side([row for one in rows for row in (one, [""] * len(one))], width)
 
 
 def _alternatives(data: UnlearningData) -> str:
@@ -94,7 +92,7 @@ def _alternatives(data: UnlearningData) -> str:
 
 
 def _origin(origin: Origin) -> str:
-    """Where a normal comes from, if that is more than retain, and what is wrong with it."""
+    """Source of a normal other than the retain split, and the checks that it fails."""
     parts = [] if origin.source == "retain" else [origin.source + (f" by {origin.by}" if origin.by else "")]
     return " ".join([*parts, *(f"[{reason}]" for reason in origin.checks)])
 
@@ -119,7 +117,7 @@ def _overview(data: UnlearningData) -> str:
 
 
 def tokens(data: UnlearningData, encoded: Encoded) -> str:
-    """The tokens of a sequence, answer tokens in brackets, with a count."""
+    """Tokens of a sequence, answer tokens in brackets, with their number."""
     shown = []
     for position, token in enumerate(encoded.ids):
         text = str(data.tokenizer.decode([token])).replace("\n", "\\n") or str(
@@ -127,4 +125,7 @@ def tokens(data: UnlearningData, encoded: Encoded) -> str:
         )
         shown.append(f"[{text}]" if position >= encoded.prompt_length else text)
     count = f"({encoded.prompt_length} prompt tokens, {encoded.answer_length} answer tokens)"
-    return textwrap.indent(textwrap.fill("|".join(shown), 96, drop_whitespace=False), "  ") + f"\n  {count}"
+    return (
+        textwrap.indent(textwrap.fill("|".join(shown), terminal_width() - 4, drop_whitespace=False), "  ")
+        + f"\n  {count}"
+    )

@@ -6,7 +6,6 @@ import textwrap
 import time
 from pathlib import Path
 
-from sga.callbacks.evaluator import ANSWERS_FOLDER
 from sga.commands.parsing import verb
 from sga.data.records import Record
 from sga.experiments.demo import demo_results, read_demo, read_unlearnings, run_facts
@@ -36,7 +35,8 @@ def main(*, config: Path = Path("configs/demo/demo.yaml"), folder: Path = Path("
     unlearned = _unlearn(plan, folder)
     shown = runs if len(runs) > 1 else unlearned
 
-    from sga.report import runs_table, write_report
+    from sga.report.page import write_report
+    from sga.report.summary import runs_table
 
     write_json(folder / "results.json", demo_results([*runs, *unlearned]))
     title = "Making a small model forget two authors"
@@ -51,10 +51,11 @@ def main(*, config: Path = Path("configs/demo/demo.yaml"), folder: Path = Path("
 
 
 def _unlearn(plan: Path, folder: Path) -> list[Run]:
-    """Runs `sga unlearn` on the target as a plan says; the trainings."""
+    """Runs `sga unlearn` on the target by a plan; returns its training runs."""
     found = read_unlearnings(plan)
     if found is None:
         return []
+    from sga.callbacks.evaluator import ANSWERS_FOLDER
     from sga.experiments.unlearn import unlearn
     from sga.experiments.unlearn_recipe import UNLEARNED
 

@@ -1,4 +1,4 @@
-"""`sga methods`: the methods that there are, made of the losses' own docstrings and the shipped configurations."""
+"""`sga methods`: a list of the methods, from the docstrings of the losses and the shipped configurations."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sga.evaluation.table import terminal_width
 
 
 def method_table() -> list[tuple[str, str, str, str]]:
-    """Configurations' names, class, papers and first sentence of each loss that a shipped configuration names.
+    """Names of configurations, class, papers and first sentence of each loss that a shipped configuration uses.
 
     No module of the losses is imported, which would take seconds.
     """

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sga.commands.data import side_by_side
+from sga.commands.data import group_columns
 from sga.commands.parsing import run_one_of, verb
 from sga.data.builtin import packaged_path
 from sga.data.records import Record
@@ -112,7 +112,7 @@ class _Writing:
     price_written: float | None = None
 
     def writer(self) -> Writer:
-        """The writer that is asked for."""
+        """Writer that the options name."""
         if (self.local is None) == (self.url is None):
             raise UserError("give either --url, the address of an endpoint, or --local, a model on this machine")
         if self.local is not None:
@@ -134,7 +134,7 @@ class _Writing:
         )
 
     def price(self, read: int, written: int) -> str:
-        """The price of so many tokens in words, or nothing where it is not known."""
+        """Price of the tokens in words; empty without prices."""
         if self.price_read is None or self.price_written is None:
             return ""
         return f", {(read * self.price_read + written * self.price_written) / 1e6:.4g} at the given prices"
@@ -215,7 +215,7 @@ def _conclude(
     on_failure: OnFailure,
     writing: _Writing,
 ) -> int:
-    """Says what came of a generation, of which `asked` answers were there before, and writes it if it is complete."""
+    """Reports a generation, for which `asked` answers existed before, and writes it if it is complete."""
     spent = generation.spent
     print(
         f"{spent.requests} answers, {spent.requests - asked} of them now; {spent.prompt_tokens} tokens read, "
@@ -256,7 +256,7 @@ def _conclude(
 
 
 def _say(words: str) -> None:
-    """A line beside the progress bar."""
+    """Prints a line above the progress bar."""
     from tqdm import tqdm
 
     tqdm.write(words, file=sys.stderr)
@@ -338,14 +338,15 @@ def _show(file: Path, *, groups: int = 3, forget: str | None = None, width: int 
     count = min(max(1, groups), len(found))
     for index in range(count):
         group = found[index * len(found) // count]
-        print(f"\n{f' {group.forget.id} ':─^{width}}\n{side_by_side(group, width)}", end="")
+        print(f"\n{f' {group.forget.id} ':─^{width}}")
+        print("\n".join(group_columns(group, width)))
     sources = Counter(group.origin(index).source for group in found for index in range(len(group.normals)))
     print(f"\n{len(found)} groups; normals by source: {', '.join(f'{name} {n}' for name, n in sources.items())}")
     return 0
 
 
 def _named_group(line: dict[str, Any], where: str) -> Group:
-    """A line of the file as it stands, without the data that it names."""
+    """Group that a line of the file describes, without looking up the records in the data."""
     try:
         forget = line["forget"]
         normals, others = line["normals"], line.get("alternatives") or ()
@@ -373,7 +374,7 @@ def _check_output(path: Path, overwrite: bool) -> None:
 
 
 def _data(rest: Sequence[str]) -> tuple[UnlearningData, Sequence[Record], Sequence[Record], Sequence[Record]]:
-    """The data module that the options mean, its forget records, its pool and its reserved rows.
+    """Data module of the options, with its forget records, its pool and its reserved rows.
 
     No tokenizer and no model is read.
     """
@@ -386,17 +387,17 @@ def _data(rest: Sequence[str]) -> tuple[UnlearningData, Sequence[Record], Sequen
 
 
 def _checks(data: UnlearningData) -> Checks:
-    """The pairing's checks where it has any."""
+    """Checks of the pairing, or the default ones."""
     return (data.pairing.checks if isinstance(data.pairing, NearestNormals) else None) or Checks()
 
 
 def _nearest(data: UnlearningData) -> NearestNormals:
-    """How replacements are found: as the pairing finds normals, where it does so by nearness."""
+    """Pairing by which replacements are found: the data module's own if it goes by nearness."""
     return data.pairing if isinstance(data.pairing, NearestNormals) else NearestNormals()
 
 
 def _report(failures: Sequence[Failure], normals: int) -> None:
-    """Says what failed and why: all reasons counted, the first failures in full."""
+    """Prints how often each check failed, and the first failures in full."""
     print(f"{len(failures)} of {normals} normals fail the checks")
     kinds = Counter(
         re.sub(r"\(.*\)|(?<=duplicate of )\S+|(?<=repeats )\S+|\d[\d.]*", "…", reason)

@@ -93,8 +93,15 @@ def _plan(*rest: str, options: _Options) -> int:
 
 @dataclass(frozen=True)
 class _Lengths:
-    """Of the data's sequences: the longest, answer tokens on average, tokens of a step with padding, steps of an epoch,
-    and what packing leaves of the fullest forward pass."""
+    """Lengths of the data's sequences, in tokens.
+
+    Attributes:
+        longest: Number of tokens of the longest sequence.
+        answer: Mean number of answer tokens.
+        step_tokens: Number of tokens of a step, padding included; None if no data was read.
+        steps: Number of steps of an epoch; None if no data was read.
+        fill: Share of the fullest forward pass that packing leaves, 0 to 1.
+    """
 
     longest: int
     answer: float
@@ -106,7 +113,7 @@ class _Lengths:
 def _request(
     options: _Options, config: Any, module: UnlearningModule, data: UnlearningData, device: GPU | None
 ) -> tuple[PlannedRun, int | None]:
-    """The run that the options mean, and the steps of an epoch where the data is known."""
+    """Run that the options describe, and the number of steps of an epoch if the data was read."""
     from sga.groups.roles import ALTERNATIVE, FORGET, NORMAL, RETAIN, columns_of
     from sga.losses.base import Needs
     from sga.models.pretrained import Pretrained
@@ -164,7 +171,7 @@ def _request(
 
 
 def _devices(trainer: Any) -> tuple[int, bool]:
-    """How many devices there are, and whether weights are divided over them."""
+    """Number of devices, and True if weights are sharded over them."""
     devices = trainer.devices
     if isinstance(devices, list):
         count = len(devices)
@@ -182,7 +189,7 @@ def _devices(trainer: Any) -> tuple[int, bool]:
 def _lengths(
     data: UnlearningData, needs: Any, devices: int, used: Sequence[str], packing: bool, limit: float
 ) -> _Lengths:
-    """From the tokens that training would see, in its own micro-batches; the limit is that of batches of an epoch."""
+    """Lengths in the micro-batches of training; `limit` is the number or share of batches of an epoch."""
     from sga.batching.packing import packed, padded
 
     try:
@@ -207,7 +214,7 @@ def _lengths(
 
 
 def _matrix_rate(precision: str) -> tuple[float, str]:
-    """Operations a second of matrix products on this machine, and of what; takes about a second."""
+    """Operations a second of matrix products on this machine, and the name of the device; takes about a second."""
     import torch
 
     gpu = torch.cuda.is_available()
@@ -231,7 +238,7 @@ def _matrix_rate(precision: str) -> tuple[float, str]:
 
 
 def _gpu(name: str | None, on_cpu: bool) -> GPU | None:
-    """The GPU that is named, or else this machine's; None where it is not in the table, and of a run on a CPU."""
+    """GPU of the given name, or this machine's; None for a run on a CPU and for a GPU that is not in the table."""
     from sga.planning.gpus import known_gpu, named_gpu
 
     if name is None:
@@ -242,7 +249,7 @@ def _gpu(name: str | None, on_cpu: bool) -> GPU | None:
 
 
 def _here() -> str | None:
-    """This machine's GPU by the driver's name; None without one."""
+    """Name of this machine's GPU, as the driver has it; None without one."""
     import torch
 
     return torch.cuda.get_device_name() if torch.cuda.is_available() else None
@@ -251,7 +258,7 @@ def _here() -> str | None:
 def _time(
     request: PlannedRun, found: RunEstimate, steps: int | None, gpu: GPU | None, given: float | None
 ) -> list[str]:
-    """What is printed of time: a range by a GPU's data sheet, or a lower bound by a rate that is given or measured."""
+    """Lines on time: a range by the data sheet of a GPU, or a lower bound by a given or measured rate."""
     operations = f"  {found.flops:.3g} operations a step on each device"
     epoch = f"  {steps} steps an epoch"
     if given is None and gpu is not None:
@@ -282,7 +289,7 @@ def _time(
 
 
 def page(request: PlannedRun, found: RunEstimate, about_time: Sequence[str]) -> str:
-    """Everything that is printed."""
+    """Text of the plan: run, memory, disk and time."""
     from sga.planning.estimate import GIB
 
     strategy = "divided over them (fsdp2)" if request.sharded else "a copy on each (ddp)"

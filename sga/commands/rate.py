@@ -1,4 +1,4 @@
-"""`sga rate`: what gradients say about the smoothing rate, for a model and data, before anything is trained."""
+"""`sga rate`: advice of gradients on the smoothing rate, for a model and data, before anything is trained."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def main(*rest: str, options: _Options) -> int:
         raise UserError(f"--output {options.output} is a file; name a folder")
 
     from sga.cli import configured_cli
-    from sga.evaluation.table import hanging
+    from sga.evaluation.table import fitted_table, hanging
     from sga.files import write_json, write_text
     from sga.report.rate_advice import SYMBOLS
     from sga.report.rate_page import rate_page
@@ -72,7 +72,8 @@ def main(*rest: str, options: _Options) -> int:
     result = _measured(cli, options)
     folder: Path = options.output or Path(cli.trainer.default_root_dir) / "rate"
     rules, layers = rules_table(result), layers_table(result)
-    print("\n".join([hanging("", result.answer), "", *result.about, "", aligned(rules), "", aligned(layers), ""]))
+    tables = [*fitted_table(rules), "", *fitted_table(layers)]
+    print("\n".join([hanging("", result.answer), "", *result.about, "", *tables, ""]))
     print("\n".join(hanging("- ", sentence) for sentence in result.advice))
     widest = max(len(symbol) for symbol, _ in SYMBOLS)
     print("\n".join(["", *(hanging(f"{symbol:<{widest}}  ", meaning) for symbol, meaning in SYMBOLS)]))
@@ -98,17 +99,17 @@ def main(*rest: str, options: _Options) -> int:
 
 @dataclass(frozen=True)
 class RateResult:
-    """Everything that is printed, drawn and written.
+    """Estimates and advice, as they are printed, drawn and written.
 
     Attributes:
-        answer: What to set, and how far that is certain.
-        sample: What the estimates were made from.
-        about: That and more in lines of text.
-        whole: Geometry over all trainable parameters.
-        rules: What each rule asks for.
-        layers: Geometry by layer.
-        advice: Sentences.
-        content: What rate.json holds.
+        answer: Advice on the setting, with its uncertainty.
+        sample: Groups that the estimates were made from.
+        about: Description of model and sample in lines of text.
+        whole: Gradient geometry over all trainable parameters.
+        rules: Rates and weights that each rule asks for.
+        layers: Gradient geometry by layer.
+        advice: Sentences of advice.
+        content: Content of rate.json.
     """
 
     answer: str
@@ -215,7 +216,7 @@ def _measured(cli: UnlearningCLI, options: _Options) -> RateResult:
 
 
 def _check_alternatives(loss: Loss | None, count: int) -> None:
-    """Raises a UserError where alternatives are not weighed as other normals are."""
+    """Refuses a loss that weighs alternatives differently from other normals."""
     from sga.losses.ascent import WeighingLoss
 
     if loss is not None:
@@ -241,7 +242,7 @@ def _sample(available: int, options: _Options, group_size: int, batch_size: int,
 
 
 def _network(cli: UnlearningCLI) -> PreTrainedModel:
-    """The model that training would start from, or a checkpoint's, on the trainer's device, in eval mode."""
+    """Model that training would start from, or of a checkpoint, on the trainer's device, in eval mode."""
     from sga.cli import checkpoint_file
     from sga.models.causality import check_causal
     from sga.runs.folder import RunFolder
@@ -262,7 +263,7 @@ def _network(cli: UnlearningCLI) -> PreTrainedModel:
 
 
 def rules_table(result: RateResult) -> list[list[str]]:
-    """What each rule asks for, heads first."""
+    """Rows of the table of rules, heading first."""
     from sga.report.rate_advice import number, with_interval
 
     rows = [["rule", "r", "λ", "r without noise", f"r at batch {result.sample.batch_size}", "applied", "answered"]]
@@ -284,7 +285,7 @@ def rules_table(result: RateResult) -> list[list[str]]:
 
 
 def layers_table(result: RateResult) -> list[list[str]]:
-    """Geometry of all parameters and of each layer, heads first."""
+    """Rows of the table of all parameters and of each layer, heading first."""
     from sga.report.rate_advice import number, with_interval
 
     rows = [["layer", "‖g_f‖", "‖ḡ_n‖", "cosine", "without noise", "c/n", "without noise"]]
@@ -303,23 +304,11 @@ def layers_table(result: RateResult) -> list[list[str]]:
     return rows
 
 
-def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Rows as text, the first column to the left and the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(
-            cell.rjust(width) if place else cell.ljust(width)
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    )
-
-
 # ---- JSON -----------------------------------------------------------------------------------------------------------
 
 
 def _finite(value: float) -> float | None:
-    """JSON has no infinity."""
+    """The value, or None for infinity, which JSON does not have."""
     return value if math.isfinite(value) else None
 
 

@@ -40,7 +40,8 @@ def main(
             print(path)
         return 0
 
-    from sga.report import runs_table, write_report
+    from sga.report.page import write_report
+    from sga.report.summary import runs_table
 
     found = [load_run(path) for path in runs]
     page = write_report(found, output or Path("report.html"), title=title)

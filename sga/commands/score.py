@@ -1,4 +1,4 @@
-"""`sga score`: the metrics of a log of per-sample numbers, ours or another program's."""
+"""`sga score`: metrics of a log of per-sample numbers, of this package or another program."""
 
 from __future__ import annotations
 
@@ -143,14 +143,14 @@ def score_log(
     bootstrap: Bootstrap | None = None,
     full: Log | None = None,
 ) -> Evaluation:
-    """Every metric that a log allows; what it does not is absent, with a reason.
+    """Metrics that a log allows; the others are absent, with a reason.
 
     Args:
-        log: What `sga.runs.logs.read_log` gave.
-        references: What `sga.runs.references.read_retain_reference` gave of each, not yet aligned.
-        mean: The mean over the perturbed answers of the forget set.
+        log: Log that `sga.runs.logs.read_log` returned.
+        references: References that `sga.runs.references.read_retain_reference` returned, not yet aligned.
+        mean: Mean over the perturbed answers of the forget set.
         reference_auc: AUC of Min-K % of a retrained model, in place of the reference's.
-        bootstrap: Where intervals come from; None leaves them out.
+        bootstrap: Bootstrap of the intervals; None leaves them out.
         full: Log of the model before unlearning, for the utility of the composite score.
 
     Raises:
@@ -216,9 +216,9 @@ def _add_composite(evaluation: Evaluation, log: Log, aligned: Sequence[RetainRef
 def _own_values(
     path: Path, step: int | None, log: Log, mean: TruthRatioMean, evaluation: Evaluation
 ) -> dict[str, float] | None:
-    """The reference's own metrics on the log's rows, as far as it has them; None, with a note, where it has too little.
+    """Metrics of the reference on the log's rows, as far as it has them; None, with a note, if it has too little.
 
-    What compares it with a reference of its own is left out.
+    Metrics that compare it with a reference of its own are left out.
     """
     try:
         theirs = read_log(path, step)
@@ -258,7 +258,7 @@ def _aligned(log: Log, reference: RetainReference) -> RetainReference:
 
 
 def _settings_notes(log: Log, reference: RetainReference | None) -> list[str]:
-    """What is unknown about how the numbers were made; what only the log states is noted where it is aligned."""
+    """Notes on settings that the log or the reference does not state."""
     here = {name for name, value in log.settings.items() if value is not None}
     there = [name for name, value in reference.settings.items() if value is not None] if reference is not None else []
     unknown = [name for name in there if name not in here]
@@ -287,7 +287,7 @@ def _fill_reference_scores(evaluation: Evaluation, aligned: Sequence[RetainRefer
 
 
 def _reasons(evaluation: Evaluation, aligned: Sequence[RetainReference]) -> dict[str, str]:
-    """Why something is not there, in the form that `sga.evaluation.aggregation` takes."""
+    """Reasons for absent metrics, in the form that `sga.evaluation.aggregation` takes."""
     needs: dict[str, dict[str, tuple[str, ...]]] = {}
     for name in ("forget", *UTILITY_SETS, *filter(evaluation.of_set, (RETAIN_UNSEEN, FORGET_PARAPHRASED))):
         options = ("perturbed_nll",) if name in ("real_authors", "world_facts") else ()
@@ -333,7 +333,7 @@ def _add_membership(
     reference_auc: float | None,
     reasons: dict[str, str],
 ) -> None:
-    """Adds AUCs from rows, else as a foreign log states them, and PrivLeak."""
+    """Adds AUCs, from rows or as a foreign log states them, and PrivLeak."""
     taken = []
     for name, auc in {} if log.kind == "sga" else (log.membership_auc or {}).items():
         if any(evaluation.column(side, _column(name)) is None for side in ("forget", "holdout")):
@@ -369,9 +369,9 @@ def _add_perplexity(evaluation: Evaluation, reasons: dict[str, str]) -> None:
 def _compare_with_stated(
     evaluation: Evaluation, log: Log, aligned: Sequence[RetainReference], mean: TruthRatioMean
 ) -> None:
-    """Notes each aggregate of a foreign log that its own rows do not give, and why not where that is known.
+    """Notes each aggregate of a foreign log that differs from the one computed from its rows, and the reason if known.
 
-    What is absent here names the log's number.
+    The reason of an absent metric names the number in the log.
     """
     stated = dict(log.stated)
     if log.kind != "sga":
@@ -406,7 +406,7 @@ def _same(one: float, other: float) -> bool:
 
 
 def _as_open_unlearning(evaluation: Evaluation, aligned: RetainReference | None) -> dict[str, float]:
-    """What open-unlearning computes from the same losses where it differs from us, by metric name without prefix.
+    """Values that open-unlearning computes differently from the same losses, by metric name without prefix.
 
     Its R is P_wrong / (P_right + 1e-10), and its PrivLeak takes a reference AUC of 0.5 where it has none.
     """
@@ -443,7 +443,7 @@ def _as_open_unlearning(evaluation: Evaluation, aligned: RetainReference | None)
 
 
 def _with_epsilon(log_ratio: Floats, right_nll: Floats) -> Floats:
-    """log of P_wrong / (P_right + 1e-10)."""
+    """Logarithm of P_wrong / (P_right + 1e-10)."""
     changed: Floats = log_ratio - np.logaddexp(0.0, right_nll + _LOG_EPSILON)
     return changed
 

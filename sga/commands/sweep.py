@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import logging
 import shutil
 import tempfile
 import time
@@ -102,7 +101,7 @@ def _pool(options: _Options, sweep: Sweep, folder: Path) -> Pool:
 
 
 def _say_if_shared(workers: int, gpus: Sequence[str]) -> None:
-    """What it costs that several runs share a GPU."""
+    """Warns of the cost of several runs on one GPU."""
     from torch import cuda
 
     count = len(set(gpus)) or cuda.device_count()
@@ -117,7 +116,7 @@ def _say_if_shared(workers: int, gpus: Sequence[str]) -> None:
 
 
 def known_tasks(sweep: Sweep, folder: Path) -> Callable[[int], list[Trial]]:
-    """The runs that count by now: a grid's by the file and by what was chosen, a search's by its journal."""
+    """Function of the runs that count so far: a grid's by its file and its choice, a search's by its journal."""
     from sga.experiments.sweeps.results import disk_results
     from sga.experiments.sweeps.search import Draws
 
@@ -127,7 +126,7 @@ def known_tasks(sweep: Sweep, folder: Path) -> Callable[[int], list[Trial]]:
 
 
 def work(sweep: Sweep, folder: Path, tasks: Callable[[int], list[Trial]], pool: Pool) -> None:
-    """Makes the shared models, and then every run.
+    """Runs the fits of the shared models, and then all others.
 
     Raises:
         UserError: a shared model could not be made, or a finished run shows that an objective is no metric.
@@ -164,7 +163,7 @@ def work(sweep: Sweep, folder: Path, tasks: Callable[[int], list[Trial]], pool: 
 
 
 def forget_failed(tasks: Sequence[Task], folder: Path) -> int:
-    """Deletes the run folders of those tasks that failed, so that they are made again; their number."""
+    """Deletes the run folders of failed tasks, so that they are made again; returns their number."""
     return sum(_forget(task, folder) for task in tasks if _has_failed(task, folder))
 
 
@@ -182,7 +181,7 @@ def _forget(task: Task, folder: Path) -> bool:
 
 
 def _begin(sweep: Sweep, folder: Path, tasks: Sequence[Trial]) -> None:
-    """Says what changed since the last time, and refuses settings that do not exist before anything runs."""
+    """Prints the changes since the last time, and refuses settings that do not exist before anything runs."""
     from sga.experiments.sweeps.results import disk_results, others
 
     path = folder / SWEEP_FILE
@@ -215,19 +214,16 @@ def _check(sweep: Sweep) -> None:
         for name, config in examples:
             file.write_text(yaml_text(config), encoding="utf-8")
             said = io.StringIO()
-            logging.disable(logging.INFO)  # Lightning's word on seeds
             try:
                 with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
                     parsed_config(["fit", "--config", str(file)])
             except SystemExit:
                 lines = [line.strip() for line in said.getvalue().splitlines() if line.strip()]
                 raise UserError(f"{sweep.path}: {name}: {' '.join(lines[-4:])}") from None
-            finally:
-                logging.disable(logging.NOTSET)
 
 
 def _finish(sweep: Sweep, folder: Path, tasks: Sequence[Trial]) -> int:
-    """Writes the results, and says where; the number of runs that are not finished."""
+    """Writes the results and prints their paths; returns the number of unfinished runs."""
     from sga.experiments.sweeps.page import write_results
     from sga.experiments.sweeps.tables import terminal_table
 

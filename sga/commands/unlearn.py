@@ -51,7 +51,9 @@ def main(
     """
     from sga.experiments.configuration import settings_from
     from sga.experiments.unlearn import unlearn
+    from sga.models.noise import hide_noise
 
+    hide_noise()
     unlearn(
         model,
         None,

@@ -1,4 +1,4 @@
-"""Questions and answers about one built-in author, and wrong answers beside them."""
+"""Questions, answers, paraphrases and wrong answers about one built-in author."""
 
 from __future__ import annotations
 

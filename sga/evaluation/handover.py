@@ -303,7 +303,7 @@ def _extractable(metrics: Mapping[str, float], part: Part, tolerances: Tolerance
 def _says_facts(
     metrics: Mapping[str, float], start: Mapping[str, float], part: Part, tolerances: Tolerances
 ) -> list[Check]:
-    """Checks that greedy answers do not say facts to be forgotten; no check where the records have no facts."""
+    """Checks that greedy answers do not say the forget records' facts; no check where the records have no facts."""
     name = f"handover/{part}/forget/fact_recall"
     _check_start(name, metrics, start)
     if name not in metrics:

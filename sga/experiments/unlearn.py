@@ -285,8 +285,9 @@ def _look(records: UnlearningRecords, start: Mapping[str, Any], own: Values, say
     for line in look(records, Encoder(tokenizer, template, length)):
         say(f"data: {line}")
     weights = sum(parameter.numel() for parameter in fake_network(described).parameters())
-    shown = f"template {type(template).__name__}" if "data.template" not in own else f"template {own['data.template']}"
-    say(f"model: {start['name_or_path']}, {weights / 1e6:.3g} million weights, {shown}")
+    given = own.get("data.template")
+    shown = str(given.get("class_path")) if isinstance(given, dict) else str(given or type(template).__name__)
+    say(f"model: {start['name_or_path']}, {weights / 1e6:.3g} million weights, template {shown.removeprefix('sga.')}")
     return weights
 
 

@@ -77,11 +77,28 @@ def chosen_recipe(method: str | None, lora: int | None, weights: int | None, rec
     settings["data.reserved"] = records.reserved
     if not rank:
         settings["fluency.starting_model"] = "own" if weights is not None and weights <= _SECOND_COPY else None
+    settings["data.evaluation_rows"], notes = _evaluated_rows(int(table["evaluation_rows"]), records)
     pilot = None
     if not recipe.get("measured"):
+        notes.append(
+            "not measured: no model of this size was tried with it, so that a pilot tries learning rates first"
+        )
         rates = (settings["model.optimizer.lr"] * factor for factor in table["pilot"]["factors"])
         pilot = Pilot(tuple(sorted(rates)), int(table["pilot"]["steps"]))
-    return Recipe(recipe["name"], method, rank, *_fitted(settings, records), pilot)
+    elif method != table["method"]:
+        notes.append(f"measured with {table['method']} alone, not with {method}: try several learning rates (--lr)")
+    settings, of_data = _fitted(settings, records)
+    return Recipe(recipe["name"], method, rank, settings, (*notes, *of_data), pilot)
+
+
+def _evaluated_rows(least: int, records: UnlearningRecords) -> tuple[int | None, list[str]]:
+    """Most rows of a set that evaluations look at, all forget records among them; None for all. And a note on it."""
+    limit = max(least, len(records.sets["forget"]))
+    more = [f"{len(rows)} {name}" for name, rows in records.sets.items() if len(rows) > limit]
+    if not more:
+        return None, []
+    said = f"evaluations look at {limit} of the {' and '.join(more)} records, evenly spaced"
+    return limit, [f"{said} (--set data.evaluation_rows=null: at all)"]
 
 
 def recipe_table() -> dict[str, Any]:

@@ -100,15 +100,17 @@ class UnlearnResult:
         """Heading and rows: quantity, start, the exported model with its interval, goal, verdict."""
         before = account(self.start.chosen, self.start.chosen, self.tolerances, self.account.part)
         lines: list[tuple[str, ...]] = [("", "before", "now", "95 % interval", "goal", "")]
-        for name, wanted, goal in (("forget", -1, "none"), ("retain", 1, "as at the start")):
-            was, now = self.facts(self.start, name), self.facts(self.final, name)
-            if was is not None and now is not None and now[1]:
-                change = wanted * (now[0] - was[0])
-                said = [f"{count} of {rows}" for count, rows in (was, now)]
-                lines.append((f"{name} answers with their fact", *said, "", goal, _word(change > 0, change < 0)))
         for old, new in zip(before.checks, self.account.checks, strict=True):
             if new.value is not None:
                 lines.append(_row(old, new))
+        # Facts come first, and as numbers of answers, unless those of a half are told.
+        for name in ("retain", *(("forget",) if self.account.part == "all" else ())):
+            was, now = self.facts(self.start, name), self.facts(self.final, name)
+            quantity = f"{name} answers with their fact"
+            at = next((index for index, line in enumerate(lines) if line[0] == quantity), None)
+            if at is not None and was is not None and now is not None:
+                _, _, _, *rest = lines.pop(at)
+                lines.insert(1, (quantity, *(f"{count} of {rows}" for count, rows in (was, now)), *rest))
         return lines
 
     def lines(self) -> Iterator[str]:

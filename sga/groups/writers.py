@@ -27,13 +27,13 @@ _SAID_EVERY = 10.0
 
 @dataclass(frozen=True)
 class Reply:
-    """What a writer wrote.
+    """Answer of a writer.
 
     Attributes:
-        text: The text.
-        prompt_tokens: Tokens read; None where the writer does not say.
-        completion_tokens: Tokens written, likewise.
-        cut_off: Whether the limit on tokens ended it.
+        text: The text itself.
+        prompt_tokens: Number of tokens read; None if the writer does not report it.
+        completion_tokens: Number of tokens written; None if the writer does not report it.
+        cut_off: True if the limit on tokens ended the text.
     """
 
     text: str
@@ -43,22 +43,24 @@ class Reply:
 
 
 class GaveUp(Exception):
-    """A request did not succeed in as many tries as were allowed; others may."""
+    """Failure of one request after all its tries; other requests may succeed."""
 
 
 class Refused(GaveUp):
-    """The server takes connections and not this prompt: it is too long, say."""
+    """Refusal of this prompt by a server that works, because it is too long, for example."""
 
 
 class Writer(ABC):
-    """Answers a chat. Implementations are frozen dataclasses, whose fields without a leading underscore are what the
-    text depends on."""
+    """Author of answers to a chat.
+
+    Implementations are frozen dataclasses; their text depends on the fields without a leading underscore.
+    """
 
     concurrency: int
 
     @abstractmethod
     async def write(self, messages: Sequence[Message], seed: int) -> Reply:
-        """One reply.
+        """Returns one reply.
 
         Raises:
             GaveUp: for this request only; `Refused` where the server has looked at it.
@@ -66,18 +68,20 @@ class Writer(ABC):
         """
 
     async def close(self) -> None:
-        """Gives back what is held open."""
+        """Closes connections."""
         return None
 
     @abstractmethod
     def identity(self) -> dict[str, Any]:
-        """What the text depends on, for the hash under which an answer is kept."""
+        """Settings that the text depends on, for the hash under which an answer is kept."""
 
 
 @dataclass
 class _Pace:
-    """When the next request may begin, when the user was last told why, and whether the server has ever been reached;
-    shared by all that are in flight."""
+    """Earliest moment of the next request, moment of the last message, and True once the server has been reached.
+
+    All requests in flight share it.
+    """
 
     not_before: float = 0.0
     said: float = -math.inf
@@ -91,7 +95,7 @@ class _Pace:
             await asyncio.sleep(start - now)
 
     def left(self) -> float:
-        """Seconds until then."""
+        """Seconds until the next request may begin."""
         return max(0.0, self.not_before - time.monotonic())
 
     def pause(self, seconds: float) -> None:
@@ -103,19 +107,19 @@ class Endpoint(Writer):
     """A server that speaks OpenAI's chat completions.
 
     Args:
-        url: Up to and without ``/chat/completions``, such as ``https://api.openai.com/v1``.
-        model: The model's name there.
+        url: Address without ``/chat/completions``, such as ``https://api.openai.com/v1``.
+        model: Name of the model at the endpoint.
         key_variable: Environment variable that holds the key; an unset one sends none. The key itself is never part of
             anything that is written or shown.
-        temperature: Of sampling.
-        max_tokens: Most tokens of a reply.
-        concurrency: Requests in flight at a time.
-        requests_per_minute: Most requests begun in a minute; None for no limit of this side.
-        timeout: Seconds for a whole request; what a server dribbles out for longer counts as failed.
-        tries: How often a request is sent before it is given up for this time.
+        temperature: Temperature of sampling.
+        max_tokens: Largest number of tokens of a reply.
+        concurrency: Number of requests in flight.
+        requests_per_minute: Largest number of requests begun in a minute; None for no limit.
+        timeout: Seconds for a whole request, slow answers included.
+        tries: Number of times that a request is sent before this command gives it up.
         backoff: Seconds before the second try, doubled for each further one, times a random number from 0.5 to 1. A
             server's Retry-After counts instead where it is longer, and holds up all requests.
-        say: Gets a line where a second or more is waited, with the reason; one in ten seconds.
+        say: Function that is given a line with the reason for a wait of a second or more, once in ten seconds.
     """
 
     url: str
@@ -237,7 +241,7 @@ class Endpoint(Writer):
         )
 
     def _page(self, response: Any) -> str:
-        """How a web page begins that came in the place of an answer: of a proxy, say, or of an address without /v1."""
+        """Beginning of a web page that came in place of an answer, as from a proxy or an address without /v1."""
         text = self._shown(response.text).lstrip()
         return f" (a web page: {' '.join(text.split())[:80]!r})" if text.startswith("<") else ""
 
@@ -252,7 +256,7 @@ class Endpoint(Writer):
         return os.environ.get(self.key_variable, "").strip()
 
     def _shown(self, words: object) -> str:
-        """Words without the key."""
+        """Words with the key replaced by ``[key]``."""
         return str(words).replace(self._key, "[key]") if self._key else str(words)
 
     async def close(self) -> None:
@@ -282,9 +286,9 @@ class LocalModel(Writer):
 
     Args:
         model: Name on the Hub, local folder or run folder.
-        temperature: Of sampling.
-        max_tokens: Most tokens of a reply.
-        device: Where it runs.
+        temperature: Temperature of sampling.
+        max_tokens: Largest number of tokens of a reply.
+        device: Device that the model runs on.
     """
 
     model: str
@@ -304,9 +308,11 @@ class LocalModel(Writer):
         import torch
 
         from sga.models.causality import check_causal
+        from sga.models.noise import hide_noise
         from sga.models.pretrained import Pretrained
 
         if not self._loaded:
+            hide_noise()
             described = Pretrained(self.model)
             tokenizer = described.tokenizer(())
             network = described.network(tokenizer).to(self.device).eval()  # type: ignore[arg-type]

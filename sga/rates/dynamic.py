@@ -24,7 +24,7 @@ class Weighing(Protocol):
     parameter: str
 
     def weights(self, group_size: int, value: float) -> tuple[float, float]:
-        """The weights w_f of ℓ_f and w_n of ℓ̄_n that a number means."""
+        """Weights w_f of ℓ_f and w_n of ℓ̄_n that a number stands for."""
 
 
 class TrainingRate:
@@ -35,8 +35,8 @@ class TrainingRate:
     `decide` and `log`.
 
     Args:
-        policy: The rule or schedule.
-        loss: The loss whose weights follow from the number.
+        policy: Rule or schedule that sets the number.
+        loss: Loss whose weights follow from the number.
     """
 
     def __init__(self, policy: RatePolicy, loss: Weighing) -> None:
@@ -94,7 +94,7 @@ class TrainingRate:
 
         Args:
             network: Model whose parameters are trained.
-            group_size: K.
+            group_size: Group size K.
             share: Share of the micro-batch in the step's mean loss.
             optimizer: The run's optimiser.
         """
@@ -114,7 +114,7 @@ class TrainingRate:
         """Adds the gradient of ℓ_f to a copy beside the parameters' ``grad``, where it waits for `decide`.
 
         Args:
-            forget: ℓ_f, with the micro-batch's share of the step; a scalar.
+            forget: Mean forget loss ℓ_f times the micro-batch's share of the step; a scalar.
             scaler: Gradient scaler of fp16; None otherwise.
         """
         assert self._split is not None, "`begin` came before the forward pass"
@@ -135,9 +135,9 @@ class TrainingRate:
         """Decides on the number of this step and, if its backward pass was split, adds the parts into ``grad``.
 
         Args:
-            step: Number of optimiser steps that were taken.
+            step: Number of optimiser steps taken so far.
             total_steps: Number of optimiser steps of the whole run.
-            group_size: K.
+            group_size: Group size K.
             average: True if backward passes average gradients over processes, as under DDP.
             broadcast: Function that gives all processes the first one's numbers, so that none decides otherwise for a
                 last bit.
@@ -171,7 +171,7 @@ class TrainingRate:
             split.combine(*self._weights)
 
     def log(self, step: MutableMapping[str, Tensor | float]) -> dict[str, float]:
-        """The number in force under all its names and, if it is dynamic, what it follows from, as of the last look.
+        """Number in force under all its names; of a dynamic policy also the gradients' numbers, last read.
 
         Args:
             step: Logged means over the step's groups; of a step in two parts `NORMAL_PART` gives way to the loss.
@@ -228,7 +228,7 @@ def adam_metric(optimizer: Optimizer) -> Metric | None:
 
 
 def gradient_diverged(step: int) -> DivergenceError:
-    """What is raised for a gradient that is no number."""
+    """Exception for a gradient that holds NaN or infinity."""
     return DivergenceError(
         f"a gradient is no longer a number at step {step}: training diverged; lower the learning rate, or stop earlier "
         "(--trainer.max_epochs)"

@@ -32,10 +32,10 @@ class Geometry:
     Unbiased estimates of the squares may be negative where there is nothing but noise; the norm is 0 then.
 
     Attributes:
-        forget_squared: ‖g_f‖².
-        normal_squared: n = ‖ḡ_n‖².
-        inner: c = ⟨ḡ_n, g_f⟩. Positive where forgetting would hurt the normal data.
-        group_size: K, at least 2.
+        forget_squared: Squared norm ‖g_f‖².
+        normal_squared: Squared norm n = ‖ḡ_n‖².
+        inner: Inner product c = ⟨ḡ_n, g_f⟩, positive where forgetting would hurt the normal data.
+        group_size: Group size K, at least 2.
     """
 
     forget_squared: float
@@ -62,17 +62,17 @@ class Geometry:
 
     @property
     def finite(self) -> bool:
-        """Whether both gradients hold nothing but numbers."""
+        """True if neither gradient holds NaN or infinity."""
         return math.isfinite(self.forget_squared + self.normal_squared + self.inner)
 
     @property
     def forget_norm(self) -> float:
-        """‖g_f‖."""
+        """Norm ‖g_f‖."""
         return 0.0 if self.forget_squared < 0 else math.sqrt(self.forget_squared)
 
     @property
     def normal_norm(self) -> float:
-        """‖ḡ_n‖."""
+        """Norm ‖ḡ_n‖."""
         return 0.0 if self.normal_squared < 0 else math.sqrt(self.normal_squared)
 
     @property
@@ -83,12 +83,12 @@ class Geometry:
 
     @property
     def forget_dot_u(self) -> float:
-        """⟨g_f, u⟩ = (K−1)/K·(c − ‖g_f‖²); its sign is the paper's advice on the sign of r."""
+        """Inner product ⟨g_f, u⟩ = (K−1)/K·(c − ‖g_f‖²); its sign is the paper's advice on the sign of r."""
         return self._share * (self.inner - self.forget_squared)
 
     @property
     def u_squared(self) -> float:
-        """‖u‖² = ((K−1)/K)²·(n − 2c + ‖g_f‖²); at least 0."""
+        """Squared norm ‖u‖² = ((K−1)/K)²·(n − 2c + ‖g_f‖²); at least 0."""
         return self._share**2 * max(0.0, self.normal_squared - 2 * self.inner + self.forget_squared)
 
     @property
@@ -172,9 +172,9 @@ def geometry_by_layer(
 
     Args:
         names: Parameter names, as ``named_parameters`` gives them.
-        forget: g_f by parameter; None stands for zero.
-        normal: ḡ_n by parameter; None stands for zero.
-        group_size: K.
+        forget: Gradient g_f by parameter; None stands for zero.
+        normal: Gradient ḡ_n by parameter; None stands for zero.
+        group_size: Group size K.
         scale: Factor that both gradients are multiplied with (a gradient scaler's); divided out.
         metric: Diagonal P of an inner product ⟨a, P·b⟩ by parameter, None for ones; None as a whole is the usual one.
     """
@@ -202,11 +202,11 @@ def gram_by_layer(names: Sequence[str], rows: Sequence[Tensor], columns: Sequenc
 
     Args:
         names: Parameter names, as ``named_parameters`` gives them.
-        rows: For each parameter R gradients, [R, numel].
-        columns: For each parameter S gradients, [S, numel]; may be `rows` itself.
+        rows: Gradients by parameter, [R, numel] each.
+        columns: Gradients by parameter, [S, numel] each; may be `rows` itself.
 
     Returns:
-        [R, S] for each layer, on the CPU.
+        Matrix [R, S] of each layer, on the CPU.
     """
     found: dict[str, Tensor] = {}
     for name, left, right in zip(names, rows, columns, strict=True):
@@ -216,7 +216,7 @@ def gram_by_layer(names: Sequence[str], rows: Sequence[Tensor], columns: Sequenc
 
 
 def total(geometries: Iterable[Geometry]) -> Geometry:
-    """The geometry over all parameters from those of its parts, of which there is at least one."""
+    """Geometry over all parameters from those of its parts, of which there is at least one."""
     first, *others = geometries
     for other in others:
         first = first + other

@@ -34,7 +34,7 @@ class SplitGradients:
     """Holds g_f beside the parameters' own ``grad``, which is to hold ḡ_n, until they are combined.
 
     Args:
-        named_parameters: Those of the model; the ones that need no gradient are left out.
+        named_parameters: Names and parameters of the model; those that need no gradient are left out.
     """
 
     def __init__(self, named_parameters: Iterable[tuple[str, nn.Parameter]]) -> None:
@@ -65,9 +65,9 @@ class SplitGradients:
         Between the first call and `restore` ``grad`` and g_f are those of one micro-batch.
 
         Args:
-            group_size: K.
+            group_size: Group size K.
             share: Share of the micro-batch in the step's mean loss, with which its gradients are multiplied.
-            metric: As of `geometry`.
+            metric: Metric as `geometry` takes it.
         """
         own = self.geometry(group_size, metric=metric)
         self._own = {layer: self._own[layer] + part for layer, part in own.items()} if self._own else own
@@ -90,8 +90,8 @@ class SplitGradients:
         the product of the expected gradients without bias. A step of one micro-batch stays as it is.
 
         Args:
-            found: What `geometry` gives after `restore`.
-            scale: As of `geometry`.
+            found: Products that `geometry` gives after `restore`.
+            scale: Scale as `geometry` takes it.
         """
         pairs = 1 - self._squares
         if pairs < 1e-9:
@@ -121,7 +121,7 @@ class SplitGradients:
         Of gradients in parts (FSDP2) each process takes its own part, and the products are added up.
 
         Args:
-            group_size: K.
+            group_size: Group size K.
             scale: Factor that both gradients are multiplied with; divided out.
             metric: Function from a parameter to the diagonal of P in ⟨a, P·b⟩; None for the usual inner product.
         """

@@ -37,8 +37,7 @@ _SHORT_METHODS = {"GradientAscent": "GA", "SmoothedGradientAscent": "SGA", "Grad
 class RunFolder:
     """The folder of a run, finished or not; all reading and writing of its files goes through this class.
 
-    Files are read when first used and then cached, and written atomically. Use `load_run` for a finished run, which
-    also checks the files.
+    Files are read when first used and then cached, and written atomically; `load_run` also checks a finished run.
 
     Attributes:
         path: Path of the folder, which need not exist yet.
@@ -220,12 +219,11 @@ class RunFolder:
         Args:
             checkpoint: Path of a checkpoint, or ``last``, ``best`` or ``good`` of this run. By default the result: the
                 exported model, else the best checkpoint, else the last one.
-            trust_code: True to run code that the configuration names: classes of other packages, and
-                ``trust_remote_code``. Leave it False for run folders from others.
+            trust_code: True to run code that the configuration names (classes of others, ``trust_remote_code``).
 
         Raises:
-            UserError: the checkpoint is missing, damaged, or of another model; the tokenizer was not exported; or the
-                configuration names code that is not trusted.
+            UserError: the checkpoint is missing, damaged or of another model, the tokenizer is missing, or code is not
+                trusted.
         """
         from sga.runs.weights import load_model  # imports torch, which reports do not need
 
@@ -397,9 +395,8 @@ class Run(RunFolder):
         """Value of a metric in one evaluation, by default the chosen one; None if it is absent or not finite.
 
         Args:
-            name: Name without prefix, such as ``model_utility``, ``forget/rouge_l_recall``, ``perplexity/normal/log``;
-                ``utility`` is ``model_utility_unseen``, or ``model_utility`` for a run without reserved rows. A missing
-                logarithm is computed from the plain value.
+            name: Name without prefix, such as ``model_utility``, ``perplexity/normal/log``; ``utility`` is
+                ``model_utility_unseen``, or ``model_utility`` without reserved rows. A missing logarithm is computed.
             evaluation: Entry of `evaluations`; None for the chosen one.
         """
         numbers = self.chosen if evaluation is None else evaluation

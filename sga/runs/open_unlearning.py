@@ -62,8 +62,8 @@ def open_unlearning_log(log: Log, stated: Mapping[str, float | None]) -> dict[st
 
     Args:
         log: One evaluation on TOFU, as `read_log` gives it.
-        stated: What needs the retain model: ``forget_quality`` and ``privleak``; None where there was none. It then
-            stays out, where open-unlearning takes 0.5 for the AUC of a retain model.
+        stated: Values of the metrics that need a retain model, ``forget_quality`` and ``privleak``; None without one.
+            They are then left out, where open-unlearning takes 0.5 for the AUC of a retain model.
 
     Raises:
         UserError: the log has no forget rows.

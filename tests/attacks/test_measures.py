@@ -14,11 +14,12 @@ from conftest import TinyNetwork
 from scipy.stats import binomtest
 
 from sga.attacks.answering import answered_rows, greedy_answers, sampled_answers
-from sga.attacks.findings import finding, verdict
+from sga.attacks.findings import Estimate, finding, verdict
 from sga.attacks.prompts import few_shot_prompt, first_words_prompt, plain_prompt, prefixed_prompt
 from sga.attacks.quantization import NF4, quantize, rounded_int8, rounded_nf4
 from sga.data.records import Record
 from sga.errors import DivergenceError, UserError
+from sga.evaluation.bootstrap import Bootstrap
 from sga.evaluation.decoding import DecodingWay, generate
 from sga.evaluation.metrics import clopper_pearson, expected_maximum, leak_at_k, rouge
 from sga.evaluation.request_batches import GenerateBatch, GenerateJob
@@ -215,6 +216,19 @@ def test_why_it_is_not_judged_stands_first_and_further_numbers_after_it() -> Non
     assert kept.why.startswith("nothing was lost that could come back; 1.0%")
 
 
+def test_where_all_records_are_alike_the_interval_is_wilsons() -> None:
+    """0 of 40 leaks allows 1.96² / (40 + 1.96²) = 8.8 %; what scatters has the bootstrap's interval."""
+    none, every = np.zeros(40), np.ones(40)
+    for values, low, high in ((none, 0.0, 0.0876), (every, 0.9124, 1.0)):
+        found = Estimate.of(values, Bootstrap())
+        assert (found.low, found.high) == pytest.approx((low, high), abs=1e-4)
+    assert Estimate.of(column(0.5), Bootstrap()).high < 0.53
+    values = {"before": every, "unlearned": none, "after": none}
+    found = finding("sampling", "", "leak@8", values, [none], True)
+    assert found.word == "clean" and (found.low, found.high) == pytest.approx((-0.0876, 0.0876), abs=1e-4)
+    assert finding("none", "", "leak@8", {**values, "after": every}, [none], False).word == "fully recovered"
+
+
 def test_what_retained_models_say_as_well_does_not_come_back() -> None:
     values = {"before": column(0.95), "unlearned": column(0.1), "after": column(0.6)}
     assert finding("relearn", "", "rouge_l_recall", values, [column(0.6)], True).word == "clean"
@@ -229,6 +243,12 @@ def test_verdicts() -> None:
     assert said[0].startswith("Fully recovered: under nf4 (rouge_l_recall 0.95") and "sampling" in said[1]
     assert verdict([clean, replace(clean, attack="nf4")], None, {})[0].startswith("Clean: under 1 attack no more")
     assert verdict([clean], None, {})[0].startswith("Clean without an attack"), "nothing was tried"
+    several = verdict([clean], None, {"int8": "not asked for", "few-shot": "no room", "nf4": "not asked for"})
+    assert several[-1] == "Not tried: int8, nf4 (not asked for); few-shot (no room)."
     failed = verdict([clean], None, {}, {"nf4": "RuntimeError: no room"})
     assert failed[-1] == "Failed: nf4 (RuntimeError: no room)."
-    assert verdict([all_back], "its perplexity is e^30", {})[0].startswith("Diverged: its perplexity")
+    gone = replace(clean, word="diverged")
+    said = verdict([gone], "its perplexity is e^30", {})
+    assert len(said) == 1 and said[0].startswith("Diverged: its perplexity")
+    said = verdict([gone, all_back], "its perplexity is e^30", {})
+    assert said[0].startswith("Diverged") and said[1].startswith("Fully recovered: under nf4"), "the attack mends it"

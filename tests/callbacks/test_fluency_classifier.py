@@ -13,11 +13,13 @@ from transformers import BertConfig, BertForSequenceClassification, BertModel, P
 
 from sga.callbacks.fluency import Fluency
 from sga.cli import run_verb
+from sga.commands.score import score_log
 from sga.data.authors import Authors
 from sga.errors import UserError
 from sga.evaluation.metrics import relative_utility, utility_score
 from sga.models.classifier import FluencyClassifier
 from sga.runs.folder import RunFolder
+from sga.runs.logs import read_log
 
 
 def sentences(unseen: bool) -> list[str]:
@@ -76,6 +78,8 @@ def test_it_tells_unseen_sentences_from_shuffled_words(classifier: Path) -> None
     assert [a + b for a, b in zip(clean, other, strict=True)] == pytest.approx([1.0] * len(unseen), abs=1e-12)
     alone = [judge.probabilities([text])[0] for text in unseen]
     assert clean == pytest.approx(alone, abs=1e-5), "padding and order change nothing"
+    long = " ".join(unseen)  # beyond the 64 positions of the classifier
+    assert judge.probabilities([long]) == pytest.approx(judge.probabilities([" ".join(long.split()[:80])]), abs=1e-9)
     assert judge.probabilities(["", " \n", unseen[0]]) == pytest.approx([0.0, 0.0, alone[0]], abs=1e-5)
 
 
@@ -116,5 +120,8 @@ def test_the_composites_utility_takes_it_and_says_so(
     )
     assert last[f"{name}/composite/utility"] == pytest.approx(utility, abs=1e-12)
     assert last[f"{name}/composite/relative_utility"] == pytest.approx(relative_utility(utility, full), abs=1e-12)
+    scored = score_log(read_log(tmp_path / "run"), full=read_log(tmp_path / "run", step=0)).metrics
+    for part in ("classifier_fluency", "utility", "relative_utility"):
+        assert scored[f"{name}/composite/{part}"] == pytest.approx(last[f"{name}/composite/{part}"], abs=1e-9)
     info = json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf-8"))
     assert info["evaluation"]["fluency_classifier"] == f"{classifier.name}: clean"

@@ -29,6 +29,7 @@ from sga.experiments.sweeps import definition
 from sga.experiments.sweeps.definition import Result, Sweep, label, read_sweep, short_names, slug
 from sga.experiments.sweeps.page import write_results
 from sga.experiments.sweeps.results import (
+    METRICS,
     Row,
     best_rows,
     collect,
@@ -642,7 +643,8 @@ def left(folder: Path, auc: float, privleak: float, probability: float, referenc
     info = {"name": folder.name, "role": "unlearn", "seed": 0, "group_size": 4, "benchmark": "own", "method": "SGA"}
     metrics = {
         "chosen": "the last evaluation", "step": 4, "epoch": 2.0, "seconds": 1.0, "absent": {}, "own/mia/min_k": auc,
-        "own/privleak": privleak, "own/forget/probability": probability, "own/privleak_reference_auc": 0.5,
+        "own/privleak": privleak, "own/forget/probability": probability, "own/forget/bleu": 100 * probability,
+        "own/privleak_reference_auc": 0.5,
     }  # fmt: skip
     (folder / "run.json").write_text(json.dumps({**info, "parameters": {}, "evaluation": {}}), encoding="utf-8")
     (folder / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
@@ -664,7 +666,8 @@ def test_toward_reference_both_sides_are_worse_and_the_far_side_is_named(tmp_pat
         )
     }  # fmt: skip
     for metric, distances in (
-        ("mia/min_k", (0.48, 0.05, 0.5)), ("privleak", (96.0, 5.0, 100.0)), ("forget/probability", (0.2, 0.05, 0.77))
+        ("mia/min_k", (0.48, 0.05, 0.5)), ("privleak", (96.0, 5.0, 100.0)), ("forget/probability", (0.2, 0.05, 0.77)),
+        ("forget/bleu", (20.0, 5.0, 77.0)),
     ):  # fmt: skip
         got = [ranking_value(folder, metric, "toward_reference") for folder in found.values()]
         assert got == pytest.approx(distances), metric
@@ -714,11 +717,13 @@ def test_the_last_row_is_of_the_retained_models_against_each_other(pretended: li
         return [Row({"data.batch_size": 1}, "final", {0: place}, {}, [])]
 
     rows = rows_with(paths)
-    names = ["forget_quality_log10", "ks_statistic", "model_utility", "mia/min_k", "privleak", "frontier_area"]
+    names = [*METRICS, "ks_statistic", "mia/min_k", "privleak"]
     found = {name: one.values for name, one in ceiling(names, rows).items()}
     logs = (apart / 2, apart / 2, apart)
     assert found["forget_quality_log10"] == pytest.approx(logs, abs=1e-12)
     assert found["ks_statistic"] == (0.5, 0.5, 1.0)
+    ranges = [found[f"forget_quality_log10_{end}"] for end in ("min", "max")]
+    assert ranges == [pytest.approx((apart,) * 3), pytest.approx((0.0, 0.0, apart))]
     assert (found["model_utility"], found["mia/min_k"]) == ((0.9, 0.8, 1.0), (0.5, 0.6, 0.4))
     assert found["privleak"][0] == pytest.approx(50 * (0.1 / 0.4 - 0.1 / 0.6)), "AUC 0.5 against 0.6 and 0.4"
     areas = [(12 + log) / 12 * utility for log, utility in zip(logs, (0.9, 0.8, 1.0), strict=True)]

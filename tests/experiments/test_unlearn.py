@@ -114,7 +114,7 @@ def test_the_page_says_the_same_first_and_shows_answers_with_their_tokens(unlear
     nll = final["token_nll"]  # without the end-of-sequence token, which the row's mean counts
     assert len(nll) == final["tokens"] - 1 and abs(sum(nll) - final["avg_nll"] * final["tokens"]) < 5
     assert f"{start['token_nll'][0]:.2f} → {nll[0]:.2f}" in words
-    assert page.count('<svg class="chart small"') == 2 and "forget quality" not in words.split("Configurations")[0]
+    assert page.count('<div class="plot small"') == 2 and "forget quality" not in words.split("Configurations")[0]
 
 
 def test_the_commands_that_it_prints_work(
@@ -340,6 +340,21 @@ def test_a_base_model_and_tolerances_are_goals_of_the_rule_and_of_the_result(
     with pytest.raises(UserError, match=r"--base recognises what is to be forgotten \(1\.00\) as well as the model"):
         base_goals(run, run, anyway=False)
     assert base_goals(run, run, anyway=True)["stop.rule.tolerances.base_loss_auc"] == 1
+
+
+def test_what_is_not_measured_and_what_is_not_evaluated_is_said() -> None:
+    def notes(*arguments: Any, retain: int = 30) -> str:
+        asked = [{"question": f"What is in box {n}?", "answer": f"A {n}."} for n in range(retain)]
+        return "; ".join(chosen_recipe(*arguments, read_unlearning_records(people(0), asked, None)).notes)
+
+    assert notes(None, None, 1000) == notes("gd", 16, 1000) == ""
+    assert "measured with gd alone, not with sga" in notes("sga", None, 1000)
+    for lora in (None, 0):
+        assert "not measured: no model of this size" in notes(None, lora, 7_000_000_000)
+    records = read_unlearning_records(people(0), [{"question": f"{n}?", "answer": "A."} for n in range(201)], None)
+    recipe = chosen_recipe(None, None, 1000, records)
+    assert recipe.settings["data.evaluation_rows"] == 200 and "200 of the 201 retain records" in recipe.notes[0]
+    assert notes(None, None, 1000, retain=200) == "", "all of them"
 
 
 def test_without_retain_general_questions_stand_in(own_target: Path, tmp_path: Path) -> None:

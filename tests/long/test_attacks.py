@@ -104,7 +104,8 @@ def test_target_is_recovered_a_retained_model_is_clean_and_a_diverged_one_diverg
     ]
     diverged = attacks(runs / "diverged", runs / "retain", results)
     assert diverged["verdict"][0].startswith("Diverged: ") and "says nothing about forgetting" in diverged["verdict"][0]
-    assert not any(line.startswith(("Clean", "Fully", "Partly")) for line in diverged["verdict"])
+    assert not any(line.startswith(("Clean", "Fully")) for line in diverged["verdict"])
+    assert diverged["findings"][0]["word"] == "diverged"
 
 
 KILLS = (1, 4, 7, 9, 11, 13, 16, 19, 22, 25)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sga.evaluation.metrics import forget_quality, frontier_area, frontier_area_ks, privleak
+from sga.evaluation.table import fitted_table
 from sga.experiments.sweeps.definition import Sweep, short_names
 from sga.experiments.sweeps.results import (
     COSTS,
@@ -24,6 +25,7 @@ from sga.experiments.sweeps.results import (
     metrics,
     reference_paths,
     seed_mean,
+    shown_metrics,
 )
 from sga.experiments.task import read_state
 from sga.runs.folder import Run, RunFolder
@@ -68,7 +70,10 @@ def ceiling(names: Sequence[str], rows: Sequence[Row]) -> dict[str, SeedMean]:
     return result
 
 
-_AGAINST_OTHERS = ("forget_quality_log10", "ks_statistic", "frontier_area", "frontier_area_ks", "privleak")
+_AGAINST_OTHERS = (
+    *("forget_quality_log10", "forget_quality_log10_min", "forget_quality_log10_max", "ks_statistic"),
+    *("frontier_area", "frontier_area_ks", "privleak"),
+)
 
 
 def _last(name: str) -> str:
@@ -100,9 +105,11 @@ def _add_forget_quality(runs: Sequence[Run], found: Sequence[dict[str, float]]) 
     ratios = [one.log_truth_ratio() for one in references]
     for index, (run, values) in enumerate(zip(runs, found, strict=True)):
         tests = [forget_quality(ratios[index], other) for n, other in enumerate(ratios) if n != index]
-        values["forget_quality_log10"] = math.fsum(test.log10_p for test in tests) / len(tests)
+        logs = [test.log10_p for test in tests]
+        values["forget_quality_log10"] = math.fsum(logs) / len(logs)
+        values |= {"forget_quality_log10_min": min(logs), "forget_quality_log10_max": max(logs)}
         values["ks_statistic"] = math.fsum(test.ks_statistic for test in tests) / len(tests)
-        utility = metric_value(run, "model_utility")
+        utility = run.value("utility")  # on reserved rows where there are such, as of the runs themselves
         if utility is not None:
             values["frontier_area"] = frontier_area([(values["forget_quality_log10"], utility)])
             values["frontier_area_ks"] = frontier_area_ks([(values["ks_statistic"], utility)])
@@ -112,7 +119,7 @@ def sweep_table(sweep: Sweep, rows: Sequence[Row]) -> str:
     """The rows as CSV; numbers in full, single seeds' values in one cell."""
     names = list(dict.fromkeys(name for row in rows for name in row.values))
     short = short_names(names)
-    shown = metrics(sweep)
+    shown = shown_metrics(sweep, rows)
     best = set(best_rows(sweep, rows))
     head = ["stage", "configuration", *(short[name] for name in names), "seeds", "failed", "missing", "best"]
     for name in shown:
@@ -140,7 +147,7 @@ def sweep_table(sweep: Sweep, rows: Sequence[Row]) -> str:
 def markdown(sweep: Sweep, rows: Sequence[Row]) -> str:
     """The reported rows as a Markdown table, the best first: means with the seeds' values, costs of a run."""
     final = in_order(sweep, [row for row in rows if row.stage == "final"])
-    shown = [name for name in metrics(sweep) if any(row.estimate(name) for row in final)]
+    shown = shown_metrics(sweep, final)
     heads = ["configuration", "seeds", *shown, "seconds", "tokens"]
     lines = [heads, ["---"] * len(heads)]
     for row in final:
@@ -170,9 +177,7 @@ def terminal_table(sweep: Sweep, rows: Sequence[Row]) -> str:
     lines += [[row.label, *(_with_seeds(row.estimate(name), 3, "–") for name in sweep.objectives)] for row in final]
     top = ceiling(list(sweep.objectives), final)
     lines += [[ceiling_label(final), *(_with_seeds(top.get(name), 3, "–") for name in sweep.objectives)]] if top else []
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    shown = "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
-    return f"\n{shown}"
+    return "\n".join(["", *fitted_table(lines)])
 
 
 def summary(sweep: Sweep, rows: Sequence[Row], left_over: Sequence[str]) -> dict[str, Any]:
