@@ -23,7 +23,7 @@ VERBS = {
     "attack": "what paraphrases, rounding, relearning or sampling bring back",
     "sweep": "many fits: a grid or a search, times seeds, with one table",
     "sequence": "unlearning requests one after the other, each from the last result",
-    "data": "show what the model sees: tokens, answer tokens, groups",
+    "data": "print what the model sees: tokens, answer tokens, groups",
     "normals": "retrieve, generate, check and show normal data",
     "plan": "memory, disk and time of a run, before anything is loaded",
     "rate": "what gradients say about the smoothing rate, before training",
@@ -200,7 +200,7 @@ def usage() -> str:
     lines = ["usage: sga VERB [options]        (sga VERB --help lists a verb's options)"]
     for name, said in VERBS.items():
         lines += ["", _HEADINGS[name]] if name in _HEADINGS else []
-        lines.append(f"  {name:<9}  {said}")
+        lines.append(f"  {'data show' if name == 'data' else name:<9}  {said}")
     return "\n".join(lines)
 
 
