@@ -45,14 +45,14 @@ _LIGHTNING = ("fit", "validate", "test", "predict")
 _MENU = """\
 Make a language model forget chosen data and keep everything else.
 
-  sga demo                                      try all of it, nothing to download
-  sga unlearn MODEL --forget FILE --retain FILE your own data, all in one command
+  sga demo                                      try it, nothing to download
+  sga unlearn MODEL --forget FILE --retain FILE your own data in one command
   sga report RUN ...                            one HTML page of finished runs
   sga ask RUN "QUESTION"                        talk to the result
   sga attack RUN                                is it forgotten, or only hidden?
 
-sga --help lists all verbs, sga VERB --help the options of one; add --verbose to
-see what libraries print.
+sga --help lists all verbs, sga VERB --help the options of one. With --verbose
+you also see what libraries print.
 """
 
 
