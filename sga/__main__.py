@@ -95,7 +95,9 @@ def _main(arguments: Sequence[str] | None) -> int:
         print(usage())
         return 0
     if arguments[0] == "--version":
-        print(f"sga {__version__}")
+        from sga.runs.provenance import commit
+
+        print(f"sga {__version__}{f' ({known})' if (known := commit()) else ''}")
         return 0
     verb, rest = arguments[0], arguments[1:]
     if verb not in VERBS:

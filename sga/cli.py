@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -40,7 +41,7 @@ from sga.callbacks.progress import ProgressLines, RunProgressBar
 from sga.callbacks.run_files import RunFiles
 from sga.callbacks.stopping import Stopping
 from sga.datamodule import UnlearningData
-from sga.errors import UserError
+from sga.errors import Interruption, UserError
 from sga.files import yaml_value
 from sga.models.noise import hide_noise
 from sga.module import UnlearningModule
@@ -174,10 +175,32 @@ class UnlearningCLI(LightningCLI):
         return trainer
 
     def _run_subcommand(self, subcommand: str) -> None:
-        with end_together(self.trainer):
+        with end_together(self.trainer), _ends_on_sigterm(self.trainer):
             super()._run_subcommand(subcommand)
         if self.trainer.fast_dev_run and self.trainer.is_global_zero:  # type: ignore[attr-defined]
             print("trainer.fast_dev_run: it works; nothing of it is kept")
+
+
+@contextmanager
+def _ends_on_sigterm(trainer: pl.Trainer) -> Iterator[None]:
+    """Has SIGTERM end a run of one process at once wherever `RunCheckpoints` does not wait for a checkpoint.
+
+    Lightning looks for it between the batches of an evaluation alone, so that it is lost in the last of them. Several
+    processes end together, which is Lightning's doing; and who has a handler of their own keeps it.
+    """
+
+    def stop(number: int, frame: object) -> None:
+        raise Interruption(number, "stopped by SIGTERM; the same command begins anew, or goes on with --ckpt_path last")
+
+    alone = trainer.world_size == 1 and threading.current_thread() is threading.main_thread()
+    if not alone or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 class LateTensorBoard(TensorBoardLogger):

@@ -35,7 +35,8 @@ def main(*, config: Path = Path("configs/demo/demo.yaml"), folder: Path = Path("
     unlearned = _unlearn(plan, folder)
     shown = runs if len(runs) > 1 else unlearned
 
-    from sga.report import runs_table, write_report
+    from sga.report.page import write_report
+    from sga.report.summary import runs_table
 
     write_json(folder / "results.json", demo_results([*runs, *unlearned]))
     title = "Making a small model forget two authors"
@@ -54,6 +55,7 @@ def _unlearn(plan: Path, folder: Path) -> list[Run]:
     found = read_unlearnings(plan)
     if found is None:
         return []
+    from sga.callbacks.evaluator import ANSWERS_FOLDER
     from sga.experiments.unlearn import unlearn
     from sga.experiments.unlearn_recipe import UNLEARNED
 
@@ -63,6 +65,8 @@ def _unlearn(plan: Path, folder: Path) -> list[Run]:
         sets[name] = tuple(Record(one.id, one.question, one.answer) for one in sets[name])
     for name, arguments in runs.items():
         print(f"\nsga unlearn, {name}", flush=True)
+        # The target's answers are the same for all runs.
+        settings = {"evaluation.answers": str((folder / ANSWERS_FOLDER).resolve()), **arguments["settings"]}
         unlearn(
             folder / "target",
             None,
@@ -70,6 +74,6 @@ def _unlearn(plan: Path, folder: Path) -> list[Run]:
             sets["retain"],
             sets["holdout"],
             folder=folder / name,
-            **arguments,
+            **{**arguments, "settings": settings},
         )
     return [load_run(folder / name / UNLEARNED) for name in runs]

@@ -33,7 +33,7 @@ def main(*, config: Path, folder: Path | None = None, set_: Repeated = ()) -> in
     if code:
         return code
 
-    from sga.report import runs_table
+    from sga.report.summary import runs_table
     from sga.runs.folder import load_run
 
     runs = [load_run(place / request.name) for request in requests]

@@ -225,7 +225,7 @@ def _check(sweep: Sweep) -> None:
 def _finish(sweep: Sweep, folder: Path, tasks: Sequence[Trial]) -> int:
     """Writes the results and prints their paths; returns the number of unfinished runs."""
     from sga.experiments.sweeps.page import write_results
-    from sga.experiments.sweeps.results import terminal_table
+    from sga.experiments.sweeps.tables import terminal_table
 
     rows = write_results(sweep, tasks, folder)
     print(terminal_table(sweep, rows))

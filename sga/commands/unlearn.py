@@ -14,6 +14,7 @@ def main(
     forget: str,
     retain: str | None = None,
     holdout: str | None = None,
+    base: str | None = None,
     method: str | None = None,
     lora: int | None = None,
     output: Path = Path("runs/unlearn"),
@@ -38,6 +39,7 @@ def main(
         forget (FILE): Records to forget.
         retain (FILE): Records to keep, of the same kind.
         holdout (FILE): Records of the kind to forget that the model has never seen; forgetting is measured by them.
+        base (MODEL): Model that never saw what to forget: its membership AUC is the goal in place of 0.5.
         method: Name of a method, as sga methods lists them (default: the recipe's).
         lora (RANK): Rank of the adapter; 0 trains all weights (default: the recipe's).
         output (DIR): Folder of everything that is written.
@@ -65,6 +67,7 @@ def main(
         lr=lr,
         group_size=group_size,
         settings=settings_from(set_),
+        base=base,
         anyway=anyway,
     )
     return 0

@@ -19,7 +19,7 @@ from sga.evaluation.evaluation import Evaluation
 
 
 def terminal_width() -> int:
-    """Columns of the terminal, at most 120; 80 where the output goes to a pipe or file."""
+    """Width of the terminal in columns, at most 120; 80 where the output goes to a pipe or file."""
     return min(120, shutil.get_terminal_size((80, 24)).columns) if sys.stdout.isatty() else 80
 
 
@@ -49,10 +49,10 @@ def fitted_table(
     """Lines of a table with a rule below its heading, which wraps where it is too wide; numbers are never truncated.
 
     Args:
-        lines: Heading and rows, all of one length.
-        width: Largest number of characters of a line; None takes the terminal's.
-        texts: Columns that are aligned to the left; the others are aligned to the right.
-        spare: Column that is left out where nothing else helps.
+        lines: Cells of the heading and of each row, all of one length.
+        width: Largest width of a line, in characters; None takes the terminal's.
+        texts: Indices of columns that are aligned to the left; the others are aligned to the right.
+        spare: Index of the column that is dropped if wrapping is not enough.
     """
     width = terminal_width() if width is None else width
     columns = range(len(lines[0]))
@@ -102,8 +102,8 @@ def evaluation_table(evaluation: Evaluation, reference: Mapping[str, float] | No
     """Metrics with their intervals, then what is absent and why, then notes, as text.
 
     Args:
-        evaluation: Evaluation to show.
-        reference: Values of the reference by metric, for a column of them.
+        evaluation: Evaluation to show, with its metrics, absent metrics and notes.
+        reference: Values of the reference by metric, shown as a column; None leaves the column out.
     """
     metrics, values = evaluation.metrics, evaluation.values()
     level = evaluation.bootstrap.level if evaluation.bootstrap is not None else 0.0
@@ -125,7 +125,7 @@ def evaluation_table(evaluation: Evaluation, reference: Mapping[str, float] | No
 
 
 def hanging(start: str, text: str) -> str:
-    """A paragraph that begins with `start` and is indented as far in its further lines."""
+    """A wrapped paragraph that begins with `start`, with further lines indented by its length."""
     return textwrap.fill(
         text,
         max(terminal_width(), len(start) + 40),
@@ -137,7 +137,7 @@ def hanging(start: str, text: str) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds in words, to what matters.
+    """Duration in words, rounded to seconds or minutes.
 
     >>> duration(41.3), duration(150), duration(7500)
     ('41 s', '3 min', '2 h 5 min')

@@ -31,6 +31,12 @@ def conclusions(settings: Sequence[SeedGroup]) -> list[str]:
     ]
 
 
+def has_forget_quality(settings: Sequence[SeedGroup]) -> bool:
+    """True if a run was held against a retain model, or if there is nothing but such models to tell of."""
+    unlearned = [setting for setting in settings if setting.first.role == "unlearn"]
+    return not unlearned or any(setting.values("forget_quality_log10") for setting in unlearned)
+
+
 def before_and_after(settings: Sequence[SeedGroup]) -> list[str]:
     """One sentence for each unlearning setting without a retain model: what it did to ROUGE-L and probability."""
     sentences = []

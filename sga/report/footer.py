@@ -2,30 +2,34 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from html import escape
+from dataclasses import dataclass
 
 from sga.runs.folder import Run
 
-_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 
+@dataclass(frozen=True)
+class RunFoot:
+    """What the foot says of one run.
 
-def footer(runs: Sequence[Run], holds_texts: bool) -> str:
-    """HTML of the foot; says whether the page quotes what was to be forgotten."""
-    packages = sorted({name for run in runs for name in run.info.get("versions") or {}})
-    versions = []
-    for name in packages:
-        found = sorted({str((run.info.get("versions") or {}).get(name, "not recorded")) for run in runs})
-        versions.append(f"{name} {' / '.join(found)}")
-    configurations = []
-    for run in runs:
-        config = run.config_path
-        words = (
-            config.read_text(encoding="utf-8", errors="replace")
-            if config.is_file()
-            else f"(the run has no {config.name})"
-        )
+    Attributes:
+        run: The finished run.
+    """
+
+    run: Run
+
+    @property
+    def configuration(self) -> str:
+        """The resolved configuration as text."""
+        path = self.run.config_path
+        if not path.is_file():
+            return f"(the run has no {path.name})"
+        return path.read_text(encoding="utf-8", errors="replace")
+
+    @property
+    def facts(self) -> list[str]:
+        """Method, seed, models, and which evaluation was chosen and why."""
+        run = self.run
         parameters = ", ".join(f"{name} = {value}" for name, value in run.info["parameters"].items())
         facts = [
             f"{run.info['method'] or 'no loss'} {parameters}".strip(),
@@ -35,36 +39,16 @@ def footer(runs: Sequence[Run], holds_texts: bool) -> str:
             f"retain reference {run.info.get('reference') or 'none'}",
             f"chosen: step {run.chosen_step} of {run.evaluations[-1]['step']}",
         ]
-        facts += [f"by the rule: {rule}"] if (rule := run.chosen.get("chosen")) else []
-        facts += [f"because: {because}"] if (because := run.chosen.get("because")) else []
-        facts += [f"stopped {stopped}"] if (stopped := run.chosen.get("stopped")) else []
+        for words, name in (("by the rule: ", "chosen"), ("because: ", "because"), ("stopped ", "stopped")):
+            facts += [f"{words}{value}"] if (value := run.chosen.get(name)) else []
         evaluation = ", ".join(f"{k} = {v}" for k, v in (run.info.get("evaluation") or {}).items())
-        facts += [f"evaluation: {evaluation}"] if evaluation else []
-        configurations.append(
-            f"<details><summary>{html_text(run.name)}</summary><p>{html_text('; '.join(facts))}</p>"
-            f"<pre>{html_text(words)}</pre></details>"
-        )
-    ending = (
-        "This report contains the text that was to be forgotten, in questions, answers and groups. Treat it like the "
-        "forget set itself."
-        if holds_texts
-        else "This report quotes no question, answer or group."
-    )
-    return (
-        '<footer><h2 id="runs">Configurations and versions</h2>'
-        f'<p class="small">{html_text("; ".join(versions) or "No versions recorded")}. Configurations may name folders '
-        f"of the machine that ran them.</p>{''.join(configurations)}"
-        f'<p class="{"warning" if holds_texts else "small"}">{ending}</p>'
-        '<p class="small">Smoothed Gradient Ascent: Pang et al., arXiv 2510.22376. Forget quality, truth ratio and '
-        "model utility: TOFU, Maini et al., arXiv 2401.06121.</p></footer>"
-    )
+        return [*facts, f"evaluation: {evaluation}"] if evaluation else facts
 
 
-def html_text(value: str) -> str:
-    """Text as HTML: markup escaped, characters that HTML forbids replaced."""
-    return escape(printable(value), quote=True)
-
-
-def printable(value: str) -> str:
-    """Text in which characters that HTML forbids are replaced."""
-    return _UNPRINTABLE.sub("\ufffd", value)
+def packages(runs: Sequence[Run]) -> list[str]:
+    """Packages with their versions in all of the runs: ``torch 2.6.0 / 2.7.0``."""
+    recorded = [run.info.get("versions") or {} for run in runs]
+    return [
+        f"{name} {' / '.join(sorted({str(versions.get(name, 'not recorded')) for versions in recorded}))}"
+        for name in sorted({name for versions in recorded for name in versions})
+    ]

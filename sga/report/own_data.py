@@ -5,19 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import jinja2
-from markupsafe import Markup
+from typing import TYPE_CHECKING, Any
 
 from sga.files import write_text
-from sga.report.charts import Curve, Style, panel, swatch
-from sga.report.footer import footer, printable
-from sga.report.style import document
+from sga.report.footer import RunFoot, packages
+from sga.report.pages import render
+from sga.report.styles import RETAIN, Style
 from sga.runs.folder import Run
 
-_PANELS = (("rouge_l_recall", "ROUGE-L recall of greedy answers"), ("probability", "probability of true answers"))
-_STYLES = {"forget": Style("c0", "", "circle"), "retain": Style("c2", "9 4", "square")}
+if TYPE_CHECKING:
+    import altair as alt
+
+    from sga.report.charts import Curve
+
+_METRICS = (("rouge_l_recall", "ROUGE-L recall of greedy answers"), ("probability", "probability of true answers"))
+_STYLES = {"forget": Style("c0"), "retain": Style("c2", RETAIN.dash, RETAIN.marker)}
 _SHADES = (0.5, 2.0, 5.0)
 """Nats by which a token has become less likely from which on it is drawn darker."""
 
@@ -74,41 +76,46 @@ class OwnDataReport:
         write_text(output, self.page())
 
     def page(self) -> str:
-        """The whole page as text; it quotes forget answers if there are any."""
-        environment = jinja2.Environment(
-            loader=jinja2.FileSystemLoader(Path(__file__).parent),
-            autoescape=True,
-            undefined=jinja2.StrictUndefined,
-            finalize=lambda value: printable(value) if type(value) is str else value,
-        )
-        title = "Unlearning of your own data"
-        body = environment.get_template("own_data.html.j2").render(
-            title=title,
+        """HTML of the whole page; it quotes forget answers if there are any."""
+        return render(
+            "own_data.html.j2",
+            "Unlearning of your own data",
+            self._charts(),
             result=self,
-            panels=[Markup(one) for one in self._panels()],
-            legend=[(name, Markup(swatch(style))) for name, style in _STYLES.items()],
+            styles=_STYLES,
             shade=_shade,
-            footer=Markup(footer(self.runs, bool(self.answers))),
+            packages=packages(self.runs),
+            runs=[RunFoot(run) for run in self.runs],
+            holds_texts=bool(self.answers),
         )
-        return document(title, [body])
 
-    def _panels(self) -> list[str]:
+    def _charts(self) -> dict[str, alt.LayerChart]:
         """Forget and retain over the steps of the training, a chart for each metric."""
-        found = []
-        for metric, title in _PANELS:
+        from sga.report.charts import training_chart  # not at the top: imports Altair
+
+        found = {}
+        for metric, title in _METRICS:
             curves = [curve for name in _STYLES if (curve := self._curve(name, metric)) is not None]
             if any(len(curve.points) > 1 for curve in curves):
-                found.append(panel(title, curves, (), "step", f"own-{metric}", True))
+                name = f"own-{metric.replace('_', '-')}"
+                found[name] = training_chart(title, curves, _STYLES, "step", axis="unit")
         return found
 
     def _curve(self, name: str, metric: str) -> Curve | None:
+        from sga.report.charts import Curve, CurvePoint
+
         run = self.training
-        kept = [(int(e["step"]), v) for e in run.evaluations if (v := run.value(f"{name}/{metric}", e)) is not None]
-        if not kept:
-            return None
-        notes = [f"{name}, step {step}: {value:.2f}" for step, value in kept]
-        at = next((place for place, (step, _) in enumerate(kept) if step == run.chosen_step), None)
-        return Curve(name, _STYLES[name], [(float(step), value) for step, value in kept], notes, at)
+        points = [
+            CurvePoint(
+                float(evaluation["step"]),
+                value,
+                {"data": name, "seed": str(run.seed), "step": str(evaluation["step"]), "value": f"{value:.2f}"},
+                evaluation["step"] == run.chosen_step,
+            )
+            for evaluation in run.evaluations
+            if (value := run.value(f"{name}/{metric}", evaluation)) is not None
+        ]
+        return Curve(name, name, points) if points else None
 
 
 def token_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[tuple[str, float, float], ...]:

@@ -17,6 +17,9 @@ NEAR = 0.1
 """How far from the retain model's value the nearest is still marked; twice the standard error of an AUC of 60 rows and
 as many others is 0.11."""
 
+FLOOR = -12.0
+"""log10 of forget quality below which differences do not count; the left edge of its charts."""
+
 ABSENT = "–"
 """Stands where a value is absent; the reason is given beside the table."""
 

@@ -1,4 +1,4 @@
-"""The parser of `sga fit` and its like: options of type text are taken as they stand, and its help is short."""
+"""Parser of `sga fit` and its like: options of type str are taken literally, and its help is short."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Any, NoReturn
 
 from jsonargparse._typehints import ActionTypeHint
 from lightning.pytorch.cli import LightningArgumentParser
+
+from sga import _PUBLIC
 
 _SHORT: dict[str, str | None] = {
     "help": None,
@@ -41,15 +43,17 @@ _AS_IT_IS = "_jsonargparse_preexpanded_help"
 
 
 class _Raw(str):
-    """Value of an option within an option; jsonargparse, which parses plain strings only, leaves it as it is."""
+    """Value of a nested option; jsonargparse parses only plain strings, so this subclass stays unparsed."""
 
 
 class _Option(ActionTypeHint):
-    """Option of which a text is taken as it is, without parsing it as YAML."""
+    """Option that takes text literally if its type is str; the package's classes go by short names."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if len(args) == 4 and isinstance(args[2], str):
             parser, config, value, name = args
+            if value in _PUBLIC and ActionTypeHint.is_subclass_typehint(self._typehint):  # type: ignore[no-untyped-call]
+                args = (parser, config, f"sga.{value}", name)  # jsonargparse sees subclasses of imported modules alone
             inner = any(str(name).startswith(f"{option}.") for option in self.option_strings)
             if inner and ActionTypeHint.is_subclass_typehint(self._typehint):  # type: ignore[no-untyped-call]
                 args = (parser, config, _Raw(value), name)  # the parser of the class knows its type
@@ -70,7 +74,7 @@ class _Option(ActionTypeHint):
 
 
 class TextOptionParser(LightningArgumentParser):
-    """A parser whose options of type str take any text: ``Answer: briefly`` is no mapping, ``# brief`` no comment.
+    """Parser whose options of type str take any text: ``Answer: briefly`` is not a mapping, ``# brief`` not a comment.
 
     Where an option may be null, ``null`` is that. jsonargparse makes options itself, and has no setting for this.
 

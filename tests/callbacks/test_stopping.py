@@ -33,7 +33,7 @@ from sga.callbacks.rules import (
 from sga.callbacks.stopping import Stopping
 from sga.cli import UnlearningCLI, run_verb
 from sga.errors import UserError
-from sga.report import write_report
+from sga.report.page import write_report
 from sga.runs.folder import load_run
 
 Fit = Callable[..., UnlearningCLI]

@@ -16,7 +16,7 @@ from sga.errors import UserError
 from sga.experiments.sweeps.definition import label, read_sweep
 from sga.experiments.sweeps.results import NORMAL_DATA, metrics
 from sga.rates.policies import ObservedRate
-from sga.report import write_report
+from sga.report.page import write_report
 
 SHORT = (
     "--model_utility.generate=false",

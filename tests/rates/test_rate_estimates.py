@@ -9,7 +9,6 @@ import re
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ import pytest
 import torch
 from architectures import small_model
 from conftest import SMALL_LLAMA, TinyNetwork
+from markupsafe import escape
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sga import GradientAscent, Loss
@@ -36,8 +36,9 @@ from sga.rates.gram import ChunkGradients, Gram, cut_into_chunks, gram_of_layers
 from sga.rates.policies import MarginRate, MarginWeight, PaperRate
 from sga.rates.smoothing import equivalent_normal_weight, equivalent_smoothing_rate
 from sga.report import rate_advice as advice
-from sga.report.charts import ReferenceLine, Span, Style, interval_chart
+from sga.report.charts import Span, interval_chart
 from sga.report.rate_advice import Sample
+from sga.report.styles import Style
 
 K = 4
 EXACT = {"rel": 1e-10, "abs": 1e-14}
@@ -650,9 +651,16 @@ def test_help_says_what_it_does(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_chart_draws_what_lies_on_its_axis_and_writes_what_does_not() -> None:
-    style = Style("c2", "", "circle")
-    spans = [Span(0.5, 0.2, math.inf, style, "half"), Span(-math.inf, -math.inf, 0.1, style, "none")]
-    drawn = interval_chart([("a & b", spans)], [ReferenceLine("GD", 1.0, style)], (0.0, 2.0), "λ", "rule", "x")
-    assert drawn.count("<circle") == 1 and "← −∞" in drawn and "a &amp; b" in drawn and ">GD<" in drawn
-    assert "nan" not in drawn and "inf" not in drawn
+    styles = {"of a sample": Style("c2"), "without noise": Style("c0")}
+    spans = [
+        Span("a & b", "of a sample", 0.5, 0.2, math.inf, "half"),
+        Span("a & b", "without noise", -math.inf, -math.inf, 0.1, "none"),
+    ]
+    content = interval_chart(spans, styles, {"GD": 1.0}, (0.0, 2.0), "λ", "rule").to_dict()
+    json.dumps(content, allow_nan=False)
+    vertical, _, lines, marks, text = (content["datasets"][layer["data"]["name"]] for layer in content["layer"])
+    assert vertical == [{"x": 1.0, "text": "GD"}]
+    assert [(line["low"], line["high"]) for line in lines] == [(0.2, 2.0), (0.0, 0.1)]
+    assert [(mark["x"], mark["hover0"], mark["hover2"]) for mark in marks] == [(0.5, "a & b", "half")]
+    assert [(edge["x"], edge["text"]) for edge in text] == [(0.0, "← −∞")]
     assert IntervalEstimate(1.0, 0.0, 2.0).holds(2.0) and not IntervalEstimate(1.0, 0.0, 2.0).holds(2.1)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import csv
+import hashlib
 import json
 import math
 import random
@@ -16,12 +19,13 @@ import pytest
 from sga.errors import UserError
 from sga.evaluation.metrics import frontier_area
 from sga.files import write_text
-from sga.report import runs_table, write_report
-from sga.report.charts import FLOOR, style_of, ticks
 from sga.report.conclusions import cautions, conclusions
-from sga.report.page import report_page
+from sga.report.figures import run_figures, write_figures
+from sga.report.page import report_page, write_report
 from sga.report.seed_groups import by_seed_group, pick, read_runs
-from sga.report.summary import COLUMNS, best_groups, fixed, p_value, perplexity_text
+from sga.report.styles import distinct_styles
+from sga.report.summary import COLUMNS, best_groups, fixed, p_value, perplexity_text, runs_table
+from sga.report.tables import write_tables
 from sga.runs.folder import Run, load_run
 
 # (step, log10 forget quality, model utility, forget nll, natural log of the perplexity on normal text)
@@ -241,12 +245,23 @@ class Checker(HTMLParser):
         self.words += data
 
 
+def without_script(page: str) -> str:
+    """The page without the one script that its policy lets run."""
+    [script] = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
+    assert "<!--" not in script
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+    assert re.findall(r'<meta http-equiv="Content-Security-Policy" content="(.*)">', page) == [policy]
+    return page.replace(f"<script>{script}</script>", "")
+
+
 def checked(runs: Sequence[Path]) -> Checker:
     """The page of some runs, after the checks that hold for every page."""
-    page = report_page(read_runs(runs), "A <title>")
+    page = without_script(report_page(read_runs(runs), "A <title>"))
     found = Checker(page)
     assert len(found.ids) == len(set(found.ids))
-    assert not found.tags & {"script", "img", "link", "iframe", "object", "base", "form"}
+    assert page.count("<script") == page.count('<script type="application/json">'), "data runs nothing"
+    assert not found.tags & {"img", "link", "iframe", "object", "base", "form"}
     assert not found.attributes & {"src", "href", "srcset", "xlink:href", "onload", "onclick"}
     assert re.search(r"url\(|@import", page) is None
     assert "NaN" not in page and "nan" not in re.findall(r"[\w.]+", page)
@@ -340,12 +355,74 @@ def test_texts_are_escaped_and_characters_that_html_forbids_are_replaced(tmp_pat
     for path in (run / "rows").iterdir():  # half of a surrogate pair, which json.loads lets through
         path.write_text(path.read_text().replace("\\u0000", "\\ud800"))
     path = write_report([run], tmp_path / "deep" / "report.html", title="<i>T</i>")
-    page = path.read_text(encoding="utf-8")
-    assert "<script" not in page and "&lt;script&gt;alert(&quot;x&quot;)&lt;/script&gt; &lt;/td&gt; &amp;" in page
+    page = without_script(path.read_text(encoding="utf-8"))
+    assert "<script>" not in page and "&lt;script&gt;alert(&#34;x&#34;)&lt;/script&gt; &lt;/td&gt; &amp;" in page
     assert "\x00" not in page and "\ufffd" in page
     assert "&lt;i&gt;T&lt;/i&gt;" in page and "# &lt;b&gt;" in page
     assert Checker(page).words.count("https://example.org") > 0  # as text, not as an address
     assert "default-src 'none'" in page
+
+
+def test_names_and_settings_stay_inert_in_charts_and_tables(tmp_path: Path) -> None:
+    """Labels are data of charts, words of legends and cells of tables."""
+    hostile = '</script></noscript><img src=x onerror="alert(1)">{{ 7 * 7 }}|&_$'
+    own = write_run(tmp_path / "own", f"Mine{hostile}", GD_POINTS, {"a": 1.0}, name=hostile)
+    found = checked([own, write_run(tmp_path / "ga", "GA", GA_POINTS)])
+    assert not found.tags & {"img"} and "onerror" not in found.attributes and "{{ 7 * 7 }}" in found.words
+    for path in write_tables([own], tmp_path / "tables"):
+        assert "alert(1)" in path.read_text(encoding="utf-8")
+    [row] = [line for line in (tmp_path / "tables" / "results.md").read_text().splitlines() if "alert" in line]
+    assert row.startswith('| Mine</script></noscript><img src=x onerror="alert(1)">{{ 7 * 7 }}\\|&_$ a = 1 | ')
+    assert "\\{\\{ 7 * 7 \\}\\}|\\&\\_\\$ a" in (tmp_path / "tables" / "results.tex").read_text()
+
+
+def test_the_charts_of_a_page_are_those_of_notebooks_and_files(tmp_path: Path) -> None:
+    runs = write_all(tmp_path)
+    charts = run_figures(runs)
+    page = report_page(read_runs(runs), "A title")
+    data = [json.loads(part) for part in re.findall(r'<script type="application/json">(.*?)</script>', page)]
+    assert len(data) == len(charts) == 6
+    for chart, embedded in zip(charts.values(), data, strict=True):
+        content = chart.to_dict()
+        assert embedded["description"] == content["description"]
+        assert embedded["datasets"] == content["datasets"], "the same numbers"
+        assert "var(--c0)" in json.dumps(embedded) and "var(--" not in json.dumps(content), "a page follows its scheme"
+        assert embedded["width"] == "container" and embedded["config"]["legend"] == {"disable": True}
+    points = [row for rows in data[0]["datasets"].values() for row in rows if row.get("hover0") == "SGA r = −8"]
+    assert [row["x"] for row in points] == [-12.0, -10.85, -4.85, -2.45, -1.05]
+    assert {"hover1": "0", "hover2": "20", "hover3": "2", "hover4": "1e−5", "hover5": "0.68"}.items() <= points[
+        2
+    ].items()
+    assert [row["chosen"] for row in points] == [False] * 4 + [True]
+
+
+@pytest.mark.parametrize(("form", "start"), [("svg", b"<svg"), ("png", b"\x89PNG"), ("pdf", b"%PDF")])
+def test_figures_are_files_with_a_legend(tmp_path: Path, form: Any, start: bytes) -> None:
+    chart = run_figures(write_all(tmp_path))["frontier"]
+    [path] = write_figures({"frontier": chart}, tmp_path / "figures", form)
+    assert path == tmp_path / "figures" / f"frontier.{form}" and path.read_bytes().startswith(start)
+    if form == "svg":
+        words = path.read_text(encoding="utf-8")
+        assert "var(" not in words and all(f">{label}</text>" in words for label in ("GA", "SGA r = −0.8", "GD λ = 2"))
+
+
+def test_tables_are_written_for_people_and_for_programs(tmp_path: Path) -> None:
+    runs = write_all(tmp_path)
+    runs += [write_run(tmp_path / "ga-seed1", "GA", shifted(GA_POINTS, 0.5, 0.1), seed=1)]
+    places = {path.name: path.read_text(encoding="utf-8") for path in write_tables(runs, tmp_path / "tables")}
+    rows = list(csv.DictReader(places["results.csv"].splitlines()))
+    assert [row["run"] for row in rows if row["setting"] == "GA"] == ["ga-seed0", "ga-seed1"]
+    strong = next(row for row in rows if row["run"] == "sga-r-8-seed0")
+    assert (strong["smoothing_rate"], strong["forget_quality_log10"], strong["seed"]) == ("-8.0", "-1.05", "0")
+    assert float(strong["frontier_area"]) == load_run(tmp_path / "sga-r-8-seed0").frontier_area
+    heads, rule, *lines = [line[2:-2].split(" | ") for line in places["results.md"].splitlines()]
+    assert heads[:3] == ["Run", "r", "λ"] and set(rule) == {"---"} and {len(line) for line in lines} == {len(heads)}
+    assert next(line for line in lines if line[0] == "GA")[3:6] == ["0, 1", "4", "−12.15 (−12.40 to −11.90)"]
+    assert any(cell.startswith("**") for line in lines for cell in line)
+    assert (
+        places["results.tex"].startswith("\\begin{tabular}{lrrrr")
+        and "SGA r = $-$8 & $-$8 & 0.857" in places["results.tex"]
+    )
 
 
 def test_long_answers_are_cut(tmp_path: Path) -> None:
@@ -665,16 +742,15 @@ def test_infinite_and_missing_values_are_read_from_their_logarithm(tmp_path: Pat
     assert other.value("forget_quality_log10") == pytest.approx(-8.5)
 
 
-def test_ticks_are_round_and_few() -> None:
-    assert ticks(FLOOR, 0.0) == [-12.0, -10.0, -8.0, -6.0, -4.0, -2.0, 0.0]
-    for low, high in ((0.0, 1e-7), (-3.2, 55.0), (0.0, 0.93), (1.0, 1.0)):
-        assert 1 <= len(ticks(low, high, 5)) <= 5
-
-
 def test_no_two_settings_look_alike() -> None:
-    counts = {"target": 1, "retain": 1, "GA": 1, "SGA": 12, "GD": 6, "other": 6}
-    styles = [style_of(method, index) for method, count in counts.items() for index in range(count)]
-    assert len({(style.colour, style.marker) for style in styles}) == len(styles)
+    """In one comparison of 21 methods, and in one of many settings of few of them."""
+    many = {name: name for name in ("target", "retain", "GA", "SGA", "GD", *(f"method {i}" for i in range(18)))}
+    swept = [name for name, count in {"GA": 1, "SGA": 12, "GD": 6, "NPO": 6}.items() for _ in range(count)]
+    for methods in (many, {f"{method} {i}": method for i, method in enumerate(swept)}):
+        styles = list(distinct_styles(methods).values())
+        assert len({(style.colour, style.marker) for style in styles}) == len(methods)
+    few = distinct_styles({name: name for name in ("GA", "SGA", "GD")})
+    assert [few[name] for name in few] == [distinct_styles(many)[name] for name in few], "the same on every page"
 
 
 # --- what a run folder must be

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import jinja2
-from markupsafe import Markup
+from typing import TYPE_CHECKING
 
 from sga.experiments.sweeps.definition import Sweep, Trial
 from sga.experiments.sweeps.results import (
@@ -18,20 +15,23 @@ from sga.experiments.sweeps.results import (
     collect,
     finished_run,
     in_order,
-    markdown,
     metrics,
     others,
     pareto_front,
-    summary,
-    sweep_table,
+    shown_metrics,
 )
-from sga.experiments.task import Task, read_state
+from sga.experiments.sweeps.tables import ceiling, ceiling_label, markdown, summary, sweep_table
+from sga.experiments.task import read_state
 from sga.files import write_json, write_text
-from sga.report.charts import FLOOR, Curve, ReferenceLine, Style, pareto_chart, style_of, swatch
+from sga.report.charts import Curve, CurvePoint, pareto_chart
 from sga.report.conclusions import FORGET_QUALITY_LEVEL
-from sga.report.style import document
-from sga.report.summary import ABSENT, fixed, p_value
+from sga.report.pages import render
+from sga.report.styles import Style, distinct_styles
+from sga.report.summary import ABSENT, FLOOR, fixed, p_value
 from sga.runs.folder import Run, RunFolder, load_run
+
+if TYPE_CHECKING:
+    import altair as alt
 
 Point = tuple[float, float]
 
@@ -55,14 +55,14 @@ def write_results(sweep: Sweep, tasks: Sequence[Trial], folder: Path) -> list[Ro
 
 
 def sweep_page(sweep: Sweep, rows: Sequence[Row], folder: Path, left_over: Sequence[str]) -> str:
-    """The whole page as text; it quotes nothing of the data."""
+    """HTML of the whole page; it quotes nothing of the data."""
     styles = _styles(rows)
     final = [row for row in rows if row.stage == "final"]
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
-    )
-    environment.filters["fixed"] = fixed
-    body = environment.get_template("sweep.html.j2").render(
+    plot = _pareto(final or rows, styles, _retain_utility(sweep, folder))
+    return render(
+        "sweep.html.j2",
+        f"Sweep {sweep.path.stem}",
+        {} if plot is None else {"pareto": plot[0]},
         sweep=sweep,
         final=final,
         chosen_by=[row for row in rows if row.stage == "choose"],
@@ -73,18 +73,20 @@ def sweep_page(sweep: Sweep, rows: Sequence[Row], folder: Path, left_over: Seque
         edges=[f"{row.label}: {edge}" for row in final for edge in sweep.at_edges(row.values)],
         left_over=left_over,
         sources=len({str(read_state(path).get("source")) for row in rows for path in row.folders.values()}),
-        shown=metrics(sweep),
+        shown=shown_metrics(sweep, rows),
+        ceiling=ceiling(metrics(sweep), rows),
+        ceiling_label=ceiling_label(rows),
         cost_heads=_COST_HEADS,
         measured=lambda rows: [name for name in COSTS if any(row.single(name) for row in rows)],
         in_order=lambda rows: in_order(sweep, rows),
-        swatch=lambda row: Markup(swatch(styles[row.label])),
+        styles=styles,
         fixed=fixed,
         number=lambda end: fixed(end, 3),
         digits=WRITTEN_DIGITS,
-        absent=Markup(ABSENT),
-        **_pareto(final or rows, styles, _retain_utility(sweep, folder)),
+        absent=ABSENT,
+        charted={} if plot is None else plot[1],
+        front=[] if plot is None else plot[2],
     )
-    return document(f"Sweep {sweep.path.stem}", [body])
 
 
 def mean_points(runs: Sequence[Run]) -> dict[int, Point]:
@@ -111,51 +113,46 @@ def mean_points(runs: Sequence[Run]) -> dict[int, Point]:
 
 def _styles(rows: Sequence[Row]) -> dict[str, Style]:
     """One for each configuration, the same in both stages."""
-    styles: dict[str, Style] = {}
-    counts: dict[str, int] = {}
-    for row in sorted(rows, key=lambda row: row.stage != "final"):  # those of the plot differ from each other
-        if row.label in styles:
-            continue
+    kinds: dict[str, str] = {}
+    for row in sorted(rows, key=lambda row: row.stage != "final"):  # those of the plot come first
         methods = [finished_run(path).method for path in row.folders.values()]
-        kind = methods[0] if methods and methods[0] in ("GA", "GD", "SGA") else "other"
-        styles[row.label] = style_of(kind, counts.get(kind, 0))
-        counts[kind] = counts.get(kind, 0) + 1
-    return styles
+        kinds.setdefault(row.label, methods[0] if methods else "")
+    return distinct_styles(kinds)
 
 
 def _retain_utility(sweep: Sweep, folder: Path) -> float | None:
-    retain = sweep.models.get("retain")
-    if retain is None:
-        return None
-    place = folder / retain.name if isinstance(retain, Task) else Path(retain)
-    return load_run(place).value("utility") if RunFolder(place).chosen_path.is_file() else None
+    retain = sweep.models.get("retain", ())
+    places = [Path(retain)] if isinstance(retain, str) else [folder / one.name for one in retain]
+    runs = [load_run(place) for place in places if RunFolder(place).chosen_path.is_file()]
+    found = [value for run in runs if (value := run.value("utility")) is not None]
+    return sum(found) / len(found) if found else None
 
 
-def _pareto(rows: Sequence[Row], styles: dict[str, Style], utility: float | None) -> dict[str, Any]:
-    """The plot, the rows that are in it, and the evaluations on its front in words."""
-    clouds, charted, owners = [], [], []
+def _pareto(
+    rows: Sequence[Row], styles: dict[str, Style], utility: float | None
+) -> tuple[alt.LayerChart, dict[str, Style], list[str]] | None:
+    """The plot, the looks of what is in it, and the evaluations on its front in words; None without a point."""
+    clouds, owners = [], []
     for row in rows:
-        points = mean_points([finished_run(path) for path in row.folders.values()])
-        if not points:
-            continue
-        notes = [
-            f"{row.label}, step {step}: p = {p_value(x)}, utility {fixed(y)} (mean of {len(row.folders)})"
-            for step, (x, y) in points.items()
+        found = mean_points([finished_run(path) for path in row.folders.values()])
+        named = {"run": row.label, "seeds": ", ".join(map(str, row.folders))}
+        points = [
+            CurvePoint(x, y, named | {"step": str(step), "p": p_value(x), "utility": fixed(y)})
+            for step, (x, y) in found.items()
         ]
-        clouds.append(Curve(row.label, styles[row.label], list(points.values()), notes))
-        charted.append(row)
-        owners += [(point, row.label, step) for step, point in points.items()]
+        if points:
+            clouds.append(Curve(row.label, row.label, points))
+            owners += [(point, row.label, step) for step, point in found.items()]
     if not clouds:
-        return {"chart": None}
+        return None
     front = sorted({owners[i][0] for i in pareto_front([point for point, _, _ in owners], ["maximize"] * 2)})
-    line = None if utility is None else ReferenceLine(f"retain model {fixed(utility)}", utility, style_of("retain", 0))
-    named: dict[str, list[str]] = {}
+    reached: dict[str, list[str]] = {}
     for place in front:
         for point, name, step in owners:
             if point == place and step > 0:
-                named.setdefault(name, []).append(f"step {step}")
-    best = [f"{name} ({', '.join(steps)})" for name, steps in named.items()]
+                reached.setdefault(name, []).append(f"step {step}")
+    best = [f"{name} ({', '.join(steps)})" for name, steps in reached.items()]
     if any(step == 0 and point in front for point, _, step in owners):
         best.insert(0, "the starting model")
-    chart = Markup(pareto_chart(clouds, front, line, FORGET_QUALITY_LEVEL, "pareto-chart"))
-    return {"chart": chart, "charted": charted, "front": best}
+    chart = pareto_chart(clouds, front, styles, utility, FORGET_QUALITY_LEVEL)
+    return chart, {cloud.setting: styles[cloud.setting] for cloud in clouds}, best
