@@ -23,7 +23,7 @@ VERBS = {
     "attack": "what paraphrases, rounding, relearning or sampling bring back",
     "sweep": "many fits: a grid or a search, times seeds, with one table",
     "sequence": "unlearning requests one after the other, each from the last result",
-    "data": "show what the model sees: tokens, answer tokens, groups",
+    "data": "print what the model sees: tokens, answer tokens, groups",
     "normals": "retrieve, generate, check and show normal data",
     "plan": "memory, disk and time of a run, before anything is loaded",
     "rate": "what gradients say about the smoothing rate, before training",
@@ -45,14 +45,14 @@ _LIGHTNING = ("fit", "validate", "test", "predict")
 _MENU = """\
 Make a language model forget chosen data and keep everything else.
 
-  sga demo                                      try all of it, nothing to download
-  sga unlearn MODEL --forget FILE --retain FILE your own data, all in one command
+  sga demo                                      try it, nothing to download
+  sga unlearn MODEL --forget FILE --retain FILE your own data in one command
   sga report RUN ...                            one HTML page of finished runs
   sga ask RUN "QUESTION"                        talk to the result
   sga attack RUN                                is it forgotten, or only hidden?
 
-sga --help lists all verbs, sga VERB --help the options of one; add --verbose to
-see what libraries print.
+sga --help lists all verbs, sga VERB --help the options of one. With --verbose
+you also see what libraries print.
 """
 
 
@@ -202,7 +202,7 @@ def usage() -> str:
     lines = ["usage: sga VERB [options]        (sga VERB --help lists a verb's options)"]
     for name, said in VERBS.items():
         lines += ["", _HEADINGS[name]] if name in _HEADINGS else []
-        lines.append(f"  {name:<9}  {said}")
+        lines.append(f"  {'data show' if name == 'data' else name:<9}  {said}")
     return "\n".join(lines)
 
 
