@@ -36,11 +36,11 @@ class FitToHandOver(StoppingRule):
     the first evaluation that violates none, which no later one can beat.
 
     Args:
-        tolerances: How far each quantity may be from its goal.
+        tolerances: Largest distance of each quantity from its goal.
         least_rows: Number of rows of the forget set, and of the holdout set where there is one, from which on choices
             are made on one half and reported on the other; at least 4. Halves of 20 rows seldom have intervals that are
             narrow enough to be told forgotten; see docs/handover.md.
-        ends: Whether the run ends at the first evaluation that violates nothing; false chooses alike and goes on to the
+        ends: True if the run ends at the first evaluation that violates nothing; false chooses alike and goes on to the
             last epoch, for experiments that report both.
     """
 

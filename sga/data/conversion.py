@@ -30,7 +30,7 @@ def converted_records(data: Any, name: str) -> tuple[Record, ...]:
     Args:
         data: Path of a JSON Lines, JSON (a list) or CSV file; ``organisation/name`` or ``organisation/name:split`` of a
             data set on the Hub; or records, dictionaries, or a data set that yields them.
-        name: What the data is: ``forget``, ``retain`` or ``holdout``.
+        name: Name of the set: ``forget``, ``retain`` or ``holdout``.
 
     Raises:
         UserError: nothing is there, or a record has another form: says which, and how to convert it.

@@ -38,20 +38,20 @@ class Tolerances:
     """How far each quantity may be from its goal.
 
     Args:
-        auc: Most that a membership AUC (or share of pairs) may be from its goal, on both sides.
-        auc_interval: Most that the ends of its bootstrap interval may be from the goal; at least `auc`.
+        auc: Largest distance of a membership AUC (or share of pairs) from its goal, on both sides.
+        auc_interval: Largest distance of the ends of its bootstrap interval from the goal; at least `auc`.
         base_loss_auc: Goal of the AUC of the loss: the same AUC of the model before it learned the forget set, because
             forget and holdout may differ in difficulty; null for 0.5.
         base_min_k_auc: Goal of the AUC of Min-K 40 %, likewise.
         base_pairs: Goal of the share of wrong answers that are less likely than the true one, likewise (no holdout).
-        forget_facts: Most that the share of forget answers with their fact may be, or, where there is a holdout set,
-            above that of the holdout answers.
+        forget_facts: Largest share of forget answers that say their fact; where there is a holdout set, above that of
+            the holdout answers.
         utility_share: Least share of the starting model's probability and ROUGE-L on the reserved rows.
         retain_facts: Least share of the retain facts that the starting model says.
         fluency_share: Least share of the starting model's fluency on the reserved rows.
-        degenerate: Most that the share of degenerate answers may be above the starting model's on the reserved rows. On
-            forget it may also be what the starting model's is on the holdout set, to its interval's upper end.
-        generation_nll: Most that the nll of generated answers under the starting model may change, in nats per token.
+        degenerate: Largest share of degenerate answers above the starting model's on the reserved rows. On forget, the
+            upper end of the starting model's share on the holdout set is allowed as well.
+        generation_nll: Largest change of the nll of generated answers under the starting model, in nats per token.
         perplexity_ratio: Largest perplexity on the reserved rows, as a multiple of the starting model's.
     """
 
@@ -89,14 +89,14 @@ class Check:
 
     Attributes:
         condition: One of `CONDITIONS`.
-        quantity: What is measured, in words.
-        value: Its value; None where it cannot be had.
+        quantity: Name of the quantity, in words.
+        value: Value of the quantity; None if it cannot be had.
         low: Lower end of its bootstrap interval; None without one.
-        high: Upper end.
-        goal: What is asked of it, in words.
-        violation: Distance from what is allowed as a share of the largest there can be, in [0, 1]; 0 where it holds,
-            None where it is not testable.
-        says: The finding as a sentence.
+        high: Upper end of that interval.
+        goal: Goal of the quantity, in words.
+        violation: Distance from what is allowed as a share of the largest possible, in [0, 1]; 0 if the check holds,
+            None if it is not testable.
+        says: Finding as a sentence.
     """
 
     condition: str
@@ -114,9 +114,9 @@ class Account:
     """What the conditions say of one evaluation.
 
     Attributes:
-        part: Rows of the forget and comparison sets that were looked at.
+        part: Rows of the forget and comparison sets that were evaluated.
         rows: Number of forget rows among them.
-        checks: The checks, by condition in the order of `CONDITIONS`.
+        checks: Checks by condition, in the order of `CONDITIONS`.
     """
 
     part: Part
@@ -190,9 +190,9 @@ def account(
 
     Args:
         metrics: Metrics of the evaluation by flat name, with those of `add_quantities` and their intervals.
-        start: Those of the starting model.
-        tolerances: How far each quantity may be from its goal.
-        part: Rows to look at; None for those that a choice is made on: a half, or all where rows are few.
+        start: Metrics of the starting model's evaluation.
+        tolerances: Largest distance of each quantity from its goal.
+        part: Rows to judge by; None takes those that a choice is made on: a half, or all where rows are few.
 
     Raises:
         UserError: the metrics have no numbers of this part, or one that the starting model's lack.
@@ -233,12 +233,12 @@ def membership_check(
     """Whether forget rows can be told from rows that the model never saw, on both sides.
 
     Args:
-        score: ``loss``, ``min_k`` or ``pairs``.
+        score: Name of the membership score: ``loss``, ``min_k`` or ``pairs``.
         value: AUC, 1 = recognised perfectly; or the share of wrong answers that are less likely than the true one.
         low: Lower end of its interval; None without one, which is too few rows to tell.
-        high: Upper end.
-        goal: The value of a model that never saw the forget set.
-        tolerances: How far it may be from there.
+        high: Upper end of that interval.
+        goal: Value of a model that never saw the forget set.
+        tolerances: Largest distance from the goal.
     """
     off, worst = value - goal, max(goal, 1 - goal)
     reach = math.inf if low is None or high is None else max(goal - low, high - goal)

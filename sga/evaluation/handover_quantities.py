@@ -108,7 +108,7 @@ def add_quantities(
 
     Args:
         evaluation: With forget rows that have the fields of `Fluency`, and metrics of the reserved rows.
-        forget: Numbers of the forget set.
+        forget: Numbers of the forget set, a row each.
         comparison: Numbers of answers that the model never saw; None without any.
         holdout: True if the comparison is a holdout set, False if it is other answers to the forget questions.
         likelier: [N], share of wrong answers that are less likely than the true one, for each forget row.
