@@ -36,12 +36,21 @@ class FitToHandOver(StoppingRule):
     without a violation, because no later one can be better.
 
     Args:
+<<<<<<< HEAD
         tolerances: Largest allowed distance of each quantity from its goal.
         least_rows: Number of rows of the forget set, and of the holdout set where there is one, from which on one half
             is chosen by and the other reported on; at least 4. Halves of 20 rows seldom have intervals narrow enough
             to count as forgotten; see docs/handover.md.
         ends: True to end the run at the first evaluation without a violation; false makes the same choice but trains to
             the last epoch, for experiments that report both.
+=======
+        tolerances: Largest distance of each quantity from its goal.
+        least_rows: Number of rows of the forget set, and of the holdout set where there is one, from which on choices
+            are made on one half and reported on the other; at least 4. Halves of 20 rows seldom have intervals that are
+            narrow enough to be told forgotten; see docs/handover.md.
+        ends: True if the run ends at the first evaluation that violates nothing; false chooses alike and goes on to the
+            last epoch, for experiments that report both.
+>>>>>>> unlearn
     """
 
     needs_intervals: ClassVar[bool] = True

@@ -107,8 +107,13 @@ def add_quantities(
     """Adds the quantities of the forget set, its comparison and the reserved rows.
 
     Args:
+<<<<<<< HEAD
         evaluation: Evaluation whose forget rows have the fields of `Fluency`, with metrics of the reserved rows.
         forget: Numbers of the forget set's rows.
+=======
+        evaluation: With forget rows that have the fields of `Fluency`, and metrics of the reserved rows.
+        forget: Numbers of the forget set, a row each.
+>>>>>>> unlearn
         comparison: Numbers of answers that the model never saw; None without any.
         holdout: True if the comparison is a holdout set, False if it is other answers to the forget questions.
         likelier: Share of wrong answers that are less likely than the true one, for each forget row, [N], in [0, 1];

@@ -183,9 +183,9 @@ def test_killed_anywhere_it_goes_on_to_the_same_result(
         "--output",
     ]
     folder = tmp_path / "killed"
-    # The look at the data, the first evaluation, the training, the export, the evaluation of what was exported.
+    # The look at the data, the first evaluation, the training, the export, the evaluation of what was exported, attacks.
     places = ("data-*/forget.jsonl", "start/metrics.jsonl", "unlearned/checkpoints/last.ckpt")
-    for place in (*places, "unlearned/model/model.safetensors", "final/task.json"):
+    for place in (*places, "unlearned/model/model.safetensors", "final/task.json", "report.html"):
         process = subprocess.Popen([*command, str(folder)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         until = time.monotonic() + 120
         while not any(folder.glob(place)) and time.monotonic() < until and process.poll() is None:
