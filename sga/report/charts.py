@@ -165,7 +165,7 @@ def distribution_chart(
     few = alt.Axis(tickCount=7, format="~f")
     x = alt.X("x:Q", title="log R: right = wrong answers likelier", scale=ends, axis=few)
     y = alt.Y(
-        "y:Q", title=None, scale=alt.Scale(domain=[0, 1.02], nice=False), axis=alt.Axis(values=_QUARTERS, format="~f")
+        "y:Q", title=None, scale=alt.Scale(domain=[0, 1.02], nice=False), axis=alt.Axis(values=_QUARTERS, format=".2~f")
     )
     here = {name: styles[name] for name in samples}
     line = _series(steps, here).mark_line(strokeWidth=2, interpolate="step-after")
@@ -379,6 +379,7 @@ def _finished(
         .properties(title=alt.Title(title, anchor="start", frame="bounds", fontSize=12, fontWeight="normal", color=ink))
         .configure(background=LIGHT["page"], padding=4)
         .configure_axis(**axis, **small)
+        .configure_axisX(titleAnchor="end")
         .configure_view(stroke=dim)
         .configure_text(fontSize=12)
         .configure_legend(labelColor=ink, labelFontSize=12, labelLimit=0, symbolSize=80, symbolStrokeWidth=0.5)
