@@ -56,13 +56,13 @@ def read_plan(path: Path, models: Path | None = None) -> list[Task]:
         target: Task | None = None
         if given is None or not given.is_dir():
             files = ["benchmarks/authors", "methods/target", "pairs/authors/target"]
-            target = _task(f"{world}/target", files, {**common, **plan["training"]})
+            target = made(f"{world}/target", files, {**common, **plan["training"]})
             found.append(((turn, 0), target))
         for number in plan["retained"]:
             files = ["benchmarks/authors", "methods/retain", "pairs/authors/retain"]
             seed = {"seed_everything": 1000 * world + number}
-            retained = _task(f"{world}/retained-{number}", files, {**common, **plan["training"], **seed})
-            judged = _task(
+            retained = made(f"{world}/retained-{number}", files, {**common, **plan["training"], **seed})
+            judged = made(
                 f"{world}/judged-{number}",
                 ["benchmarks/authors", "methods/evaluate"],
                 _from(target, given, "fluency.starting_model", {**common, **plan["rule"], "run.role": "retain"}),
@@ -74,7 +74,7 @@ def read_plan(path: Path, models: Path | None = None) -> list[Task]:
             settings = {**common, **plan["rule"], **plan["unlearning"], **(recipe.get("settings") or {})}
             files = ["benchmarks/authors", f"methods/{recipe['method']}"]
             needs = {NAME_OR_PATH: target} if target else {}
-            task = _task(f"{world}/{name}", files, _from(target, given, NAME_OR_PATH, settings), needs)
+            task = made(f"{world}/{name}", files, _from(target, given, NAME_OR_PATH, settings), needs)
             found.append(((turn, 2), task))
     return [task for _, task in sorted(found, key=lambda one: one[0])]
 
@@ -83,9 +83,10 @@ def _from(target: Task | None, given: Path | None, setting: str, settings: dict[
     return settings if target is not None else {**settings, setting: str(given)}
 
 
-def _task(
+def made(
     name: str, files: list[str], settings: dict[str, Any], needs: dict[str, Task] | None = None, verb: Any = "fit"
 ) -> Task:
+    """A task of shipped configurations and settings on top of them; only models that others need are kept."""
     config = applied(read_config([CONFIGS / f"{file}.yaml" for file in files]), settings)
     return Task(name, config, needs or {}, keep_weights=verb == "fit" and "fluency" not in config, verb=verb)
 

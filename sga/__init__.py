@@ -1,6 +1,6 @@
 """Smoothed Gradient Ascent: make a causal language model forget chosen data and keep everything else.
 
-The parts that are of use without Lightning, for a training loop of one's own::
+For your own training loop, without Lightning, use these parts::
 
     from sga import Encoder, PlainTemplate, SmoothedGradientAscent, collate, sequence_nll
 
@@ -47,7 +47,8 @@ _MODULES = {
     "ModelUtilityMetric RowMeanMetric",
     "sga.rates.smoothing": "equivalent_normal_weight equivalent_smoothing_rate smoothing_vector",
     "sga.rates.policies": "RatePolicy DynamicRate FixedRate LinearRate CosineRate PiecewiseRate PaperRate ObservedRate "
-    "MinNormRate MarginRate MarginWeight",
+    "MinNormRate MarginRate MarginWeight NormRatio",
+    "sga.rates.replayed": "ReplayedRate",
     "sga.losses.base": "Loss TokenLoss RetainingLoss Needs",
     "sga.losses.ascent": "WeighingLoss SmoothedGradientAscent GradientAscent GradientDifference FineTuning",
     "sga.losses.combined": "Alternating KLMinimization LLMU SmoothedGradientDifference",
@@ -79,6 +80,8 @@ _MODULES = {
     "sga.callbacks.handover": "FitToHandOver",
     "sga.cli": "UnlearningCLI",
     "sga.report.page": "write_report",
+    "sga.report.figures": "run_figures write_figures",
+    "sga.report.tables": "write_tables",
     "sga.report.summary": "runs_table",
     "sga.experiments.unlearn": "unlearn evaluate Unlearned",
 }

@@ -14,48 +14,54 @@ from typing import TextIO
 
 from sga import __version__
 
-USAGE = """\
-usage: sga VERB [options]        (sga VERB --help lists a verb's options)
+VERBS = {
+    "fit": "train: unlearn, or make a target or retain model",
+    "validate": "evaluate a Hugging Face folder or a checkpoint, without training",
+    "test": "evaluate every row once after training",
+    "predict": "write greedy answers as JSON Lines",
+    "unlearn": "two files and a model: train, choose, export and measure, all in one",
+    "attack": "what paraphrases, rounding, relearning or sampling bring back",
+    "sweep": "many fits: a grid or a search, times seeds, with one table",
+    "sequence": "unlearning requests one after the other, each from the last result",
+    "data": "show what the model sees: tokens, answer tokens, groups",
+    "normals": "retrieve, generate, check and show normal data",
+    "plan": "memory, disk and time of a run, before anything is loaded",
+    "rate": "what gradients say about the smoothing rate, before training",
+    "score": "compute the metrics of a log: a run's, TOFU's or open-unlearning's",
+    "compare": "say whether two evaluations of the same rows differ, or it is noise",
+    "report": "draw runs as one self-contained HTML page",
+    "ask": "what one or two models answer to a question, side by side",
+    "methods": "the methods that there are, with paper and configuration",
+    "config": "list and copy the configurations that come with the package",
+    "demo": "do all of it on built-in data, with nothing to download",
+}
+"""Verbs with what they do. Each is a module of its name in `sga.commands`, but for those of Lightning."""
 
-Make a causal language model forget chosen data and keep everything else,
-by Smoothed Gradient Ascent and its controls.
+_HEADINGS = {"fit": "train and evaluate", "data": "look", "demo": "try it"}
+"""Headings of the list, by the verb that they stand before."""
 
-train and evaluate (LightningCLI: --config FILE, and any setting as a flag)
-  fit        train: unlearn, or make a target or retain model
-  validate   evaluate a Hugging Face folder or a checkpoint, without training
-  test       evaluate every row once after training
-  predict    write greedy answers as JSON Lines
-  unlearn    two files and a model: train, choose, export and measure, all in one
-  attack     what paraphrases, rounding, relearning or sampling bring back
-  sweep      many fits: a grid or a search, times seeds, with one table
-  sequence   unlearning requests one after the other, each from the last result
+_LIGHTNING = ("fit", "validate", "test", "predict")
 
-look
-  data show  print what the model sees: tokens, answer tokens, groups
-  normals    retrieve, generate, check and show normal data
-  plan       memory, disk and time of a run, before anything is loaded
-  rate       what gradients say about the smoothing rate, before training
-  score      compute the metrics of a log: a run's, TOFU's or open-unlearning's
-  compare    say whether two evaluations of the same rows differ, or it is noise
-  report     draw runs as one self-contained HTML page
-  ask        what one or two models answer to a question, side by side
-  methods    the methods that there are, with paper and configuration
-  config     list and copy the configurations that come with the package
+_MENU = """\
+Make a language model forget chosen data and keep everything else.
 
-try it
-  demo       do all of it on built-in data, with nothing to download
+  sga demo                                      try all of it, nothing to download
+  sga unlearn MODEL --forget FILE --retain FILE your own data, all in one command
+  sga report RUN ...                            one HTML page of finished runs
+  sga ask RUN "QUESTION"                        talk to the result
+  sga attack RUN                                is it forgotten, or only hidden?
 
-  sga demo
-  sga fit --config configs/benchmarks/authors.yaml --config configs/methods/target.yaml
+sga --help lists all verbs, sga VERB --help the options of one; add --verbose to
+see what libraries print.
 """
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one verb and returns the exit code.
 
-    0; 2 for what the user can mend; 1 for a run that failed; 128 plus its number for a signal that ended it. With a
-    message of one line each; with SGA_TRACEBACK=1 in the environment the traceback is there instead. Where what reads
-    the output has gone (``| head``), it ends without a word, as by SIGPIPE.
+    The code is 0, 2 for wrong input, 1 for a run that failed, or 128 plus the number of a signal that ended it. Errors
+    are messages of one line; with SGA_TRACEBACK=1 in the environment they are tracebacks. If the reader of the output
+    has gone (``| head``), the program ends silently, as by SIGPIPE.
     """
     try:
         try:
@@ -71,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _has_no_reader(stream: TextIO) -> bool:
-    """Whether a stream is a pipe that nobody reads; a broken pipe may also be one within the program."""
+    """True if a stream is a pipe without a reader; a broken pipe may also be one within the program."""
     poll = select.poll()
     try:
         poll.register(stream.fileno(), 0)
@@ -81,12 +87,17 @@ def _has_no_reader(stream: TextIO) -> bool:
 
 
 def _main(arguments: Sequence[str] | None) -> int:
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(USAGE, end="")
-        return 0 if arguments else 2
+    arguments = _verbose(sys.argv[1:] if arguments is None else arguments)
+    if not arguments:
+        print(_MENU, end="")
+        return 2
+    if arguments[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0
     if arguments[0] == "--version":
-        print(f"sga {__version__}")
+        from sga.runs.provenance import commit
+
+        print(f"sga {__version__}{f' ({known})' if (known := commit()) else ''}")
         return 0
     verb, rest = arguments[0], arguments[1:]
     if verb not in VERBS:
@@ -107,8 +118,22 @@ def _main(arguments: Sequence[str] | None) -> int:
         return code
 
 
+def _verbose(arguments: Sequence[str]) -> list[str]:
+    """The arguments without ``--verbose``, which holds for this process and those that it starts.
+
+    The ``--verbose true|false`` of Lightning's verbs is another option.
+    """
+    found = list(arguments)
+    for place, word in enumerate(found):
+        if word == "--verbose" and found[place + 1 : place + 2] not in (["true"], ["false"]):
+            os.environ["SGA_VERBOSE"] = "1"
+            del found[place]
+            break
+    return found
+
+
 def _end(error: BaseException) -> tuple[int, str] | None:
-    """Exit code and message of what ended a verb; None for a defect, and for an exit that has said all itself."""
+    """Exit code and message for what ended a verb; None for a defect, and for an exit with its own message."""
     from sga.errors import Interruption, StoppedError, UserError
 
     if isinstance(error, Interruption):
@@ -132,9 +157,9 @@ def _end(error: BaseException) -> tuple[int, str] | None:
 
 
 def _wrapped(error: BaseException) -> BaseException | None:
-    """What an exception was raised from, as jsonargparse does with what constructors raise.
+    """Cause of an exception, such as the one that a constructor raised under jsonargparse's.
 
-    One that came up while another was handled is a defect of its own, unless it is of a type that only wraps.
+    An exception that came up while another was handled is a defect of its own, unless its type only wraps others.
     """
     wrapper = f"{type(error).__module__.partition('.')[0]}.{type(error).__name__}" in _WRAPPERS
     return error.__cause__ or (error.__context__ if wrapper and not error.__suppress_context__ else None)
@@ -148,7 +173,7 @@ _MEANT = {
     "chat": "ask",
     "help": "--help",
 }
-"""Verbs by the names that other programs have for them."""
+"""Verbs by their names in other programs."""
 
 _WRAPPERS = ("argparse.ArgumentError", "lightning.MisconfigurationException")
 
@@ -169,37 +194,21 @@ _REFUSALS = {
     errno.EIO: "the disk fails; copy what is there",
     errno.EPIPE: "what read the output has gone",
 }
-"""What an operating system may refuse whatever the program does, and what helps."""
+"""Refusals of the operating system by error number, with their cures."""
 
 
-VERBS = {
-    "fit": "sga.cli",
-    "validate": "sga.cli",
-    "test": "sga.cli",
-    "predict": "sga.cli",
-    "unlearn": "sga.commands.unlearn",
-    "attack": "sga.commands.attack",
-    "sweep": "sga.commands.sweep",
-    "sequence": "sga.commands.sequence",
-    "data": "sga.commands.data",
-    "normals": "sga.commands.normals",
-    "plan": "sga.commands.plan",
-    "rate": "sga.commands.rate",
-    "score": "sga.commands.score",
-    "compare": "sga.commands.compare",
-    "report": "sga.commands.report",
-    "ask": "sga.commands.ask",
-    "methods": "sga.commands.methods",
-    "config": "sga.commands.config",
-    "demo": "sga.commands.demo",
-}
-"""Module of each verb; its `main` takes the arguments and returns the exit code. Lightning's verbs are in one module,
-whose `main` takes the verb as the first argument."""
+def usage() -> str:
+    """The list of verbs."""
+    lines = ["usage: sga VERB [options]        (sga VERB --help lists a verb's options)"]
+    for name, said in VERBS.items():
+        lines += ["", _HEADINGS[name]] if name in _HEADINGS else []
+        lines.append(f"  {name:<9}  {said}")
+    return "\n".join(lines)
 
 
 def _run(verb: str, arguments: Sequence[str]) -> int:
-    module = importlib.import_module(VERBS[verb])
-    code: int = module.main([verb, *arguments] if VERBS[verb] == "sga.cli" else arguments)
+    module = importlib.import_module(f"sga.commands.{'fit' if verb in _LIGHTNING else verb}")
+    code: int = module.main([verb, *arguments] if verb in _LIGHTNING else arguments)
     return code
 
 

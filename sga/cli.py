@@ -1,20 +1,19 @@
-"""LightningCLI for fit, validate, test and predict: what is always there, what is linked, where a run goes."""
+"""LightningCLI for fit, validate, test and predict: callbacks of every run, linked settings, run folders."""
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
+import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import datasets
 import lightning.pytorch as pl
 import torch
 from jsonargparse import Namespace
@@ -42,8 +41,9 @@ from sga.callbacks.progress import ProgressLines, RunProgressBar
 from sga.callbacks.run_files import RunFiles
 from sga.callbacks.stopping import Stopping
 from sga.datamodule import UnlearningData
-from sga.errors import UserError
+from sga.errors import Interruption, UserError
 from sga.files import yaml_value
+from sga.models.noise import hide_noise
 from sga.module import UnlearningModule
 from sga.runs.config_files import composed
 from sga.runs.folder import OWN_CHECKPOINTS, RunFolder
@@ -56,7 +56,7 @@ from sga.runs.weights import check_checkpoint
 
 
 class UnlearningCLI(LightningCLI):
-    """The four Lightning verbs, with the run folder, checkpoints and metric callbacks always present."""
+    """Command line of the four Lightning verbs; every run has a run folder, checkpoints and metric callbacks."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         with ExitStack() as self._until_end:
@@ -96,7 +96,7 @@ class UnlearningCLI(LightningCLI):
         check_seed(config.seed_everything)
 
     def _parse_ckpt_path(self) -> None:
-        """Lightning reads the whole checkpoint here, for hyper-parameters that ours do not have."""
+        """Nothing: Lightning would read the whole checkpoint for hyper-parameters, which are not in it."""
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
@@ -142,7 +142,7 @@ class UnlearningCLI(LightningCLI):
             _check_same(run, parser, plain_config(parser, config), "already holds another evaluation", ("ckpt_path",))
 
     def _try_out(self, config: Any) -> None:
-        """Has a fast_dev_run write all that it writes into a folder for temporary files, and keep nothing."""
+        """Sends everything that a fast_dev_run writes to a temporary folder, which is deleted at the end."""
         folder = self._until_end.enter_context(TemporaryDirectory(prefix="sga-fast-dev-run-"))
         config.run.folder = config.trainer.default_root_dir = str(Path(folder, "run"))
         config.evaluation.answers = None
@@ -175,14 +175,36 @@ class UnlearningCLI(LightningCLI):
         return trainer
 
     def _run_subcommand(self, subcommand: str) -> None:
-        with end_together(self.trainer):
+        with end_together(self.trainer), _ends_on_sigterm(self.trainer):
             super()._run_subcommand(subcommand)
         if self.trainer.fast_dev_run and self.trainer.is_global_zero:  # type: ignore[attr-defined]
             print("trainer.fast_dev_run: it works; nothing of it is kept")
 
 
+@contextmanager
+def _ends_on_sigterm(trainer: pl.Trainer) -> Iterator[None]:
+    """Has SIGTERM end a run of one process at once wherever `RunCheckpoints` does not wait for a checkpoint.
+
+    Lightning looks for it between the batches of an evaluation alone, so that it is lost in the last of them. Several
+    processes end together, which is Lightning's doing; and who has a handler of their own keeps it.
+    """
+
+    def stop(number: int, frame: object) -> None:
+        raise Interruption(number, "stopped by SIGTERM; the same command begins anew, or goes on with --ckpt_path last")
+
+    alone = trainer.world_size == 1 and threading.current_thread() is threading.main_thread()
+    if not alone or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 class LateTensorBoard(TensorBoardLogger):
-    """Makes its files when the run begins, so that a start that is refused leaves nothing behind.
+    """TensorBoard logger that makes its files when the run begins, so that a refused start leaves nothing behind.
 
     Charts are a by-product: where they cannot be written (a full disk, say), they end with a warning. Whether the run
     ends too is decided by the files that it needs.
@@ -220,31 +242,31 @@ class LateTensorBoard(TensorBoardLogger):
 
 
 class _ConfiguringCLI(UnlearningCLI):
-    """Makes the objects and stops."""
+    """Command line that makes the objects and stops there."""
 
     def before_instantiate_classes(self) -> None:
-        """A run that does not take place has no folder to look at; what is computed is computed as in one."""
+        """Sets the precision, so that numbers are as in a run, and looks at no run folder."""
         _set_precision(self.config[self.subcommand].trainer)
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """No run."""
+        """Nothing is run."""
 
 
 class _ParsingCLI(_ConfiguringCLI):
-    """Parses and stops."""
+    """Command line that parses and stops there."""
 
     def before_instantiate_classes(self) -> None:
-        """The configuration stays what was asked for, whatever the machine."""
+        """Nothing: the configuration stays as it was given, whatever the machine."""
 
     def instantiate_classes(self) -> None:
-        """No objects."""
+        """Nothing is made."""
 
 
 class _SaveConfig(SaveConfigCallback):
-    """Writes the resolved configuration into the run folder."""
+    """Callback that writes the resolved configuration into the run folder."""
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Not yet: what is refused in another setup() must leave nothing behind."""
+        """Nothing yet: a run that another setup() refuses must leave nothing behind."""
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         for logger in trainer.loggers:
@@ -273,13 +295,13 @@ def _run_files(trainer: pl.Trainer) -> RunFiles:
 
 
 def _is_first_process() -> bool:
-    """Whether this process is the first of all that the run has, on all machines."""
+    """True in the first of all processes of the run, on all machines."""
     # Without torchrun or SLURM each machine has a first process of its own, and only this variable tells them apart.
     return rank_zero_only.rank == 0 and os.environ.get("NODE_RANK", "0") == "0"  # type: ignore[attr-defined]
 
 
 def _set_precision(trainer: Any) -> None:
-    """Where none is asked for: bfloat16 autocast over float32 weights on a GPU that computes in it, else float32."""
+    """Sets the default precision: bfloat16 autocast over float32 weights on a GPU that supports it, else float32."""
     if trainer.precision is None:
         gpu = trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
         fast = gpu and torch.cuda.is_bf16_supported(including_emulation=False)
@@ -287,7 +309,7 @@ def _set_precision(trainer: Any) -> None:
 
 
 def checkpoint_file(run: RunFolder, checkpoint: str | None, required: bool) -> str | None:
-    """The file that --ckpt_path means; ``best`` and ``last`` are the run folder's own, if it has got that far."""
+    """Path of the checkpoint that --ckpt_path names; ``best`` and ``last`` are those of the run folder."""
     if checkpoint is None:
         return None
     path = run.checkpoint(checkpoint) if checkpoint in OWN_CHECKPOINTS else Path(checkpoint)
@@ -307,14 +329,14 @@ def checkpoint_file(run: RunFolder, checkpoint: str | None, required: bool) -> s
 
 
 def plain_config(parser: LightningArgumentParser, config: Any) -> dict[str, Any]:
-    """A verb's configuration as it would be read back from its file."""
+    """Configuration of a verb as plain values, as reading its file would give them."""
     values = yaml_value(parser.dump(config, skip_validation=True), "the configuration")
     assert isinstance(values, dict)
     return values
 
 
 def _check_folder(run: RunFolder, checkpoint: str | None, parser: LightningArgumentParser, config: Any) -> None:
-    """Refuses to write over a run, and to resume one under another model, method, data or seed."""
+    """Refuses to overwrite a run, and to resume one with another model, method, data or seed."""
     stored, folder = run.config_path, run.path
     if only_begun(folder):
         print(f"{folder} holds a run that ended before its first evaluation: beginning anew")
@@ -335,7 +357,7 @@ def _check_folder(run: RunFolder, checkpoint: str | None, parser: LightningArgum
 def _check_same(
     run: RunFolder, parser: LightningArgumentParser, config: dict[str, Any], what: str, parts: Sequence[str] = ()
 ) -> None:
-    """Refuses to go on in a folder whose configuration names another model, method, data or seed, or other `parts`."""
+    """Refuses a folder that was configured with another model, method, data or seed, or with other `parts`."""
     differences = [
         f"{name}: {old!r} before, {new!r} now"
         for part in ("seed_everything", "model", "data", *parts)
@@ -350,7 +372,7 @@ def _check_same(
 
 
 def _completed(parser: LightningArgumentParser, part: str, old: Any, new: Any) -> Any:
-    """A stored block with the defaults of options that are newer than the folder, by which it was made."""
+    """Stored block of a configuration, completed by the defaults of options that are newer than the folder."""
     if old is None:
         return new
     if not (isinstance(old, dict) and isinstance(new, dict)):
@@ -373,35 +395,32 @@ def _differences(name: str, old: Any, new: Any) -> list[tuple[str, Any, Any]]:
 
 
 def run_verb(arguments: Sequence[str]) -> UnlearningCLI:
-    """Parses and runs ``[verb, *options]``; the finished CLI object holds trainer, model and data."""
+    """Runs ``[verb, *options]``; the finished CLI object holds trainer, model and data."""
     return _cli(UnlearningCLI, arguments)
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Runs one of Lightning's verbs, which is the first argument; returns the exit code."""
-    run_verb(arguments)
-    return 0
-
-
 def configured_cli(arguments: Sequence[str]) -> UnlearningCLI:
-    """Parses options of `fit` and makes its objects without running anything."""
+    """Command line of `fit` with its objects made and nothing run."""
     return _cli(_ConfiguringCLI, ["fit", *arguments])
 
 
 def parsed_config(arguments: Sequence[str]) -> Any:
-    """The configuration that ``[verb, *options]`` means, as a namespace; nothing is made or run."""
+    """Namespace of the configuration that ``[verb, *options]`` gives; nothing is made or run."""
     return _cli(_ParsingCLI, arguments).config
 
 
 def fit_objects(arguments: Sequence[str]) -> tuple[Any, UnlearningModule, UnlearningData]:
-    """What options of `fit` ask for: the configuration, module and data module; no trainer is made, nothing is read."""
+    """Configuration, module and data module that options of `fit` give; no trainer is made, and no data is read."""
     cli = _cli(_ParsingCLI, ["fit", *arguments])
     objects = cli.parser.instantiate_classes(cli.config)["fit"]
     return cli.config["fit"], objects.model, objects.data
 
 
 def _cli(kind: type[UnlearningCLI], arguments: Sequence[str]) -> UnlearningCLI:
-    _quiet()
+    hide_noise()
+    threading.excepthook = _say_of_thread
+    TextOptionParser.helps_with_all = "--help-all" in arguments
+    arguments = ["--help" if word == "--help-all" else word for word in arguments]
     verb = arguments[0]
     verbs = {verb: LightningCLI.subcommands()[verb]}  # a parser for each of the four would take most of the start
     of_verb = type(kind.__name__, (kind,), {"subcommands": staticmethod(lambda: verbs)})
@@ -428,23 +447,7 @@ def _cli(kind: type[UnlearningCLI], arguments: Sequence[str]) -> UnlearningCLI:
     return cli
 
 
-def _quiet() -> None:
-    """Silences notices that a user of this program can do nothing about."""
-    useless = ("litlogger", "`weights_only` was not set", "tpu available")
-    for name in ("", "lightning", "lightning.pytorch", "lightning.fabric"):
-        for handler in logging.getLogger(
-            name
-        ).handlers:  # not the logger: its filters do not see its children's records
-            handler.addFilter(lambda record: not any(part in record.getMessage().lower() for part in useless))
-    threading.excepthook = _say_of_thread
-    datasets.disable_progress_bars()
-    warnings.filterwarnings("ignore", message=".*LightningCLI's args parameter.*")
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*treespec.*", category=DeprecationWarning)
-    warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
-
-
 def _say_of_thread(arguments: threading.ExceptHookArgs) -> None:
-    """As usual, but for TensorBoard's writer, whose failure is raised once more in the main thread."""
+    """Prints the traceback of a thread, except of TensorBoard's writer, which raises again in the main thread."""
     if type(arguments.thread).__name__ != "_AsyncWriterThread":
         threading.__excepthook__(arguments)

@@ -1,4 +1,4 @@
-"""The LightningDataModule: records, groups, token ids, and what evaluation asks."""
+"""The LightningDataModule: records, groups, token ids, and the requests of evaluations."""
 
 from __future__ import annotations
 
@@ -34,25 +34,26 @@ from sga.runs.folder import RunFolder
 from sga.runs.restart import check_reserved_ids, check_reserved_rows, only_begun, reserved_ids
 
 SCHEMA_VERSION = "2"
-"""Raised when a change to the code changes numbers; results of different versions are never compared."""
+"""Version of the numbers; results of different versions are never compared. Raise it if a code change moves numbers."""
 
 
 @dataclass(frozen=True)
 class EvaluationData:
-    """What metrics may ask about.
+    """Data of an evaluation, which metrics make their requests from.
 
     Attributes:
-        name: The benchmark's name, prefix of its metrics.
+        name: Name of the benchmark, the prefix of its metrics.
         sets: Records by evaluation set.
-        absent: For each evaluation set that is not there, why not.
-        normals: The distinct normal samples of the training groups; empty without groups.
-        settings: What the numbers depend on besides the weights, by name; kept with results and compared with those of
-            a reference.
-        encoder: For metrics that cut texts by their tokens.
-        examples: Worked examples that stand before each question of an evaluation set, by set.
-        references: Each retain model's numbers for the forget set, in its order; none without a reference.
-        alternatives: The other answers to forget questions that training learns; empty without groups.
-        drawn: `Record.content` of all samples that training groups have as normals, whatever `normals` is cut to.
+        absent: Reason for each evaluation set that is missing.
+        normals: Distinct normal samples of the training groups; empty without groups.
+        settings: Settings by name that the numbers depend on besides the weights; written with results, and compared
+            with those of a reference.
+        encoder: Encoder, for metrics that split texts by their tokens.
+        examples: Few-shot examples that precede each question of an evaluation set, by set.
+        references: Numbers of each retain model for the forget set, in its order; empty without a reference.
+        alternatives: Other answers to forget questions that training learns; empty without groups.
+        drawn: `Record.content` of all samples that training groups have as normals, also of those beyond the limit of
+            `normals`.
     """
 
     name: str
@@ -68,17 +69,17 @@ class EvaluationData:
 
 
 class Asking(Protocol):
-    """What asks in evaluations."""
+    """Source of an evaluation's requests; the trainer's `Evaluator` is one."""
 
     def request_batches(self, trainer: Any, stage: str) -> Iterable[Any]:
-        """Batches of what is asked in a stage, ``validate``, ``test`` or ``predict``."""
+        """Batches of the requests in a stage, ``validate``, ``test`` or ``predict``."""
 
     def settings(self, trainer: Any) -> dict[str, str]:
-        """What the metrics depend on besides the answers, by name."""
+        """Settings that the metrics depend on besides the answers, by name."""
 
 
 class UnlearningData(pl.LightningDataModule):
-    """Groups each forget sample with its K−1 normals, and hands evaluation requests to the validation loop."""
+    """LightningDataModule of groups, each a forget sample with its K−1 normals, and of evaluation requests."""
 
     def __init__(
         self,
@@ -106,44 +107,45 @@ class UnlearningData(pl.LightningDataModule):
         refusals: str | None = None,
         seed: int = 0,
     ) -> None:
-        """Notes the settings; nothing is read yet.
+        """Stores the settings; nothing is read yet.
 
         Args:
-            language_model: Whose tokenizer is used (linked to the model's).
-            source: Which benchmark.
-            root: Folder of the benchmark's files, where it has any.
-            train_on: Training splits. ``[forget]`` unlearns; several splits (forget, retain, real_authors,
+            language_model: Model whose tokenizer is used (linked to the model's).
+            source: Source of the benchmark's records.
+            root: Folder of the benchmark's files, if it has any.
+            train_on: Names of the training splits. ``[forget]`` unlearns; several splits (forget, retain, real_authors,
                 world_facts) train a target or a retain model by plain fine-tuning, without normals.
-            folds: Into how many parts of successive records (of long texts: blocks) the forget split is cut.
-            forget_folds: Which of them are there to be trained on, counted from 1; null takes all. Evaluation sets stay
-                whole, so that runs on different folds can be compared.
-            group_size: K: one forget sample and K−1 normal samples.
-            pairing: How normal samples are chosen from the retain split.
-            pairs: A normal-data file, such as ``sga normals`` writes or a run's ``pairs.jsonl``; null pairs afresh, or
+            folds: Number of parts of successive records (of long texts: blocks) that the forget split is divided into.
+            forget_folds: Numbers of the parts to train on, counted from 1; null for all. Evaluation sets are not
+                divided, so that runs on different folds can be compared.
+            group_size: Size K of a group: one forget sample and K−1 normal samples.
+            pairing: Pairing that chooses normal samples from the retain split.
+            pairs: Path of a group file from ``sga normals``, or of a run's ``pairs.jsonl``; null makes new pairs, or
                 re-reads the run folder's on resume.
-            pool_size: Normals that each forget sample is paired with, from which each epoch draws K−1; null for K−1.
-            reserved: Retain questions that unlearning never draws from, so that ``model_utility_unseen`` is measured on
-                rows it has not seen: a share (below 1) of those that are evaluated, or their number; 0 for none. Which
-                ones follows from data and seed; a target's or retain model's own training has them all.
-            alternatives: Other answers to the forget questions among the K−1 normals; null for none, so that all are
-                neighbours, records of the retain split.
-            batch_size: Groups per optimiser step, over all processes and accumulation.
-            micro_batch_size: Groups per forward pass and process; null takes a step's groups in one pass. Changes
-                memory and speed, never the result.
-            template: How a question and an answer become one text. AutoTemplate takes the tokenizer's own chat template
-                where it has one, else TOFU's plain text.
-            special_tokens: What a special token is that is spelled out in a record, such as ``</s>``: ``warn`` takes it
-                as that token and says so, ``refuse`` is an error, ``text`` takes it as text. In records that have one,
-                ``text`` may move the bounds of tokens next to the template's own special tokens; others are the same.
-            max_length: Most tokens of a sequence (at most the model's context); a longer one is an error.
-            evaluation_rows: At most this many rows of each evaluation set while training (evenly spaced); null takes
-                every row. ``sga test`` always takes every row.
-            evaluation_tokens: Most tokens of a batch that is scored, padding included; null finds it from the memory
-                that is free. Changes memory and speed only; where it is too much for the memory it is halved.
-            generation_rows: Most rows of a batch that is generated, likewise.
-            predict_sets: Evaluation sets that ``sga predict`` answers.
-            refusals: A text file with one refusal a line, for methods that answer forget questions with one; null takes
-                those that come with the package.
+            pool_size: Number of normals paired with each forget sample, from which each epoch draws K−1; null for K−1.
+            reserved: Share (below 1) or number of the evaluated retain questions that unlearning never uses, so that
+                ``model_utility_unseen`` is measured on unseen rows; 0 for none. Data and seed determine the rows; the
+                training of a target or retain model uses them too.
+            alternatives: Source of other answers to the forget questions among the K−1 normals; null for none, so that
+                all normals are neighbours, records of the retain split.
+            batch_size: Number of groups per optimiser step, over all processes and accumulation.
+            micro_batch_size: Number of groups per forward pass and process; null for all of a step's groups in one
+                pass. Changes memory and speed, never the result.
+            template: Template that makes one text of a question and an answer. AutoTemplate uses the tokenizer's chat
+                template if it has one, otherwise TOFU's plain text.
+            special_tokens: Treatment of special tokens that are spelled out in a record, such as ``</s>``: ``warn``
+                encodes them as tokens with a warning, ``refuse`` is an error, ``text`` encodes them as text. In records
+                that have one, ``text`` may move token boundaries next to the template's own special tokens.
+            max_length: Largest number of tokens of a sequence, at most the model's context; a longer one is an error.
+            evaluation_rows: Largest number of rows of each evaluation set during training, evenly spaced; null for all.
+                ``sga test`` always uses all rows.
+            evaluation_tokens: Largest number of tokens of a scoring batch, padding included; null chooses it by the
+                free memory. Changes memory and speed only; a batch that does not fit in memory is halved.
+            generation_rows: Largest number of rows of a generation batch; null chooses it by the free memory. Changes
+                memory and speed only.
+            predict_sets: Names of the evaluation sets that ``sga predict`` answers.
+            refusals: Path of a text file with one refusal per line, for methods that train on refusals; null uses the
+                package's own.
             seed: Seed of the order of groups, of refusals and other answers, and of random pairings (linked to
                 ``seed_everything``).
         """
@@ -184,21 +186,21 @@ class UnlearningData(pl.LightningDataModule):
         self.benchmark: Benchmark | None = None
         self.groups: list[Group] = []
         self.pool: Sequence[Record] = ()
-        """Retain records that unlearning may draw from: all but the reserved ones."""
+        """Retain records that unlearning may use: all except the reserved ones."""
         self._loader: GroupLoader | None = None
         self._whole: tuple[str, ...] = ()
         self.evaluator: Asking | None = None
-        """What knows the questions of an evaluation: the trainer's `Evaluator`, which enters itself here."""
+        """Source of an evaluation's requests: the trainer's `Evaluator`, which sets itself here."""
 
     # ---- records, groups, tokens -------------------------------------------------------------------------------
 
     def read(self, run_folder: Path | None = None) -> None:
-        """Reads the benchmark, pairs the groups (or re-reads them from `run_folder`), and makes the tokenizer.
+        """Reads the benchmark, makes the groups (or re-reads them from `run_folder`), and the tokenizer.
 
-        Does nothing the second time.
+        A second call does nothing.
 
         Raises:
-            UserError: anything about records, groups or tokenizer that the user has to mend.
+            UserError: records, groups or tokenizer have a fault that the user has to mend.
         """
         if self.benchmark is not None:
             return
@@ -209,7 +211,7 @@ class UnlearningData(pl.LightningDataModule):
                 f"train_on names {', '.join(missing)}, which {benchmark.name} does not have; "
                 f"its training splits are {', '.join(benchmark.training)}"
             )
-        # Of whole texts and all folds: runs on different ones have the same tokenizer.
+        # Trained on whole texts of all folds, so that runs on different folds have the same tokenizer.
         self.tokenizer: PreTrainedTokenizerBase = self.language_model.tokenizer(_texts(benchmark))
         self.template = self.template.chosen(self.tokenizer)
         context = self.language_model.context()
@@ -233,7 +235,7 @@ class UnlearningData(pl.LightningDataModule):
         self.benchmark = benchmark
 
     def _grouped(self, benchmark: Benchmark, reserved: Sequence[Record], kept: Path | None) -> list[Group]:
-        """The groups: made, or re-read from the file that was given or, on resume, from the run folder's (`kept`)."""
+        """Makes the groups, or re-reads them from the given file or, on resume, from the run folder's (`kept`)."""
         forget, pool = benchmark.training["forget"], self.pool
 
         def alternated(groups: list[Group]) -> list[Group]:
@@ -263,17 +265,17 @@ class UnlearningData(pl.LightningDataModule):
 
     @property
     def _unlearns_by_tuning(self) -> bool:
-        """True if a model is unlearned by fine-tuning on what is to be kept: reserved rows are then left out."""
+        """True if a model is unlearned by fine-tuning on retain data, which then leaves out reserved rows."""
         callbacks = self.trainer.callbacks if self.trainer is not None else ()  # type: ignore[attr-defined]
         return "forget" not in self.train_on and any(getattr(one, "role", None) == "unlearn" for one in callbacks)
 
     def _check_texts(self, records: Sequence[Record]) -> None:
-        # Where nothing to train on has a question, the template is of no use.
+        # Without a question among the training data the template is not used.
         marks = any(not group.forget.is_text for group in self.groups)
         check_control_text(self.encoder, records, refuse=self.special_tokens == "refuse", marks=marks)
 
     def encode(self, groups: Sequence[Group]) -> list[list[Encoded]]:
-        """Token ids of groups; the tokenizer gets all texts at once, a record that stands in many groups once."""
+        """Token ids of groups; the tokenizer gets all texts in one call, with each record once."""
         rows = [_members([group]) for group in groups]
         records = list({record.id: record for row in rows for record in row}.values())
         encoded, _ = self.encoder.encode_all([(record.question, record.answer) for record in records])
@@ -289,18 +291,18 @@ class UnlearningData(pl.LightningDataModule):
         ]
 
     def sequences(self, roles: Sequence[str]) -> list[Encoded]:
-        """Token ids of all groups' sequences of some roles; setup() for training has run."""
+        """Token ids of all groups' sequences of some roles; call it after setup() for training."""
         assert self._loader is not None, "setup() has run"
         groups = zip(self._loader.groups, self._loader.roles, strict=True)
         return [group[column] for group, present in groups for column in columns_of(present, roles)]
 
     def set_reference(self, total_nll: Mapping[Encoded, float] | None) -> None:
-        """Stores the starting model's negative log-likelihoods of sequences with the data; see `collate`."""
+        """Stores the starting model's negative log-likelihoods of sequences, for `collate`."""
         assert self._loader is not None, "setup() has run"
         self._loader.reference = total_nll
 
     def extend(self, needs: Needs) -> None:
-        """Adds to the groups what a loss reads besides forget and normal samples; notes what it reads as a whole."""
+        """Adds samples to the groups that a loss needs besides forget and normal samples, and stores `needs.whole`."""
         assert self.benchmark is not None, "read() first"
         refusals = read_refusals(self.refusals)
         self.groups = extended(self.groups, needs.alternative, needs.retain, self.pool, refusals, self.seed)
@@ -308,7 +310,7 @@ class UnlearningData(pl.LightningDataModule):
         self._whole = needs.whole
 
     def loader(self, rank: int = 0, world_size: int = 1) -> GroupLoader:
-        """A loader of the groups, from the first epoch on."""
+        """Loader of the groups, at the beginning of the first epoch."""
         return GroupLoader(
             self.encode(self.groups),
             self.batch_size,
@@ -323,11 +325,11 @@ class UnlearningData(pl.LightningDataModule):
         )
 
     def evaluation_data(self, every_row: bool = False) -> EvaluationData:
-        """The records that metrics ask about, cut to `evaluation_rows` unless every row is wanted."""
+        """Data for the metrics' requests, limited to `evaluation_rows` per set unless `every_row` is true."""
         assert self.benchmark is not None, "read() first"
         limit = None if every_row else self.evaluation_rows
         normals = dict.fromkeys(normal for group in self.groups for normal in group.normals)
-        # Texts are cut to the context, so that another one gives other numbers.
+        # Texts are truncated to the context, so another context gives other numbers.
         scored = [record for name in ("forget", "holdout") for record in self.benchmark.evaluation.get(name, ())]
         return EvaluationData(
             name=self.benchmark.name,
@@ -351,13 +353,13 @@ class UnlearningData(pl.LightningDataModule):
 
     @property
     def _rendering(self) -> str | None:
-        """First 16 hex digits of the SHA-256 of what the tokenizer's template makes of an example, if it has one."""
+        """First 16 hex digits of the SHA-256 of an example in the tokenizer's template; None for a plain template."""
         text = self.template.rendering(self.tokenizer)
         return None if text is None else hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @property
     def evaluation_settings(self) -> dict[str, str | None]:
-        """What an answer of the model depends on besides its weights and the tokens asked about."""
+        """Settings that an answer of the model depends on besides its weights and the request's tokens."""
         return {
             "schema_version": SCHEMA_VERSION,
             "dtype": getattr(self.language_model, "dtype", "float32"),
@@ -386,12 +388,12 @@ class UnlearningData(pl.LightningDataModule):
             self._limit(self._loader, trainer)
 
     def _limit(self, loader: GroupLoader, trainer: pl.Trainer) -> None:
-        """Has the loader end its epochs where the trainer's flags say: all that counts steps asks the loader."""
+        """Applies the trainer's limits on batches to the loader, which everything that counts steps asks."""
         share, repeats = trainer.limit_train_batches, trainer.overfit_batches > 0  # type: ignore[attr-defined]
         if isinstance(share, int) or share < 1 or repeats:
             loader.limit(share, repeats)
-            trainer.limit_train_batches = len(loader)  # whole steps: Lightning would end within an accumulated one
-        interval = getattr(trainer, "val_check_interval", None)  # not there where it is a time
+            trainer.limit_train_batches = len(loader)  # whole steps: Lightning would end within an accumulated step
+        interval = getattr(trainer, "val_check_interval", None)  # missing if it is a time
         within_epoch = trainer.check_val_every_n_epoch is not None and trainer.limit_val_batches > 0
         if isinstance(interval, int) and interval > len(loader) and within_epoch:
             raise UserError(
@@ -400,9 +402,9 @@ class UnlearningData(pl.LightningDataModule):
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """The loader's position, and which rows are reserved.
+        """State of the loader, and the ids of the reserved rows.
 
-        Lightning gives a loader its own state back within an epoch only, not at its end.
+        Needed because Lightning restores a loader's own state within an epoch only, not at its end.
         """
         if self._loader is None or self.benchmark is None:
             return {}
@@ -419,7 +421,7 @@ class UnlearningData(pl.LightningDataModule):
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimiser steps of an epoch."""
+        """Number of optimiser steps of an epoch."""
         return self.train_dataloader().steps_per_epoch
 
     def val_dataloader(self) -> Iterable[Any]:
@@ -451,14 +453,14 @@ def _roles(group: Group) -> tuple[str, ...]:
 
 
 def _content_hash(records: Sequence[Record]) -> str:
-    """First 16 hex digits of the SHA-256 of everything that a set is evaluated on."""
+    """First 16 hex digits of the SHA-256 of all texts that a set is evaluated on."""
     return hashlib.sha256(
         repr([(r.spelling, r.paraphrased_answer, r.perturbed_answers) for r in records]).encode()
     ).hexdigest()[:16]
 
 
 def _texts(benchmark: Benchmark) -> Iterator[str]:
-    """Every text of a benchmark that a tokenizer of its own is trained on: training splits and evaluation answers."""
+    """Texts of a benchmark that a model's own tokenizer is trained on: training splits and evaluation sets."""
     for records in (*benchmark.training.values(), *benchmark.evaluation.values()):
         for record in records:
             yield record.question

@@ -1,4 +1,4 @@
-"""Exceptions that the command line turns into one readable line, and checks that raise them."""
+"""Exceptions that the command line prints as one readable line, and checks that raise them."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import math
 
 
 class UserError(ValueError):
-    """Wrong input, said so that it can be mended: what is wrong, where, and how to put it right.
+    """Error in the user's input; the message says what is wrong, where, and how to mend it.
 
     The command line prints the message without a traceback and exits with code 2 (set SGA_TRACEBACK=1 to see where it
-    was raised). Everything else that is raised is a defect of this package, but for what stands below and for what the
-    operating system refuses (a full disk, say), which ends in exit code 1.
+    was raised). The exceptions below have their own exit codes, and errors of the operating system (a full disk, for
+    instance) exit with code 1. Any other exception is a defect of this package.
     """
 
 
@@ -22,19 +22,19 @@ def check_numbers(
     below: float | None = None,
     **numbers: float | None,
 ) -> None:
-    """Refuses numbers that are outside a range, NaN included; None, a setting that is left out, passes.
+    """Refuses numbers outside a range, and NaN; None, for a setting that is left out, passes.
 
     >>> check_numbers(above=0, at_most=1, share=1.0)
 
     Args:
-        at_least: Lowest allowed number.
-        at_most: Highest allowed number.
-        above: Number that they must exceed.
-        below: Number that they must not reach.
-        numbers: Values by the name of their setting.
+        at_least: Lower bound, itself allowed; None for none.
+        at_most: Upper bound, itself allowed; None for none.
+        above: Lower bound, itself excluded; None for none.
+        below: Upper bound, itself excluded; None for none.
+        numbers: Values to check, by the name of their setting.
 
     Raises:
-        UserError: one is outside; names it, the range and the value.
+        UserError: a number is outside; names the setting, the range and the value.
     """
     limits = {"at least": at_least, "above": above, "at most": at_most, "below": below}
     words = " and ".join(f"{word} {limit:g}" for word, limit in limits.items() if limit is not None)
@@ -51,10 +51,10 @@ def check_numbers(
 
 
 def check_finite(at_least: float | None = None, *, above: float | None = None, **numbers: float | None) -> None:
-    """Refuses what is no finite number, `at_least` or `above` another; None, a setting that is left out, passes.
+    """Refuses numbers that are not finite, or below the bound `at_least` or `above`; None passes.
 
     Raises:
-        UserError: one is not; names it, the rule and the value.
+        UserError: a number is refused; names the setting, the rule and the value.
     """
     rule = "" if at_least is None else f" of at least {at_least:g}"
     rule += "" if above is None else f" above {above:g}"
@@ -65,10 +65,10 @@ def check_finite(at_least: float | None = None, *, above: float | None = None, *
 
 
 class StoppedError(RuntimeError):
-    """A run that cannot go on, though nothing was wrong with what it was given. Exit code 1.
+    """Error of a run that cannot continue although its input was right. Exit code 1.
 
     Attributes:
-        kept: Which weights are left, and where; a sentence, or empty where nobody has said.
+        kept: Sentence on which weights are saved, and where; empty if unknown.
     """
 
     kept = ""
@@ -78,11 +78,11 @@ class StoppedError(RuntimeError):
 
 
 class DivergenceError(StoppedError):
-    """The loss or a gradient is no longer a number; training on would destroy the weights."""
+    """Error of a loss or gradient that is NaN or infinite; further training would destroy the weights."""
 
 
 class Interruption(Exception):
-    """A signal ended a run, which can go on. Exit code 128 plus the signal's number."""
+    """End of a run by a signal, from which it can be resumed. Exit code 128 plus the signal's number."""
 
     def __init__(self, number: int, message: str) -> None:
         super().__init__(message)

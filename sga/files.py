@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and files of others, read with suspicion."""
+"""Atomic writing of files, and strict reading of JSON, JSON Lines and YAML."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sga.errors import UserError
 
 
 def is_unfinished(name: str) -> bool:
-    """Whether a file or folder has the name of one that is being written, here or by checkpoints and exports.
+    """True if a name is that of a temporary file or folder, of this module or of checkpoints and exports.
 
     >>> is_unfinished(".metrics.json.0a1b2c3d"), is_unfinished(".last.ckpt.unfinished"), is_unfinished("metrics.json")
     (True, True, False)
@@ -26,9 +26,9 @@ def is_unfinished(name: str) -> bool:
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:
-    """Writes a file by way of a temporary one beside it, so that a killed process leaves the old or the new.
+    """Writes a file atomically through a temporary file beside it: a killed process leaves the old or the new one.
 
-    Who may read it is the umask's to say, because rows hold what is to be forgotten.
+    Permissions follow the umask, so that you can protect rows, which contain the forget data.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -45,26 +45,26 @@ def write_bytes(path: str | Path, content: bytes) -> None:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Writes a UTF-8 text file whole or not at all, as `write_bytes`."""
+    """Writes a UTF-8 text file atomically."""
     write_bytes(path, text.encode("utf-8"))
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Writes a value as indented JSON; NaN and infinity are refused, because JSON has none."""
+    """Writes a value as indented JSON, atomically; refuses NaN and infinity, which JSON does not have."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def write_json_lines(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Writes one JSON object a line, as `write_json`."""
+    """Writes one JSON object per line, atomically; refuses NaN and infinity."""
     write_text(path, "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows))
 
 
 def json_value(text: str) -> Any:
-    """The value of a JSON text; NaN and infinity are taken, as `json.loads` does.
+    """Parses a JSON text; NaN and infinity are accepted, as in `json.loads`.
 
     Raises:
-        json.JSONDecodeError: also for a key that stands twice in an object, of which one would be dropped without a
-            word, and for nesting and numbers beyond what Python takes.
+        json.JSONDecodeError: the text is not JSON, an object has a key twice (one value would be dropped silently), or
+            nesting or numbers exceed Python's limits.
     """
 
     def distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -82,7 +82,7 @@ def json_value(text: str) -> Any:
 
 
 def _repeated_key(text: str) -> json.JSONDecodeError:
-    """Names the first key of a text that stands in its object already; up to there it is known to be JSON."""
+    """Error for the first repeated key of an object in a text that is known to be JSON up to there."""
     objects: list[set[str]] = []
     for token in re.finditer(r'[{}]|("(?:[^"\\]|\\.)*")(\s*:)?', text):
         if token[0] == "{":
@@ -101,30 +101,30 @@ def read_json(path: str | Path, cure: str = "copy the file again or delete it") 
     """Reads a JSON file in UTF-8, with or without a byte order mark.
 
     Args:
-        path: The file.
-        cure: How to put right what is refused; ends the message.
+        path: Path of the file.
+        cure: Advice on how to mend a refused file, for the end of the message.
 
     Raises:
-        UserError: the file is missing, or not such a file; names file and line.
+        UserError: the file is missing or is not JSON; names file and line.
     """
     return _json(_content(path), path, 1, cure)
 
 
 def read_json_object(path: str | Path, cure: str = "copy the file again or delete it") -> dict[str, Any]:
-    """Reads a JSON file that holds an object, as `read_json`."""
+    """Reads a JSON file with an object at its top; see `read_json`."""
     return _object(read_json(path, cure), str(path), cure)
 
 
 def read_json_lines(
     path: str | Path, cure: str = "mend that line: the file needs one complete JSON object a line"
 ) -> list[tuple[int, dict[str, Any]]]:
-    r"""Reads one JSON object a line and keeps the line numbers (from 1); blank lines are allowed.
+    r"""Reads one JSON object per line, with the line numbers (from 1); blank lines are allowed.
 
-    Differs from `str.splitlines` in that only ``\n`` and ``\r\n`` end a line: U+2028 and its like are content.
+    Differs from `str.splitlines` in that only ``\n`` and ``\r\n`` end a line: U+2028 and the like are content.
 
     Args:
-        path: The file.
-        cure: How to put right what is refused; ends the message.
+        path: Path of the file.
+        cure: Advice on how to mend a refused file, for the end of the message.
 
     Raises:
         UserError: the file is missing, not UTF-8, or a line is not a JSON object; names file and line.
@@ -143,7 +143,7 @@ def _content(path: str | Path) -> bytes:
 
 
 def _json(content: bytes, path: str | Path, line: int, cure: str) -> Any:
-    """The value of a part of a file that begins at `line`."""
+    """Parses a part of a file that begins at `line`, for the line numbers of messages."""
     try:
         return json_value(content.decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -161,17 +161,17 @@ def _object(value: Any, where: str, cure: str) -> dict[str, Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain values; 1e-4 is a number and a date a text, as for the parser of `sga fit`."""
+    """YAML loader of plain values; 1e-4 is a number and a date a text, as for the parser of `sga fit`."""
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         try:
             return super().construct_object(node, deep)
-        except ValueError as error:  # more digits than Python takes
+        except ValueError as error:  # more digits than Python accepts
             raise yaml.MarkedYAMLError(problem=str(error), problem_mark=node.start_mark) from None
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes what `_Loader` and the parser of `sga fit` read back: a text that looks like 1e-4 in quotes."""
+    """YAML dumper whose output `_Loader` and the parser of `sga fit` read back: texts like 1e-4 are quoted."""
 
 
 for _kind in (_Loader, _Dumper):
@@ -185,15 +185,15 @@ _Loader.yaml_implicit_resolvers = {
 
 
 def yaml_text(value: Any) -> str:
-    """A value as YAML, keys in their order; `yaml_value` and the parser of `sga fit` read the same back."""
+    """YAML of a value, with keys in their order; `yaml_value` and the parser of `sga fit` read the same value back."""
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def read_yaml(path: str | Path) -> Any:
-    """Reads a YAML file of plain values, as `yaml_value`.
+    """Reads a YAML file of plain values; see `yaml_value`.
 
     Raises:
-        UserError: the file is missing or is not such a file; names file and line.
+        UserError: the file is missing or is refused by `yaml_value`; names file and line.
     """
     path = Path(path)
     if not path.is_file():
@@ -206,18 +206,18 @@ def read_yaml(path: str | Path) -> Any:
 
 
 def yaml_value(text: str, where: str) -> Any:
-    """The value of a YAML text.
+    """Parses a YAML text of plain values.
 
-    Differs from `yaml.safe_load` in what numbers are (1e-4 is one, a date is a text), and in what it refuses: a key
-    that stands twice in a block, of which one would be dropped without a word; a block that contains itself; and one
-    that grows beyond a million values by its aliases.
+    Differs from `yaml.safe_load`: 1e-4 is a number and a date is a text. It also refuses a repeated key in a block (one
+    value would be dropped silently), a block that contains itself, and one that grows beyond a million values by its
+    aliases.
 
     Args:
-        text: The text.
+        text: YAML text to parse.
         where: Name of the file or option, for the message.
 
     Raises:
-        UserError: it is not such a text; names place and line.
+        UserError: the text is not YAML, or has a refused block; names place and line.
     """
     try:
         node = yaml.compose(text, Loader=_Loader)
@@ -235,7 +235,7 @@ def yaml_value(text: str, where: str) -> Any:
 
 
 def _check_block(node: yaml.Node, sizes: dict[int, int], within: set[int]) -> int:
-    """Number of values in a YAML node with all its aliases written out; refuses what `read_yaml` says."""
+    """Number of values in a YAML node with its aliases expanded; refuses the blocks that `yaml_value` names."""
     if id(node) in within:
         raise yaml.MarkedYAMLError(problem="a block contains itself", problem_mark=node.start_mark)
     if id(node) not in sizes:

@@ -1,4 +1,4 @@
-"""The LightningModule: a language model, a loss on what it says about groups, an optimiser."""
+"""The LightningModule: a language model, a loss on groups, an optimiser; also answers evaluation requests."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ from sga.rates.policies import RateState
 from sga.runs.starting_model import StartingModel, starting_model
 
 COMPILED_FROM = 500
-"""Number of forward passes of a run that make up for compiling the blocks, which takes up to a minute."""
+"""Number of forward passes of a run from which on compiling the blocks, which takes up to a minute, pays off."""
 
 
 class UnlearningModule(pl.LightningModule):
-    """Trains any causal language model with a loss on the nll of groups, and answers evaluation requests."""
+    """LightningModule that trains any causal language model with a loss on groups, and answers evaluation requests."""
 
     def __init__(
         self,
@@ -61,22 +61,23 @@ class UnlearningModule(pl.LightningModule):
         max_logits: int | None = 1 << 28,
         compile: bool | None = None,
     ) -> None:
-        """Notes the parts; weights are loaded when training or evaluation starts.
+        """Stores the parts; weights are loaded when training or evaluation starts.
 
         Args:
-            language_model: Which model.
-            loss: Which method; needed for training only.
-            optimizer: Optimiser; default AdamW with lr 1e-5 and weight decay 0.01.
-            schedule: Learning rate over the steps.
-            gradient_checkpointing: Recompute activations in the backward pass: less memory, more time.
-            packing: Put several sequences into a row, so that next to nothing is padding. Changes memory and speed,
-                never the result; a model that cannot have its sequences packed is found out before training.
-            max_logits: Most logits of answer tokens that exist at a time in a training step (4 bytes each, and as much
-                again for their gradients); beyond it they are made in parts, twice. null has no limit. Changes memory
-                and speed only. On Hopper GPUs Liger's fused head takes their place, where it is installed and is right.
-            compile: Compile the transformer blocks with torch.compile. null does so for training on a GPU, in runs of
-                500 forward passes and more, if a try-out of about a minute gives the same numbers; true does so
-                anywhere and for evaluation too.
+            language_model: Source of the model and its tokenizer.
+            loss: Unlearning method; needed for training only.
+            optimizer: Optimiser of the trained weights; default AdamW with lr 1e-5 and weight decay 0.01.
+            schedule: Schedule of the learning rate over the steps.
+            gradient_checkpointing: True to recompute activations in the backward pass: less memory, more time.
+            packing: True to put several sequences into a row, so that there is hardly any padding. Changes memory and
+                speed, never the result; a model that does not support packing is noticed before training.
+            max_logits: Largest number of logits of answer tokens in memory in a training step (4 bytes each, and as
+                much again for their gradients); beyond it they are computed in chunks, twice. null for no limit.
+                Changes memory and speed only. On Hopper GPUs Liger's fused head is used instead, if it is installed and
+                gives the right numbers.
+            compile: True to compile the transformer blocks with torch.compile, on any device and for evaluation too.
+                null compiles for training on a GPU, in runs of 500 forward passes and more, if a try-out of about a
+                minute gives the same numbers.
         """
         super().__init__()
         self.language_model = language_model
@@ -88,24 +89,24 @@ class UnlearningModule(pl.LightningModule):
             raise UserError(f"max_logits must be at least 1, or null for no limit, got {max_logits}")
         self.packing, self.max_logits, self.compile_blocks = packing, max_logits, compile
         self.forward_options = ForwardOptions()
-        """How the model reads training batches, as far as it can; see `on_fit_start`."""
+        """Way of feeding training batches to the model, as far as it supports it; set in `on_fit_start`."""
         self.model: PreTrainedModel | None = None
         self.rate: TrainingRate | None = None
-        """Number that the loss weighs with, if a policy sets it."""
+        """Dynamic number of the loss, if a policy sets it; None otherwise."""
         if isinstance(loss, WeighingLoss) and loss.policy is not None:
             self.rate = TrainingRate(loss.policy, loss)
         self.tokens: Counter[str] = Counter()
-        """That went through the model in training steps (``tokens``) and through the starting model beside it
-        (``reference_tokens``), in this process, since whoever counts them up took them last."""
+        """Number of tokens that went through the model in training steps (``tokens``) and through the starting model
+        (``reference_tokens``), in this process, since the counter was last read and cleared."""
         self._frozen: str | None = None
-        """Hash of the weights beside an adapter, which checkpoints leave out; None without one."""
+        """Hash of the frozen weights beside an adapter, which checkpoints leave out; None without an adapter."""
         self._starting: StartingModel | None = None
         self._inference: Inference | None = None
         self._plain_blocks = ExitStack()
-        """What is left when an evaluation ends."""
+        """Context of eager blocks during an evaluation, closed at its end."""
         self._step_logs: dict[str, Tensor | float] = {}
         self._losses: list[Tensor] = []
-        """Losses of the step's micro-batches that have not been looked at."""
+        """Losses of the step's micro-batches that have not been checked yet."""
 
     # ---- weights -----------------------------------------------------------------------------------------------
 
@@ -123,12 +124,16 @@ class UnlearningModule(pl.LightningModule):
                 raise UserError(
                     f"{type(self.language_model).__name__} cannot be trained; evaluate it with sga validate"
                 )
-            self.loss.check_group_size(self.data.group_size)
-            self.total_steps()
-            try:
-                self.optimizer([torch.nn.Parameter(torch.zeros(1))])  # what it lacks is said before weights are loaded
+            weighs = isinstance(self.loss, WeighingLoss)  # other retain terms hold neighbours alone
+            self.loss.check_group_size(self.data.group_size if weighs else self.data.neighbors + 1)
+            steps = self.total_steps()
+            try:  # what it lacks is said before weights are loaded
+                optimizer = self.optimizer([torch.nn.Parameter(torch.zeros(1))])
             except (ValueError, TypeError) as error:
                 raise UserError(f"model.optimizer: {error}") from None
+            if self.rate is not None:
+                accumulation = self.data.train_dataloader().accumulation
+                self.rate.check(steps, optimizer, accumulation, self.trainer.world_size)
 
     def configure_model(self) -> None:
         if self.model is None:
@@ -140,7 +145,7 @@ class UnlearningModule(pl.LightningModule):
             if self.trainer.precision == "bf16-true":
                 warnings.warn(PURE_BFLOAT16, stacklevel=2)
             if self.trainer.precision == "64-true":
-                self.model.double()  # before a checkpoint is read: Lightning converts after it, which would round
+                self.model.double()  # before a checkpoint is loaded: Lightning converts after it, which would round
             needs = self._needs
             check_layers(self.model, needs.hidden_layer, needs.trained_layers, needs.trained_weights)
             if self.gradient_checkpointing:
@@ -171,10 +176,10 @@ class UnlearningModule(pl.LightningModule):
         )
         scatter(self._network)
         self.data.set_reference(reference)
-        self._network.train()  # from_pretrained leaves a model in eval mode; Lightning keeps the mode it finds
+        self._network.train()  # from_pretrained returns a model in eval mode, and Lightning does not change it
 
     def _tried_out(self) -> ForwardOptions:
-        """The wanted way of feeding batches, less what the model turns out to be incapable of."""
+        """Requested options of feeding batches, without those that the model does not support."""
         some = {row for group in self.data.train_dataloader().groups[:32] for row in group}
         rows = sorted(some, key=lambda row: (len(row.ids), row.ids))
         sample = collate([[row] for row in (*rows[:3], rows[-1])], pad_id=self.data.tokenizer.pad_token_id or 0)
@@ -190,14 +195,14 @@ class UnlearningModule(pl.LightningModule):
 
     @property
     def _worth_compiling(self) -> bool:
-        """True if the blocks are to be compiled unless they are wrong then: on a GPU, in a run that is long enough."""
+        """True if compilation should be tried by default: on a GPU, in a run that is long enough."""
         if self.compile_blocks is not None or self.device.type != "cuda" or is_sharded(self._network):
             return False
         passes = self.total_steps() * self.data.train_dataloader().accumulation
         return passes >= COMPILED_FROM and self._needs.hidden_layer is None
 
     def _load_again(self) -> PreTrainedModel:
-        """The starting model, where this run's own weights no longer are."""
+        """Loads the starting model again, for a run whose own weights have changed."""
         network = self.language_model.network(self.data.tokenizer)
         if self.trainer.precision == "64-true":
             network.double()
@@ -206,7 +211,7 @@ class UnlearningModule(pl.LightningModule):
         return network
 
     def _score(self, model: StartingModel, sequences: list[Encoded]) -> list[float]:
-        """Negative log-likelihoods under the starting model, each summed over its answer tokens."""
+        """Negative log-likelihoods of sequences under the starting model, nats, summed over answer tokens."""
         found: list[float] = []
         rows = self.data.train_dataloader().micro_batch_size
         for start in range(0, len(sequences), rows):
@@ -222,7 +227,7 @@ class UnlearningModule(pl.LightningModule):
     # ---- training ----------------------------------------------------------------------------------------------
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        # Dropout draws from a stream of its own for each (seed, batch, process): a resumed run draws the same.
+        # Dropout has a random stream for each (seed, epoch, batch, process), so that a resumed run draws the same.
         stream = np.random.SeedSequence([self.data.seed, self.trainer.current_epoch, batch_idx, self.global_rank])
         torch.manual_seed(int(stream.generate_state(1, np.uint64)[0]))
 
@@ -230,7 +235,7 @@ class UnlearningModule(pl.LightningModule):
         assert self.loss is not None, "setup() has checked"
         if self.rate is not None and self.rate.splits(self.global_step):
             return self._split_step(batch, self.rate)
-        # A loss that does not read normal samples, say, saves their part of the forward pass.
+        # Only sequences that the loss reads go through the forward pass.
         batch = batch.select(*self.loss.roles(self.global_step))
         answers = self._answer_tokens(batch)
         value = None if self.rate is None else self.rate.value(self.global_step, self.total_steps())
@@ -241,7 +246,7 @@ class UnlearningModule(pl.LightningModule):
         return loss * batch.scale
 
     def _answer_tokens(self, batch: Batch) -> AnswerTokens:
-        """What the loss reads, and nothing that it does not ask for."""
+        """Numbers of the batch that the loss needs, and no others."""
         needs = self._needs
         self.tokens["tokens"] += batch.tokens
         answers = answer_tokens(self._network, batch, needs.logits, needs.hidden_layer, self.forward_options)
@@ -254,13 +259,13 @@ class UnlearningModule(pl.LightningModule):
         )
 
     def _split_step(self, batch: Batch, rate: TrainingRate) -> Tensor:
-        """Both parts of the loss, one after the other: ℓ_f by the rate, ℓ̄_n by Lightning, which gets it returned."""
+        """Step with two backward passes: the rate's on ℓ_f, then Lightning's on the returned ℓ̄_n."""
         self.tokens["tokens"] += batch.tokens
-        rate.begin(self._network)
+        share = batch.scale / self.trainer.accumulate_grad_batches
+        rate.begin(self._network, self.data.group_size, share, self.trainer.optimizers[0])
         forget = sequence_nll(self._network, batch.forget_only(), self.forward_options).mean()
         self._check_divergence(forget)
-        # Lightning divides by the accumulated batches what it gets.
-        rate.backward(forget * batch.scale / self.trainer.accumulate_grad_batches, self._scaler)
+        rate.backward(forget * share, self._scaler)  # Lightning divides by the accumulated batches what it gets
         answers = answer_tokens(self._network, batch.normals_only(), options=self.forward_options)
         normal = answers.nll.mean()  # over normals of both kinds
         self._check_divergence(normal)
@@ -275,7 +280,7 @@ class UnlearningModule(pl.LightningModule):
         optimizer: Any,
         optimizer_closure: Callable[[], Any] | None = None,
     ) -> None:
-        """Sets the rate after the step's last backward pass, before gradients are unscaled, looked at and clipped."""
+        """Sets the rate after the step's last backward pass, before gradients are unscaled, checked and clipped."""
 
         def closure() -> Any:
             assert optimizer_closure is not None, "Lightning gives one"
@@ -303,21 +308,21 @@ class UnlearningModule(pl.LightningModule):
         return getattr(self.trainer.precision_plugin, "scaler", None)
 
     def _check_divergence(self, loss: Tensor) -> None:
-        """Notes a loss, which is looked at together with the step's gradients: each look waits for the GPU."""
+        """Stores a loss to be checked together with the step's gradients, because each check synchronises the GPU."""
         self._losses.append(loss.detach())
 
     def _check_numbers(self) -> None:
-        """Stops before a loss or gradient that is no number gets into weights and optimiser, which keep it for ever."""
+        """Stops the run before a NaN or infinite loss or gradient reaches the weights and the optimiser."""
         losses, self._losses = self._losses, []
         gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
         wrong = torch.zeros((), device=self.device)
-        if self._scaler is None:  # which leaves such a step out itself
+        if self._scaler is None:  # a gradient scaler skips such a step itself
             local = [gradient.to_local() if isinstance(gradient, DTensor) else gradient for gradient in gradients]
-            # The largest magnitude: one pass over what the optimiser is about to read, and no sum that could overflow.
+            # The largest magnitude takes one pass over the gradients, and no sum that could overflow.
             wrong = (~torch.isfinite(torch.nn.utils.get_total_norm(local, norm_type=math.inf))).to(wrong)
             if self.trainer.world_size > 1:  # shards differ, and all processes have to stop
                 wrong = self.trainer.strategy.reduce(wrong, reduce_op="sum")
-        found = torch.stack([loss.to(wrong) for loss in losses] + [wrong]).tolist()  # the only look
+        found = torch.stack([loss.to(wrong) for loss in losses] + [wrong]).tolist()  # the only synchronisation
         for loss in found[:-1]:
             if not math.isfinite(loss):
                 raise DivergenceError(
@@ -334,7 +339,7 @@ class UnlearningModule(pl.LightningModule):
             self._step_logs[name] = self._step_logs.get(name, 0.0) + value.detach() * share
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Looks at the gradients, and logs means over the step's groups, whatever the micro-batches and processes."""
+        """Checks the gradients, and logs means over the step's groups of all micro-batches and processes."""
         self._check_numbers()
         rate_logs = {} if self.rate is None else self.rate.log(self._step_logs)
         self.log_dict(self._step_logs, prog_bar=True, batch_size=1, sync_dist=self.trainer.world_size > 1)
@@ -342,7 +347,7 @@ class UnlearningModule(pl.LightningModule):
         self._step_logs = {}
 
     def state_dict(self, *arguments: Any, **options: Any) -> dict[str, Any]:  # type: ignore[override]
-        """All weights; of a model with an adapter the adapter's alone, because the others are where they were."""
+        """State dict of all weights; for a model with an adapter of the adapter alone, as the others are frozen."""
         state: dict[str, Any] = super().state_dict(*arguments, **options)
         return state if self._frozen is None else {name: w for name, w in state.items() if is_adapter_weight(name)}
 
@@ -351,10 +356,11 @@ class UnlearningModule(pl.LightningModule):
             checkpoint["frozen_weights"] = self._frozen
         if self.rate is not None:
             checkpoint["rate_state"] = asdict(self.rate.state)
+            checkpoint["rate_values"] = list(self.rate.values)
         checkpoint["sharded"] = is_sharded(self._network)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """As `state_dict` gives them: nothing is missing that it would hold."""
+        """Loads weights in the form of `state_dict`; for a model with an adapter the frozen weights stay."""
         if self._frozen is not None:
             state_dict = {**super().state_dict(), **state_dict}
         try:
@@ -365,11 +371,11 @@ class UnlearningModule(pl.LightningModule):
 
     @classmethod
     def load_from_checkpoint(cls, *arguments: Any, **options: Any) -> NoReturn:
-        """Refused: a checkpoint holds weights without the network that they belong to, which the run folder names."""
+        """Refuses to load: a checkpoint lacks the network of its weights, which only the run folder names."""
         raise UserError("a checkpoint is not a whole model: use sga.load_run(FOLDER).load_model(CHECKPOINT) instead")
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        # Optimiser states are named by parameter under FSDP2, and elsewhere by place among those that are trained.
+        # Optimiser states are keyed by parameter name under FSDP2, and otherwise by index among the trained weights.
         if self.trainer.state.fn == "fit" and checkpoint.get("sharded", False) != is_sharded(self._network):
             raise UserError(
                 f"the checkpoint was made {'under' if checkpoint.get('sharded') else 'without'} --trainer.strategy "
@@ -382,18 +388,19 @@ class UnlearningModule(pl.LightningModule):
             )
         if self.rate is not None and "rate_state" in checkpoint:
             self.rate.state = RateState(**checkpoint["rate_state"])
+            self.rate.values = list(checkpoint.get("rate_values", ()))
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         optimizer = self.optimizer([parameter for parameter in self.parameters() if parameter.requires_grad])
-        if self._scaler is None:  # a fused optimiser would unscale gradients by itself, after they are clipped
+        if self._scaler is None:  # a fused optimiser would unscale gradients itself, after clipping
             fuse(optimizer)
         scheduler = self.schedule.scheduler(optimizer, self.total_steps(), self.data.steps_per_epoch)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def total_steps(self) -> int:
-        """Optimiser steps of the whole run."""
-        # Not trainer.estimated_stepping_batches: it sets the loaders up before a checkpoint is read, after which
-        # Lightning does not give them their saved position back, and a resumed run starts its epoch again.
+        """Number of optimiser steps of the whole run."""
+        # Not trainer.estimated_stepping_batches: it sets the loaders up before a checkpoint is loaded. Lightning would
+        # then not restore their position, and a resumed run would start its epoch again.
         epochs, steps = self.trainer.max_epochs, self.trainer.max_steps
         planned = self.data.steps_per_epoch * epochs if epochs is not None and epochs >= 0 else steps
         if planned < 0:
@@ -403,7 +410,7 @@ class UnlearningModule(pl.LightningModule):
     # ---- evaluation --------------------------------------------------------------------------------------------
 
     def on_validation_epoch_start(self) -> None:
-        self._inference = Inference(self._network, self.stop_ids)  # a new one: it remembers what these weights say
+        self._inference = Inference(self._network, self.stop_ids)  # a new one, because it caches tokens of the weights
         gather(self._network)
         if not self.compile_blocks:
             self._plain_blocks.enter_context(uncompiled(self._network))
@@ -416,7 +423,7 @@ class UnlearningModule(pl.LightningModule):
     on_test_epoch_end = on_predict_epoch_end = on_validation_epoch_end
 
     def validation_step(self, batch: ScoreBatch | GenerateBatch, batch_idx: int) -> dict[int, Answer]:  # type: ignore[override]
-        """Answers by the loader's jobs; `Evaluator` collects them."""
+        """Answers by job index; `Evaluator` collects them."""
         assert self._inference is not None, "the epoch has started"
         return dict(zip(batch.indices, self._inference.answer(batch), strict=True))
 
@@ -426,14 +433,14 @@ class UnlearningModule(pl.LightningModule):
     def predict_step(self, batch: GenerateBatch, batch_idx: int) -> list[tuple[int, tuple[int, ...]]]:
         assert self._inference is not None, "the epoch has started"
         answers = self._inference.answer(batch)
-        # Token ids: Lightning moves what is returned here, and fails on frozen dataclasses.
+        # Token ids only: Lightning moves returned objects to the CPU, and fails on frozen dataclasses.
         return [
             (i, answer.ids) for i, answer in zip(batch.indices, answers, strict=True) if isinstance(answer, Generation)
         ]
 
     @property
     def stop_ids(self) -> list[int]:
-        """Tokens that end a generated answer."""
+        """Token ids that end a generated answer."""
         return stop_tokens(self.data.tokenizer, self._network)
 
     @property

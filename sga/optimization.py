@@ -16,11 +16,11 @@ from sga.errors import UserError
 
 
 class Schedule(ABC):
-    """Makes a per-step scheduler once the number of steps is known."""
+    """Learning-rate schedule, made into a scheduler once the number of steps is known."""
 
     @abstractmethod
     def scheduler(self, optimizer: Optimizer, total_steps: int, steps_per_epoch: int) -> LambdaLR:
-        """A scheduler that Lightning steps once per optimiser step."""
+        """Scheduler that Lightning steps once per optimiser step."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class LinearSchedule(Schedule):
 
     Args:
         warmup_epochs: Length of the warm-up in epochs; fractions are allowed. TOFU uses 1.
-        final_factor: Share of the peak learning rate that is left at the end.
+        final_factor: Learning rate at the end as a share of the peak, in [0, 1].
     """
 
     warmup_epochs: float = 1.0
@@ -55,7 +55,7 @@ class LinearSchedule(Schedule):
 
 @dataclass(frozen=True)
 class ConstantSchedule(Schedule):
-    """The same learning rate at every step."""
+    """Constant learning rate, without warm-up and decay."""
 
     def scheduler(self, optimizer: Optimizer, total_steps: int, steps_per_epoch: int) -> LambdaLR:
         return LambdaLR(optimizer, lambda step: 1.0)
@@ -67,7 +67,7 @@ def adamw(parameters: Any) -> AdamW:
 
 
 def fuse(optimizer: Optimizer) -> None:
-    """Lets an Adam or AdamW whose weights are all on GPUs take its fused kernel, unless it names another."""
+    """Switches Adam or AdamW to its fused kernel if all weights are on GPUs and no other implementation is named."""
     if type(optimizer) not in (torch.optim.Adam, AdamW):
         return
     for group in optimizer.param_groups:
@@ -76,11 +76,11 @@ def fuse(optimizer: Optimizer) -> None:
 
 
 EIGHT_BIT = 2 + 2 * 4 / 256
-"""Bytes a weight of two 8-bit states with a float32 scale for each block of 256 (arXiv 2110.02861)."""
+"""Bytes per weight of two 8-bit states with a float32 scale for each block of 256 (arXiv 2110.02861)."""
 
 
 def optimizer_bytes(make: Callable[[list[Parameter]], Any], name: str) -> float:
-    """Bytes of an optimiser's states for each weight, from one step on a small parameter."""
+    """Bytes of an optimiser's states per weight, measured by one step on a small parameter."""
     if "8bit" in name.lower():
         return EIGHT_BIT
     parameter = Parameter(torch.zeros(64, 64))
@@ -92,10 +92,10 @@ def optimizer_bytes(make: Callable[[list[Parameter]], Any], name: str) -> float:
 
 
 class AdamW8bit(Optimizer):
-    """AdamW whose two states take one byte each per weight, in blocks of their own scale; by bitsandbytes, on a GPU.
+    """AdamW with two states of one byte per weight, in blocks with their own scale; by bitsandbytes, on a GPU.
 
-    Parameters of fewer than 4096 elements keep float32 states. Source: Dettmers et al., arXiv 2110.02861. Making one
-    gives bitsandbytes' own optimiser, which is imported then (extra ``eight-bit``).
+    Parameters of fewer than 4096 elements have float32 states. Source: Dettmers et al., arXiv 2110.02861. The
+    constructor imports bitsandbytes (extra ``eight-bit``) and returns its own optimiser.
     """
 
     def __new__(
@@ -110,12 +110,12 @@ class AdamW8bit(Optimizer):
         """Makes bitsandbytes' optimiser.
 
         Args:
-            params: The parameters.
-            lr: Learning rate.
-            betas: Shares of the past in the averages of gradients and of their squares.
-            eps: Added to the denominator.
-            weight_decay: Decoupled weight decay.
-            paged: Let the driver move states to the host's memory when the GPU's is full.
+            params: Parameters to optimise, or groups of them.
+            lr: Peak learning rate, per step.
+            betas: Decay rates of the running averages of gradients and of their squares.
+            eps: Constant added to the denominator.
+            weight_decay: Coefficient of the decoupled weight decay.
+            paged: True to let the driver move states to the host's memory when the GPU's memory is full.
         """
         try:
             from bitsandbytes import optim

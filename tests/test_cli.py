@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import rows_about, shipped, write_rows
+from conftest import ROOT, rows_about, shipped, write_rows
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from transformers import AutoModelForCausalLM
 
@@ -22,6 +22,7 @@ from sga import __main__ as command_line
 from sga import __version__
 from sga.errors import DivergenceError, UserError
 from sga.runs.folder import RunFolder
+from sga.runs.provenance import commit
 
 main = command_line.main
 
@@ -60,7 +61,8 @@ def test_negative_control_a_verb_does_import_them() -> None:
 def test_exit_codes_without_a_verb(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 2
     assert main(["--version"]) == 0
-    assert capsys.readouterr().out.endswith(f"sga {__version__}\n")
+    known = commit()
+    assert capsys.readouterr().out.endswith(f"sga {__version__}{f' ({known})' if known else ''}\n")
     assert main(["help"]) == main(["-h"]) == 0
     capsys.readouterr()
     assert main(["fitt"]) == 2
@@ -526,3 +528,13 @@ def test_a_run_of_before_an_option_goes_on_by_its_default_and_by_nothing_else(tm
         check("--data.special_tokens=text")
     with pytest.raises(UserError, match=r"data\.batch_size: "):
         check("--data.batch_size=7")
+
+
+@pytest.mark.runs
+def test_classes_go_by_their_short_names_whether_or_not_their_module_was_imported() -> None:
+    """In a process of its own: this one has imported them all."""
+    options = ["--config=configs/benchmarks/authors.yaml", "--config=configs/methods/sga.yaml", "--print_config"]
+    command = [sys.executable, "-m", "sga", "fit", *options, "--stop.rule", "FitToHandOver", "--model.loss", "NPO"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "class_path: sga.FitToHandOver" in done.stdout and "class_path: sga.NPO" in done.stdout

@@ -1,4 +1,4 @@
-"""What a model says to records as an attack asks about them: an ordinary evaluation, row by row, with its cache."""
+"""Answers of a model to records as an attack asks about them: an ordinary evaluation, row by row, with its cache."""
 
 from __future__ import annotations
 
@@ -29,22 +29,21 @@ def answered_rows(
     max_new_tokens: int,
     cache: Path | None = None,
 ) -> list[Row]:
-    """A row for each record: ``avg_nll``, ``probability``, ``extraction_strength``; of questions ``rouge_l_recall``.
+    """Rows of records: ``avg_nll``, ``probability``, ``extraction_strength``; of questions also ``rouge_l_recall``.
 
     Args:
-        network: The model, in eval mode.
+        network: Model in eval mode.
         encoder: Tokenizer and longest sequence.
-        asked: The records.
-        max_new_tokens: Most tokens of a greedy answer.
-        cache: Folder of answers that are kept by the content of weights and tokens; None keeps none.
+        asked: Records as the attack asks about them.
+        max_new_tokens: Largest number of tokens of a greedy answer.
+        cache: Path of the folder of cached answers, by content of weights and tokens; None caches none.
 
     Raises:
         DivergenceError: the model gives NaN.
     """
     scores: list[Job] = [ScoreJob(one.prompt + one.answer, len(one.prompt), True, one.ends, False) for one in asked]
     spoken = [one for one in asked if one.truth]
-    limits = [max(1, min(max_new_tokens, encoder.max_length - len(one.prompt))) for one in spoken]
-    jobs = [*scores, *(GenerateJob(one.prompt, limit, False) for one, limit in zip(spoken, limits, strict=True))]
+    jobs = [*scores, *_generated(encoder, spoken, max_new_tokens)]
     found = _answers(network, encoder, jobs, cache)
     rows = []
     for index, one in enumerate(asked):
@@ -65,6 +64,23 @@ def answered_rows(
     recalls = rouge(said, [one.truth for one in spoken])["rougeL_recall"] if spoken else []
     by_id = {one.id: recall for one, recall in zip(spoken, recalls, strict=True)}
     return [row | ({"rouge_l_recall": by_id[row["id"]]} if row["id"] in by_id else {}) for row in rows]
+
+
+def greedy_answers(
+    network: PreTrainedModel,
+    encoder: Encoder,
+    asked: Sequence[Prompted],
+    max_new_tokens: int,
+    cache: Path | None = None,
+) -> list[str]:
+    """Greedy answers to records, see `answered_rows`."""
+    found = _answers(network, encoder, _generated(encoder, asked, max_new_tokens), cache)
+    return [encoder.decode(found[place].ids) for place in range(len(asked))]  # type: ignore[union-attr]
+
+
+def _generated(encoder: Encoder, asked: Sequence[Prompted], max_new_tokens: int) -> list[GenerateJob]:
+    limits = [max(1, min(max_new_tokens, encoder.max_length - len(one.prompt))) for one in asked]
+    return [GenerateJob(one.prompt, limit, False) for one, limit in zip(asked, limits, strict=True)]
 
 
 def _answers(network: PreTrainedModel, encoder: Encoder, jobs: Sequence[Job], cache: Path | None) -> dict[int, Answer]:
@@ -88,7 +104,7 @@ def _answers(network: PreTrainedModel, encoder: Encoder, jobs: Sequence[Job], ca
 def _batches(
     network: PreTrainedModel, encoder: Encoder, jobs: Sequence[Job], known: dict[int, Answer]
 ) -> Iterator[ScoreBatch | GenerateBatch]:
-    """Jobs that are not known yet, the longest first, in batches that the memory takes; scoring before generating."""
+    """Batches of jobs that are not known yet, the longest first, as large as the memory takes; scoring comes first."""
     pad = encoder.tokenizer.pad_token_id or 0
     order = sorted((index for index in range(len(jobs)) if index not in known), key=lambda index: -len(jobs[index].ids))
     tokens, rows = most_tokens(network, network.device), most_rows(network, network.device, encoder.max_length)
@@ -107,22 +123,27 @@ def _batches(
         yield GenerateBatch(spoken[start : start + rows], pad)
 
 
-def sampled_recalls(
+def sampled_answers(
     network: PreTrainedModel, encoder: Encoder, asked: Sequence[Prompted], samples: int, max_new_tokens: int, seed: int
-) -> dict[str, list[float]]:
-    """ROUGE-L recall of `samples` answers to each question, drawn at temperature 1 and top-p 1, by record id."""
+) -> list[str]:
+    """Answers drawn at temperature 1 and top-p 1: `samples` to the first record, then to the next one, and so on.
+
+    Args:
+        network: Model in eval mode.
+        encoder: Tokenizer and longest sequence.
+        asked: Records as they are asked about.
+        samples: Number of answers to each record.
+        max_new_tokens: Largest number of tokens of an answer.
+        seed: Seed of the random numbers; the same seed, records and device give the same answers.
+    """
     generator = torch.Generator(network.device).manual_seed(seed)
     inference = Inference(network, stop_tokens(encoder.tokenizer, network), generator)
     rows = most_rows(network, network.device, encoder.max_length)
-    drawn = [one for one in asked for _ in range(samples)]
+    drawn = _generated(encoder, [one for one in asked for _ in range(samples)], max_new_tokens)
     said: list[str] = []
     with torch.no_grad():
         for start in range(0, len(drawn), rows):
-            part = drawn[start : start + rows]
-            limits = [max(1, min(max_new_tokens, encoder.max_length - len(one.prompt))) for one in part]
-            jobs = [(i, GenerateJob(o.prompt, n, False)) for i, (o, n) in enumerate(zip(part, limits, strict=True))]
+            jobs = [(place, job) for place, job in enumerate(drawn[start : start + rows])]
             batch = GenerateBatch(jobs, encoder.tokenizer.pad_token_id or 0).to(network.device)
-            answers = inference.answer(batch)
-            said += [encoder.decode(answer.ids) for answer in answers if isinstance(answer, Generation)]
-    recalls = rouge(said, [one.truth for one in drawn])["rougeL_recall"]
-    return {one.id: recalls[place * samples : (place + 1) * samples] for place, one in enumerate(asked)}
+            said += [encoder.decode(one.ids) for one in inference.answer(batch) if isinstance(one, Generation)]
+    return said

@@ -11,17 +11,16 @@ import numpy as np
 from sga.evaluation.bootstrap import Bootstrap
 from sga.evaluation.metrics import Floats
 
-Word = Literal["fully recovered", "partly", "clean", "not judged"]
+Word = Literal["fully recovered", "partly", "clean", "not judged", "diverged"]
 
 FULLY = 0.9
-"""Share of what was known before unlearning from which on an attack brings all of it back."""
+"""Share of what was known before unlearning from which on all of it is called recovered."""
 
 LITTLE = 0.1
-"""Share up to which nothing comes back, whatever the interval."""
-
+"""Share up to which nothing is called recovered, whatever the interval."""
 
 _ROOM = 0.05
-"""Mean by which the model before unlearning must be above the floor for a share of that to say anything."""
+"""Least mean difference between the model before unlearning and the floor of which a share says anything."""
 
 
 @dataclass(frozen=True)
@@ -34,31 +33,47 @@ class Estimate:
 
     @classmethod
     def of(cls, values: Floats, bootstrap: Bootstrap) -> Estimate:
-        """Of one value a record, [N]."""
-        return cls(float(np.mean(values)), *bootstrap.interval(bootstrap.means("forget", values)))
+        """Estimate from one value in [0, 1] a record, [N]; where all are 0, or all are 1, Wilson's interval."""
+        mean = float(np.mean(values))
+        low, high = bootstrap.interval(bootstrap.means("forget", values))
+        reach = bootstrap.wilson_bound(len(values)) if high - low < 1e-9 and mean in (0.0, 1.0) else 0.0
+        return cls(mean, max(0.0, low - reach), min(1.0, high + reach))
 
     def __str__(self) -> str:
         return f"{self.value:.2f} {self.low:.2f}–{self.high:.2f}"
 
 
 @dataclass(frozen=True)
-class Finding:
-    """One attack: a row of the table.
+class Untried:
+    """An attack that cannot be made here.
 
     Attributes:
-        attack: Its name.
-        says: What it is, with its settings.
-        measure: What is measured.
-        before: The model before unlearning, not attacked.
-        unlearned: The unlearned model, not attacked.
-        after: The unlearned model under the attack.
-        retained: The retained models under the attack, mean over them; None without one.
-        word: What comes back.
+        attack: Name of the attack.
+        why: Reason, and what would mend it.
+    """
+
+    attack: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Outcome of one attack: a row of the table.
+
+    Attributes:
+        attack: Name of the attack.
+        says: Description of the attack, with its settings.
+        measure: Name of the measure, 0 to 1, higher = more is known.
+        before: Value of the model before unlearning, not attacked.
+        unlearned: Value of the unlearned model, not attacked.
+        after: Value of the unlearned model under the attack.
+        retained: Value of the retained models under the attack, mean over them; None without one.
+        word: Verdict on what comes back.
         share: Share of what was lost that comes back, (after − floor) / (before − floor); None where it is not judged.
-        low: Lower end of its interval.
-        high: Upper end.
-        why: Why it is not judged, or further numbers; may be empty.
-        details: Other measures and curves.
+        low: Lower end of the share's interval.
+        high: Upper end of the share's interval.
+        why: Reason why it is not judged, or further numbers; may be empty.
+        details: Other measures and curves, as attacks.json holds them.
     """
 
     attack: str
@@ -76,7 +91,7 @@ class Finding:
     details: dict[str, Any] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
-        """As the file has it."""
+        """Content of the finding in attacks.json."""
         return asdict(self)
 
 
@@ -98,15 +113,15 @@ def finding(
 
     Args:
         attack: Name of the attack.
-        says: What it is.
-        measure: What is measured, 0 to 1, higher = more is known.
-        values: ``before``, ``unlearned`` and ``after``, each [N].
-        retained: The same under the attack, of each retained model.
+        says: Description of the attack, with its settings.
+        measure: Name of the measure, 0 to 1, higher = more is known.
+        values: Values of ``before``, ``unlearned`` and ``after`` by name, each [N].
+        retained: Values under the attack of each retained model, each [N].
         gives: True if the attack tells the model something of the answers, or samples until it is right, so that
             without a retained model nobody can say what came back.
         looks: Number of places that the one judged was chosen from (Bonferroni: the interval is that much wider).
-        why: Further numbers in words.
-        details: See `Finding`.
+        why: Further numbers in words; may be empty.
+        details: Other measures and curves, see `Finding`.
     """
     shown, judging = Bootstrap(), Bootstrap(level=1 - 0.05 / looks)
     means = {name: Estimate.of(np.asarray(column), shown) for name, column in values.items()}
@@ -131,25 +146,34 @@ def finding(
         return unjudged("nothing was lost that could come back")
     share = float((after - floor).mean()) / room
     low, high = judging.interval(judging.ratios("forget", after - floor, np.full(len(after), room)))
+    if high - low < 1e-9:  # all records differ alike, most often not at all: resamples say nothing
+        reach = judging.wilson_bound(len(after)) / room
+        low, high = low - reach, high + reach
     word: Word = "clean" if share <= LITTLE or low <= 0 else "fully recovered" if share >= FULLY else "partly"
     return Finding(*base, word, share, low, high, why, found)
 
 
-def verdict(findings: Sequence[Finding], diverged: str | None, untried: Mapping[str, str]) -> list[str]:
-    """Sentences: what comes back, under which attack, and what was not tried.
+def verdict(
+    findings: Sequence[Finding],
+    diverged: str | None,
+    untried: Mapping[str, str],
+    failed: Mapping[str, str] | None = None,
+) -> list[str]:
+    """Sentences: what comes back, under which attack, what was not tried, and what failed.
 
     Args:
-        findings: One for each attack.
-        diverged: Why the unlearned model says nothing any more; None where it works.
-        untried: Why, by attack.
+        findings: Findings, one for each attack that was made.
+        diverged: Reason why the unlearned model says nothing any more; None where it works.
+        untried: Reason why an attack was not made, by attack.
+        failed: Error that ended an attack, by attack; None for none.
     """
     lines = []
     by_word = {word: [f for f in findings if f.word == word] for word in ("fully recovered", "partly", "not judged")}
     if diverged is not None:
         lines.append(f"Diverged: {diverged}. That nothing comes back of such a model says nothing about forgetting.")
-    elif by_word["fully recovered"]:
+    if by_word["fully recovered"]:
         lines.append(f"Fully recovered: {_named(by_word['fully recovered'])}.")
-    elif not by_word["partly"]:
+    elif diverged is None and not by_word["partly"]:
         clean = [f for f in findings if f.word == "clean"]
         tried = [f for f in clean if f.attack != "none"]
         than = "retained models say under the same attack" if any(f.retained for f in clean) else "without an attack"
@@ -160,12 +184,15 @@ def verdict(findings: Sequence[Finding], diverged: str | None, untried: Mapping[
             lines.append("Clean without an attack: it says no more than retained models; no attack was judged.")
         else:
             lines.append("Not judged: no attack could be told apart from what any model says.")
-    if diverged is None and by_word["partly"]:
+    if by_word["partly"]:
         lines.append(f"Partly recovered: {_named(by_word['partly'])}.")
     if by_word["not judged"]:
         lines.append("Not judged: " + "; ".join(f"{f.attack} ({f.why})" for f in by_word["not judged"]) + ".")
+    if failed:
+        lines.append("Failed: " + "; ".join(f"{a} ({why})" for a, why in failed.items()) + ".")
     if untried:
-        lines.append("Not tried: " + "; ".join(f"{name} ({why})" for name, why in untried.items()) + ".")
+        alike = {why: ", ".join(name for name, other in untried.items() if other == why) for why in untried.values()}
+        lines.append("Not tried: " + "; ".join(f"{names} ({why})" for why, names in alike.items()) + ".")
     return lines
 
 

@@ -26,9 +26,9 @@ class AttackedModel:
     """A model on disk, or on the Hub.
 
     Attributes:
-        role: ``unlearned``, ``before`` (unlearning) or ``retained``.
-        name: Run folder, folder or name of the model, as it was given.
-        described: Where its weights and its tokenizer are.
+        role: Role of the model: ``unlearned``, ``before`` (unlearning) or ``retained``.
+        name: Run folder, folder or Hub name of the model, as it was given.
+        described: Place of its weights and its tokenizer.
     """
 
     role: str
@@ -37,30 +37,35 @@ class AttackedModel:
 
     @property
     def key(self) -> str:
-        """Hash of what the weights are read from: path, sizes and times of the files that they depend on."""
-        place = Path(self.described.name_or_path)
-        files = sorted(one for one in place.glob("*") if one.suffix in (".json", ".safetensors", ".bin", ".model"))
-        parts = [(one.name, one.stat().st_size, one.stat().st_mtime_ns) for one in files]
-        described = (str(place.resolve() if files else place), self.described.revision, self.described.dtype, parts)
-        return hashlib.sha256(repr(described).encode()).hexdigest()[:16]
+        """Hash of the files that the weights are read from, see `files_key`."""
+        return files_key(self.described.name_or_path, self.described.revision, self.described.dtype)
 
     def load(self, device: torch.device) -> PreTrainedModel:
-        """The weights, in eval mode."""
+        """Loads the weights, in eval mode."""
         network = self.described.network(self.described.tokenizer(())).to(device)  # type: ignore[arg-type]
         return network.eval()  # type: ignore[no-any-return]
 
 
+def files_key(name: str, *described: str | None) -> str:
+    """Hash of a model's place: path, sizes and times of its files, or its Hub name, and what else describes it."""
+    place = Path(name)
+    files = sorted(one for one in place.glob("*") if one.suffix in (".json", ".safetensors", ".bin", ".model", ".gguf"))
+    parts = [(one.name, one.stat().st_size, one.stat().st_mtime_ns) for one in files]
+    whole = (str(place.resolve() if files else place), *described, parts)
+    return hashlib.sha256(repr(whole).encode()).hexdigest()[:16]
+
+
 @dataclass(frozen=True)
 class AttackData:
-    """The records that attacks ask about, and how.
+    """Records that attacks ask about, and how they are asked.
 
     Attributes:
-        benchmark: Its name.
+        benchmark: Name of the benchmark.
         forget: Forget records, evenly spaced where they are too many.
-        retain: Retain records that are evaluated, at most as many.
+        retain: Retain records that are evaluated, at most as many as forget records.
         holdout: Records that no model has seen; may be empty.
         encoder: Tokenizer, template and longest sequence.
-        max_new_tokens: Most tokens of an answer.
+        max_new_tokens: Largest number of tokens of an answer.
         texts: False if nothing but numbers may be kept.
     """
 
@@ -74,7 +79,7 @@ class AttackData:
 
 
 def attacked_run(path: str | Path) -> RunFolder:
-    """The run folder that is meant: the folder itself, or the training in a folder of `sga unlearn`.
+    """Run folder at a path: the folder itself, or the training in a folder of `sga unlearn`.
 
     Raises:
         UserError: there is no run.
@@ -87,7 +92,7 @@ def attacked_run(path: str | Path) -> RunFolder:
 
 
 def run_model(run: RunFolder, role: str, name: str) -> AttackedModel:
-    """The exported model of a run, or the model that an evaluation has looked at.
+    """Exported model of a run, or the model that an evaluation has looked at.
 
     Raises:
         UserError: the run was trained and nothing was exported, or its model is not one on disk.
@@ -103,7 +108,7 @@ def run_model(run: RunFolder, role: str, name: str) -> AttackedModel:
 
 
 def named_model(name: str, role: str) -> AttackedModel:
-    """A model by run folder, folder or name on the Hub.
+    """Model in a run folder, in a folder or on the Hub.
 
     Raises:
         UserError: as `run_model`, or there is no such model.
@@ -113,13 +118,13 @@ def named_model(name: str, role: str) -> AttackedModel:
 
 
 def model_before(run: RunFolder) -> AttackedModel:
-    """The model that a run began with.
+    """Model that a run began with.
 
     Raises:
         UserError: it is not one on disk or on the Hub.
     """
     described = _configured(run)
-    return AttackedModel("before", described.name_or_path, described)
+    return AttackedModel("before", described.location, described)
 
 
 def _configured(run: RunFolder) -> Pretrained:
@@ -129,17 +134,17 @@ def _configured(run: RunFolder) -> Pretrained:
         raise UserError(
             f"{run.config_path}: the model that the run began with is not on disk; name one (--target MODEL)"
         )
-    kept = ("name_or_path", "revision", "tokenizer_name_or_path", "dtype", "attention")
+    kept = ("name_or_path", "revision", "tokenizer_name_or_path", "dtype", "attention", "gguf_file")
     return Pretrained(**{name: arguments[name] for name in kept if arguments.get(name) is not None})
 
 
 def attack_data(run: RunFolder, rows: int, max_new_tokens: int | None) -> AttackData:
-    """The data of a run, as its configuration says.
+    """Records of a run, as its configuration says.
 
     Args:
-        run: The run.
-        rows: Most forget and most retain records.
-        max_new_tokens: Most tokens of an answer; None takes the run's.
+        run: Run folder with a configuration.
+        rows: Largest number of forget records, and of retain records.
+        max_new_tokens: Largest number of tokens of an answer; None takes the run's.
 
     Raises:
         UserError: the data cannot be read, or has no forget records.

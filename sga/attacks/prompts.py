@@ -11,14 +11,14 @@ from sga.data.records import Record
 
 @dataclass(frozen=True)
 class Prompted:
-    """One record as it is asked about.
+    """A record as an attack asks about it.
 
     Attributes:
-        id: Its id.
-        prompt: Tokens before the answer.
-        answer: Tokens that are scored, the end-of-sequence token last if `ends`.
+        id: Id of the record.
+        prompt: Token ids before the answer.
+        answer: Token ids that are scored, the end-of-sequence token last if `ends`.
         truth: Text that a generated answer is compared with; empty for plain text, which nothing is generated for.
-        ends: Whether the last token is the end-of-sequence token.
+        ends: True if the last token is the end-of-sequence token.
     """
 
     id: str
@@ -29,7 +29,7 @@ class Prompted:
 
 
 def plain_prompt(encoder: Encoder, record: Record) -> Prompted:
-    """The question as it is; of plain text every token but the first is scored."""
+    """Question as it is; every token of plain text but the first is scored."""
     if record.is_text:
         ids, _ = encoder.encode_text(record.answer)
         return Prompted(record.id, ids[:1], ids[1:], "", ends=False)
@@ -37,18 +37,18 @@ def plain_prompt(encoder: Encoder, record: Record) -> Prompted:
 
 
 def paraphrased_prompt(encoder: Encoder, record: Record) -> Prompted:
-    """The question in another form of sentence, which the record must have."""
+    """Question in another form of sentence, which the record must have."""
     assert record.paraphrased_question is not None
     return _asked(encoder, record, record.paraphrased_question)
 
 
 def prefixed_prompt(encoder: Encoder, record: Record, prefix: str) -> Prompted:
-    """The question, and the beginning of an answer that says that one follows."""
+    """Question and the beginning of an answer that says that one follows."""
     return _begun(encoder, record, f"{prefix} ", record.answer)
 
 
 def first_words_prompt(encoder: Encoder, record: Record, words: int) -> Prompted:
-    """The question and the first words of the answer, at most half of them; the rest is scored and compared."""
+    """Question and the first words of the answer, at most half of them; the rest is scored and compared."""
     parts = record.answer.split()
     given = min(words, len(parts) // 2)
     if not given:
@@ -58,7 +58,7 @@ def first_words_prompt(encoder: Encoder, record: Record, words: int) -> Prompted
 
 
 def few_shot_prompt(encoder: Encoder, record: Record, examples: Sequence[Record], room: int) -> Prompted:
-    """Finished examples before the question, the last ones of them where not all leave `room` for an answer."""
+    """Answered examples before the question, the last ones of them where all would leave no `room` for an answer."""
     found = plain_prompt(encoder, record)
     ids = found.prompt
     first = encoder.tokenizer.bos_token_id
@@ -77,7 +77,7 @@ def _asked(encoder: Encoder, record: Record, question: str) -> Prompted:
 
 
 def _begun(encoder: Encoder, record: Record, beginning: str, rest: str) -> Prompted:
-    """An answer of which the beginning is given: the tokens that it has in common with the beginning alone."""
+    """Answer with its beginning given: the tokens that it has in common with the beginning alone."""
     whole, given = (
         encoder.encode(record.question, beginning + rest),
         encoder.encode(record.question, beginning.rstrip()),

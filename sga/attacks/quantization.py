@@ -14,7 +14,7 @@ from sga.likelihood.forward import head_of
 Precision = Literal["int8", "nf4"]
 
 BLOCK = 64
-"""Weights that share a scale in nf4, bitsandbytes' default."""
+"""Number of weights that share a scale in nf4, bitsandbytes' default."""
 
 NF4 = (
     -1.0,
@@ -34,7 +34,7 @@ NF4 = (
     0.7229568362236023,
     1.0,
 )
-"""The sixteen values of a 4-bit NormalFloat (Dettmers et al., arXiv 2305.14314, appendix E)."""
+"""Values of a 4-bit NormalFloat (Dettmers et al., arXiv 2305.14314, appendix E)."""
 
 
 def rounded_int8(weight: Tensor) -> Tensor:
@@ -59,7 +59,8 @@ def rounded_nf4(weight: Tensor, block: int = BLOCK) -> Tensor:
 def quantize(network: PreTrainedModel, precision: Precision) -> PreTrainedModel:
     """Rounds the weights of all linear layers but the head, in place, as a model loaded in that precision has them.
 
-    Differs from bitsandbytes' LLM.int8 in that activations are not rounded: what the weights say is attacked.
+    bitsandbytes' layers with weights in nf4 give the same outputs. Differs from its LLM.int8 layers in that activations
+    are not rounded: what the weights hold is attacked.
     """
     head = head_of(network)
     for module in network.modules():

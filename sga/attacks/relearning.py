@@ -15,24 +15,24 @@ from sga.data.records import Record
 from sga.likelihood.forward import sequence_nll
 
 BATCH = 4
-"""Rows of a step."""
+"""Number of records of a step."""
 
 RATES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
-"""Learning rates from which the strength is chosen, the least that teaches the control model its rows."""
+"""Learning rates that the strength is chosen from: the least at which the control model learns its records."""
 
 LEARNED = 0.5
-"""Mean probability of its rows from which on the control model has learned them."""
+"""Mean probability of the answers from which on the control model has learned its records."""
 
 
 def relearned_and_rest(records: Sequence[Record], share: float) -> tuple[tuple[Record, ...], tuple[Record, ...]]:
-    """A share of the records, evenly spaced, at least one, and the others, at least one."""
+    """Records to relearn, evenly spaced and at least one, and the others, at least one."""
     learned = evenly(records, min(max(1, round(share * len(records))), len(records) - 1))
     ids = {record.id for record in learned}
     return learned, tuple(record for record in records if record.id not in ids)
 
 
 def looks(rows: int, steps: int) -> list[int]:
-    """Steps after which is looked: 0, 1, 2, 4, … up to `steps`, or one epoch where that is more.
+    """Steps after which the model is evaluated: 0, 1, 2, 4, … up to `steps`, or one epoch where that is more.
 
     >>> looks(4, 8), looks(80, 8)
     ([0, 1, 2, 4, 8], [0, 1, 2, 4, 8, 16, 20])
@@ -44,9 +44,17 @@ def looks(rows: int, steps: int) -> list[int]:
 def relearn(
     network: PreTrainedModel, encoder: Encoder, rows: Sequence[Record], rate: float, steps: int, seed: int
 ) -> Iterator[int]:
-    """Trains on rows by AdamW in `BATCH`es; yields the number of steps taken, before the first one and after each.
+    """Trains on records by AdamW; yields the number of steps taken, before the first one and after each.
 
-    The order of rows follows from the seed alone, so that taking the steps again gives the same weights.
+    The order of records follows from the seed alone, so that a resumed curve has the same weights.
+
+    Args:
+        network: Model in float32, which is trained in place.
+        encoder: Tokenizer, template and longest sequence.
+        rows: Records to train on, `BATCH` in a step.
+        rate: Learning rate.
+        steps: Number of steps.
+        seed: Seed of the order of records.
     """
     encoded = [encoder.encode(record.question, record.answer) for record in rows]
     optimizer = torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=0.0)

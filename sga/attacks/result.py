@@ -1,4 +1,4 @@
-"""What attacks leave: a table for the terminal, a page, and a section of the model card."""
+"""Table of attacks for the terminal, their page, and their section of the model card."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ _HEADING = ("attack", "before", "un- learned", "after the attack", "retained mod
 _SECTION = re.compile(r"\n*<!-- attacks -->.*<!-- end of attacks -->\n*", re.DOTALL)
 
 
-def attack_rows(findings: Sequence[Finding], intervals: bool = True) -> list[tuple[str, ...]]:
-    """Heading and rows: a mean each with its 95 % interval; without `intervals` the first two have none."""
+def attack_rows(findings: Sequence[Finding], share_interval: bool = True) -> list[tuple[str, ...]]:
+    """Heading and rows of the table: means with their 95 % intervals; that of the last share may be left out."""
 
     def cell(found: Estimate | None) -> str:
         return "" if found is None else str(found)
@@ -34,10 +34,8 @@ def attack_rows(findings: Sequence[Finding], intervals: bool = True) -> list[tup
         *(
             (
                 one.attack,
-                *(str(found) if intervals else f"{found.value:.2f}" for found in (one.before, one.unlearned)),
-                cell(one.after),
-                cell(one.retained),
-                "" if one.share is None else f"{one.share:.0%}",
+                *(cell(found) for found in (one.before, one.unlearned, one.after, one.retained)),
+                _share(one, share_interval),
                 one.word,
             )
             for one in findings
@@ -45,14 +43,19 @@ def attack_rows(findings: Sequence[Finding], intervals: bool = True) -> list[tup
     ]
 
 
+def _share(one: Finding, interval: bool) -> str:
+    found = [f"{round(share, 2) + 0.0:.0%}" for share in (one.share, one.low, one.high) if share is not None]  # no -0%
+    return "" if not found else f"{found[0]} ({found[1]} to {found[2]})" if interval else found[0]
+
+
 def attack_lines(content: Mapping[str, Any], findings: Sequence[Finding]) -> list[str]:
-    """What the terminal shows: the verdict, then the table, at most 80 columns wide."""
+    """Lines for the terminal: the verdict, then the table, at most 80 columns wide."""
     lines = [textwrap.fill(line, _WIDTH, subsequent_indent="  ") for line in content["verdict"]]
     if not findings:
         return lines
     measures = ", ".join(dict.fromkeys(one.measure for one in findings))
     note = f"{measures} of {content['rows']} forget records, 0 to 1, with 95 % intervals"
-    table = fitted_table(attack_rows(findings, intervals=False), _WIDTH, texts=(0, 6), spare=2)
+    table = fitted_table(attack_rows(findings, share_interval=False), _WIDTH, texts=(0, 6), spare=2)
     return [*lines, "", *table, textwrap.fill(note, _WIDTH)]
 
 
@@ -70,11 +73,11 @@ def write_card(model: Path, content: Mapping[str, Any], findings: Sequence[Findi
 
 
 def attack_page(content: Mapping[str, Any], findings: Sequence[Finding]) -> str:
-    """The whole page as text; it quotes nothing of the data.
+    """HTML of the whole page; it quotes nothing of the data.
 
     Args:
-        content: What attacks.json holds.
-        findings: The same findings as objects.
+        content: Content of attacks.json.
+        findings: Findings that it was made of.
     """
     others = [("attack", "measure", "before", "unlearned", "after", "retained")]
     for one in findings:
@@ -87,15 +90,50 @@ def attack_page(content: Mapping[str, Any], findings: Sequence[Finding]) -> str:
         "attacks.html.j2",
         f"Attacks on {Path(content['models']['unlearned']).name}",
         {f"attack-{i}": _curves(one, content) for i, one in enumerate(findings) if "curves" in one.details},
-        models=content["models"],
+        models={
+            role: name if isinstance(name, str) else ", ".join(name) or "none"
+            for role, name in content["models"].items()
+        },
         verdict=content["verdict"],
         findings=findings,
         table=_whole_words(attack_rows(findings)),
         others=others,
-        steps=[],
+        steps=curve_rows(findings, content),
         styles=_styles(findings, content),
         settings=content["settings"],
     )
+
+
+def curve_rows(findings: Sequence[Finding], content: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Heading and rows of all curves: after each number of steps, or of samples, each model's means."""
+    unlearned = content["models"]["unlearned"]
+    rows: list[tuple[str, ...]] = [("attack", "after", "model", "measure", "others", "relearned")]
+    for one in findings:
+        for who, points in one.details.get("curves", {}).items():
+            name = "unlearned" if who == unlearned else f"retained {Path(who).name}"
+            for at, point in points.items():
+                if "leak" in point:
+                    cells = [("leak@k", "leak"), ("expected best recall", "best")]
+                    rows += [
+                        (one.attack, f"k = {at}", name, measure, _with_interval(point, key), "")
+                        for measure, key in cells
+                        if key in point
+                    ]
+                    continue
+                rows += [
+                    (one.attack, f"{at} steps", name, measure, f"{mean:.3f}", _relearned(point, measure))
+                    for measure, mean in point["rest"].items()
+                ]
+    return rows
+
+
+def _with_interval(point: Mapping[str, float], key: str) -> str:
+    return f"{point[key]:.3f} {point[f'{key}_low']:.3f}–{point[f'{key}_high']:.3f}"
+
+
+def _relearned(point: Mapping[str, Mapping[str, float]], measure: str) -> str:
+    found = point["relearned"].get(measure)
+    return "" if found is None else f"{found:.3f}"
 
 
 def _styles(findings: Sequence[Finding], content: Mapping[str, Any]) -> dict[str, Style]:
@@ -108,8 +146,9 @@ def _curves(one: Finding, content: Mapping[str, Any]) -> alt.LayerChart:
     """Curves of one attack: the unlearned model's beside the retained ones'."""
     from sga.report.charts import Curve, CurvePoint, training_chart  # not at the top: imports Altair
 
-    x_title = "samples (k)" if one.attack == "sampling" else "steps"
-    title = "leak@k" if one.attack == "sampling" else f"{one.measure}: {one.attack}"
+    sampled = one.attack.startswith("sampling")
+    x_title = "samples (k)" if sampled else "steps"
+    title = f"leak@k: {one.attack}" if sampled else f"{one.measure}: {one.attack}"
     curves = []
     for who, points in one.details["curves"].items():
         name = _name(who, content)
@@ -128,6 +167,6 @@ def _height(point: Mapping[str, Any], measure: str) -> float:
 
 
 def _whole_words(rows: Sequence[Sequence[str]]) -> list[Sequence[str]]:
-    """The table without the breaks that its head has for the terminal's narrow columns."""
+    """Table without the breaks that its head has for the terminal's narrow columns."""
     head, *body = rows
     return [[cell.replace("un- ", "un") for cell in head], *body]

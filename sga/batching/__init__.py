@@ -1,1 +1,1 @@
-"""From groups to batches of token ids: templates, encoding, collation, the loader, packed rows."""
+"""Batches of token ids from groups: templates, encoding, collation, the loader, packed rows."""

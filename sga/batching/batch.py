@@ -1,6 +1,6 @@
-"""A batch of token ids: B groups of K sequences, padded.
+"""Batches of token ids: B groups of K sequences, padded.
 
-`Batch.scale` carries what makes the sum of the losses of an optimiser step's micro-batches the mean over its groups.
+`Batch.scale` is a factor by which the losses of an optimiser step's micro-batches sum to the mean over its groups.
 """
 
 from __future__ import annotations
@@ -22,23 +22,25 @@ from sga.groups.roles import ALTERNATIVE, FORGET, NORMAL, columns_of
 class Batch:
     """B groups of K sequences, flattened; row b·K is the forget sample of group b.
 
-    Some methods read more sequences than a group's forget and normal samples: these follow them, and K counts them.
+    Sequences that a method reads besides forget and normal samples follow them in each group, and count in K.
 
     Attributes:
-        input_ids: [B*K, T], padded on the right.
-        attention_mask: [B*K, T], 1 on real tokens; from lengths, because pad and end-of-sequence may be the same id.
-        answer_mask: [B*K, T], True on answer tokens, the end-of-sequence token included. Column 0 is always False.
-        group_size: K, the sequences of each group that are in this batch.
-        scale: Factor on the mean loss over these B groups (see the module's first paragraph); 1 for a whole step.
-        tokens: Number of real tokens.
-        roles: Role of each of the K sequences, see `sga.likelihood.answer_tokens`.
-        reference_nll: [B, K], negative log-likelihood of each answer under the starting model (nats, summed over its
-            tokens; NaN where it is not known); None where no loss asks for it.
-        mean_lengths: Mean number of answer tokens of a sequence of each of the K columns' roles, over all groups of the
-            optimiser step that these B belong to; None where the batch is all of it.
-        bounds: Number of prompt tokens and of all tokens of each sequence, B·K pairs: what the masks say, known without
-            waiting for a GPU. None where only the masks say it.
-        keys: Number of each sequence, B·K, which sequences with the same tokens share; None where it is not known.
+        input_ids: Token ids, [B*K, T], padded on the right.
+        attention_mask: Mask of real tokens, [B*K, T], 1 on them; made from lengths, because the pad token and the
+            end-of-sequence token may have the same id.
+        answer_mask: Mask of answer tokens, [B*K, T], True on them, the end-of-sequence token included. Column 0 is
+            always False.
+        group_size: Number K of sequences of each group in this batch.
+        scale: Factor on the mean loss over these B groups (see the module's docstring); 1 for a whole step.
+        tokens: Number of real tokens of the batch.
+        roles: Role of each of the K sequences, see `sga.groups.roles`.
+        reference_nll: Negative log-likelihood of each answer under the starting model, [B, K], nats, summed over its
+            tokens; NaN where unknown. None if the loss does not need it.
+        mean_lengths: Mean number of answer tokens for the role of each of the K columns, over all groups of the
+            optimiser step; None if the batch is the whole step.
+        bounds: Number of prompt tokens and of all tokens of each sequence, B·K pairs: the content of the masks on the
+            CPU, so that a GPU need not be synchronised. None if only the masks are known.
+        keys: Number of each sequence, B·K, equal for sequences with the same tokens; None if unknown.
     """
 
     input_ids: Tensor
@@ -55,13 +57,13 @@ class Batch:
 
     @property
     def lengths(self) -> list[int]:
-        """Number of tokens of each sequence."""
+        """Number of tokens of each sequence, B·K."""
         if self.bounds is None:
             return self.attention_mask.sum(dim=1).tolist()
         return [length for _, length in self.bounds]
 
     def answer_places(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Sequence of each answer token and its place therein, [M] each, in reading order."""
+        """Index of the sequence of each answer token, and position in that sequence, [M] each, in reading order."""
         if self.bounds is None:
             rows, places = self.answer_mask.nonzero().cpu().numpy().T
             return rows, places
@@ -69,15 +71,15 @@ class Batch:
         return rows, np.concatenate([np.arange(prompt, length) for prompt, length in self.bounds])
 
     def forget_only(self) -> Batch:
-        """The same groups without their normal samples (K = 1), for losses that do not read them."""
+        """The forget samples of the groups alone (K = 1), for losses that do not read normal samples."""
         return self.select(FORGET)
 
     def normals_only(self) -> Batch:
-        """The same groups without their forget samples (K−1 columns, alternatives too); K is at least 2."""
+        """The normal samples and alternatives of the groups, without the forget samples; needs K of at least 2."""
         return self.select(NORMAL, ALTERNATIVE)
 
     def select(self, *roles: str) -> Batch:
-        """The sequences of some roles alone, without the padding that they do not need."""
+        """The sequences of some roles alone, without unneeded padding."""
         columns = columns_of(self.roles, roles)
         assert columns, f"there is a sequence of role {' or '.join(roles)}"
         if len(columns) == self.group_size:
@@ -121,12 +123,14 @@ def collate(
     """Pads B groups of K sequences on the right into one batch.
 
     Args:
-        groups: The encoded groups.
-        scale: Factor on their mean loss.
-        pad_id: Id that fills up short rows.
+        groups: Encoded sequences of B groups, K each.
+        scale: Factor on the mean loss over the groups; see `Batch.scale`.
+        pad_id: Token id that pads short rows; never attended to.
         roles: Role of each of the K sequences; by default a forget sample and its normal samples.
-        reference: Negative log-likelihoods under the starting model, for those sequences that need one.
-        mean_lengths: Mean number of answer tokens of the step's sequences, by role; None takes these groups for a step.
+        reference: Negative log-likelihood (nats, summed over answer tokens) under the starting model, for sequences
+            that need one; None for no sequence.
+        mean_lengths: Mean number of answer tokens by role, over the whole optimiser step; None if these groups are the
+            whole step.
     """
     group_size = len(groups[0])
     roles = (FORGET, *[NORMAL] * (group_size - 1)) if roles is None else tuple(roles)

@@ -1,4 +1,4 @@
-"""Text of records that a model reads as more than text: special tokens that are spelled out, marks of the template."""
+"""Checks for record texts with control meaning: special tokens that are spelled out, and marks of the template."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ from sga.errors import UserError
 
 
 def check_control_text(encoder: Encoder, records: Iterable[Record], refuse: bool = False, marks: bool = True) -> None:
-    """Warns of records whose text the model reads as more than text, once for each file that they come from.
+    """Warns of records that contain special tokens or marks of the template, once per source file.
 
-    An answer ``</s>`` is nothing but its own end, and a question with ``<|im_end|>`` in it ends the user's turn.
+    An answer ``</s>``, for instance, is encoded as its own end, and a question with ``<|im_end|>`` ends the user's
+    turn.
 
     Args:
-        encoder: Its tokenizer's special tokens and its template's marks are looked for.
-        records: Each is looked at once.
-        refuse: Whether special tokens are an error.
-        marks: Whether marks of the template (``Answer:``, ``[/INST]``) are looked for in questions and their answers.
+        encoder: Encoder with the tokenizer and template to check for.
+        records: Records to check, each once.
+        refuse: True to raise an error for special tokens instead of warning.
+        marks: True to look for marks of the template (``Answer:``, ``[/INST]``) in questions and answers too.
 
     Raises:
-        UserError: a record has a special token in it, and that is to be refused.
+        UserError: a record contains a special token, and `refuse` is true.
     """
     files: dict[str, list[Record]] = {}
     for record in dict.fromkeys(records):

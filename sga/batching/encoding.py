@@ -1,8 +1,8 @@
-"""From question and answer to token ids: the prompt/answer boundary and the end-of-sequence token.
+"""Encoding of question and answer as token ids: the prompt/answer boundary and the end-of-sequence token.
 
-The rules are those under which evaluators disagree, so they are kept in one place: the prompt's tokens are a prefix of
-the tokens of prompt + answer; the end-of-sequence token stands exactly once at the end and counts as an answer token;
-masks come from lengths.
+Evaluators disagree on these rules, so they are all in this module: the prompt's tokens are a prefix of the tokens of
+prompt + answer; the end-of-sequence token occurs exactly once at the end and counts as an answer token; masks come from
+lengths.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class Encoded:
 
     Attributes:
         ids: Token ids of prompt and answer, the end-of-sequence token last.
-        prompt_length: How many of them belong to the prompt; the rest are answer tokens. At least 1, because the first
-            token of a sequence cannot be predicted.
+        prompt_length: Number of prompt tokens; the others are answer tokens. At least 1, because the first token of a
+            sequence cannot be predicted.
     """
 
     ids: tuple[int, ...]
@@ -38,18 +38,18 @@ class Encoded:
 
 
 class Encoder:
-    """Turns (question, answer) pairs into `Encoded` sequences under one tokenizer, template and length limit.
+    """Encoder of (question, answer) pairs as `Encoded` sequences, with one tokenizer, template and length limit.
 
-    Where a prompt's tokens are not a prefix of the whole's, the two are tokenised apart and joined; that is said once.
-    So is a template whose finished turn does not go on from its prompt.
+    If a prompt's tokens are not a prefix of the whole's, the two parts are tokenised separately and joined; a warning
+    says so once. Another warning is for a template whose finished turn does not begin with its prompt.
 
     Args:
         tokenizer: Any Hugging Face tokenizer with an end-of-sequence token.
-        template: How a question and an answer become one text.
-        max_length: The most tokens of a sequence; a longer one is an error, never cut silently.
-        as_text: Whether a special token that is spelled out in a question, an answer or a text is text, not that token.
-            The template's own stay tokens. Records with one are cut there before they are tokenised, which may move
-            the bounds of tokens around it; all others are as without.
+        template: Template that makes one text of a question and an answer.
+        max_length: Largest number of tokens of a sequence; a longer one is an error, never truncated silently.
+        as_text: True to encode a special token that is spelled out in a question, an answer or a text as plain text.
+            The template's own special tokens stay tokens. Records with such a token are split there before they are
+            tokenised, which may move token boundaries around it; other records are not affected.
     """
 
     def __init__(
@@ -70,12 +70,19 @@ class Encoder:
     def encode_all(
         self, pairs: Sequence[tuple[str, str]], questions: Sequence[str] = ()
     ) -> tuple[list[Encoded], list[tuple[int, ...]]]:
-        """`encode` for many pairs and `encode_prompt` for many questions, several times faster.
+        """`encode` for many pairs and `encode_prompt` for many questions at once, several times faster.
 
-        The tokenizer gets all texts at once, each one once.
+        The tokenizer is called once with all distinct texts.
+
+        Args:
+            pairs: Questions with their answers; an empty question makes the answer plain text.
+            questions: Questions whose prompts are encoded.
+
+        Returns:
+            Encoded pairs, and token ids of the prompts, each in the given order.
 
         Raises:
-            UserError: as these two.
+            UserError: a sequence or a prompt is too long, or has no token to score.
         """
         rendered = [self.template.render(self.tokenizer, *pair) if pair[0] else None for pair in pairs]
         texts: dict[bool, dict[str, None]] = {True: {}, False: {}}
@@ -126,7 +133,7 @@ class Encoder:
             ids = self._text_ids(answer)
             prefix = ids[:1]
         while len(ids) > 1 and ids[-2:] == [eos, eos]:
-            ids = ids[:-1]  # one from the text and one from a tokenizer that appends it
+            ids = ids[:-1]  # the text has one, and the tokenizer has appended another
         if not ids:
             raise UserError(f"the answer {answer[:60]!r} gives no token at all")
         if ids[-1] != eos:
@@ -147,7 +154,11 @@ class Encoder:
         return [str(self.tokenizer.decode([token])) for token in encoded.ids[encoded.prompt_length :]]
 
     def encode_prompt(self, question: str) -> tuple[int, ...]:
-        """Token ids that a greedy answer is generated from: the same prefix that `encode` scores after."""
+        """Token ids of the prompt that an answer is generated from, equal to the prefix in `encode`.
+
+        Raises:
+            UserError: the prompt leaves no room for an answer in `max_length`.
+        """
         prompt = self.template.prompt(self.tokenizer, question)
         ids = self._part_ids(self._parts(prompt, question)[0], special_tokens=not prompt.has_special_tokens)
         if len(ids) >= self.max_length:
@@ -158,7 +169,7 @@ class Encoder:
         return tuple(ids)
 
     def encode_text(self, text: str) -> tuple[tuple[int, ...], bool]:
-        """Token ids of plain text without an end-of-sequence token, cut to the first `max_length`, and whether it was.
+        """Token ids of plain text without end-of-sequence token, truncated to `max_length`; True if it was truncated.
 
         Raises:
             UserError: the text has fewer than two tokens, so that none is left to score.
@@ -171,10 +182,9 @@ class Encoder:
     def encode_continued(
         self, prompt: str, max_new_tokens: int, examples: Sequence[str] = ()
     ) -> tuple[tuple[int, ...], bool]:
-        """Token ids of plain text that `max_new_tokens` are to follow, and whether it was cut to leave room for them.
+        """Token ids of plain text with room for `max_new_tokens` after it; True if it was truncated for that.
 
-        Where all is too long, examples are left out from the front; where that is not enough, only the prompt's last
-        tokens are kept.
+        A text that is too long loses examples from the front first, and then tokens from the beginning of the prompt.
 
         Raises:
             UserError: `max_new_tokens` leave no room for a single token of the prompt, or the prompt has none.
@@ -195,12 +205,12 @@ class Encoder:
 
     @property
     def special_tokens(self) -> int:
-        """Special tokens that `encode` adds to plain text: what the tokenizer puts in front, and the one at the end."""
+        """Number of special tokens that `encode` adds to plain text: those in front, and the one at the end."""
         return len(self._ids("", special_tokens=True)) + 1
 
     @property
     def text_room(self) -> int:
-        """The most tokens of plain text that `encode` takes, special tokens not counted."""
+        """Largest number of tokens of plain text that `encode` accepts, special tokens not counted."""
         return self.max_length - self.special_tokens
 
     def token_counts(self, texts: Sequence[str]) -> list[int]:
@@ -213,26 +223,26 @@ class Encoder:
         return [len(row) for row in rows]
 
     def first_tokens(self, text: str, count: int) -> str:
-        """The beginning of a text: its first `count` tokens, a beginning-of-sequence token counted as one of them."""
+        """Text of the first `count` tokens of a text, the beginning-of-sequence token counted as one of them."""
         return self.decode(self._text_ids(text)[:count])
 
     def decode(self, ids: Sequence[int], strip: bool = True) -> str:
-        """Text of tokens without the special ones, outer white space removed unless `strip` is off."""
+        """Text of tokens without special tokens; outer white space is removed unless `strip` is False."""
         text = self.tokenizer.decode(list(ids), skip_special_tokens=True)
         assert isinstance(text, str)
         return text.strip() if strip else text
 
     def special_tokens_in(self, text: str) -> list[str]:
-        """The tokenizer's special tokens that are spelled out in a text, each once, in their order."""
+        """Special tokens of the tokenizer that are spelled out in a text, each once, in order of occurrence."""
         pattern = self._special_pattern
         return [] if pattern is None else list(dict.fromkeys(pattern.findall(text)))
 
     @cached_property
     def marks(self) -> tuple[str, ...]:
-        """What the template tells question and answer apart by, special tokens left out: ``Answer:``, ``[/INST]``.
+        """Marks by which the template separates question and answer, such as ``Answer:`` and ``[/INST]``.
 
-        These are the lines that the template itself puts beside the two, and whatever is in brackets; a word alone, as
-        the name of a role, is none.
+        These are the template's lines next to question and answer, and its parts in brackets. Special tokens are left
+        out, and so is a single word, such as the name of a role.
         """
         if self._skeleton is None:
             return ()
@@ -246,7 +256,7 @@ class Encoder:
         return tuple(dict.fromkeys(mark for mark in stripped if re.search(r"\w", mark) and not mark.isalnum()))
 
     def marks_in(self, text: str) -> list[str]:
-        """The template's marks that stand in a text."""
+        """Marks of the template that occur in a text."""
         return [mark for mark in self.marks if re.search(rf"(?<!\w){re.escape(mark)}", text)]
 
     @cached_property
@@ -260,20 +270,20 @@ class Encoder:
 
     @cached_property
     def _skeleton(self) -> tuple[str, str, str, str] | None:
-        """What the template puts before the question, after it, before the answer and after it; None where unknown."""
+        """Texts of the template before and after the question, and before and after the answer; None if unknown."""
         prompt = self.template.render(self.tokenizer, *PLACES)
         before, question, between = prompt.prefix.partition(PLACES[0])
         tag, answer, after = prompt.continuation.partition(PLACES[1])
         return (before, between, tag, after) if question and answer else None
 
     def _is_split(self, text: str) -> bool:
-        """Whether a record's text has a special token in it that is to be text."""
+        """True if a text spells out a special token that is to be encoded as text."""
         return self.as_text and self._special_pattern is not None and self._special_pattern.search(text) is not None
 
     def _parts(
         self, prompt: Prompt, question: str, answer: str = ""
     ) -> tuple[list[tuple[str, bool]], list[tuple[str, bool]]]:
-        """The prompt and what follows it in parts, each with whether special tokens in it are tokens."""
+        """Parts of the prompt and of the text after it, each with True if special tokens in it are tokens."""
         whole = [(prompt.prefix, True)], [(prompt.continuation, True)]
         if not (self._is_split(question) or self._is_split(answer)):
             return whole
@@ -292,7 +302,7 @@ class Encoder:
         )
 
     def _part_ids(self, parts: Sequence[tuple[str, bool]], special_tokens: bool) -> list[int]:
-        """Token ids of parts that follow one another; where special tokens are text, all else is tokenised between."""
+        """Token ids of successive parts; if special tokens are text, the texts between them are tokenised apart."""
         if all(own for _, own in parts):
             return self._ids("".join(text for text, _ in parts), special_tokens)
         ids = self._added() if special_tokens else []
@@ -306,7 +316,7 @@ class Encoder:
         return ids + (self._ids(run, False, split=True) if run else [])
 
     def _cut(self, parts: Sequence[tuple[str, bool]]) -> Iterator[tuple[str, int | None]]:
-        """Text, and special tokens of parts that have some, in order."""
+        """Texts of the parts and ids of their special tokens, in order."""
         for text, own in parts:
             place = 0
             for match in self._special_pattern.finditer(text) if own and self._special_pattern is not None else ():
@@ -318,31 +328,31 @@ class Encoder:
             yield text[place:], None
 
     def _added(self) -> list[int]:
-        """What the tokenizer puts in front of a text."""
+        """Token ids that the tokenizer puts in front of a text."""
         whole, bare = self._ids("a", special_tokens=True), self._ids("a", special_tokens=False)
         return whole[: len(whole) - len(bare)]
 
     def _text_ids(self, text: str) -> list[int]:
-        """Token ids of plain text with what the tokenizer adds."""
+        """Token ids of plain text with the special tokens that the tokenizer adds."""
         return self._ids(text, special_tokens=True, split=self._is_split(text))
 
     def _ids(self, text: str, special_tokens: bool, split: bool = False) -> list[int]:
         ids = None if split else self._tokenised.get((text, special_tokens))
         if ids is None:
-            # Not verbose: a text beyond the context is cut or refused here, and is not the error that it would warn of.
+            # Not verbose: the tokenizer would warn of texts beyond the context, which are truncated or refused here.
             how = {"split_special_tokens": True} if split else {}
             ids = self.tokenizer(text, add_special_tokens=special_tokens, verbose=False, **how)["input_ids"]
         assert isinstance(ids, list)
         eos = int(self.tokenizer.eos_token_id)
-        # Tokenizers that append the end-of-sequence token themselves (T5-style post-processors) would put it after the
-        # prompt too; the one at the end of the whole is added in `encode`.
+        # Tokenizers that append the end-of-sequence token (T5-style post-processors) would put it after the prompt
+        # too; `encode` adds the one at the end of the sequence.
         ends = not split and text.endswith(str(self.tokenizer.eos_token))
         if special_tokens and len(ids) > 1 and ids[-1] == eos and not ends:
             ids = ids[:-1]
         return [int(token) for token in ids]
 
     def _say_otherwise(self, rendered: Sequence[tuple[tuple[str, str], Prompt]]) -> None:
-        """Says once that the template makes another text of a finished turn, with the first one's two texts."""
+        """Warns once that the template renders a finished turn differently, with the two texts of the first case."""
         found = [(answer, prompt) for (_, answer), prompt in rendered if prompt.otherwise is not None]
         if found and "otherwise" not in self._said:
             self._said.add("otherwise")
@@ -366,7 +376,7 @@ class Encoder:
 
 
 def _inside(text: str, before: str, after: str) -> str | None:
-    """What stands between a text's known beginning and its known end; None where it has not both."""
+    """Part of a text between a known beginning and a known end; None if it does not have both."""
     if text.startswith(before) and text.endswith(after) and len(text) >= len(before) + len(after):
         return text[len(before) : len(text) - len(after)]
     return None

@@ -1,9 +1,9 @@
-"""The loader of training groups, which cuts an epoch into batches and resumes exactly where it was.
+"""Loader of training groups, which splits an epoch into batches and resumes exactly.
 
-An optimiser step sees `batch_size` groups, whatever the number of processes and the size of a forward pass: the loader
-cuts each step's groups into micro-batches, and `Batch.scale` carries what makes the sum of their losses the mean over
-the step's groups. So loss and gradient depend on none of micro-batch size, accumulation, padding and world size, also
-in the last, smaller step of an epoch.
+An optimiser step sees `batch_size` groups, independent of the number of processes and of the size of a forward pass:
+the loader splits each step's groups into micro-batches, and by `Batch.scale` their losses sum to the mean over the
+step's groups. So loss and gradient do not depend on micro-batch size, accumulation, padding and world size, also in the
+last, smaller step of an epoch.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from sga.groups.roles import ALTERNATIVE, FORGET, NORMAL, columns_of
 
 
 class GroupLoader:
-    """Iterates over the micro-batches of one epoch, in an order drawn from (seed, epoch), and can stop and go on.
+    """Loader of the micro-batches of one epoch, in an order drawn from (seed, epoch); it can be stopped and resumed.
 
-    Lightning keeps `state_dict` in its checkpoints, so a run resumes at the micro-batch where it stopped.
+    Lightning saves `state_dict` in its checkpoints, so a run resumes at the micro-batch where it stopped.
 
     Args:
-        groups: The encoded groups.
-        batch_size: Groups per optimiser step over all processes.
-        micro_batch_size: Groups per forward pass and process; None takes the step's groups in one pass.
-        seed: Seed of the order.
-        rank: This process.
+        groups: Encoded sequences of each group.
+        batch_size: Number of groups per optimiser step, over all processes.
+        micro_batch_size: Number of groups per forward pass and process; None for all of the process's groups of a step.
+        seed: Seed of the order of groups, and of the draws of normals.
+        rank: Index of this process, from 0.
         world_size: Number of processes.
-        pad_id: Id that fills up short rows; never attended to.
+        pad_id: Token id that pads short rows; never attended to.
         roles: Role of each sequence of each group, see `collate`; by default a forget sample and its normal samples.
-            Groups may differ in what they have to draw from, not in what is drawn.
-        group_size: Number of forget and normal samples of a group; of a group with more normal samples each epoch takes
-            so many less one, drawn from (seed, epoch, group). None takes all.
-        alternatives: Number of alternatives, drawn likewise. None takes all.
+            Groups may differ in the number of samples to draw from, not in the number drawn.
+        group_size: Number of forget and normal samples of a group in an epoch: of more normal samples each epoch uses
+            `group_size` − 1, drawn from (seed, epoch, group). None uses all.
+        alternatives: Number of alternatives of a group in an epoch, drawn in the same way. None uses all.
     """
 
     def __init__(
@@ -64,31 +64,30 @@ class GroupLoader:
         self.seed, self.rank, self.world_size, self.pad_id = seed, rank, world_size, pad_id
         self.roles = [(FORGET, *[NORMAL] * (len(group) - 1)) for group in groups] if roles is None else roles
         self.reference: Mapping[Encoded, float] | None = None
-        """Negative log-likelihoods under the starting model, once they are known; see `collate`."""
+        """Negative log-likelihoods under the starting model, set once they are known; see `collate`."""
         self._limits = {
             NORMAL: (None if group_size is None else group_size - 1, 0xD4A3),
             ALTERNATIVE: (alternatives, 0xA17D),
         }
-        """Number of samples that an epoch takes, and the stream that they are drawn from, by role."""
+        """Number of samples that an epoch uses, and the number of their random stream, by role."""
         self.steps_per_epoch = -(-len(groups) // batch_size)
-        """Optimiser steps of an epoch."""
+        """Number of optimiser steps of an epoch."""
         self.repeats = False
-        """Every epoch is the first one again."""
+        """True if every epoch repeats the first one."""
         self.epoch = 0
-        self.position = 0  # micro-batches of this epoch that were handed out
+        self.position = 0  # number of micro-batches of this epoch yielded so far
 
     @property
     def accumulation(self) -> int:
-        """Micro-batches of each process in a full optimiser step."""
+        """Number of micro-batches of each process in a full optimiser step."""
         return -(-self.batch_size // (self.micro_batch_size * self.world_size))
 
     def limit(self, batches: float, repeats: bool = False) -> None:
-        """Ends every epoch early, after whole optimiser steps.
+        """Shortens every epoch to whole optimiser steps, for Lightning's ``limit_train_batches`` and the like.
 
         Args:
-            batches: As Lightning's limits: the number of an epoch's micro-batches (int) or their share (float), rounded
-                up to whole steps.
-            repeats: Every epoch takes the same groups.
+            batches: Number of micro-batches of an epoch (int) or share of them (float), rounded up to whole steps.
+            repeats: True if every epoch uses the same groups (``overfit_batches``).
         """
         number = batches if isinstance(batches, int) else int(len(self) * batches)
         self.steps_per_epoch = min(self.steps_per_epoch, max(1, -(-number // self.accumulation)))
@@ -112,7 +111,7 @@ class GroupLoader:
             yield collate([rows for rows, _ in drawn], scale, self.pad_id, drawn[0][1], self.reference, lengths)
 
     def _mean_lengths(self, step: Sequence[int]) -> dict[str, float]:
-        """Mean number of answer tokens of the sequences of each role in an optimiser step, whose groups these are."""
+        """Mean number of answer tokens by role over the groups `step` of an optimiser step."""
         found: dict[str, list[int]] = {}
         for rows, roles in map(self.drawn, step):
             for row, role in zip(rows, roles, strict=True):
@@ -124,7 +123,7 @@ class GroupLoader:
         return 0 if self.repeats else self.epoch
 
     def drawn(self, index: int) -> tuple[list[Encoded], list[str]]:
-        """A group's sequences in this epoch and their roles; whatever process asks, and wherever in the epoch."""
+        """Sequences of a group in this epoch with their roles; the same in every process and after a resume."""
         group, roles = self.groups[index], self.roles[index]
         kept = set(range(len(roles)))
         for role, (limit, stream) in self._limits.items():
@@ -135,22 +134,22 @@ class GroupLoader:
         return [group[place] for place in sorted(kept)], [roles[place] for place in sorted(kept)]
 
     def _plan(self, epoch: int) -> Iterator[tuple[list[int], float, list[int]]]:
-        """Group indices and scale of each of this process's micro-batches, and the indices of all the step's groups."""
+        """Group indices and scale of each micro-batch of this process, with the indices of all groups of its step."""
         order = np.random.default_rng([self.seed, epoch]).permutation(len(self.groups)).tolist()
         for start in range(0, len(order), self.batch_size)[: self.steps_per_epoch]:
-            # Longest first: what is forwarded together is of one length, and so is what the processes have to do.
+            # Longest first, so that groups of a forward pass, and the work of processes, have similar lengths.
             step = sorted(order[start : start + self.batch_size], key=self._sizes.__getitem__, reverse=True)
             mine = step[self.rank :: self.world_size]
             passes = -(-len(step) // (self.micro_batch_size * self.world_size))
             for number in range(passes):
                 part = mine[number * self.micro_batch_size : (number + 1) * self.micro_batch_size]
                 # Lightning divides by the accumulation and averages over processes; the scale undoes both. A process
-                # that has run out of groups takes part with weight 0, because gradients are exchanged by all.
+                # without groups left takes part with weight 0, because all processes have to exchange gradients.
                 scale = len(part) * self.accumulation * self.world_size / len(step)
                 yield (part or step[:1]), scale, step
 
     def _cut(self) -> dict[str, int]:
-        """What the position within an epoch depends on."""
+        """Settings that the position within an epoch depends on; a checkpoint with others cannot be resumed."""
         return {
             "seed": self.seed,
             "groups": len(self.groups),

@@ -1,8 +1,9 @@
-"""Where the sequences of a batch stand in what a model reads: one a row, or several to a row, one after the other.
+"""Layouts of a batch's sequences in the model's input: one sequence per row, or packed rows of several sequences.
 
-Rows of one sequence each are as long as the longest, and on question-answer data about half of them is padding. Packed
-rows have next to none: positions start again with every sequence, and no token sees another sequence's. A model finds
-that out from the positions; whether it does is tried out before training, see `sga.likelihood.tryouts.packed_options`.
+With one sequence per row all rows are as long as the longest, and about half of question-answer data is padding. Packed
+rows have almost none: positions restart with every sequence, and tokens do not see other sequences. Many models infer
+the latter from the positions; whether a model does is tried out before training, see
+`sga.likelihood.tryouts.packed_options`.
 """
 
 from __future__ import annotations
@@ -20,20 +21,21 @@ from torch import Tensor
 from sga.batching.batch import Batch
 
 MULTIPLE = 8
-"""Rows are filled up to a multiple of so many tokens: matrix units are faster on whole tiles."""
+"""Multiple that row lengths are padded to: matrix units are faster on whole tiles."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What a model reads of a batch.
+    """Input of a model for a batch, with the places of the answer tokens.
 
     Attributes:
-        arguments: Of the forward pass: ``input_ids`` [R, T] and whatever says which token sees which.
-        predicting: [M], the place in the flattened [R·T] from which each answer token is predicted, in the batch's
+        arguments: Arguments of the forward pass: ``input_ids`` [R, T], and a mask, positions or lengths that say which
+            token sees which.
+        predicting: Index into the flattened [R·T] of the position that predicts each answer token, [M], in the batch's
             reading order.
-        answers: [M], the places of the answer tokens themselves.
-        rows: [M], the sequence of the batch that each belongs to; rising.
-        targets: [M], the answer tokens.
+        answers: Index into the flattened [R·T] of each answer token itself, [M].
+        rows: Index of the batch's sequence that each answer token belongs to, [M], ascending.
+        targets: Token ids of the answer tokens, [M].
     """
 
     arguments: dict[str, Any]
@@ -44,14 +46,14 @@ class Layout:
 
 
 def padded(batch: Batch) -> Layout:
-    """One sequence a row, as the batch has them."""
+    """Layout with one sequence per row, as in the batch."""
     width = batch.input_ids.shape[1]
     arguments = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
     return _layout(batch, arguments, np.arange(len(batch.input_ids)) * width)
 
 
 def _layout(batch: Batch, arguments: dict[str, Any], begins: NDArray[np.int64]) -> Layout:
-    """The layout in which the batch's sequences begin at some places of the flattened rows."""
+    """Layout in which each sequence of the batch begins at the index `begins` of the flattened rows."""
     rows, places = batch.answer_places()
     answers = begins[rows] + places  # a sequence's first token is never an answer token
     width = batch.input_ids.shape[1]
@@ -60,20 +62,20 @@ def _layout(batch: Batch, arguments: dict[str, Any], begins: NDArray[np.int64]) 
 
 
 def to_device(array: NDArray[Any], device: torch.device) -> Tensor:
-    """A tensor on a device, for which a GPU is not waited for."""
+    """Copies an array to a device without synchronising with the GPU."""
     tensor = torch.from_numpy(array)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def packed(batch: Batch, hidden_size: int | None = None, room: int = 0, by_length: bool = False) -> Layout:
-    """Several sequences to a row.
+    """Layout with several sequences per row.
 
     Args:
-        batch: B groups of K sequences.
-        hidden_size: Of a model that makes a mask of whole rows. Longer rows leave less room unused, and have more
-            pairs of tokens to look at; how long they are follows from both, see `row_cost`.
-        room: Most tokens of a row, where that is more than the longest sequence has; without `hidden_size`.
-        by_length: True if all go in one row, of which attention is told the lengths, see `sga.models.attention`.
+        batch: Batch of B groups of K sequences.
+        hidden_size: Hidden size of a model that builds a mask of whole rows; the row length is then the cheapest by
+            `row_cost`, since longer rows waste less room but have more pairs of tokens. None for other models.
+        room: Largest number of tokens of a row, if more than the longest sequence has; used without `hidden_size`.
+        by_length: True to put all sequences in one row and pass their lengths to attention, see `sga.models.attention`.
     """
     lengths = batch.lengths
     if by_length:
@@ -93,7 +95,7 @@ def packed(batch: Batch, hidden_size: int | None = None, room: int = 0, by_lengt
             begins[index] = number * width + start
             source[number, start:end] = np.arange(lengths[index]) + index * batch.input_ids.shape[1]
             positions[number, start:end] = np.arange(lengths[index])
-        positions[number, end:] = np.arange(width - end)  # what fills the row up is a sequence that nobody reads
+        positions[number, end:] = np.arange(width - end)  # padding is a sequence of its own, which is not read
     device = batch.input_ids.device
     moved = to_device(np.stack([source, positions]), device)
     arguments: dict[str, Any] = {
@@ -106,12 +108,12 @@ def packed(batch: Batch, hidden_size: int | None = None, room: int = 0, by_lengt
 
 
 def _lengths(begins: Sequence[int], longest: int, device: torch.device) -> dict[str, Any]:
-    """What attention by length is told of a row; transformers' names.
+    """Arguments of attention by length for a row, under transformers' names.
 
-    The mask is one that nothing may look at: a layer that does, because lengths do not reach it, says nothing but NaN.
+    The mask is a decoy of NaN: a layer that reads it, because the lengths do not reach it, gives NaN and is noticed.
     """
     starts = to_device(np.array(begins, dtype=np.int32), device)
-    # Blocks of the kernel's grid: a power of two, so that compiled code does not depend on every batch's own.
+    # Rounded up to a power of two, so that compiled code is not specialised to every batch's longest sequence.
     most = max(64, 1 << (longest - 1).bit_length())
     return {
         "attention_mask": torch.full((1, 1, 1, 1), math.nan, device=device),
@@ -128,10 +130,10 @@ def _width(rows: Sequence[Sequence[int]], lengths: Sequence[int]) -> int:
 
 
 def row_cost(rows: int, width: int, hidden_size: int) -> int:
-    """Operations of a transformer block on so many rows, in units of 4·H.
+    """Operations of a transformer block on `rows` rows of `width` tokens, in units of 4·H.
 
-    24·H² for a token's matrix products and 4·H for each token that it could see (Kaplan et al., arXiv 2001.08361,
-    table 1, with an inner size of 4·H).
+    A token takes 24·H² for its matrix products and 4·H for each token that it could see (Kaplan et al., arXiv
+    2001.08361, table 1, with an inner size of 4·H).
 
     >>> row_cost(rows=10, width=200, hidden_size=768) > row_cost(rows=4, width=400, hidden_size=768)
     True
@@ -140,7 +142,7 @@ def row_cost(rows: int, width: int, hidden_size: int) -> int:
 
 
 def visible(position_ids: Tensor) -> Tensor:
-    """Which tokens each token of packed rows sees: its own sequence's up to itself, [R, T] -> [R, T, T].
+    """Mask of the tokens that each token of packed rows sees: its own sequence up to itself, [R, T] -> [R, T, T].
 
     >>> visible(torch.tensor([[0, 1, 0]])).int().tolist()
     [[[1, 0, 0], [1, 1, 0], [0, 0, 1]]]
@@ -150,9 +152,9 @@ def visible(position_ids: Tensor) -> Tensor:
 
 
 def first_fit(lengths: Sequence[int], room: int) -> list[list[int]]:
-    """Deals things to bins: the longest first, each to the first bin that has room for it.
+    """Packs items into bins by first-fit decreasing: longest first, each into the first bin with room for it.
 
-    Needs at most 11/9 of the fewest possible bins and one more (Johnson, 1973).
+    Needs at most 11/9 of the fewest possible bins plus one (Johnson, 1973).
 
     >>> first_fit([5, 9, 4, 1], room=10)
     [[1, 3], [0, 2]]

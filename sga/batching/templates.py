@@ -1,4 +1,4 @@
-"""Templates: how a question and an answer become one text; a chat template sees a pinned date."""
+"""Templates that make one text of a question and an answer; chat templates get a pinned date."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from sga.errors import UserError
 
 PLACES = ("QqQuestionPlaceqQ", "QqAnswerPlaceqQ")
-"""A question and an answer that show where a template puts them."""
+"""Placeholders for a question and an answer, by which a template's own text is found."""
 
 _OWN_ARGUMENTS = {
     "add_generation_prompt": "it is set where an answer is generated",
@@ -41,10 +41,10 @@ class Prompt:
     """A template's rendering of one question with its answer.
 
     Attributes:
-        prefix: The text up to the answer, from which an answer is generated.
-        continuation: All that follows it, which is the answer as it stands in the text.
-        has_special_tokens: Whether the text already contains the special tokens; chat templates' does.
-        otherwise: What the template makes of the finished turn, where that is not what prefix and continuation make.
+        prefix: Text up to the answer, from which an answer is generated.
+        continuation: Text after the prefix: the answer in the form that the template gives it.
+        has_special_tokens: True if the text contains the special tokens already, as chat templates' texts do.
+        otherwise: Text of the finished turn if it differs from prefix + continuation, for a warning; None otherwise.
     """
 
     prefix: str
@@ -54,33 +54,33 @@ class Prompt:
 
 
 class Template(ABC):
-    """How a question and an answer become one text. Implementations are frozen dataclasses."""
+    """Template that makes one text of a question and an answer. Implementations are frozen dataclasses."""
 
     @abstractmethod
     def render(self, tokenizer: PreTrainedTokenizerBase, question: str, answer: str) -> Prompt:
-        """The text of one question with its answer."""
+        """Text of one question with its answer."""
 
     def prompt(self, tokenizer: PreTrainedTokenizerBase, question: str) -> Prompt:
-        """The text that an answer to the question is generated from; the continuation means nothing."""
+        """Text that an answer to the question is generated from; the continuation is not used."""
         return self.render(tokenizer, question, "")
 
     def rendering(self, tokenizer: PreTrainedTokenizerBase) -> str | None:
-        """The text of an example, where the template alone does not tell it; None where it does.
+        """Text of an example if it depends on the tokenizer; None if the template alone determines it.
 
-        Results that were made with different ones are never compared.
+        It is part of the settings: results with different renderings are never compared.
         """
         return None
 
     def chosen(self, tokenizer: PreTrainedTokenizerBase) -> Template:
-        """The template that is used with a tokenizer: this one, unless it leaves the choice to the tokenizer."""
+        """Template to use with a tokenizer: this one, except for `AutoTemplate`."""
         return self
 
 
 @dataclass(frozen=True)
 class AutoTemplate(Template):
-    """The tokenizer's own chat template where it has one, else TOFU's plain text: `ChatTemplate` or `PlainTemplate`.
+    """`ChatTemplate` if the tokenizer has a chat template, otherwise `PlainTemplate`, TOFU's plain text.
 
-    Results state which of the two it was, as if it had been named.
+    Results state which of the two was used, as if you had named it.
     """
 
     def render(self, tokenizer: PreTrainedTokenizerBase, question: str, answer: str) -> Prompt:
@@ -98,16 +98,16 @@ class AutoTemplate(Template):
 
 @dataclass(frozen=True)
 class PlainTemplate(Template):
-    """A fixed text with ``{question}`` and, last, ``{answer}``.
+    """A fixed text with ``{question}`` and, at its end, ``{answer}``.
 
-    Spaces that stand before ``{answer}`` are counted to the answer's first token: a prompt that ends in a space is not
-    a token prefix under byte-level BPE. The text as a whole is the same.
+    Spaces before ``{answer}`` belong to the answer's first token: a prompt that ends in a space is not a token prefix
+    under byte-level BPE. The whole text is the same.
 
     Args:
-        text: The template. TOFU's for base models (Phi-1.5) is the default; for Llama-2-chat it is
+        text: Text of the template. The default is TOFU's for base models (Phi-1.5); for Llama-2-chat use
             ``[INST] {question} [/INST]{answer}``.
-        answer_tag: What stands before ``{answer}`` and is to count as part of the answer: scored with it, and left for
-            the model to write. ``"Answer: "`` gives what TOFU's own code does for Phi, StableLM and Pythia.
+        answer_tag: Text before ``{answer}`` that counts as part of the answer: it is scored, and the model has to write
+            it. ``"Answer: "`` reproduces TOFU's own code for Phi, StableLM and Pythia.
     """
 
     text: str = "Question: {question}\nAnswer: {answer}"
@@ -136,15 +136,15 @@ class PlainTemplate(Template):
 class ChatTemplate(Template):
     """The tokenizer's own chat template, with the date pinned so that results do not change overnight.
 
-    The prompt is the user's turn with the generation prompt. All that the template makes of the finished turn after it
-    is the answer: a space or a mark in front, the answer (trimmed, where the template does so), the end of the turn.
-    White space after the last token is left out. Where the finished turn does not go on from the generation prompt, or
-    has not the answer in it, the bare answer is put after the prompt, with a warning that shows both.
+    The prompt is the user's turn with the generation prompt. The rest of the finished turn is the answer: perhaps a
+    space or a mark, the answer (trimmed if the template does so), and the end of the turn. White space after the last
+    token is dropped. If the finished turn does not begin with the generation prompt, or does not contain the answer,
+    the bare answer is put after the prompt, with a warning that shows both.
 
     Args:
-        system: System message; none by default.
-        date: The day that templates with a date print, ISO format.
-        arguments: Further arguments of the template, such as ``{enable_thinking: false}``.
+        system: System message of the chat; null for none.
+        date: Date for templates that print one, in ISO format.
+        arguments: Further arguments of the chat template, such as ``{enable_thinking: false}``.
     """
 
     system: str | None = None
@@ -161,7 +161,7 @@ class ChatTemplate(Template):
                 raise UserError(f"template.arguments cannot set {name}: {_OWN_ARGUMENTS[name]}")
 
     def __repr__(self) -> str:
-        # It stands in results, which are compared by it: without arguments it stays what it was.
+        # Results contain this text and are compared by it, so it must not change for a template without arguments.
         shown = f"ChatTemplate(system={self.system!r}, date={self.date!r}"
         return f"{shown}, arguments={dict(self.arguments)!r})" if self.arguments else f"{shown})"
 

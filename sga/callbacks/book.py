@@ -1,4 +1,4 @@
-"""How a model continues a book: passages that it is to forget, and held-out ones beside them."""
+"""Continuations of a book's passages: those to forget, and held-out ones to compare with."""
 
 from __future__ import annotations
 
@@ -19,18 +19,17 @@ class BookContinuations(EvaluationCallback):
     """BLEU and ROUGE-L recall of greedy continuations of a book's prompts against the book's own continuations.
 
     Rows of ``forget_passages`` and ``holdout_passages`` have ``bleu``, in [0, 100], ``rouge_l_recall``, in [0, 1], with
-    stemmer, and ``generation``. What a model that never saw the book reaches on the held-out passages is the value to
-    aim at on the others.
+    stemmer, and ``generation``. Aim at the values of the held-out passages, which no model has seen.
     """
 
     def __init__(self, new_tokens: int | None = None, rouge_tokenizer: RougeTokenizer = "published") -> None:
         """Checks the setting.
 
         Args:
-            new_tokens: Tokens of a continuation; null generates as many as the book's own has. 400 after prompts of 200
-                is the published 600 tokens in all.
-            rouge_tokenizer: Words that ROUGE counts: ``published`` as rouge-score has them (a-z and 0-9, so that other
-                scripts have none), ``unicode`` takes letters of any script.
+            new_tokens: Number of tokens of a continuation; null generates as many as the book's own continuation has.
+                400, after prompts of 200, makes the published 600 tokens in all.
+            rouge_tokenizer: Kind of words that ROUGE counts: ``published`` as in rouge-score (a-z and 0-9, so text in
+                other scripts has no words), ``unicode`` for letters of any script.
         """
         check_numbers(1, new_tokens=new_tokens)
         self.new_tokens = new_tokens
@@ -62,7 +61,7 @@ class BookContinuations(EvaluationCallback):
             texts, truth = [generation.text for generation in found], [record.answer for record in records]
             spaceless = texts_without_spaces(truth)
             said = f"{spaceless} of {len(records)} {name} texts are of a script without spaces: BLEU sees no words"
-            if spaceless == len(records):  # near 0 whatever is reproduced, which would read as forgotten
+            if spaceless == len(records):  # BLEU would be near 0 for any answer, which would read as forgotten
                 why[f"{name}/bleu"] = said
             else:
                 if spaceless:

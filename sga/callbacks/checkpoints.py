@@ -1,4 +1,4 @@
-"""Checkpoints that a run can go on from, at any step, to the same end."""
+"""Checkpoints from which a run resumes exactly, at any step."""
 
 from __future__ import annotations
 
@@ -23,16 +23,14 @@ from sga.runs.folder import RunFolder
 
 
 def save(trainer: pl.Trainer, name: str, weights_only: bool = False) -> None:
-    """Writes a checkpoint of the run folder, named as `RunFolder.checkpoint` has it; every process has to call it.
+    """Writes a checkpoint into the run folder, at `RunFolder.checkpoint(name)`; every process has to call it.
 
-    It is written whole or not at all.
-
-    Lightning's own way moves a file there from the folder for temporary files, which on another file system is a copy
-    over the old checkpoint: a run that is killed meanwhile has neither.
+    The write is atomic. Lightning's own way moves a file from the folder for temporary files, which across file systems
+    is a copy over the old checkpoint: a run that is killed meanwhile has neither.
 
     Raises:
         StoppedError: the run folder is gone.
-        OSError: the disk is full, say; what was written of the new checkpoint is taken away.
+        OSError: the write failed, because the disk is full for instance; the unfinished file is removed.
     """
     check_there(trainer)
     if trainer.fast_dev_run:  # type: ignore[attr-defined]
@@ -46,17 +44,17 @@ def save(trainer: pl.Trainer, name: str, weights_only: bool = False) -> None:
             unfinished.unlink()
         raise
     if trainer.is_global_zero:
-        if path.is_dir():  # of a strategy that writes a checkpoint in parts
+        if path.is_dir():  # a sharded checkpoint
             shutil.rmtree(path)
         os.replace(unfinished, path)
     trainer.strategy.barrier(f"{name} is in place")
 
 
 def check_there(trainer: pl.Trainer) -> None:
-    """Refuses to write into a run folder that was taken away: what would come back is less than a run.
+    """Refuses to write into a run folder that was deleted meanwhile: the result would be an incomplete run.
 
     Raises:
-        StoppedError: it is gone.
+        StoppedError: the run folder is gone.
     """
     folder = Path(trainer.default_root_dir)
     if trainer.is_global_zero and not folder.is_dir():
@@ -64,10 +62,10 @@ def check_there(trainer: pl.Trainer) -> None:
 
 
 class StraightToDisk(TorchCheckpointIO):
-    """Writes a checkpoint tensor by tensor into its file.
+    """Checkpoint writer that streams tensor by tensor into the file.
 
-    Differs from Lightning's, which first makes two whole copies of it in memory and one in the folder for temporary
-    files. For a 7 B model with its optimiser each of them is 84 GB.
+    Differs from Lightning's, which first makes two whole copies of the checkpoint in memory and one in the folder for
+    temporary files. For a 7 B model with its optimiser each of them is 84 GB.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
@@ -75,7 +73,7 @@ class StraightToDisk(TorchCheckpointIO):
         failed: list[OSError] = []
 
         class Watched:
-            """torch.save makes an error of its own of what goes wrong in a write."""
+            """File that remembers the OSError of a failed write, which torch.save replaces by another error."""
 
             def write(self, data: Any) -> int:
                 try:
@@ -100,20 +98,20 @@ class StraightToDisk(TorchCheckpointIO):
 
 
 class SignalWatch:
-    """Notes the first SIGINT or SIGTERM while it is on; the second one ends the process at once."""
+    """Handler that records the first SIGINT or SIGTERM while it is on; the second one ends the process at once."""
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
         self._before: dict[int, Any] = {}
 
     def on(self) -> None:
-        """Takes the signals' place, in the main thread; others get none."""
+        """Installs the handlers; does nothing outside the main thread, which alone receives signals."""
         self.received = None
         if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def off(self) -> None:
-        """Gives them back."""
+        """Restores the handlers that were there before."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
@@ -130,16 +128,16 @@ class SignalWatch:
 
 
 class RunCheckpoints(Checkpoint):
-    """Writes ``checkpoints/last.ckpt`` after each epoch's evaluation, and between if asked to.
+    """Writes ``checkpoints/last.ckpt`` after each epoch's evaluation and, with `every_n_steps`, within epochs.
 
-    Ascent can diverge within an epoch, and then the last checkpoint is of no use to anybody. So whenever one that was
-    evaluated and had not diverged (perplexity on normal text at most 1e10) would be written over by one that has, or
-    that was not evaluated, it stays as ``checkpoints/good.ckpt``, until the last one is good again. While all goes well
-    this costs nothing: no further file, and no writing, because the file only gets another name.
+    Ascent can diverge within an epoch, and then the last checkpoint is useless. So a checkpoint that was evaluated and
+    had not diverged (perplexity on normal text at most 1e10) is kept as ``checkpoints/good.ckpt`` when the next one
+    has diverged or was not evaluated, until the last one is good again. In a run that does not diverge this costs
+    nothing: the file is renamed, not copied.
 
-    SIGINT and SIGTERM end a run of one process after the step that is under way, or after the evaluation at an epoch's
-    end, with a checkpoint from which it goes on to the same end. A second signal ends it at once, which costs what was
-    done since the checkpoint before.
+    SIGINT and SIGTERM end a run of one process after the current step, or after the evaluation at an epoch's end, with
+    a checkpoint from which it resumes exactly. A second signal ends it at once, and the work since the last checkpoint
+    is lost.
 
     Differs from Lightning's ModelCheckpoint in one thing: nothing is saved between an epoch's last step and its
     evaluation, because a run that resumed there would skip the evaluation. For checkpoints by metric add a
@@ -150,19 +148,19 @@ class RunCheckpoints(Checkpoint):
         """Checks the settings.
 
         Args:
-            every_n_steps: Also save after every n optimiser steps within an epoch; null saves at epoch ends only.
-            keep_epochs: Keep a checkpoint of each epoch besides the last one. One of a 7 B model with its optimiser
-                takes 84 GB.
-            keep_good: Keep the last checkpoint that was evaluated and had not diverged, where that is not the last one.
+            every_n_steps: Number of optimiser steps between checkpoints within an epoch; null saves at epoch ends only.
+            keep_epochs: True to keep a checkpoint of each epoch besides the last one. Each takes 84 GB for a 7 B model
+                with its optimiser.
+            keep_good: True to keep the last checkpoint that was evaluated and had not diverged, if it is not the last.
         """
         check_numbers(1, every_n_steps=every_n_steps)
         self.every_n_steps = every_n_steps
         self.keep_epochs = keep_epochs
         self.keep_good = keep_good
-        self._last_step = 0  # of the batch before, to tell a finished optimiser step from one that accumulates
+        self._last_step = 0  # step after the previous batch, to tell an optimiser step from accumulation
         self._saved_step: int | None = None
-        self._good_step: int | None = None  # of the last evaluation, if it had not diverged
-        self._last_is_good = False  # the file that is there
+        self._good_step: int | None = None  # step of the last evaluation, if it had not diverged
+        self._last_is_good = False  # True if the file last.ckpt was evaluated and had not diverged
         self._watch = SignalWatch()
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -181,12 +179,12 @@ class RunCheckpoints(Checkpoint):
             trainer.ckpt_path is not None and Path(trainer.ckpt_path).resolve() == _path(trainer, "last").resolve()
         )
         self._last_is_good = went_on and self._good_step == trainer.global_step
-        if trainer.world_size == 1:  # several have to stop at the same step, which is Lightning's doing
+        if trainer.world_size == 1:  # several processes have to stop at the same step, which Lightning sees to
             self._watch.on()
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            check_there(trainer)  # before anybody's on_validation_end, where files are written
+            check_there(trainer)  # before any callback's on_validation_end, where files are written
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         evaluation = evaluation_of(trainer)
@@ -202,7 +200,7 @@ class RunCheckpoints(Checkpoint):
             return
         check_there(trainer)
         interrupted = self._watch.received is not None and not _is_over(trainer)
-        # Here rather than in on_train_epoch_end, where Lightning counts an epoch that was cut off as complete.
+        # Not in on_train_epoch_end, where Lightning counts an interrupted epoch as complete.
         ends = trainer.should_stop or _is_over(trainer)
         if interrupted or ends or (self.every_n_steps is not None and trainer.global_step % self.every_n_steps == 0):
             self._save_last(trainer)
@@ -259,7 +257,7 @@ class RunCheckpoints(Checkpoint):
 
 
 def _is_over(trainer: pl.Trainer) -> bool:
-    """Whether no step follows this one or, at an epoch's end, this epoch: then the last evaluation may be to come."""
+    """True if this is the run's last step or, at an epoch's end, its last epoch; an evaluation may still follow."""
     epochs = trainer.max_epochs if trainer.max_epochs is not None else -1
     ended = trainer.is_last_batch and 0 <= epochs <= trainer.current_epoch + 1
     return ended or 0 <= trainer.max_steps <= trainer.global_step
@@ -270,9 +268,9 @@ def _path(trainer: pl.Trainer, name: str) -> Path:
 
 
 def _copy(file: Path, copy: Path) -> None:
-    """A second name for a file, whole or not at all; a real copy where the file system has no such thing.
+    """Makes a hard link to a file atomically; a real copy on file systems without hard links.
 
-    Safe only because `save` puts a new file in the old one's place instead of writing into it.
+    Safe only because `save` replaces the old file by a new one instead of writing into it.
     """
     unfinished = copy.with_name(f".{copy.name}.unfinished")
     unfinished.unlink(missing_ok=True)
@@ -281,4 +279,4 @@ def _copy(file: Path, copy: Path) -> None:
     except OSError:
         shutil.copy2(file, unfinished)
     os.replace(unfinished, copy)
-    unfinished.unlink(missing_ok=True)  # still there where both were names of one file already
+    unfinished.unlink(missing_ok=True)  # still there if both names already linked to one file

@@ -1,4 +1,4 @@
-"""The composite score: memorisation, privacy and utility in one number, with every part beside it."""
+"""The composite score: memorisation, privacy and utility in one number, reported with all parts."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from sga.evaluation.requests import Answers, Request
 
 
 class Composite(EvaluationCallback):
-    """Memorisation, privacy and utility as in arXiv 2506.12618, and their harmonic mean, from other callbacks' metrics.
+    """Memorisation, privacy and utility as in arXiv 2506.12618, and their harmonic mean; from other callbacks' metrics.
 
-    The full model, which fluency and utility are taken as shares of, is the one that the run starts from.
+    Fluency and utility are relative to the full model, which is the model that the run starts from.
     """
 
     def __init__(self) -> None:
@@ -40,7 +40,7 @@ class Composite(EvaluationCallback):
     def evaluate(self, data: EvaluationData, answers: Answers, evaluation: Evaluation) -> None:
         records = data.sets.get("forget", ())
         if not records or any(record.is_text for record in records):
-            return  # plain text has no paraphrased answers and no answers to be fluent
+            return  # plain text has neither paraphrased nor generated answers
         trainer = self._trainer
         assert trainer is not None, "set up before anything is evaluated"
         training = trainer.state.fn == "fit"

@@ -1,4 +1,4 @@
-"""What every metric callback shares, and the callback that runs them: on all processes, each question once."""
+"""Base class of metric callbacks, and the callback that runs them on all processes, computing each request once."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ ANSWERS_FOLDER = ".answers"
 
 
 class EvaluationCallback(pl.Callback):
-    """A group of metrics. All callbacks' requests are answered together, each one once, on all processes."""
+    """Base of callbacks that add metrics. Requests of all callbacks are answered together, each once."""
 
     @abstractmethod
     def requests(self, data: EvaluationData) -> Iterable[Request]:
-        """What this callback needs to know; duplicates (its own and others') cost nothing."""
+        """Requests to the model that the metrics need; duplicates, also of other callbacks, cost nothing."""
 
     def settings(self) -> dict[str, str]:
-        """What this callback's metrics depend on besides the answers, by name; kept with results."""
+        """Settings that the metrics depend on besides the answers, by name; written with results."""
         return {}
 
     @abstractmethod
@@ -49,9 +49,10 @@ class EvaluationCallback(pl.Callback):
 
 
 class Evaluator(pl.Callback):
-    """Owns the evaluations: collects answers over batches and processes, has the metric callbacks compute, and logs.
+    """Runs the evaluations: collects answers from batches and processes, calls the metric callbacks, and logs.
 
-    It also sees to it that the last weights are evaluated. An evaluation is made whole or not at all.
+    It also evaluates the last weights of a run that ends within an epoch. An evaluation is always complete: limits on
+    its batches are refused.
     """
 
     def __init__(
@@ -60,30 +61,30 @@ class Evaluator(pl.Callback):
         """Notes where the reference is; it is read before training starts.
 
         Args:
-            reference: What forget quality and PrivLeak compare with, made by a model trained without the forget data:
-                its run folder, a rows.jsonl, TOFU's eval_log_aggregated.json or open-unlearning's TOFU_EVAL.json.
-                Several of them, models of different seeds, as a list: forget quality is then the mean log10 p with its
-                range. Without it they are absent.
-            answers: Folder of answers that are kept, by the content of weights, tokens and settings, so that nothing is
-                computed twice; ``auto`` is ``.answers`` beside the run folder, null keeps none. While training only the
-                starting model's answers are kept.
-            resamples: Bootstrap resamples of the intervals; 0 leaves intervals out.
+            reference: Evaluation of a model trained without the forget data, which forget quality and PrivLeak compare
+                with: its run folder, a rows.jsonl, TOFU's eval_log_aggregated.json or open-unlearning's TOFU_EVAL.json.
+                A list for models of several seeds: forget quality is then the mean log10 p, with its range. Without a
+                reference both metrics are absent.
+            answers: Folder of the cache of answers, keyed by the content of weights, tokens and settings; ``auto`` is
+                ``.answers`` beside the run folder, null caches nothing. A training run caches only the answers of its
+                starting model.
+            resamples: Number of bootstrap resamples for the intervals; 0 leaves intervals out.
         """
         check_numbers(0, resamples=resamples)
         self.reference_path = reference
-        """As it was given; see `reference_paths`."""
+        """The argument `reference`; see `reference_paths` for a list."""
         if len(set(self.reference_paths)) < len(self.reference_paths):
             raise UserError(f"--evaluation.reference names a reference twice: {', '.join(self.reference_paths)}")
         self.answers_folder = answers
         self.resamples = resamples
         self.keeps_texts = True
-        """False leaves generated answers out of what is kept; set by the run's ``texts``."""
+        """False keeps generated answers out of the cache; set by the run's ``texts``."""
         self.evaluation: Evaluation | None = None
-        """The last one; None before the first."""
+        """The last evaluation; None before the first one."""
         self._asked: dict[str, RequestBatches] = {}
         self._batches: RequestBatches | None = None
         self._answers: dict[int, Answer] = {}
-        """Of the evaluation that is under way, by job: what is known, and what this process has computed."""
+        """Answers of the current evaluation by job index: the cached ones, and those that this process has computed."""
         self._references: list[RetainReference] = []
         self._store: AnswerCache | None = None
         self._evaluated_step = -1
@@ -97,11 +98,11 @@ class Evaluator(pl.Callback):
     # ---- the trainer's flags ------------------------------------------------------------------------------------
 
     def _set_limits(self, trainer: pl.Trainer) -> None:
-        """Whole evaluations only, whatever a trainer's flags for quick looks make of it."""
+        """Makes the evaluation complete under the trainer's flags for quick tries; refuses limits on its batches."""
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             trainer.limit_val_batches = trainer.limit_test_batches = trainer.limit_predict_batches = 1.0
         elif trainer.overfit_batches > 0:  # type: ignore[attr-defined]
-            trainer.limit_val_batches = 1.0  # it is about batches to train on
+            trainer.limit_val_batches = 1.0  # the flag is about training batches
         names = ("limit_val_batches", "limit_test_batches", "limit_predict_batches")
         check_trainer({name: getattr(trainer, name) for name in names})
         if 0 < trainer.num_sanity_val_steps < math.inf and trainer.limit_val_batches > 0:
@@ -120,16 +121,16 @@ class Evaluator(pl.Callback):
         if self.reference_paths and stage != "predict":
             self._references = [read_retain_reference(path) for path in self.reference_paths]
             data: Any = trainer.datamodule  # type: ignore[attr-defined]
-            self._aligned(data.evaluation_data(every_row=stage == "test"))  # differences are said before training
+            self._aligned(data.evaluation_data(every_row=stage == "test"))  # raises on differences, before training
 
     @property
     def reference_paths(self) -> list[str]:
-        """Where the references are; empty without one."""
+        """Paths of the references; empty without one."""
         given = self.reference_path
         return given if isinstance(given, list) else [] if given is None else [given]
 
     def _aligned(self, data: EvaluationData) -> tuple[RetainReference, ...]:
-        """The references' numbers for the forget set, in its order; none without a reference."""
+        """Numbers of each reference for the forget rows, in their order; empty without a reference."""
         if not self._references or "forget" not in data.sets:
             return ()
         ids = [record.id for record in data.sets["forget"]]
@@ -144,7 +145,7 @@ class Evaluator(pl.Callback):
     # ---- questions ----------------------------------------------------------------------------------------------
 
     def request_batches(self, trainer: pl.Trainer, stage: str) -> RequestBatches:
-        """Batches of what the metric callbacks ask in a stage (for predict: a greedy answer to every question)."""
+        """Requests of the metric callbacks in a stage, as batches (for predict: a greedy answer to every question)."""
         if stage not in self._asked:
             module: Any = trainer.lightning_module
             data, device = module.data, trainer.strategy.root_device
@@ -153,13 +154,13 @@ class Evaluator(pl.Callback):
                 data.evaluation_tokens or most_tokens(module.model, device),
                 data.generation_rows or most_rows(module.model, device, data.encoder.max_length),
             )
-            # The first process's sizes for all: batches are dealt, so all have to cut the same ones.
+            # Sizes of the first process for all: batches are dealt, so all processes have to form the same ones.
             sizes = trainer.strategy.broadcast(sizes)
             self._asked[stage] = RequestBatches(requests, data.encoder, *sizes, trainer.global_rank, trainer.world_size)
         return self._asked[stage]
 
     def settings(self, trainer: pl.Trainer) -> dict[str, str]:
-        """What the metrics depend on besides the answers, by name."""
+        """Settings of all metric callbacks that metrics depend on besides the answers, by name."""
         return {name: value for callback in _metric_callbacks(trainer) for name, value in callback.settings().items()}
 
     # ---- answers that are there already ------------------------------------------------------------------------
@@ -177,7 +178,7 @@ class Evaluator(pl.Callback):
         self._batches.known = set(self._answers)
 
     def _known(self, trainer: pl.Trainer, module: Any, batches: RequestBatches) -> dict[int, Answer]:
-        # Weights in the middle of training never come again.
+        # Weights in the middle of training never occur again, so caching their answers is of no use.
         if self.answers_folder is None or (trainer.state.fn == "fit" and trainer.global_step > 0):
             return {}
         sharded = is_sharded(module.model)
@@ -186,13 +187,13 @@ class Evaluator(pl.Callback):
             **module.data.evaluation_settings,
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
             "float32_matmul": torch.get_float32_matmul_precision(),
-            "attention": str(getattr(module.model.config, "_attn_implementation", None)),  # no part of to_dict()
+            "attention": str(getattr(module.model.config, "_attn_implementation", None)),  # missing in to_dict()
             "torch": torch.__version__,
             "transformers": transformers.__version__,
             "stop_ids": str(module.stop_ids),
             **({"weights": "rounded"} if sharded and trainer.precision == "bf16-mixed" else {}),  # see `shard`
         }
-        # Of weights in parts every process has to give its own.
+        # Every process has to take part in hashing sharded weights.
         key = model_key(module.model, settings) if sharded or trainer.is_global_zero else ""
         known: dict[int, Answer] = {}
         if trainer.is_global_zero:
@@ -219,23 +220,23 @@ class Evaluator(pl.Callback):
             new = {index: answer for index, answer in new.items() if not isinstance(answer, Generation)}
         try:
             self._store.add(batches.jobs, new)
-        except OSError as error:  # a full disk, say: the evaluation itself has all that it needs
+        except OSError as error:  # a full disk for instance; the evaluation itself does not need the cache
             warnings.warn(f"the answers are not kept for later evaluations: {error}", stacklevel=2)
 
     # ---- metrics -----------------------------------------------------------------------------------------------
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # A run that ends within an epoch (max_steps, an early stop) has not been evaluated where it ended.
+        # A run that ends within an epoch (max_steps, early stopping) has not been evaluated at its last step.
         if self._evaluated_step != trainer.global_step and trainer.enable_validation:
             trainer.validating = True
             trainer.fit_loop.epoch_loop.val_loop.run()
             trainer.training = True
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Makes an evaluation within an epoch that was due at the checkpoint's step and is not in it.
+        """Runs an evaluation within an epoch that was due at the checkpoint's step but is not in the checkpoint.
 
-        The checkpoint may be of before that evaluation, which Lightning takes for made; one that was made after it, and
-        is in the run folder already, gives the same again.
+        The checkpoint may have been written before that evaluation, which Lightning counts as done. If it was written
+        after it, the evaluation in the run folder is repeated with the same result.
         """
         if self._evaluated_step == trainer.global_step or not _is_due(trainer):
             return
@@ -291,7 +292,7 @@ def evaluator_of(trainer: pl.Trainer) -> Evaluator | None:
 
 
 def _is_due(trainer: pl.Trainer) -> bool:
-    """Whether an evaluation belongs to the batch within an epoch after which a run that goes on was saved."""
+    """True if a resumed run was saved after a batch within an epoch at which an evaluation is due."""
     loop = trainer.fit_loop.epoch_loop
     done, every = loop.batch_progress.current.ready, trainer.val_check_batch
     if trainer.ckpt_path is None or not trainer.enable_validation or not isinstance(every, int):
@@ -302,7 +303,7 @@ def _is_due(trainer: pl.Trainer) -> bool:
 
 
 def evaluation_of(trainer: pl.Trainer) -> Evaluation | None:
-    """The last evaluation by the trainer's `Evaluator`; None before the first, or without one."""
+    """The last evaluation of the trainer's `Evaluator`; None before the first one, or without an `Evaluator`."""
     evaluator = evaluator_of(trainer)
     return None if evaluator is None else evaluator.evaluation
 
@@ -328,5 +329,5 @@ def _predictions(data: UnlearningData) -> Iterator[Request]:
 
 
 def prediction_request(record: Record) -> Generate:
-    """What `sga predict` asks about a record: its greedy answer, 200 tokens as in open-unlearning."""
+    """Request of `sga predict` for a record: its greedy answer of at most 200 tokens, as in open-unlearning."""
     return Generate(record.question, 200)

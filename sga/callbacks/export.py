@@ -9,15 +9,17 @@ from typing import Any
 
 import lightning.pytorch as pl
 
+from sga.files import write_text
 from sga.models.adapters import has_adapter, save_merged
 from sga.models.sharding import whole_weights
 from sga.runs.folder import RunFolder
+from sga.runs.model_card import model_card
 
 
 class HuggingFaceExport(pl.Callback):
-    """Writes ``model/`` into the run folder when training ends: weights as safetensors, configuration, tokenizer.
+    """Writes ``model/`` into the run folder when training ends: weights as safetensors, configuration, tokenizer, card.
 
-    Of a model with an adapter also the adapter alone, as ``adapter/``.
+    A model with an adapter is written merged, and the adapter alone as ``adapter/``.
     """
 
     def __init__(self, enabled: bool = True, evaluated: bool = False) -> None:
@@ -25,8 +27,8 @@ class HuggingFaceExport(pl.Callback):
 
         Args:
             enabled: False leaves the Lightning checkpoint as the only copy of the weights.
-            evaluated: Also write the model that ``sga validate`` has evaluated: one that is made without training, such
-                as TaskVector, or a checkpoint's.
+            evaluated: True to also write the model that ``sga validate`` has evaluated: one made without training, such
+                as TaskVector, or that of a checkpoint.
         """
         self.enabled, self.evaluated = enabled, evaluated
 
@@ -42,9 +44,9 @@ class HuggingFaceExport(pl.Callback):
 
 
 def export(module: Any, run: RunFolder, writes: bool = True) -> None:
-    """Writes a module's model and tokenizer in Hugging Face format; an adapter merged, and beside it alone.
+    """Writes a module's model and tokenizer in Hugging Face format; an adapter both merged and alone.
 
-    Every process has to call it, because weights may be in parts; one of them `writes`.
+    Every process has to call it, because weights may be sharded; only one of them `writes`.
     """
     adapted = has_adapter(module.model)
     weights = whole_weights(module.model)
@@ -54,18 +56,26 @@ def export(module: Any, run: RunFolder, writes: bool = True) -> None:
     def write_merged(unfinished: Path) -> None:
         save_merged(module.model, unfinished, weights)
         module.data.tokenizer.save_pretrained(unfinished)
+        _write_card(run, unfinished)
 
     def write(unfinished: Path) -> None:
-        module.model.save_pretrained(unfinished, state_dict=weights)  # of a model with an adapter the adapter alone
+        module.model.save_pretrained(unfinished, state_dict=weights)  # writes only the adapter if there is one
         module.data.tokenizer.save_pretrained(unfinished)
+        _write_card(run, unfinished, adapter=adapted)
 
     if adapted:
         _write_whole(run.adapter_path, write)
     _write_whole(run.model_path, write_merged if adapted else write)
 
 
+def _write_card(run: RunFolder, folder: Path, adapter: bool = False) -> None:
+    """Writes the card beside the weights, in place of PEFT's; a trainer without RunFiles leaves nothing to say."""
+    if run.info_path.is_file():
+        write_text(folder / "README.md", model_card(run, adapter=adapter))
+
+
 def _write_whole(folder: Path, write: Callable[[Path], None]) -> None:
-    """Makes a folder that is complete or not there."""
+    """Writes a folder atomically: it is complete, or it does not exist."""
     unfinished = folder.with_name(f".{folder.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     write(unfinished)

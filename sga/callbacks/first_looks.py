@@ -1,4 +1,4 @@
-"""What a run says before it trains: its template with the first prompt, and whether the model answers in that form."""
+"""Checks that a run prints before it trains: the template with the first prompt, and whether the model answers it."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from sga.callbacks.evaluator import Evaluator, evaluation_of
 from sga.datamodule import UnlearningData
 
 _SHOWN = 300
-"""Characters of the first prompt that are printed."""
+"""Number of characters of the first prompt to print."""
 _NEARLY_ALL = 0.9
-"""Share of empty or repeating answers from which on the model is taken not to answer at all."""
+"""Share of empty or repeating answers from which on the model counts as not answering at all."""
 
 
 class FirstLooks(pl.Callback):
-    """Prints the template with the first prompt, and warns where the first evaluation shows that it does not fit."""
+    """Prints the template with the first prompt, and warns if the first evaluation shows that it does not fit."""
 
     def __init__(self) -> None:
         self._looked = False
@@ -41,7 +41,7 @@ class FirstLooks(pl.Callback):
     def _say_template(self, trainer: pl.Trainer, module: Any) -> None:
         data: UnlearningData = module.data
         record = next((group.forget for group in data.groups if not group.forget.is_text), None)
-        if not trainer.is_global_zero or record is None:  # texts have no template
+        if not trainer.is_global_zero or record is None:  # plain texts have no template
             return
         print(f"template: {data.template}")
         if _keeps_texts(trainer):
@@ -77,10 +77,10 @@ class FirstLooks(pl.Callback):
 
 
 def silent_answers(rows: Iterable[Mapping[str, Any]]) -> str | None:
-    """That nearly all greedy answers are empty or repeat themselves, in words; None if they do not.
+    """Sentence that nearly all greedy answers are empty or repeat themselves; None if they are not.
 
     Args:
-        rows: Rows of an evaluation; those that `Fluency` looked at are counted.
+        rows: Rows of an evaluation; those with the fields of `Fluency` are counted.
     """
     seen = [row for row in rows if "degenerate" in row]
     if not seen or sum(bool(row["degenerate"]) for row in seen) < _NEARLY_ALL * len(seen):
@@ -97,12 +97,12 @@ def _keeps_texts(trainer: pl.Trainer) -> bool:
 
 
 def _is_beside_chat(data: UnlearningData) -> bool:
-    """Whether a plain template stands beside a tokenizer that has a chat template."""
+    """True if a plain template is used although the tokenizer has a chat template."""
     return isinstance(data.template, PlainTemplate) and bool(data.tokenizer.chat_template)
 
 
 def _cause(data: UnlearningData, module: Any, empty: bool) -> str:
-    """What most often makes a model say nothing, in the form of advice."""
+    """Most likely cause of silent answers, as advice."""
     if _is_beside_chat(data):
         return "the template: the tokenizer has a chat template of its own; leave out --data.template to take it"
     stops = ", ".join(repr(data.tokenizer.decode([token])) for token in module.stop_ids)

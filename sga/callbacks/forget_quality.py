@@ -20,8 +20,8 @@ class ForgetQuality(EvaluationCallback):
         """Notes the mean.
 
         Args:
-            truth_ratio_mean: How the wrong answers' probabilities are averaged; geometric is what TOFU's aggregation
-                does.
+            truth_ratio_mean: Kind of mean over the wrong answers' probabilities; TOFU's aggregation uses the geometric
+                mean.
         """
         self.truth_ratio_mean = truth_ratio_mean
 

@@ -1,4 +1,4 @@
-"""The rule that needs no retained model: the evaluation that violates the conditions for handing over the least."""
+"""The stopping rule without a retain model: choose the evaluation that violates the hand-over conditions least."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from sga.callbacks.fluency import is_degenerate
 from sga.callbacks.model_utility import ModelUtility
 from sga.callbacks.overlap import fill_rouge
 from sga.callbacks.rules import Point, StoppingRule, Verdict
@@ -27,20 +28,20 @@ MIN_K_SHARE = 0.4
 
 @dataclass(frozen=True)
 class FitToHandOver(StoppingRule):
-    """Chooses the evaluation that violates the conditions for handing over the least; needs no retained model.
+    """Chooses the evaluation that violates the conditions for handing over least; needs no retain model.
 
-    An evaluation's score is its largest violation, 1 at the most; among equals the next largest decides,
-    and so on, because one condition may not move at all while others do. The conditions: the forget set is not
-    recognised and cannot be extracted; the model is still useful, still speaks and has not collapsed. The run ends at
-    the first evaluation that violates none, which no later one can beat.
+    An evaluation's score is its largest violation, in [0, 1]; ties are broken by the next largest, and so on, because
+    one condition may not move at all while others do. The conditions: the forget set is not recognised and cannot be
+    extracted; the model is still useful, still speaks and has not collapsed. The run ends at the first evaluation
+    without a violation, because no later one can be better.
 
     Args:
-        tolerances: How far each quantity may be from its goal.
-        least_rows: Number of rows of the forget set, and of the holdout set where there is one, from which on choices
-            are made on one half and reported on the other; at least 4. Halves of 20 rows seldom have intervals that are
-            narrow enough to be told forgotten; see docs/handover.md.
-        ends: Whether the run ends at the first evaluation that violates nothing; false chooses alike and goes on to the
-            last epoch, for experiments that report both.
+        tolerances: Largest allowed distance of each quantity from its goal.
+        least_rows: Number of rows of the forget set, and of the holdout set where there is one, from which on one half
+            is chosen by and the other reported on; at least 4. Halves of 20 rows seldom have intervals narrow enough
+            to count as forgotten; see docs/handover.md.
+        ends: True to end the run at the first evaluation without a violation; false makes the same choice but trains to
+            the last epoch, for experiments that report both.
     """
 
     needs_intervals: ClassVar[bool] = True
@@ -57,7 +58,7 @@ class FitToHandOver(StoppingRule):
         return "least violation of the conditions for handing over"
 
     def needs(self) -> tuple[str, ...]:
-        return ()  # a condition that cannot be tested is said to be so
+        return ()  # a condition that cannot be tested is reported as such
 
     def needs_of_start(self) -> tuple[str, ...]:
         return ("handover/all/rows",)
@@ -84,11 +85,11 @@ class FitToHandOver(StoppingRule):
         return Verdict(better, found.sentence, stop, {"handover/score": found.score, **violations})
 
     def account_of(self, point: Point, start: Point) -> Account:
-        """What the conditions say of an evaluation, on the rows that choices are made on."""
+        """Findings of the conditions on an evaluation, on the rows that choices are made on."""
         return account(point.metrics, start.metrics, self.tolerances)
 
     def result(self, chosen: Point, start: Point) -> dict[str, Any]:
-        """``handover`` of metrics.json: the finding on rows that nothing was chosen on, and all checks by part."""
+        """Entry ``handover`` of metrics.json: the finding on the held-out rows, and all checks by part."""
         parts = ("choosing", "held_out", "all")
         found = {
             part: account(chosen.metrics, start.metrics, self.tolerances, part)  # type: ignore[arg-type]
@@ -137,6 +138,9 @@ class FitToHandOver(StoppingRule):
         if holdout:
             comparison = _answered([record_score(record) for record in holdout], answers)
             comparison = _with_rouge(comparison, "holdout", holdout, answers, evaluation, utility)
+            if utility is not None and utility.generates(holdout):
+                spoken = (answers.generation(utility.generation(record)) for record in holdout)
+                comparison = replace(comparison, degenerate=np.array([float(is_degenerate(one)) for one in spoken]))
             add_quantities(evaluation, found, comparison, True, least_rows=self.least_rows)
             return
         others = _other_answers(data)
@@ -159,7 +163,7 @@ class FitToHandOver(StoppingRule):
 
 
 def _note_facts(data: EvaluationData, answers: Answers, evaluation: Evaluation, utility: ModelUtility | None) -> None:
-    """Fills ``fact_recall`` of the rows whose greedy answer is known and whose record has a fact: 1 if it says it."""
+    """Fills ``fact_recall`` of rows with a greedy answer and a fact: 1 if the answer says the fact, else 0."""
     for name in ("forget", FORGET_PARAPHRASED, "holdout", "retain", RETAIN_UNSEEN):
         records = data.sets.get(name, ())
         if utility is None or not utility.generates(records):
@@ -171,13 +175,13 @@ def _note_facts(data: EvaluationData, answers: Answers, evaluation: Evaluation, 
 
 
 def _other_answers(data: EvaluationData) -> tuple[str, ...] | None:
-    """An answer of another record to each forget question, of reserved rows where there are any; None without."""
+    """Another record's answer to each forget question, from reserved rows or, without any, retain rows; or None."""
     pool = data.sets.get(RETAIN_UNSEEN) or data.sets.get("retain", ())
     return other_answers(tuple(data.sets.get("forget", ())), tuple(pool))
 
 
 def _wrong_answers(data: EvaluationData) -> list[list[Score]]:
-    """Plausible wrong answers to each forget question: perturbed ones, else those of other records; empty without."""
+    """Wrong answers to each forget question: perturbed ones if all records have them, else other records'; or empty."""
     forget = data.sets.get("forget", ())
     if all(record.perturbed_answers for record in forget):
         return [[Score(record.question, wrong) for wrong in record.perturbed_answers] for record in forget]
@@ -207,7 +211,7 @@ def _with_rouge(
     evaluation: Evaluation,
     utility: ModelUtility | None,
 ) -> Answered:
-    """The same with ROUGE of greedy answers, which are written to the rows; unchanged where none are generated."""
+    """Adds ROUGE of greedy answers, also to the rows; `found` is returned unchanged where no answers are generated."""
     if utility is None or not utility.generates(records):
         return found
     generated = [answers.generation(utility.generation(record)).text for record in records]

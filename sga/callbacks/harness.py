@@ -1,4 +1,4 @@
-"""Zero-shot accuracy by EleutherAI's lm-evaluation-harness, in this process and on the weights as they are."""
+"""Zero-shot accuracy by EleutherAI's lm-evaluation-harness, run in this process on the current weights."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sga.evaluation.requests import Answers, Request
 
 
 class Harness(EvaluationCallback):
-    """Zero-shot tasks of the harness (extra ``harness``), at every evaluation; none unless tasks are named.
+    """Zero-shot tasks of the harness (extra ``harness``) at every evaluation; nothing runs unless tasks are named.
 
     Metrics are ``harness/TASK/METRIC`` as the harness names and computes them, with its standard errors in
     ``harness/TASK/METRIC_stderr``. The published Harry Potter setting takes boolq, rte, hellaswag, winogrande,
@@ -34,10 +34,10 @@ class Harness(EvaluationCallback):
         """Checks the settings; tasks are looked up before training starts.
 
         Args:
-            tasks: Names of tasks or groups of the harness.
-            include_path: A folder with task files of one's own.
-            limit: Only the first so many items of each task, to try it out.
-            batch_size: Sequences of a forward pass.
+            tasks: Names of tasks or task groups of the harness.
+            include_path: Folder with your own task files.
+            limit: Number of items of each task to evaluate, to try it out; null for all.
+            batch_size: Number of sequences per forward pass.
         """
         check_numbers(1, limit=limit, batch_size=batch_size)
         self.tasks, self.include_path = tuple(tasks), include_path
@@ -78,7 +78,7 @@ class Harness(EvaluationCallback):
 
     def evaluate(self, data: EvaluationData, answers: Answers, evaluation: Evaluation) -> None:
         if not self.tasks:
-            if evaluation.name == "book":  # whose published setting has it
+            if evaluation.name == "book":  # its published setting includes the harness
                 evaluation.absent["harness"] = "no tasks of lm-evaluation-harness are named (--harness.tasks)"
             return
         from lm_eval import simple_evaluate
@@ -87,7 +87,7 @@ class Harness(EvaluationCallback):
         with isolate_rng():  # the harness sets every global seed
             model = HFLM(
                 pretrained=self._module.model,
-                tokenizer=copy.deepcopy(self._module.data.tokenizer),  # it may be given a pad token there
+                tokenizer=copy.deepcopy(self._module.data.tokenizer),  # the harness may add a pad token to it
                 max_length=data.encoder.max_length,
                 batch_size=self.batch_size,
             )

@@ -22,10 +22,10 @@ from sga.models.sharding import is_sharded
 
 
 class MembershipInference(EvaluationCallback):
-    """AUC between forget (members) and holdout (never trained on) of five scores, and PrivLeak.
+    """AUC of five scores between forget (members) and holdout (never trained on), and PrivLeak.
 
-    The scores: loss, Min-K %, Min-K %++, loss per compressed byte (zlib), loss beyond the reference model's and, where
-    it is asked for, the norm of the loss's gradient.
+    The scores: loss, Min-K %, Min-K %++, loss per compressed byte (zlib), loss minus the reference model's and, with
+    `gradient_norm`, the norm of the loss's gradient as a sixth.
     """
 
     def __init__(
@@ -34,11 +34,11 @@ class MembershipInference(EvaluationCallback):
         """Checks the settings.
 
         Args:
-            min_k_share: Share of the least likely tokens that Min-K % averages; MUSE uses 0.4.
-            reference_auc: AUC of Min-K % of a retrained model, 1.0 = members recognised perfectly; null takes that of
-                --evaluation.reference. 0.5 gives open-unlearning's default, which is no retrained model's.
-            gradient_norm: Attack by gradient norm too, which costs a backward pass for each row of forget and holdout,
-                and the memory of a gradient.
+            min_k_share: Share of tokens, the least likely ones, that Min-K % averages; MUSE uses 0.4.
+            reference_auc: AUC of Min-K % of a retrained model, 1.0 = members recognised perfectly; null takes it from
+                --evaluation.reference. 0.5 is open-unlearning's default, which is not a retrained model's value.
+            gradient_norm: True to also attack by gradient norm, which costs a backward pass for each forget and holdout
+                row, and the memory of a gradient.
         """
         check_numbers(above=0, at_most=1, min_k_share=min_k_share)
         check_numbers(0, below=1, reference_auc=reference_auc)
@@ -100,6 +100,6 @@ class MembershipInference(EvaluationCallback):
             batch = module.transfer_batch_to_device(collate([[sequence]]), module.device, 0)
             with module.trainer.precision_plugin.forward_context():
                 found.append(gradient_norm(module.model, batch))
-        # Of the first process in all of them: a last bit must not make their AUCs differ.
+        # All processes take the first one's values: rounding must not make their AUCs differ.
         for record, value in zip(records, module.trainer.strategy.broadcast(found), strict=True):
             evaluation.row(name, record)["gradient_norm"] = value

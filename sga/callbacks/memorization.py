@@ -13,13 +13,13 @@ from sga.evaluation.metrics import exact_memorization, extraction_strength
 from sga.evaluation.requests import Answers, Request, record_score
 
 _DIGITS = 4
-"""Decimals of the nll of single tokens, which are shown and not computed with."""
+"""Decimals of the nll of single tokens, which are only shown."""
 
 
 class Memorization(EvaluationCallback):
-    """Exact memorisation and extraction strength of forget and retain sets, from the arg-max of each answer token.
+    """Exact memorisation and extraction strength of forget and retain sets, from the arg-max at each answer token.
 
-    Rows of forget questions also get each answer token and its nll, which reports show before and after.
+    Rows of forget questions also get each answer token and its nll, which reports show before and after unlearning.
     """
 
     def requests(self, data: EvaluationData) -> Iterable[Request]:

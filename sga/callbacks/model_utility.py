@@ -1,4 +1,4 @@
-"""Model utility: what the model still knows of what it should keep, in nine parts."""
+"""Model utility: how well the model still answers what it should retain, in nine parts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sga.evaluation.requests import Answers, Generate, Request, Score, record_sc
 
 
 def likelihood_requests(records: Sequence[Record]) -> Iterator[Request]:
-    """The answer, its paraphrase and its perturbations, of each record, as far as it has them."""
+    """Requests for the likelihood of each record's answer, its paraphrase and its perturbed answers, if it has them."""
     for record in records:
         yield record_score(record)
         if record.paraphrased_answer is not None:
@@ -28,8 +28,8 @@ def likelihood_requests(records: Sequence[Record]) -> Iterator[Request]:
 def add_likelihoods(name: str, data: EvaluationData, answers: Answers, evaluation: Evaluation) -> None:
     """Fills the rows of a set with avg_nll, tokens, probability, paraphrased_nll and perturbed_nll.
 
-    Where a record has no paraphrase (real authors, world facts), the answer itself stands in for it, as in TOFU; on
-    forget and retain, which have paraphrases in TOFU, a note counts how often.
+    For a record without a paraphrase (real authors, world facts), the answer itself is used, as in TOFU; on forget and
+    retain, which have paraphrases in TOFU, a note counts these records.
     """
     records = data.sets.get(name, ())
     stand_ins = 0
@@ -47,7 +47,7 @@ def add_likelihoods(name: str, data: EvaluationData, answers: Answers, evaluatio
             stand_ins += 1
         wrong = [Score(record.question, text) for text in record.perturbed_answers]
         row["perturbed_nll"] = [answers.scores(request).avg_nll for request in wrong]
-    if stand_ins and name in ("forget", "retain"):  # a reserved row is one of the latter
+    if stand_ins and name in ("forget", "retain"):  # reserved rows are counted among the retain rows
         evaluation.note(
             f"{stand_ins} of {len(records)} {name} records have no paraphrased answer: the answer itself stands in"
         )
@@ -56,7 +56,7 @@ def add_likelihoods(name: str, data: EvaluationData, answers: Answers, evaluatio
 
 
 def note_empty_answers(name: str, asked: Iterable[Request], answers: Answers, evaluation: Evaluation) -> None:
-    """Counts the answers of a set that have no token of their own (``</s>`` as a text, say), in a note."""
+    """Notes the number of a set's answers without a token but the end-of-sequence token (the text ``</s>``, say)."""
     scores = [answers.scores(request) for request in asked if isinstance(request, Score)]
     empty = sum(answer.ends and len(answer.log_probs) == 1 for answer in scores)
     if empty:
@@ -67,7 +67,7 @@ def note_empty_answers(name: str, asked: Iterable[Request], answers: Answers, ev
 
 
 def note_cut_texts(name: str, data: EvaluationData, answers: Answers, evaluation: Evaluation) -> None:
-    """Counts the texts of a set that were longer than the context, in a note; none where there are none."""
+    """Notes the number of a set's texts that were truncated to the context, if any."""
     records = data.sets.get(name, ())
     cut = sum(answers.scores(record_score(record)).cut for record in records)
     if cut:
@@ -77,13 +77,13 @@ def note_cut_texts(name: str, data: EvaluationData, answers: Answers, evaluation
 
 
 def is_plain_text(data: EvaluationData) -> bool:
-    """Whether the benchmark's forget and retain sets are plain text throughout."""
+    """True if all records of the forget and retain sets are plain text."""
     records = [record for name in ("forget", "retain") for record in data.sets.get(name, ())]
     return bool(records) and all(record.is_text for record in records)
 
 
 def reasons(data: EvaluationData) -> dict[str, str]:
-    """Why something about a set cannot be had from its records, by set or by ``set/part``."""
+    """Reasons why numbers of a set cannot be computed from its records, by set or by ``set/part``."""
     found = {name: data.absent.get(name, f"there is no {name} set") for name in ("forget", *KEPT_SETS, "holdout")}
     if FORGET_PARAPHRASED in data.absent:
         found[FORGET_PARAPHRASED] = data.absent[FORGET_PARAPHRASED]
@@ -107,7 +107,7 @@ def reasons(data: EvaluationData) -> dict[str, str]:
 class ModelUtility(EvaluationCallback):
     """TOFU's model utility with its nine parts, and the same parts of the forget set; greedy answers for ROUGE-L.
 
-    ``model_utility_unseen`` takes the reserved retain rows, which unlearning has not seen, in place of all.
+    ``model_utility_unseen`` uses the reserved retain rows, which unlearning has not seen, instead of all retain rows.
     """
 
     def __init__(
@@ -120,12 +120,12 @@ class ModelUtility(EvaluationCallback):
         """Checks the settings.
 
         Args:
-            max_new_tokens: Most tokens of a greedy answer. 200 as in open-unlearning; a short limit is faster while a
-                diverging model never ends its answers.
-            count_prompt: The prompt counts towards these tokens, as in TOFU's own code.
-            generate: Without generation ROUGE-L is absent, and with it model utility.
-            rouge_tokenizer: Words that ROUGE counts: ``published`` as rouge-score has them (a-z and 0-9, so that other
-                scripts have none), ``unicode`` takes letters of any script.
+            max_new_tokens: Largest number of tokens of a greedy answer. 200 as in open-unlearning; a smaller limit is
+                faster for a diverging model, which never ends its answers.
+            count_prompt: True if the prompt counts towards these tokens, as in TOFU's own code.
+            generate: True to generate answers; without them ROUGE-L is absent, and with it model utility.
+            rouge_tokenizer: Kind of words that ROUGE counts: ``published`` as in rouge-score (a-z and 0-9, so text in
+                other scripts has no words), ``unicode`` for letters of any script.
         """
         check_numbers(1, max_new_tokens=max_new_tokens)
         self.max_new_tokens = max_new_tokens
@@ -168,7 +168,7 @@ class ModelUtility(EvaluationCallback):
             absent = fill_rouge(evaluation, name, records, generated, truth, self.rouge_tokenizer)
             if absent is not None:
                 why[f"{name}/rouge_l_recall"] = absent
-        if is_plain_text(data):  # one reason instead of one for each of its parts
+        if is_plain_text(data):  # one reason instead of one for each part
             for metric in ("model_utility", UTILITY_UNSEEN):
                 evaluation.absent[f"{evaluation.name}/{metric}"] = "plain text has no question to answer"
             return

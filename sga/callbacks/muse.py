@@ -16,7 +16,7 @@ from sga.evaluation.requests import Answers, Continue, Request
 
 VERBMEM = "verbmem"
 STOPS = ("\n\n", "\nQuestion", "Question:")
-"""Where an answer ends, because a model that was shown examples goes on with a question of its own."""
+"""Texts that end an answer: a model with examples in its prompt continues with another question."""
 
 
 class MUSE(EvaluationCallback):
@@ -32,10 +32,10 @@ class MUSE(EvaluationCallback):
         """Checks the settings.
 
         Args:
-            verbmem_tokens: Tokens of a continuation, and of the true one that it is compared with.
-            knowmem_tokens: Most tokens of an answer.
-            rouge_tokenizer: Words that ROUGE counts: ``published`` as rouge-score has them (a-z and 0-9, so that other
-                scripts have none), ``unicode`` takes letters of any script.
+            verbmem_tokens: Number of tokens of a continuation, and of the true one that it is compared with.
+            knowmem_tokens: Largest number of tokens of an answer.
+            rouge_tokenizer: Kind of words that ROUGE counts: ``published`` as in rouge-score (a-z and 0-9, so text in
+                other scripts has no words), ``unicode`` for letters of any script.
         """
         check_numbers(1, verbmem_tokens=verbmem_tokens, knowmem_tokens=knowmem_tokens)
         self.verbmem_tokens = verbmem_tokens
@@ -71,7 +71,7 @@ class MUSE(EvaluationCallback):
                 texts = [generation.text for generation in found]
                 truth = [data.encoder.first_tokens(record.answer, self.verbmem_tokens) for record in records]
             else:
-                # With its outer white space: an answer that begins with a blank line is empty.
+                # Decoded with outer white space, because an answer that begins with a blank line is empty.
                 texts = [until_stop(data.encoder.decode(generation.ids, strip=False)) for generation in found]
                 truth = [record.answer for record in records]
             absent = fill_rouge(evaluation, name, records, texts, truth, self.rouge_tokenizer, "fmeasure")
@@ -84,7 +84,7 @@ class MUSE(EvaluationCallback):
 
 
 def knowmem_example(record: Record) -> str:
-    """A worked example as it stands before a question.
+    """A few-shot example in the form in which it comes before a question.
 
     >>> knowmem_example(Record("", "Who won?", "Ada"))
     'Question: Who won?\\nAnswer: Ada\\n\\n'
@@ -93,7 +93,7 @@ def knowmem_example(record: Record) -> str:
 
 
 def knowmem_prompt(record: Record) -> str:
-    """The question as MUSE asks it, the space at the end included.
+    """Prompt of a question in MUSE's form, including the space at the end.
 
     >>> knowmem_prompt(Record("", "Who won?", "Ada"))
     'Question: Who won?\\nAnswer: '

@@ -1,4 +1,4 @@
-"""ROUGE of generated answers, for the callbacks that have some: scores in the rows, or why there are none."""
+"""ROUGE of generated answers, for the callbacks that generate some: scores in the rows, or a reason for none."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def fill_rouge(
     """Fills ``generation`` and ``rouge_l_recall`` (with stemmer) or ``rouge_l_fmeasure`` (without) of a set's rows.
 
     Returns:
-        Why the score is left out of the rows: where no true text has a word, 0 would read as forgotten. None where it
-        is there; a note counts the rows without a word.
+        Reason why the rows have no score: no true text has a word that ROUGE counts, and 0 would read as forgotten.
+        None if the rows have it; a note then counts the texts without a word.
     """
     for record, text in zip(records, generated, strict=True):
         evaluation.row(set_name, record)["generation"] = text
@@ -46,7 +46,7 @@ def fill_rouge(
 
 
 def note_cut_prompts(evaluation: Evaluation, set_name: str, found: Sequence[Generation], lost: str, room: int) -> None:
-    """Counts the prompts of a set that lost a part of theirs to a context of `room` tokens, in a note."""
+    """Notes the number of a set's prompts that were truncated (losing `lost`) to a context of `room` tokens."""
     cut = sum(generation.cut for generation in found)
     if cut:
         evaluation.note(
@@ -55,5 +55,5 @@ def note_cut_prompts(evaluation: Evaluation, set_name: str, found: Sequence[Gene
 
 
 def rouge_settings(tokenizer: RougeTokenizer) -> dict[str, str]:
-    """The setting as results keep it; none for the published one, which is what logs that do not say had."""
+    """The setting as written with results; left out for ``published``, as in logs that do not state it."""
     return {} if tokenizer == "published" else {"rouge_tokenizer": tokenizer}

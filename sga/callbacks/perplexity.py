@@ -1,4 +1,4 @@
-"""Perplexity on what is to be forgotten, what is to be kept, and what was chosen as normal data."""
+"""Perplexity on the forget set, the retain set, the reserved rows and the normal samples."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sga.evaluation.requests import Answers, Request, record_score
 
 
 class Perplexity(EvaluationCallback):
-    """Token-weighted perplexity of answers: forget, retain, reserved rows, normal samples of the groups."""
+    """Token-weighted perplexity of answers on forget, retain and reserved rows, and on the groups' normal samples."""
 
     def requests(self, data: EvaluationData) -> Iterable[Request]:
         for records in _texts(data).values():

@@ -1,14 +1,16 @@
-"""How far a training run is: a bar in a terminal, lines in a log file."""
+"""Progress of a run: one bar in a terminal, lines in a log file."""
 
 from __future__ import annotations
 
 import time
-from importlib.util import find_spec
+from collections.abc import Sequence
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.utilities import rank_zero_only
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
 
 from sga.callbacks.evaluator import evaluation_of
 from sga.evaluation.table import duration
@@ -23,35 +25,37 @@ _SHOWN = (
 )
 """Metrics of an evaluation's line, as far as it has them."""
 
-_Bar: Any = RichProgressBar if find_spec("rich") else TQDMProgressBar
-
 
 class RunClock:
-    """Seconds that steps and evaluations of this process take, and the time that is left of the whole run."""
+    """Seconds that steps and evaluations of this process take, and the time that is left of the whole run.
+
+    Attributes:
+        began: Moment when the steps or the evaluation under way began, by `time.monotonic`.
+    """
 
     def __init__(self) -> None:
-        self._began = 0.0  # of what is under way
+        self.began = 0.0
         self._training = 0.0  # of all steps
         self._evaluation = 0.0  # of the last one
         self._first_step = 0
 
     def start(self, step: int) -> None:
-        """Training starts at a step."""
-        self._began, self._first_step = time.monotonic(), step
+        """Starts the clock at a training step."""
+        self.began, self._first_step = time.monotonic(), step
 
     def end_steps(self) -> float:
-        """Steps end for a while, or an evaluation begins; returns the seconds of all steps."""
-        self._training += time.monotonic() - self._began
-        self._began = time.monotonic()
+        """Stops the clock of training, as when an evaluation begins; returns the seconds of all steps."""
+        self._training += time.monotonic() - self.began
+        self.began = time.monotonic()
         return self._training
 
     def end_evaluation(self) -> float:
-        """An evaluation ends; returns its seconds."""
-        self._evaluation, self._began = time.monotonic() - self._began, time.monotonic()
+        """Stops the clock of an evaluation; returns its seconds."""
+        self._evaluation, self.began = time.monotonic() - self.began, time.monotonic()
         return self._evaluation
 
     def left(self, trainer: pl.Trainer, step: int, total: int) -> float | None:
-        """Seconds that are left if steps and evaluations take as long as before; None before the first step."""
+        """Estimated seconds until the end of the run, evaluations included; None before the first step."""
         done = step - self._first_step
         if done < 1 or step >= total:
             return None
@@ -61,47 +65,100 @@ class RunClock:
         return self._training / done * (total - step) + self._evaluation * evaluations * epochs
 
 
-class RunProgressBar(_Bar):  # type: ignore[misc]
-    """Lightning's bar with the time that is left of the whole run, evaluations included.
+class RunProgressBar(ProgressBar):
+    """One bar over all of a verb, with the time that is left; in training that counts the evaluations to come.
 
-    What Lightning calls a sanity check is the evaluation before the first step here.
+    Args:
+        console: Console to draw on; None takes standard output.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, console: Console | None = None) -> None:
         super().__init__()
         self._clock = RunClock()
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[left]}"))
+        # What is printed above the bar keeps its lines, which hold paths.
+        self._bar = Progress(*columns, console=console or Console(soft_wrap=True), transient=True)
+        self._task = self._bar.add_task("", total=None, left="")
+        self._batches = 0  # of the evaluation under way
+        self._enabled = True
+        self._loss = ""
+        self._read = 0.0  # when the loss was read, for which a GPU has to be waited for
 
-    @property
-    def sanity_check_description(self) -> str:
-        return "Evaluation before training"
+    def disable(self) -> None:
+        """Draws nothing from now on, which Lightning asks of all processes but the first."""
+        self._enabled = False
+
+    def enable(self) -> None:
+        """Draws again."""
+        self._enabled = True
+
+    def _show(self, trainer: pl.Trainer, module: Any, batches: Sequence[int | float] = ()) -> None:
+        """Brings the bar up to date; `batches` are those of an evaluation under way, by loader."""
+        if not self._enabled:
+            return
+        self._bar.start()
+        part = f"batch {self._batches} of {sum(batches):g}" if batches else ""
+        if trainer.state.fn == "fit":
+            step, total = trainer.global_step, float(module.total_steps())
+            seconds = self._clock.left(trainer, step, int(total))
+            if time.monotonic() > self._read + 1 and "train/loss" in trainer.callback_metrics:
+                self._read = time.monotonic()
+                self._loss = f", train/loss {float(trainer.callback_metrics['train/loss']):.4g}"
+            words = f"step {step} of {total:g}{f', evaluation, {part}' if part else self._loss}"
+        else:
+            step, total = self._batches, float(sum(batches))
+            seconds = (time.monotonic() - self._clock.began) / step * (total - step) if step else None
+            words = f"{trainer.state.fn.value if trainer.state.fn else ''}: {part}"
+        left = "" if seconds is None else f"about {duration(seconds)} left"
+        self._bar.update(self._task, description=words, completed=step, total=total, left=left)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        super().on_train_start(trainer, pl_module)
         self._clock.start(trainer.global_step)
+        self._show(trainer, pl_module)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *arguments: Any) -> None:
         self._clock.end_steps()
-        super().on_train_batch_end(trainer, pl_module, *arguments)
+        self._show(trainer, pl_module)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        super().on_validation_start(trainer, pl_module)
-        if trainer.sanity_checking:
-            self._clock.start(trainer.global_step)
-        else:
+        self._batches = 0
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
             self._clock.end_steps()
+        else:
+            self._clock.start(trainer.global_step)
+
+    def on_validation_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *arguments: Any) -> None:
+        self._batches += 1
+        sanity = trainer.sanity_checking
+        self._show(trainer, pl_module, trainer.num_sanity_val_batches if sanity else trainer.num_val_batches)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._clock.end_evaluation()
-        super().on_validation_end(trainer, pl_module)
 
-    def get_metrics(self, trainer: pl.Trainer, pl_module: Any) -> dict[str, Any]:
-        shown: dict[str, Any] = super().get_metrics(trainer, pl_module)
-        left = self._clock.left(trainer, trainer.global_step, pl_module.total_steps()) if trainer.training else None
-        return shown if left is None else {**shown, "whole run": f"{duration(left)} left"}
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._batches = 0
+        self._clock.start(0)
+
+    def on_test_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *arguments: Any) -> None:
+        self._batches += 1
+        self._show(trainer, pl_module, trainer.num_test_batches)
+
+    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.on_test_start(trainer, pl_module)
+
+    def on_predict_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *arguments: Any) -> None:
+        self._batches += 1
+        self._show(trainer, pl_module, trainer.num_predict_batches)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self._bar.stop()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self._bar.stop()
 
 
 class ProgressLines(pl.Callback):
-    """Prints one line for each epoch and for each evaluation, where a bar would be of no use."""
+    """Callback that prints one line per epoch and evaluation, for log files."""
 
     def __init__(self) -> None:
         self._clock = RunClock()

@@ -1,4 +1,4 @@
-"""Room on the disk for what a training run will write, looked at before the model trains."""
+"""Check, before training, that the disk has room for the files that the run will write."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ GB = 1e9
 
 
 def free_bytes(folder: Path) -> int:
-    """What may be written to a folder that need not be there yet, in bytes."""
+    """Free disk space for a folder, which need not exist yet, in bytes."""
     return shutil.disk_usage(next(path for path in (folder, *folder.absolute().parents) if path.exists())).free
 
 
 def check_room(trainer: pl.Trainer, module: Any) -> None:
-    """Compares the free space with what the run will write: weights and the optimiser's states, by its settings.
+    """Compares the free space with the size of weights and optimiser states that the run will write.
 
     Raises:
-        StoppedError: there is no room for a checkpoint and, where one is written over, for the new one beside it.
+        StoppedError: there is no room for a checkpoint or, where one is replaced, for the new one beside the old one.
     """
     folder = Path(trainer.default_root_dir)
     run = RunFolder(folder)
@@ -56,7 +56,7 @@ def check_room(trainer: pl.Trainer, module: Any) -> None:
         good.name: checkpoint * (saving.keep_good and written_over),
         f"{epochs} of epochs": epochs * checkpoint * saving.keep_epochs,
         f"{best.name} and the new one": 2 * _size(weights.values()) * (rule is not None and rule.rule is not None),
-        # Of a model with an adapter the merged weights, and the adapter beside them.
+        # A model with an adapter is written merged, with the adapter beside it.
         f"{run.model_path.name}/": _size(module.model.state_dict(keep_vars=True).values())
         * (export is not None and export.enabled),
     }
@@ -71,12 +71,12 @@ def check_room(trainer: pl.Trainer, module: Any) -> None:
 
 
 def _size(tensors: Iterable[Any]) -> float:
-    """Bytes of tensors in a file, which has those of several names once."""
+    """Size of tensors in a file, in bytes; a tensor with several names is written once."""
     return sum(one.nbytes for one in {id(one): one for one in tensors if isinstance(one, Tensor)}.values())
 
 
 def _states(trainer: pl.Trainer, module: Any) -> float:
-    """Bytes of the optimiser's states, which there are after the first step only."""
+    """Size of the optimiser's states in bytes, estimated because they exist only after the first step."""
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     each: float = optimizer_bytes(module.optimizer, type(trainer.optimizers[0]).__name__)
     return float(sum(each * one.numel() * min(1.0, one.element_size() / 4) for one in trained))  # measured on float32

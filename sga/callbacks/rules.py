@@ -21,15 +21,15 @@ UTILITY = UTILITY_UNSEEN
 QUALITY = "forget_quality_log10"
 NORMAL_PERPLEXITY = "perplexity/normal/log"
 PRIVLEAK = "privleak"
-OF_REFERENCE = (QUALITY, REFERENCE_NLL)  # PrivLeak can do with an assumed AUC
+OF_REFERENCE = (QUALITY, REFERENCE_NLL)  # PrivLeak can also be computed from an assumed AUC
 
 
 @dataclass(frozen=True)
 class Point:
-    """What a rule sees of one evaluation.
+    """One evaluation as a rule sees it.
 
     Attributes:
-        step: Optimiser steps taken.
+        step: Number of optimiser steps taken.
         metrics: Value by name, without the benchmark's prefix: ``model_utility_unseen``, ``forget_quality_log10``,
             ``perplexity/normal/log``, ``privleak``, …, with the ends of intervals; also ``forget_nll`` (mean avg_nll of
             the forget set, nats per token) and, where the reference's log has it, ``reference_forget_nll`` over the
@@ -45,13 +45,13 @@ class Point:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a rule says about one evaluation.
+    """Decision of a rule on one evaluation.
 
     Attributes:
-        choose: Whether this evaluation is to be the chosen one from now on.
-        because: Why it would be, with its numbers; for people.
-        stop: Why the run ends here; None where it goes on.
-        metrics: Numbers of the verdict by flat name, which are kept with the evaluation.
+        choose: True if this evaluation becomes the chosen one.
+        because: Reason for the choice with its numbers, for people.
+        stop: Reason why the run ends here; None to continue training.
+        metrics: Numbers of the verdict by flat name, which are written with the evaluation.
     """
 
     choose: bool
@@ -61,10 +61,10 @@ class Verdict:
 
 
 class StoppingRule(ABC):
-    """Says of each evaluation whether it is the one to keep so far, and whether the run ends with it.
+    """Decides after each evaluation whether it is the best so far, and whether the run ends.
 
-    A rule of one's own is a frozen dataclass with three short methods, given by its class path. It must be a function
-    of its arguments alone: a resumed run, and each process of several, asks it again and must hear the same.
+    For a rule of your own, write a frozen dataclass with three short methods and give its class path. The verdict must
+    depend on the arguments alone: a resumed run and each of several processes call it again and must get the same.
     """
 
     needs_intervals: ClassVar[bool] = False
@@ -72,75 +72,75 @@ class StoppingRule(ABC):
 
     @abstractmethod
     def declaration(self) -> str:
-        """What is chosen, in words that need no number of a run; stands in metrics.json and on the report."""
+        """Goal of the choice in words, without numbers of a run; written to metrics.json and shown on the report."""
 
     @abstractmethod
     def needs(self) -> tuple[str, ...]:
-        """Names of the metrics that it decides by; a run in which one is absent is refused."""
+        """Names of the metrics that the rule decides by; a run in which one is absent is refused."""
 
     def needs_of_start(self) -> tuple[str, ...]:
-        """Names of the starting model's metrics that it compares with; a checkpoint that lacks one is refused."""
+        """Names of the starting model's metrics that the rule uses; a checkpoint that lacks one is refused."""
         return ()
 
     @abstractmethod
     def judge(self, point: Point, start: Point, chosen: Point | None) -> Verdict:
-        """The verdict on an evaluation.
+        """Verdict on an evaluation.
 
         Args:
-            point: The evaluation.
-            start: The first one, of the starting model; `point` itself when it is that one.
-            chosen: The one chosen so far; None where none has been yet.
+            point: Evaluation that the verdict is on.
+            start: First evaluation of the run, of the starting model; may be `point` itself.
+            chosen: Evaluation chosen so far; None if there is none yet.
         """
 
     def check(self, data: EvaluationData) -> None:
-        """Raises a UserError, before weights are loaded, where a run that trains has data that it cannot judge by.
+        """Raises a UserError, before weights are loaded, if a training run's data do not suffice for the rule.
 
         Args:
-            data: What may be asked about.
+            data: Evaluation sets and normal samples of the run.
         """
         return
 
     def requests(self, data: EvaluationData, utility: ModelUtility | None) -> Iterable[Request]:
-        """What it asks beyond what metric callbacks do.
+        """Requests to the model beyond those of metric callbacks.
 
         Args:
-            data: What may be asked about.
-            utility: The callback that generates answers, with its settings; None without one.
+            data: Evaluation sets and normal samples of the run.
+            utility: Callback that generates answers, with its settings; None without one.
         """
         return ()
 
     def observe(
         self, data: EvaluationData, answers: Answers, evaluation: Evaluation, utility: ModelUtility | None
     ) -> None:
-        """Adds numbers of its own to an evaluation, after all metric callbacks have added theirs.
+        """Adds the rule's own numbers to an evaluation, after all metric callbacks have added theirs.
 
         Args:
-            data: What was asked about.
-            answers: The answers.
-            evaluation: The evaluation so far.
-            utility: As in `requests`.
+            data: Evaluation sets and normal samples of the run.
+            answers: Answers to the requests of this rule and of all metric callbacks.
+            evaluation: Evaluation with the metric callbacks' numbers, which is changed.
+            utility: Callback that generates answers, with its settings; None without one.
         """
         return
 
     def result(self, chosen: Point, start: Point) -> dict[str, Any]:
-        """What metrics.json says of the choice besides its metrics, by name.
+        """Entries of metrics.json on the choice besides its metrics, by name.
 
         Args:
-            chosen: The chosen evaluation.
-            start: The starting model's.
+            chosen: Evaluation that the rule has chosen.
+            start: Evaluation of the starting model.
         """
         return {}
 
 
 @dataclass(frozen=True)
 class BestForgetQuality(StoppingRule):
-    """Chooses the highest forget quality among evaluations that keep a share of the starting model's utility.
+    """Chooses the highest forget quality among evaluations that retain a share of the starting model's utility.
 
     Args:
-        utility_share: Utility budget: least model utility, over the reserved retain rows, as a share of the starting
-            model's, above 0 and at most 1.
-        stop_below_budget: End the run at the first evaluation below the budget. Off by default: utility can come back
-            later in a run.
+        utility_share: Least model utility over the reserved retain rows, as a share of the starting model's (the
+            utility budget), above 0 and at most 1.
+        stop_below_budget: True to end the run at the first evaluation below the budget. Off by default, because utility
+            can recover later in a run.
     """
 
     utility_share: float = 0.9
@@ -171,7 +171,7 @@ class BestForgetQuality(StoppingRule):
 
 @dataclass(frozen=True)
 class ForgetNLLReached(StoppingRule):
-    """Ends the run once the forget nll is the reference's or above, and chooses the evaluation nearest to it."""
+    """Ends the run once the forget nll reaches the reference's, and chooses the evaluation nearest to it."""
 
     def declaration(self) -> str:
         return "forget nll nearest to the reference's"
@@ -190,18 +190,18 @@ class ForgetNLLReached(StoppingRule):
 
 @dataclass(frozen=True)
 class FailureSignatures(StoppingRule):
-    """Ends the run at the first evaluation that shows a declared failure, and chooses the last one that shows none.
+    """Ends the run at the first evaluation that shows a declared failure, and chooses the last one before it.
 
-    Thresholds are those of the paper (arXiv 2510.22376); null does not look at a signature. Without an evaluation that
-    shows none, the last one stays the result.
+    Thresholds are the paper's (arXiv 2510.22376); null switches a signature off. If every evaluation shows a failure,
+    the last weights are the result.
 
     Args:
-        normal_perplexity: Divergence: perplexity on normal text above this.
-        model_utility: Over-unlearning: model utility, over the reserved retain rows, below this. The paper's 0.4 is of
-            TOFU's models; take a share of the starting model's utility for others.
-        forget_quality: Over-unlearning: forget quality below this (the paper: 0.01) while the forget nll is above the
-            reference's. Below the reference's, a low forget quality means that there is more to unlearn.
-        privleak: Over-unlearning: PrivLeak above this, which is at least 0 (a percentage).
+        normal_perplexity: Perplexity on normal text above which the run counts as diverged.
+        model_utility: Model utility over the reserved retain rows below which the run counts as over-unlearned. The
+            paper's 0.4 is for TOFU's models; use a share of the starting model's utility for others.
+        forget_quality: Forget quality below which the run counts as over-unlearned (the paper: 0.01) while the forget
+            nll is above the reference's. Below the reference's nll, a low forget quality means under-unlearned.
+        privleak: PrivLeak, in per cent and at least 0, above which the run counts as over-unlearned.
     """
 
     normal_perplexity: float | None = 1e10
@@ -240,7 +240,7 @@ class FailureSignatures(StoppingRule):
 
     def judge(self, point: Point, start: Point, chosen: Point | None) -> Verdict:
         found = []
-        # In logarithms: the perplexity of a collapsed model is beyond what a float holds.
+        # In logarithms, because the perplexity of a collapsed model can exceed the range of a float.
         if self.normal_perplexity is not None and point[NORMAL_PERPLEXITY] > math.log(self.normal_perplexity):
             found.append(
                 f"perplexity on normal text is e^{point[NORMAL_PERPLEXITY]:.1f}, above {self.normal_perplexity:g}"

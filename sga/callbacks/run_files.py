@@ -1,7 +1,8 @@
-"""The run folder: what a run leaves for people, reports and later runs."""
+"""Writer of the run folder: files of a run for people, reports and later runs."""
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import json
 import math
@@ -26,6 +27,7 @@ from sga.callbacks.evaluator import Evaluator, evaluation_of, evaluator_of, pred
 from sga.callbacks.export import HuggingFaceExport
 from sga.callbacks.room import check_room
 from sga.callbacks.stopping import Stopping
+from sga.data.records import Benchmark
 from sga.errors import UserError
 from sga.evaluation.aggregation import UTILITY_UNSEEN
 from sga.evaluation.evaluation import Evaluation
@@ -36,17 +38,19 @@ from sga.groups.group import record_hash
 from sga.groups.similarity import similarity_of_normals
 from sga.losses.base import Loss
 from sga.rates.geometry import Geometry, paper_rate, total
+from sga.rates.replayed import write_rates
 from sga.runs.folder import RunFolder
+from sga.runs.provenance import command, commit
 from sga.runs.restart import clear_start, only_begun, reserved_ids
 
 _TEXTS = ("generation", "answer_tokens")
-"""Columns of rows that hold words of the data."""
+"""Names of row fields that hold words of the data."""
 
 
 class RunFiles(pl.Callback):
-    """Writes what `RunFolder` reads back: description, groups, metrics, rows and predictions; whole or not at all.
+    """Writes the files that `RunFolder` reads: description, groups, metrics, rows and predictions; each atomically.
 
-    Evaluations are keyed by step: one that is made again after a resume replaces the old one.
+    Evaluations are keyed by step: one that is repeated after a resume replaces the old one.
     """
 
     def __init__(
@@ -59,23 +63,23 @@ class RunFiles(pl.Callback):
         """Notes the settings.
 
         Args:
-            folder: Where everything of this run goes.
-            role: What the run makes: an unlearned model, the target (trained on everything) or the retain model
-                (trained without the forget data, the reference of forget quality).
-            texts: False keeps questions, answers and generations out of the folder: hashes and numbers only. A
-                tokenizer that is trained on the data (SmallLlama's) holds words of it all the same, in ``model/``.
-            sample_texts: How many greedy answers of the forget set go to TensorBoard as text.
+            folder: Path of the run folder, where all files of this run are written.
+            role: Kind of model that the run makes: an unlearned model, the target (trained on everything) or the retain
+                model (trained without the forget data, the reference of forget quality).
+            texts: False keeps questions, answers and generations out of the folder, which then has hashes and numbers
+                only. A tokenizer trained on the data (SmallLlama's) still holds words of it, in ``model/``.
+            sample_texts: Number of greedy answers of the forget set to log as text to TensorBoard.
         """
         self.folder = Path(folder)
         self.role = role
         self.texts = texts
         self.sample_texts = sample_texts
         self.began_anew = False
-        """Whether the folder held the start of another run; known when this one has started."""
+        """True if the folder held the beginning of another run; known once this run has started."""
         self._started = time.monotonic()
-        self._before = 0.0  # seconds of the run that this one goes on from
-        self._tokens: Counter[str] = Counter()  # that went through models in this process's training steps
-        self._looks: list[tuple[float, float | None]] = []  # at gradients in the first epoch: cosine and r*
+        self._before = 0.0  # seconds spent before the checkpoint that this run resumes from
+        self._tokens: Counter[str] = Counter()  # tokens of this process's training steps, by model
+        self._looks: list[tuple[float, float | None]] = []  # cosine and r* of gradients measured in the first epoch
         self._last_look: dict[str, Geometry] = {}
         self._similarity: float | None = None
 
@@ -84,7 +88,7 @@ class RunFiles(pl.Callback):
         return {"seconds": time.monotonic() - self._started, "looks": self._looks, **counts}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        # Under DDP it is the first process's count for all of them, which saw as many groups.
+        # Under DDP every process resumes with the first one's count; all saw equally many groups.
         self._tokens = Counter({name: int(state_dict.get(name, 0)) for name in ("tokens", "reference_tokens")})
         self._before = float(state_dict["seconds"])
         self._looks = list(state_dict.get("looks", ()))
@@ -108,7 +112,7 @@ class RunFiles(pl.Callback):
                 stacklevel=2,
             )
 
-    # Nothing is written before everything that can be refused has been looked at: not in setup().
+    # Nothing is written in setup(): every check comes first, so that a refused run leaves no files.
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         check_room(trainer, pl_module)
@@ -148,7 +152,7 @@ class RunFiles(pl.Callback):
                 "group_size": data.group_size,
                 "alternatives": data.alternatives.count if data.alternatives is not None else 0,
                 "benchmark": data.benchmark.name,
-                "model": getattr(module.language_model, "name_or_path", type(module.language_model).__name__),
+                "model": module.language_model.location,
                 "checkpoint": trainer.ckpt_path,
                 "reference": _reference(trainer),
                 "texts": self.texts,
@@ -156,14 +160,17 @@ class RunFiles(pl.Callback):
                 "retain_records": len(data.benchmark.training["retain"]),
                 "reserved": reserved_ids(data.benchmark),
                 "evaluation": data.evaluation_data(every_row=stage == "test").settings,
+                "data_sha256": _data_hashes(data.benchmark),
                 "versions": versions(),
+                "commit": commit(),
+                "command": command(),
                 "device": _device(trainer),
                 "processes": trainer.world_size,
             },
         )
 
     def folder_of(self, stage: str) -> RunFolder:
-        """``sga test`` writes to a folder of its own inside the run's, everything else to the run's."""
+        """Folder that a stage writes to: ``sga test`` has one inside the run's, everything else uses the run's."""
         run = RunFolder(self.folder)
         return run.test if stage == "test" else run
 
@@ -183,6 +190,11 @@ class RunFiles(pl.Callback):
             self._last_look = rate.geometry
             geometry = total(rate.geometry.values())
             self._looks.append((geometry.cosine, paper_rate(geometry)))
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        if trainer.is_global_zero and pl_module.rate is not None:
+            rate = pl_module.rate
+            write_rates(RunFolder(self.folder).rates_path, rate.loss.parameter, rate.values)
 
     # ---- evaluations -------------------------------------------------------------------------------------------
 
@@ -229,8 +241,8 @@ class RunFiles(pl.Callback):
         self._log(trainer, evaluation, step)
 
     def _cost(self, trainer: pl.Trainer) -> dict[str, int]:
-        """Tokens trained on by all processes, and those that their starting models read beside them, if any; on a GPU
-        the most memory that the first process's tensors have taken.
+        """Costs so far: tokens trained on by all processes, tokens read by their starting models if any, and on a GPU
+        the peak memory of the first process's tensors in bytes.
         """
         device = trainer.strategy.root_device
         counts = torch.tensor([self._tokens["tokens"], self._tokens["reference_tokens"]], device=device)
@@ -241,7 +253,7 @@ class RunFiles(pl.Callback):
         return cost
 
     def _normal_data(self) -> dict[str, float]:
-        """How near the normals are, and what the gradients of the first epoch say, if anything looked at them."""
+        """Mean similarity of the normals, and gradient cosine and r* of the first epoch if they were measured."""
         found = {"normals/similarity": self._similarity}
         for name, values in (
             ("normals/gradient_cosine", [cosine for cosine, _ in self._looks]),
@@ -259,7 +271,7 @@ class RunFiles(pl.Callback):
                 ]
                 for key, row in shown[: self.sample_texts]:
                     record = evaluation.texts[key]
-                    with suppress(OSError):  # which the logger above has said
+                    with suppress(OSError):  # the logger above has reported it
                         logger.experiment.add_text(
                             f"generations/{key[1]}",
                             f"**{record.question}**\n\nanswer: {record.answer}\n\nmodel: {row['generation']}",
@@ -267,7 +279,7 @@ class RunFiles(pl.Callback):
                         )
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """A row of TensorBoard's HParams tab: the run's settings, with the metrics of the chosen evaluation."""
+        """Logs the run's settings with the chosen evaluation's metrics, for TensorBoard's HParams tab."""
         run = RunFolder(self.folder)
         if not trainer.is_global_zero or not run.chosen_path.is_file():
             return
@@ -314,9 +326,9 @@ class RunFiles(pl.Callback):
 
 
 def _parameters(trainer: pl.Trainer, loss: Loss | None) -> dict[str, Any]:
-    """The loss's arguments as configured or, in a program of one's own, as the loss keeps them.
+    """The loss's arguments as configured or, in your own program, as the loss's attributes.
 
-    What JSON has no form for (an object, infinity) is described as text.
+    Values that JSON has no form for (an object, infinity) are described as text.
     """
     if loss is None:
         return {}
@@ -327,11 +339,21 @@ def _parameters(trainer: pl.Trainer, loss: Loss | None) -> dict[str, Any]:
     else:
         names = inspect.signature(type(loss)).parameters
         arguments = {name: getattr(loss, name) for name in names if hasattr(loss, name)}
-    if not hasattr(loss, "average"):  # which some losses have of another kind; the usual mean is not worth a word
+    if not hasattr(loss, "average"):  # losses that have no other mean than the usual one need not state it
         arguments = {name: value for name, value in arguments.items() if name != "average"}
         arguments |= {} if loss.mean_over == "sequence" else {"average": loss.mean_over}
+    if not arguments.get("unit_ascent", True):  # as published
+        del arguments["unit_ascent"]
     return {
         name: value if _has_json_form(value) else str(getattr(loss, name, value)) for name, value in arguments.items()
+    }
+
+
+def _data_hashes(benchmark: Benchmark) -> dict[str, str]:
+    """SHA-256 of the training records by set, in order: says whether two runs had the same data, and none of it."""
+    return {
+        name: hashlib.sha256("".join(map(record_hash, records)).encode()).hexdigest()
+        for name, records in benchmark.training.items()
     }
 
 
@@ -344,7 +366,7 @@ def _has_json_form(value: Any) -> bool:
 
 
 def versions() -> dict[str, str]:
-    """Of what numbers come from."""
+    """Versions of the packages that results depend on, by name."""
     return {
         "sga": sga.__version__,
         "torch": torch.__version__,
@@ -355,7 +377,7 @@ def versions() -> dict[str, str]:
 
 
 def _summary(points: list[dict[str, Any]], evaluation: Evaluation, stopping: Stopping | None) -> dict[str, Any]:
-    """The chosen evaluation and why, the frontier area over all of them, what is absent and why."""
+    """Content of metrics.json: the chosen evaluation with its reason, the frontier area of all, and absent metrics."""
     summary: dict[str, Any] = {"chosen": "the last evaluation", **points[-1]}
     absent, notes = evaluation.absent, evaluation.notes
     if stopping is not None and stopping.rule is not None:
@@ -393,7 +415,7 @@ def _evaluation(trainer: pl.Trainer) -> Evaluation:
 
 
 def _stopping(trainer: pl.Trainer) -> Stopping | None:
-    """The rule's callback while training; a finished run that is evaluated again has one evaluation only."""
+    """The stopping callback of a training run; None otherwise, because there is a single evaluation then."""
     callbacks = trainer.callbacks if trainer.state.fn == "fit" else ()  # type: ignore[attr-defined]
     return next((callback for callback in callbacks if isinstance(callback, Stopping)), None)
 

@@ -1,8 +1,8 @@
-"""The principled stop: a declared rule chooses the evaluation a run is judged by, keeps its weights, and may end it.
+"""Early stopping by a declared rule: it chooses the evaluation a run is judged by, saves its weights, and may end it.
 
-Differs from early stopping on a validation loss: unlearning passes *through* its best trade-off and goes on, so that
-the last weights are seldom the ones to keep, and which ones are depends on what is asked for. The rule says what that
-is, before the run and in its files.
+Differs from early stopping on a validation loss: unlearning passes *through* its best trade-off, so the last weights
+are seldom the best, and which ones are best depends on the goal. The rule states the goal before the run and in its
+files.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ from sga.runs.weights import is_whole
 
 @dataclass(frozen=True)
 class Choice:
-    """The chosen evaluation.
+    """The evaluation that a rule has chosen.
 
     Attributes:
-        step: Its optimiser step.
-        because: Why the rule chose it, with its numbers.
-        metrics: As in `Point`.
-        absent: Why metrics of it are absent, by name.
-        notes: What a reader of its numbers should know.
+        step: Number of optimiser steps taken at the evaluation.
+        because: Reason of the rule for choosing it, with its numbers.
+        metrics: Metrics without the benchmark's prefix, as in `Point`.
+        absent: Reason by name for each absent metric.
+        notes: Sentences on limits of its numbers, shown with them.
     """
 
     step: int
@@ -61,38 +61,38 @@ class Choice:
 
 
 class Stopping(EvaluationCallback):
-    """Asks a rule after each evaluation which one to keep and whether to end, and makes the chosen weights the result.
+    """Calls a rule after each evaluation to choose one and perhaps end the run; the chosen weights are the result.
 
-    The chosen weights are in ``checkpoints/best.ckpt`` (weights only), written whole or not at all and only when the
-    choice changes; when the run ends they are what is exported, and their evaluation is the one in metrics.json, with
-    the rule, why it chose, and why the run was ended. The evaluation before the first step counts, so that a run can
-    be rolled back to the starting model.
+    The chosen weights are in ``checkpoints/best.ckpt`` (weights only), written atomically and only when the choice
+    changes. When the run ends they are exported, and metrics.json has their evaluation with the rule, its reason, and
+    the reason why the run ended. The evaluation before the first step counts, so a run can be rolled back to the
+    starting model.
 
-    Without a rule nothing is ended or chosen: the last evaluation is the result, as published comparisons of methods
-    at equal length want it.
+    Without a rule the run trains to its end and the last evaluation is the result, as in published comparisons of
+    methods at equal length.
     """
 
     def __init__(self, rule: StoppingRule | None = None) -> None:
         """Notes the rule.
 
         Args:
-            rule: Which evaluation the run is judged by, and when it ends; null takes the last one and never ends it
-                early. BestForgetQuality, ForgetNLLReached, FailureSignatures, or a class path of one's own. The weights
-                it chooses take a third of the disk space of a checkpoint that a run can go on from, and twice that for
-                a moment when they change.
+            rule: Rule that chooses the evaluation the run is judged by, and may end the run; null takes the last one
+                and never ends early. BestForgetQuality, ForgetNLLReached, FailureSignatures, or your own class path.
+                The chosen weights take a third of the disk space of a checkpoint to resume from, and for a moment
+                twice that when they change.
         """
         self.rule = rule
         self.choice: Choice | None = None
-        """None without a rule, and as long as no evaluation qualifies."""
+        """Chosen evaluation so far; None without a rule, or while no evaluation qualifies."""
         self.stopped: str | None = None
-        """Why the run ended; None where no rule ended it."""
+        """Reason why the rule ended the run; None if no rule ended it."""
         self._start: Point | None = None
         self._reference_nll: float | None = None
         self._reference_rows: int | None = None
         self._settled = False
         self._utility: ModelUtility | None = None
 
-    # ---- what the rule asks ------------------------------------------------------------------------------------
+    # ---- the rule's requests -----------------------------------------------------------------------------------
 
     def requests(self, data: EvaluationData) -> Iterable[Request]:
         return () if self.rule is None else self.rule.requests(data, self._utility)
@@ -102,12 +102,12 @@ class Stopping(EvaluationCallback):
             self.rule.observe(data, answers, evaluation, self._utility)
 
     def result(self) -> dict[str, Any]:
-        """What metrics.json says of the choice besides its metrics; empty as long as nothing is chosen."""
+        """Entries of metrics.json on the choice besides its metrics; empty while nothing is chosen."""
         if self.rule is None or self.choice is None or self._start is None:
             return {}
         return self.rule.result(Point(self.choice.step, self.choice.metrics), self._start)
 
-    # ---- what can be refused before training -------------------------------------------------------------------
+    # ---- checks before training --------------------------------------------------------------------------------
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self._settled = False
@@ -160,7 +160,7 @@ class Stopping(EvaluationCallback):
     def _lacks(self, metric: str, reason: str) -> UserError:
         return UserError(f"--stop.rule {self._name} decides by {metric}, which is absent: {reason}")
 
-    # ---- going on ----------------------------------------------------------------------------------------------
+    # ---- resuming ----------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         if self.rule is None:
@@ -182,7 +182,7 @@ class Stopping(EvaluationCallback):
                     f"--stop.rule {self._name} compares with {name} of the starting model, which the run did not "
                     f"measure under {state_dict['rule']}: go on under that rule, or start the run anew"
                 )
-        if state_dict["rule"] == repr(self.rule):  # in another folder a checkpoint may go on under another rule
+        if state_dict["rule"] == repr(self.rule):  # in another folder a checkpoint may be resumed under another rule
             self.choice = None if state_dict["choice"] is None else Choice(**state_dict["choice"])
             self.stopped = state_dict["stopped"]
 
@@ -191,11 +191,11 @@ class Stopping(EvaluationCallback):
             trainer.should_stop = True
 
     def _settle(self, trainer: pl.Trainer) -> None:
-        """Sees to it, once, that the choice and the weights on disk are of the same step.
+        """Makes sure, once per run, that the choice and the weights on disk belong to the same step.
 
-        A run that was killed after an evaluation and before the next checkpoint has weights on disk that its state
-        does not know yet. Where the run repeats itself to the bit, it will choose them again; where it does not (on a
-        GPU), weights and numbers of different runs must not be taken for each other.
+        A run that was killed between an evaluation and the next checkpoint has newer weights on disk than its state.
+        Where a run repeats bit for bit, it chooses them again; where it does not (on a GPU), weights and numbers of
+        different runs must not be mixed up.
         """
         if self._settled:
             return

@@ -1,66 +1,68 @@
-"""`sga ask`: what one or two models answer to a question, side by side."""
+"""`sga ask`: answers of one or two models to a question, side by side."""
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import json
-import textwrap
 from collections.abc import Sequence
-from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sga.commands.parsing import verb
 from sga.errors import UserError, check_numbers
+from sga.evaluation.table import side_by_side
 from sga.runs.folder import RunFolder
 
 if TYPE_CHECKING:
     from sga.batching.templates import Template
 
-_DESCRIPTION = """\
-Ask one or two models a question: their greedy answers, side by side. A model is a run folder, a folder in Hugging Face
-format, or a name on the Hub. A run folder's template is the run's, any other's the tokenizer's own chat template where
-it has one. With --answer, the negative log-likelihood of that answer per token stands under each.
-"""
-_WIDTH = 80
 _LONGEST = 2048
 """Tokens of prompt and answer where a model does not say how many it takes."""
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Runs ``sga ask MODEL [OTHER] QUESTION``."""
-    parser = argparse.ArgumentParser(
-        "sga ask", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("model", metavar="MODEL", help="a run folder, a model folder, or a name on the Hub")
-    parser.add_argument("other", nargs="?", metavar="OTHER", help="another one")
-    parser.add_argument("question", metavar="QUESTION", help="the question, in quotation marks")
-    parser.add_argument("--answer", metavar="TEXT", help="an answer whose likelihood is to be shown")
-    parser.add_argument(
-        "--max-new-tokens", type=int, default=200, metavar="N", help="tokens of an answer at most (default 200)"
-    )
-    parser.add_argument("--trust-code", action="store_true", help="import a run's template that is not of this package")
-    options = parser.parse_args(list(arguments))
-    check_numbers(1, **{"--max-new-tokens": options.max_new_tokens})
-    if not options.question.strip():
+@verb("ask")
+def main(
+    model: str,
+    other: str | None,
+    question: str,
+    *,
+    answer: str | None = None,
+    max_new_tokens: int = 200,
+    trust_code: bool = False,
+) -> int:
+    """Ask one or two models a question and print their greedy answers side by side.
+
+    A model is a run folder, a folder in Hugging Face format, or a name on the Hub. A run folder's template is the
+    run's, any other's the tokenizer's own chat template where it has one. With --answer, the negative log-likelihood of
+    that answer per token stands under each.
+
+    Args:
+        model: Run folder, model folder, or name on the Hub.
+        other: Another model to compare with.
+        question: Question in quotation marks.
+        answer (TEXT): Answer of which the likelihood is shown.
+        max_new_tokens: Largest number of tokens of an answer.
+        trust_code: Import the template of a run that is not of this package.
+    """
+    check_numbers(1, **{"--max-new-tokens": max_new_tokens})
+    if not question.strip():
         raise UserError("the question is empty; put it in quotation marks after the models")
-    names = [options.model, *([options.other] if options.other is not None else [])]
+    names = [model, *([other] if other is not None else [])]
     # What is wrong with a folder is said before a model is loaded.
-    templates = [run_template(name, options.trust_code) for name in names]
+    templates = [run_template(name, trust_code) for name in names]
     asked = [
-        _ask(name, template, options.question, options.answer, options.max_new_tokens)
-        for name, template in zip(names, templates, strict=True)
+        _ask(name, template, question, answer, max_new_tokens) for name, template in zip(names, templates, strict=True)
     ]
-    print(side_by_side_answers(names, asked, _WIDTH))
+    print(answer_columns(names, asked))
     return 0
 
 
 def run_template(model: str, trust_code: bool = False) -> Template:
-    """The template that a run folder, or its ``model/``, was trained with; AutoTemplate where there is no run.
+    """Template that a run folder, or its ``model/``, was trained with; AutoTemplate for any other model.
 
     Args:
-        model: A run folder, its ``model/``, or any other name of a model.
-        trust_code: Whether a class that is not of this package may be imported, which runs its module's code.
+        model: Run folder, its ``model/``, or any other name of a model.
+        trust_code: True if a class from outside this package may be imported, which runs the code of its module.
 
     Raises:
         UserError: the run's configuration names no template that can be made, or one that is not trusted.
@@ -95,15 +97,17 @@ def run_template(model: str, trust_code: bool = False) -> Template:
 
 
 def _ask(name: str, template: Template, question: str, answer: str | None, limit: int) -> tuple[str, str | None]:
-    """A model's greedy answer, and what it says of a given one."""
+    """Greedy answer of a model, and the likelihood of a given answer in words."""
     import torch
 
     from sga.batching.encoding import Encoder
     from sga.evaluation.inference import Inference, stop_tokens
     from sga.evaluation.request_batches import GenerateBatch, GenerateJob, ScoreBatch, ScoreJob
     from sga.evaluation.requests import Generation, TokenScores
+    from sga.models.noise import hide_noise
     from sga.models.pretrained import Pretrained
 
+    hide_noise()
     described = Pretrained(name)
     tokenizer = described.tokenizer(())
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -135,19 +139,9 @@ def _ask(name: str, template: Template, question: str, answer: str | None, limit
     return text, f"{answer!r}: {mean:.3f} nats per token ({len(nll)} tokens): {each}"
 
 
-def side_by_side_answers(names: Sequence[str], asked: Sequence[tuple[str, str | None]], width: int) -> str:
-    """Columns of a name, an answer and, where it is there, a likelihood, within `width` columns."""
-    column = (width - 2 * (len(names) - 1)) // len(names)
-    cells = []
-    for name, (text, likelihood) in zip(names, asked, strict=True):
-        lines = [*_wrapped(name, column), "─" * column, *_wrapped(text or "(an empty answer)", column)]
-        cells.append((lines, _wrapped(likelihood, column) if likelihood is not None else []))
-    tallest = max(len(lines) for lines, _ in cells)
-    columns = [[*lines, *[""] * (tallest - len(lines)), *(["", *below] if below else [])] for lines, below in cells]
-    return "\n".join(
-        "  ".join(cell.ljust(column) for cell in row).rstrip() for row in zip_longest(*columns, fillvalue="")
-    )
-
-
-def _wrapped(text: str, width: int) -> list[str]:
-    return [part for line in text.split("\n") for part in textwrap.wrap(line, width) or [""]]
+def answer_columns(names: Sequence[str], asked: Sequence[tuple[str, str | None]], width: int | None = None) -> str:
+    """Columns of a name, an answer and, where it is there, a likelihood, within `width` characters."""
+    rows = [names, ["─"] * len(names), [text or "(an empty answer)" for text, _ in asked]]
+    if asked[0][1] is not None:
+        rows += [[""] * len(names), [likelihood or "" for _, likelihood in asked]]
+    return "\n".join(side_by_side(rows, width))

@@ -1,48 +1,52 @@
-"""`sga compare`: whether two evaluations of the same rows differ, or it is noise."""
+"""`sga compare`: a paired comparison of two evaluations of the same rows."""
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Sequence
 from pathlib import Path
 
+from sga.commands.parsing import verb
 from sga.errors import check_numbers
 from sga.evaluation.comparison import compare
 from sga.evaluation.table import terminal_width
 from sga.files import write_json
 from sga.runs.logs import read_log
 
-_DESCRIPTION = """\
-Compare two evaluations of the same rows, metric by metric: the difference B − A, its 95 % bootstrap interval, the
-p-value of a paired permutation test, the same adjusted for the number of tests (Holm), and what that means. "A better"
-or "B better" is said where one direction is better and the adjusted p is below 0.05. Nothing is evaluated anew.
-"""
 
+@verb("compare")
+def main(
+    a: Path,
+    b: Path,
+    *,
+    step_a: int | None = None,
+    step_b: int | None = None,
+    output: Path | None = None,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> int:
+    """Compare two evaluations of the same rows, metric by metric.
 
-def main(arguments: Sequence[str]) -> int:
-    """Runs ``sga compare RUN_A RUN_B``."""
-    parser = argparse.ArgumentParser(
-        "sga compare", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("a", type=Path, metavar="RUN_A", help="a run folder, a file of its rows, or a foreign log")
-    parser.add_argument("b", type=Path, metavar="RUN_B", help="another one of the same rows")
-    parser.add_argument("--step-a", type=int, metavar="N", help="which evaluation of A (default: its last)")
-    parser.add_argument("--step-b", type=int, metavar="N", help="which evaluation of B (default: its last)")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="also write the comparison as JSON")
-    parser.add_argument(
-        "--resamples", type=int, default=10_000, metavar="N", help="bootstrap resamples and swaps (default 10000)"
-    )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of both (default 0)")
-    options = parser.parse_args(list(arguments))
-    check_numbers(0, **{"--seed": options.seed})
+    Each line has the difference B − A, its 95 % bootstrap interval, the p-value of a paired permutation test, the same
+    adjusted for the number of tests (Holm), and what that means. "A better" or "B better" is said where one direction
+    is better and the adjusted p is below 0.05. Nothing is evaluated anew.
+
+    Args:
+        a (RUN_A): Run folder, file of its rows, or log of another program.
+        b (RUN_B): Another one, of the same rows.
+        step_a: Step of the evaluation of A (default: its last).
+        step_b: Step of the evaluation of B (default: its last).
+        output (FILE): Path of a JSON file to which the comparison is written as well.
+        resamples: Number of bootstrap resamples and of swaps.
+        seed: Seed of both.
+    """
+    check_numbers(0, **{"--seed": seed})
     comparison = compare(
-        read_log(options.a, options.step_a, "raw"),
-        read_log(options.b, options.step_b, "raw"),
-        options.resamples,
-        options.seed,
+        read_log(a, step_a, "raw"),
+        read_log(b, step_b, "raw"),
+        resamples,
+        seed,
     )
     print(comparison.table(terminal_width()))
-    if options.output is not None:
-        write_json(options.output, comparison.to_json())
-        print(f"\n{options.output}")
+    if output is not None:
+        write_json(output, comparison.to_json())
+        print(f"\n{output}")
     return 0

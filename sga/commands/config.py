@@ -1,25 +1,19 @@
-"""`sga config`: the configurations that come with the package, for those who have no checkout."""
+"""`sga config`: the configurations that come with the package, for users without a checkout."""
 
 from __future__ import annotations
 
-import argparse
 import difflib
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from sga.commands.parsing import run_one_of, verb
 from sga.data.builtin import packaged_path
 from sga.errors import UserError
 
-_DESCRIPTION = """\
-List the configurations that come with the package, or copy some of them to change them:
-
-  sga config list [WORD]                 names, of those that have WORD in them
-  sga config copy NAME [NAME ...] [--to FOLDER]
-
-A name is that of the list; a part of it will do where no other has it, and a folder's name copies the folder. With a
-benchmark come its pairs: what methods need on it.
-"""
+_ABOUT = """\
+The configurations that come with the package. A name is that of the list; a part of it will do where no other has it,
+and a folder's name copies the folder. With a benchmark come its pairs: what methods need on it."""
 
 
 def shipped_files() -> dict[str, Path]:
@@ -29,33 +23,40 @@ def shipped_files() -> dict[str, Path]:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Runs ``sga config list|copy``."""
-    parser = argparse.ArgumentParser(
-        "sga config", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="list|copy")
-    listing = verbs.add_parser("list", help="print names")
-    listing.add_argument("word", nargs="?", default="", help="a part of the names")
-    copying = verbs.add_parser("copy", help="copy files")
-    copying.add_argument("names", nargs="+", metavar="NAME", help="names of the list, or of folders")
-    copying.add_argument(
-        "--to", type=Path, default=Path("configs"), metavar="FOLDER", help="where copies go (default configs)"
-    )
-    options = parser.parse_args(list(arguments))
+    """Run ``sga config list|copy``; `arguments` follow the word ``config``."""
+    return run_one_of("config", _ABOUT, {"list": _list, "copy": _copy}, arguments)
+
+
+@verb("config list")
+def _list(word: str | None) -> int:
+    """Print the names of the configurations.
+
+    Args:
+        word: Part of the names to print.
+    """
+    found = [name for name in shipped_files() if (word or "") in name]
+    if not found:
+        raise UserError(f"no configuration has {word!r} in its name; sga config list shows all")
+    print("\n".join(found))
+    return 0
+
+
+@verb("config copy")
+def _copy(names: Sequence[str], *, to: Path = Path("configs")) -> int:
+    """Copy configurations to change them.
+
+    Args:
+        names (NAME): Names of the list, or of folders.
+        to (FOLDER): Folder of the copies.
+    """
     files = shipped_files()
-    if options.verb == "list":
-        found = [name for name in files if options.word in name]
-        if not found:
-            raise UserError(f"no configuration has {options.word!r} in its name; sga config list shows all")
-        print("\n".join(found))
-        return 0
-    chosen = [name for wanted in options.names for name in _named(wanted, list(files))]
-    copies = {name: options.to / f"{name}.yaml" for name in dict.fromkeys(chosen)}
+    chosen = [name for wanted in names for name in _named(wanted, list(files))]
+    copies = {name: to / f"{name}.yaml" for name in dict.fromkeys(chosen)}
     there = [path for path in copies.values() if path.exists()]
     if there:
         raise UserError(f"{there[0]} is there already; choose another folder (--to), or delete it")
     pairs = [name for name in files if f"benchmarks/{Path(name).parent.name}" in copies and name.startswith("pairs/")]
-    copies |= {name: path for name in pairs if not (path := options.to / f"{name}.yaml").exists()}
+    copies |= {name: path for name in pairs if not (path := to / f"{name}.yaml").exists()}
     for name, path in copies.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(files[name], path)
@@ -64,7 +65,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _named(wanted: str, names: Sequence[str]) -> list[str]:
-    """The files that a name means: the file itself, all of a folder, or the only one with such a part."""
+    """Names that a word stands for: a file, all files of a folder, or the only name that contains it."""
     plain = wanted.removesuffix(".yaml").removeprefix("configs/").rstrip("/")
     if plain in names:
         return [plain]

@@ -1,42 +1,40 @@
-"""`sga data show`: what the model sees, token by token."""
+"""`sga data show`: the training data as the model sees it, token by token."""
 
 from __future__ import annotations
 
-import argparse
 import textwrap
 from collections.abc import Sequence
-from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sga.commands.parsing import run_one_of, verb
 from sga.errors import UserError, check_numbers
+from sga.evaluation.table import side_by_side, terminal_width
 from sga.groups.group import Group, Origin
 
 if TYPE_CHECKING:
     from sga.batching.encoding import Encoded
     from sga.datamodule import UnlearningData
 
-_DESCRIPTION = """\
-Print what the model sees: each sequence's tokens, which of them are answer tokens (those are scored and trained on),
-the end-of-sequence token, and groups of a forget sample beside its normal samples. Nothing is trained and no weights
-are loaded. All options of `sga fit` are understood as well (--config FILE, --data.group_size 4, …).
-"""
-
 
 def main(arguments: Sequence[str]) -> int:
-    """Runs ``sga data show``; `arguments` follow the word ``data``."""
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print("usage: sga data show [--groups N] [options of sga fit]        (sga data show --help)")
-        return 0 if arguments else 2
-    if arguments[0] != "show":
-        raise UserError(f"there is no verb 'data {arguments[0]}'; there is 'data show'")
-    parser = argparse.ArgumentParser(
-        "sga data show", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--groups", type=int, default=2, metavar="N", help="how many groups to print (default 2)")
-    parser.add_argument("--set", metavar="NAME", help="print records of this evaluation set instead of groups")
-    options, rest = parser.parse_known_args(list(arguments[1:]))
-    check_numbers(1, **{"--groups": options.groups})
+    """Run ``sga data show``; `arguments` follow the word ``data``."""
+    return run_one_of("data", "What the model sees.", {"show": _show}, arguments)
+
+
+@verb("data show")
+def _show(*rest: str, groups: int = 2, set_: str | None = None) -> int:
+    """Print what the model sees: tokens, answer tokens, groups.
+
+    That is each sequence's tokens, which of them are answer tokens (those are scored and trained on), the
+    end-of-sequence token, and groups of a forget sample beside its normal samples. Nothing is trained and no weights
+    are loaded. All options of sga fit are understood as well (--config FILE, --data.group_size 4, …).
+
+    Args:
+        groups: Number of groups to print.
+        set_ (NAME): Evaluation set of which records are printed instead of groups.
+    """
+    check_numbers(1, **{"--groups": groups})
 
     from sga.cli import configured_cli
 
@@ -46,11 +44,11 @@ def main(arguments: Sequence[str]) -> int:
     if cli.model.loss is not None:
         data.extend(cli.model.loss.needs)
     print(_overview(data))
-    if options.set is not None:
+    if set_ is not None:
         sets = data.evaluation_data().sets
-        if options.set not in sets:
-            raise UserError(f"there is no evaluation set {options.set!r}; there are {', '.join(sets)}")
-        for record in sets[options.set][: options.groups]:
+        if set_ not in sets:
+            raise UserError(f"there is no evaluation set {set_!r}; there are {', '.join(sets)}")
+        for record in sets[set_][:groups]:
             print(f"\n{record.id}")
             for title, answer in (
                 ("answer", record.answer),
@@ -61,16 +59,16 @@ def main(arguments: Sequence[str]) -> int:
                     print(f"  {title:<11}{answer}")
             print(tokens(data, data.encoder.encode(record.question, record.answer)))
         return 0
-    for number, group in enumerate(data.groups[: options.groups], start=1):
-        print(f"\n{f' group {number} ':─^100}")
-        print(side_by_side(group))
+    for number, group in enumerate(data.groups[:groups], start=1):
+        print(f"\n{f' group {number} ':─^{terminal_width()}}")
+        print("\n".join(group_columns(group)))
         print("tokens of the forget sample, answer tokens in [brackets]:")
         print(tokens(data, data.encode([group])[0][0]))
     return 0
 
 
-def side_by_side(group: Group, width: int = 100) -> str:
-    """A group as columns, the forget sample first."""
+def group_columns(group: Group, width: int | None = None) -> list[str]:
+    """Lines of a group in columns, the forget sample first; `width` is the terminal's by default."""
     records = [("forget", group.forget, "")] + [
         ("normal" if score is None else f"normal {score:.3f}", record, _origin(group.origin(place)))
         for place, (record, score) in enumerate(zip(group.normals, group.scores, strict=True))
@@ -79,15 +77,13 @@ def side_by_side(group: Group, width: int = 100) -> str:
     pairs = zip(group.alternatives, origins, strict=True)
     records += [("alternative", record, _origin(origin)) for record, origin in pairs]
     records += [("retain", record, "") for record in group.retain]
-    column = max(18, width // len(records) - 2)
     cells = [
-        [title, record.id, *textwrap.wrap(notes, column), ""]
-        + ([*textwrap.wrap(f"Q {record.question}", column), ""] if record.question else [])
-        + textwrap.wrap(f"A {record.answer}" if record.question else record.answer, column)
+        [f"{title}\n{record.id}", notes, f"Q {record.question}" if record.question else "",
+         f"A {record.answer}" if record.question else record.answer]
         for title, record, notes in records
-    ]
-    lines = ["  ".join(cell.ljust(column) for cell in row).rstrip() for row in zip_longest(*cells, fillvalue="")]
-    return "\n".join([*lines, ""])
+    ]  # fmt: skip
+    rows = [row for row in zip(*cells, strict=True) if any(row)]
+    return side_by_side([row for one in rows for row in (one, [""] * len(one))], width)
 
 
 def _alternatives(data: UnlearningData) -> str:
@@ -96,7 +92,7 @@ def _alternatives(data: UnlearningData) -> str:
 
 
 def _origin(origin: Origin) -> str:
-    """Where a normal comes from, if that is more than retain, and what is wrong with it."""
+    """Source of a normal other than the retain split, and the checks that it fails."""
     parts = [] if origin.source == "retain" else [origin.source + (f" by {origin.by}" if origin.by else "")]
     return " ".join([*parts, *(f"[{reason}]" for reason in origin.checks)])
 
@@ -121,7 +117,7 @@ def _overview(data: UnlearningData) -> str:
 
 
 def tokens(data: UnlearningData, encoded: Encoded) -> str:
-    """The tokens of a sequence, answer tokens in brackets, with a count."""
+    """Tokens of a sequence, answer tokens in brackets, with their number."""
     shown = []
     for position, token in enumerate(encoded.ids):
         text = str(data.tokenizer.decode([token])).replace("\n", "\\n") or str(
@@ -129,4 +125,7 @@ def tokens(data: UnlearningData, encoded: Encoded) -> str:
         )
         shown.append(f"[{text}]" if position >= encoded.prompt_length else text)
     count = f"({encoded.prompt_length} prompt tokens, {encoded.answer_length} answer tokens)"
-    return textwrap.indent(textwrap.fill("|".join(shown), 96, drop_whitespace=False), "  ") + f"\n  {count}"
+    return (
+        textwrap.indent(textwrap.fill("|".join(shown), terminal_width() - 4, drop_whitespace=False), "  ")
+        + f"\n  {count}"
+    )

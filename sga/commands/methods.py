@@ -1,23 +1,20 @@
-"""`sga methods`: the methods that there are, made of the losses' own docstrings and the shipped configurations."""
+"""`sga methods`: a list of the methods, from the docstrings of the losses and the shipped configurations."""
 
 from __future__ import annotations
 
-import argparse
 import ast
 import re
 import textwrap
-from collections.abc import Sequence
 from pathlib import Path
 
 import sga
 from sga.commands.config import shipped_files
+from sga.commands.parsing import verb
 from sga.evaluation.table import terminal_width
-
-_DESCRIPTION = "List the methods: configuration, class, paper (arXiv), and what each does. docs/methods.md has more."
 
 
 def method_table() -> list[tuple[str, str, str, str]]:
-    """Configurations' names, class, papers and first sentence of each loss that a shipped configuration names.
+    """Names of configurations, class, papers and first sentence of each loss that a shipped configuration uses.
 
     No module of the losses is imported, which would take seconds.
     """
@@ -49,9 +46,9 @@ def method_table() -> list[tuple[str, str, str, str]]:
     ]
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Runs ``sga methods``."""
-    argparse.ArgumentParser("sga methods", description=_DESCRIPTION).parse_args(list(arguments))
+@verb("methods")
+def main() -> int:
+    """List the methods: class, configuration, paper (arXiv), and what each does; docs/methods.md has more."""
     width = min(terminal_width(), 120)
     for names, kind, papers, sentence in method_table():
         print(textwrap.fill(f"{kind}: {names} (arXiv {papers})", width, subsequent_indent="    "))

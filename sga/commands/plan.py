@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sga.errors import UserError
+from sga.commands.parsing import verb
+from sga.errors import UserError, check_numbers
 from sga.runs.folder import RunFolder
 
 if TYPE_CHECKING:
@@ -17,56 +17,57 @@ if TYPE_CHECKING:
     from sga.planning.estimate import PlannedRun, RunEstimate
     from sga.planning.gpus import GPU
 
-_DESCRIPTION = """\
-Say what a training run would take: memory of each device and what it is for, disk, and about how long a step lasts.
-MODEL is a name on the Hub or a folder with a config.json; no weights are loaded. All options of `sga fit` are
-understood (--config FILE, --model.loss, --data.group_size, --data.micro_batch_size, --trainer.devices,
---trainer.strategy, --trainer.precision, --model.gradient_checkpointing, --model.optimizer, …). Lengths of sequences are
-the data's, which is tokenised for that, unless --length is given. A GPU is planned for, unless --trainer.accelerator
-is cpu: name it with --gpu (h100, a100-80, …), for what its data sheet says of memory and speed.
-"""
+_MODEL = "--model.language_model.name_or_path"
+
+
+@dataclass(frozen=True)
+class _Options:
+    """Options of the verb.
+
+    Attributes:
+        length (T): Number of tokens of the longest sequence, padding included (default: the data's).
+        answer (T): Number of answer tokens of a sequence (default: half of --length).
+        gpu (NAME): Name of a GPU, such as h100, a100-80 or rtx4090 (default: this machine's, if it has one).
+        memory (GIB): Memory of a device; says what to do if it is too little (default: the GPU's).
+        flops (RATE): Operations a second of a device, such as 4e14 (default: the GPU's; measured on a CPU).
+    """
+
+    length: int | None = None
+    answer: int | None = None
+    gpu: str | None = None
+    memory: float | None = None
+    flops: float | None = None
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Runs ``sga plan``."""
-    parser = argparse.ArgumentParser(
-        "sga plan",
-        usage="sga plan [MODEL] [options] [options of sga fit]",
-        description=_DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    for name, kind, value, said in (
-        ("--length", int, "T", "tokens of the longest sequence, padding included"),
-        ("--answer", int, "T", "answer tokens of a sequence (default half of --length)"),
-        ("--gpu", str, "NAME", "which GPU, such as h100, a100-80 or rtx4090 (default: this machine's, if it has one)"),
-        ("--memory", float, "GIB", "what a device has (default: the GPU's); says what to do if it is too little"),
-        (
-            "--flops",
-            float,
-            "RATE",
-            "operations a second of a device, such as 4e14 (default: the GPU's; measured on a CPU)",
-        ),
-    ):
-        parser.add_argument(name, type=kind, metavar=value, help=said)
-    arguments = list(arguments)
-    model = arguments.pop(0) if arguments and not arguments[0].startswith("-") else None
-    options, rest = parser.parse_known_args(arguments)
-    for name in ("length", "answer", "memory", "flops"):
-        value = getattr(options, name)
-        if value is not None and not value > 0:
-            raise UserError(f"--{name} must be above 0, got {value:g}")
+    """Run ``sga plan``; MODEL comes first, where it is given."""
+    if arguments and not arguments[0].startswith("-"):
+        return _plan([*arguments[1:], f"{_MODEL}={arguments[0]}"])
+    return _plan(arguments)
+
+
+@verb("plan [MODEL]")
+def _plan(*rest: str, options: _Options) -> int:
+    """Say what a training run would take: memory of each device and what it is for, disk, and time of a step.
+
+    MODEL is a name on the Hub or a folder with a config.json; no weights are loaded. All options of sga fit are
+    understood (--config FILE, --model.loss, --data.group_size, --data.micro_batch_size, --trainer.devices,
+    --trainer.strategy, --trainer.precision, --model.gradient_checkpointing, --model.optimizer, …). Lengths of sequences
+    are the data's, which is tokenised for that, unless --length is given. A GPU is planned for, unless
+    --trainer.accelerator is cpu: name it with --gpu, for what its data sheet says of memory and speed.
+    """
+    check_numbers(above=0, **{f"--{name}": getattr(options, name) for name in ("length", "answer", "memory", "flops")})
     if options.answer is not None and (options.length is None or options.answer >= options.length):
         raise UserError("--answer must be given with --length, and be smaller: a sequence begins with its prompt")
 
     from sga.cli import fit_objects
     from sga.planning.estimate import GIB, cheaper_runs, estimate_run
 
-    if model is not None:
-        if not any(part.startswith(("--config", "--model.language_model", "--model=")) for part in rest):
-            rest.append("--model.language_model=sga.Pretrained")
-        rest.append(f"--model.language_model.name_or_path={model}")
-    config, module, data = fit_objects(rest)
+    given = list(rest)
+    named = given[-1:] and given[-1].startswith(f"{_MODEL}=")
+    if named and not any(one.startswith(("--config", "--model.language_model", "--model=")) for one in given[:-1]):
+        given.insert(-1, "--model.language_model=sga.Pretrained")
+    config, module, data = fit_objects(given)
     gpu = _gpu(options.gpu, on_cpu=str(config.trainer.accelerator) == "cpu")
     request, steps = _request(options, config, module, data, gpu)
     found = estimate_run(request)
@@ -92,8 +93,15 @@ def main(arguments: Sequence[str]) -> int:
 
 @dataclass(frozen=True)
 class _Lengths:
-    """Of the data's sequences: the longest, answer tokens on average, tokens of a step with padding, steps of an epoch,
-    and what packing leaves of the fullest forward pass."""
+    """Lengths of the data's sequences, in tokens.
+
+    Attributes:
+        longest: Number of tokens of the longest sequence.
+        answer: Mean number of answer tokens.
+        step_tokens: Number of tokens of a step, padding included; None if no data was read.
+        steps: Number of steps of an epoch; None if no data was read.
+        fill: Share of the fullest forward pass that packing leaves, 0 to 1.
+    """
 
     longest: int
     answer: float
@@ -103,9 +111,9 @@ class _Lengths:
 
 
 def _request(
-    options: argparse.Namespace, config: Any, module: UnlearningModule, data: UnlearningData, device: GPU | None
+    options: _Options, config: Any, module: UnlearningModule, data: UnlearningData, device: GPU | None
 ) -> tuple[PlannedRun, int | None]:
-    """The run that the options mean, and the steps of an epoch where the data is known."""
+    """Run that the options describe, and the number of steps of an epoch if the data was read."""
     from sga.groups.roles import ALTERNATIVE, FORGET, NORMAL, RETAIN, columns_of
     from sga.losses.base import Needs
     from sga.models.pretrained import Pretrained
@@ -163,7 +171,7 @@ def _request(
 
 
 def _devices(trainer: Any) -> tuple[int, bool]:
-    """How many devices there are, and whether weights are divided over them."""
+    """Number of devices, and True if weights are sharded over them."""
     devices = trainer.devices
     if isinstance(devices, list):
         count = len(devices)
@@ -181,7 +189,7 @@ def _devices(trainer: Any) -> tuple[int, bool]:
 def _lengths(
     data: UnlearningData, needs: Any, devices: int, used: Sequence[str], packing: bool, limit: float
 ) -> _Lengths:
-    """From the tokens that training would see, in its own micro-batches; the limit is that of batches of an epoch."""
+    """Lengths in the micro-batches of training; `limit` is the number or share of batches of an epoch."""
     from sga.batching.packing import packed, padded
 
     try:
@@ -206,7 +214,7 @@ def _lengths(
 
 
 def _matrix_rate(precision: str) -> tuple[float, str]:
-    """Operations a second of matrix products on this machine, and of what; takes about a second."""
+    """Operations a second of matrix products on this machine, and the name of the device; takes about a second."""
     import torch
 
     gpu = torch.cuda.is_available()
@@ -230,7 +238,7 @@ def _matrix_rate(precision: str) -> tuple[float, str]:
 
 
 def _gpu(name: str | None, on_cpu: bool) -> GPU | None:
-    """The GPU that is named, or else this machine's; None where it is not in the table, and of a run on a CPU."""
+    """GPU of the given name, or this machine's; None for a run on a CPU and for a GPU that is not in the table."""
     from sga.planning.gpus import known_gpu, named_gpu
 
     if name is None:
@@ -241,7 +249,7 @@ def _gpu(name: str | None, on_cpu: bool) -> GPU | None:
 
 
 def _here() -> str | None:
-    """This machine's GPU by the driver's name; None without one."""
+    """Name of this machine's GPU, as the driver has it; None without one."""
     import torch
 
     return torch.cuda.get_device_name() if torch.cuda.is_available() else None
@@ -250,7 +258,7 @@ def _here() -> str | None:
 def _time(
     request: PlannedRun, found: RunEstimate, steps: int | None, gpu: GPU | None, given: float | None
 ) -> list[str]:
-    """What is printed of time: a range by a GPU's data sheet, or a lower bound by a rate that is given or measured."""
+    """Lines on time: a range by the data sheet of a GPU, or a lower bound by a given or measured rate."""
     operations = f"  {found.flops:.3g} operations a step on each device"
     epoch = f"  {steps} steps an epoch"
     if given is None and gpu is not None:
@@ -281,7 +289,7 @@ def _time(
 
 
 def page(request: PlannedRun, found: RunEstimate, about_time: Sequence[str]) -> str:
-    """Everything that is printed."""
+    """Text of the plan: run, memory, disk and time."""
     from sga.planning.estimate import GIB
 
     strategy = "divided over them (fsdp2)" if request.sharded else "a copy on each (ddp)"

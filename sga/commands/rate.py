@@ -1,15 +1,15 @@
-"""`sga rate`: what gradients say about the smoothing rate, for a model and data, before anything is trained."""
+"""`sga rate`: advice of gradients on the smoothing rate, for a model and data, before anything is trained."""
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sga.errors import UserError, check_numbers
+from sga.commands.parsing import verb
+from sga.errors import UserError, check_finite, check_numbers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -19,56 +19,51 @@ if TYPE_CHECKING:
     from sga.rates.estimates import GeometryEstimates, IntervalEstimate, RuleEstimates
     from sga.report.rate_advice import Sample
 
-_DESCRIPTION = """\
-Which smoothing rate? An answer with what it is not certain of, and what the gradients of forget and normal samples say
-at the weights that training would start from: each rule's r and λ with a bootstrap interval over groups, without
-noise, and as a training step would see it; the geometry of every layer; advice; what the symbols mean.
-Of larger pools each group is as the first epoch draws it. Nothing is trained.
-Writes rate.json and rate.html. All options of `sga fit` are understood as well (--config FILE,
---model.language_model.name_or_path …, --ckpt_path FILE); no loss is needed.
-"""
-
 GROUPS, CHUNKS, FEWEST = 64, 32, 4
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Runs ``sga rate``."""
-    parser = argparse.ArgumentParser(
-        "sga rate", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    parser.add_argument(
-        "--groups", type=int, metavar="N", help=f"groups to take, drawn at random (default {GROUPS}, or all)"
-    )
-    parser.add_argument(
-        "--chunks",
-        type=int,
-        metavar="N",
-        help=f"parts that the groups are cut into, which the bootstrap draws (default {CHUNKS}, or one a group)",
-    )
-    parser.add_argument(
-        "--held",
-        type=int,
-        metavar="N",
-        help="chunks whose gradients are held at a time, two copies each, twice while blocks are compared: fewer take "
-        "less memory and more time (default: all, or as many as the free memory allows)",
-    )
-    parser.add_argument(
-        "--margins", type=float, nargs="+", default=[0.0, 0.5, 1.0], metavar="M", help="of the margin rules (0 0.5 1)"
-    )
-    parser.add_argument(
-        "--output", type=Path, metavar="FOLDER", help="where to write (default rate/ in the run folder)"
-    )
-    options, rest = parser.parse_known_args(list(arguments))
+@dataclass(frozen=True)
+class _Options:
+    """Options of the verb.
+
+    Attributes:
+        groups: Number of groups to take, drawn at random (default: 64, or all).
+        chunks: Number of parts into which the groups are divided, which the bootstrap draws (default: 32, or one a
+            group).
+        held: Number of chunks of which gradients are held in memory at a time, two copies each, twice while blocks are
+            compared; fewer take less memory and more time (default: all, or as many as the free memory allows).
+        margins (M): Margins of the margin rules.
+        output (FOLDER): Folder of rate.json and rate.html (default: rate/ in the run folder).
+    """
+
+    groups: int | None = None
+    chunks: int | None = None
+    held: int | None = None
+    margins: Sequence[float] = (0.0, 0.5, 1.0)
+    output: Path | None = None
+
+
+@verb("rate")
+def main(*rest: str, options: _Options) -> int:
+    """Which smoothing rate? Say what gradients advise, before anything is trained.
+
+    An answer with what it is not certain of, and what the gradients of forget and normal samples say at the weights
+    that training would start from: each rule's r and λ with a bootstrap interval over groups, without noise, and as a
+    training step would see it; the geometry of every layer; advice; what the symbols mean. Of larger pools each group
+    is as the first epoch draws it.
+
+    Writes rate.json and rate.html. All options of sga fit are understood as well (--config FILE,
+    --model.language_model.name_or_path …, --ckpt_path FILE); no loss is needed.
+    """
     check_numbers(FEWEST, **{"--groups": options.groups, "--chunks": options.chunks})
     check_numbers(1, **{"--held": options.held})
     for margin in options.margins:
-        if not (math.isfinite(margin) and margin >= 0):
-            raise UserError(f"--margins must be finite numbers of at least 0, got {margin:g}")
+        check_finite(0, **{"--margins": margin})
     if options.output is not None and options.output.exists() and not options.output.is_dir():
         raise UserError(f"--output {options.output} is a file; name a folder")
 
     from sga.cli import configured_cli
-    from sga.evaluation.table import hanging
+    from sga.evaluation.table import fitted_table, hanging
     from sga.files import write_json, write_text
     from sga.report.rate_advice import SYMBOLS
     from sga.report.rate_page import rate_page
@@ -77,7 +72,8 @@ def main(arguments: Sequence[str]) -> int:
     result = _measured(cli, options)
     folder: Path = options.output or Path(cli.trainer.default_root_dir) / "rate"
     rules, layers = rules_table(result), layers_table(result)
-    print("\n".join([hanging("", result.answer), "", *result.about, "", aligned(rules), "", aligned(layers), ""]))
+    tables = [*fitted_table(rules), "", *fitted_table(layers)]
+    print("\n".join([hanging("", result.answer), "", *result.about, "", *tables, ""]))
     print("\n".join(hanging("- ", sentence) for sentence in result.advice))
     widest = max(len(symbol) for symbol, _ in SYMBOLS)
     print("\n".join(["", *(hanging(f"{symbol:<{widest}}  ", meaning) for symbol, meaning in SYMBOLS)]))
@@ -103,17 +99,17 @@ def main(arguments: Sequence[str]) -> int:
 
 @dataclass(frozen=True)
 class RateResult:
-    """Everything that is printed, drawn and written.
+    """Estimates and advice, as they are printed, drawn and written.
 
     Attributes:
-        answer: What to set, and how far that is certain.
-        sample: What the estimates were made from.
-        about: That and more in lines of text.
-        whole: Geometry over all trainable parameters.
-        rules: What each rule asks for.
-        layers: Geometry by layer.
-        advice: Sentences.
-        content: What rate.json holds.
+        answer: Advice on the setting, with its uncertainty.
+        sample: Groups that the estimates were made from.
+        about: Description of model and sample in lines of text.
+        whole: Gradient geometry over all trainable parameters.
+        rules: Rates and weights that each rule asks for.
+        layers: Gradient geometry by layer.
+        advice: Sentences of advice.
+        content: Content of rate.json.
     """
 
     answer: str
@@ -126,7 +122,7 @@ class RateResult:
     content: dict[str, Any]
 
 
-def _measured(cli: UnlearningCLI, options: argparse.Namespace) -> RateResult:
+def _measured(cli: UnlearningCLI, options: _Options) -> RateResult:
     """Draws the sample, computes Gram matrices and makes the estimates."""
     import numpy as np
 
@@ -220,7 +216,7 @@ def _measured(cli: UnlearningCLI, options: argparse.Namespace) -> RateResult:
 
 
 def _check_alternatives(loss: Loss | None, count: int) -> None:
-    """Raises a UserError where alternatives are not weighed as other normals are."""
+    """Refuses a loss that weighs alternatives differently from other normals."""
     from sga.losses.ascent import WeighingLoss
 
     if loss is not None:
@@ -232,7 +228,7 @@ def _check_alternatives(loss: Loss | None, count: int) -> None:
         )
 
 
-def _sample(available: int, options: argparse.Namespace, group_size: int, batch_size: int, seed: int) -> Sample:
+def _sample(available: int, options: _Options, group_size: int, batch_size: int, seed: int) -> Sample:
     from sga.report.rate_advice import Sample
 
     if available < FEWEST:
@@ -246,7 +242,7 @@ def _sample(available: int, options: argparse.Namespace, group_size: int, batch_
 
 
 def _network(cli: UnlearningCLI) -> PreTrainedModel:
-    """The model that training would start from, or a checkpoint's, on the trainer's device, in eval mode."""
+    """Model that training would start from, or of a checkpoint, on the trainer's device, in eval mode."""
     from sga.cli import checkpoint_file
     from sga.models.causality import check_causal
     from sga.runs.folder import RunFolder
@@ -267,7 +263,7 @@ def _network(cli: UnlearningCLI) -> PreTrainedModel:
 
 
 def rules_table(result: RateResult) -> list[list[str]]:
-    """What each rule asks for, heads first."""
+    """Rows of the table of rules, heading first."""
     from sga.report.rate_advice import number, with_interval
 
     rows = [["rule", "r", "λ", "r without noise", f"r at batch {result.sample.batch_size}", "applied", "answered"]]
@@ -289,7 +285,7 @@ def rules_table(result: RateResult) -> list[list[str]]:
 
 
 def layers_table(result: RateResult) -> list[list[str]]:
-    """Geometry of all parameters and of each layer, heads first."""
+    """Rows of the table of all parameters and of each layer, heading first."""
     from sga.report.rate_advice import number, with_interval
 
     rows = [["layer", "‖g_f‖", "‖ḡ_n‖", "cosine", "without noise", "c/n", "without noise"]]
@@ -308,23 +304,11 @@ def layers_table(result: RateResult) -> list[list[str]]:
     return rows
 
 
-def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Rows as text, the first column to the left and the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(
-            cell.rjust(width) if place else cell.ljust(width)
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    )
-
-
 # ---- JSON -----------------------------------------------------------------------------------------------------------
 
 
 def _finite(value: float) -> float | None:
-    """JSON has no infinity."""
+    """The value, or None for infinity, which JSON does not have."""
     return value if math.isfinite(value) else None
 
 

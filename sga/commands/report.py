@@ -1,48 +1,64 @@
-"""`sga report`: finished run folders as one HTML page."""
+"""`sga report`: finished run folders as one HTML page, or one of them as open-unlearning's log."""
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
-FigureFormat = Literal["svg", "png", "pdf"]
+from sga.commands.parsing import verb
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Runs ``sga report RUN [RUN …]``."""
-    parser = argparse.ArgumentParser(
-        "sga report",
-        description="Draw run folders as one self-contained HTML page, and print their table. Give the target and the "
-        "retain model too, where there are any: the page compares the others with them. Its charts and its table are "
-        "written to files of their own where you ask for them.",
-    )
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders")
-    parser.add_argument("--output", type=Path, default=Path("report.html"), help="the page (default report.html)")
-    parser.add_argument("--title", default="Unlearning runs", help="heading of the page")
-    parser.add_argument("--figures", type=Path, metavar="FOLDER", help="write each chart into this folder as well")
-    parser.add_argument(
-        "--figure-format", choices=get_args(FigureFormat), default="svg", help="format of these charts (default svg)"
-    )
-    parser.add_argument(
-        "--tables", type=Path, metavar="FOLDER", help="write the table into this folder as CSV, Markdown and LaTeX"
-    )
-    options = parser.parse_args(list(arguments))
+@verb("report")
+def main(
+    runs: Sequence[Path],
+    *,
+    format: Literal["html", "open-unlearning"] = "html",
+    output: Path | None = None,
+    title: str = "Unlearning runs",
+    figures: Path | None = None,
+    figure_format: Literal["svg", "png", "pdf"] = "svg",
+    tables: Path | None = None,
+) -> int:
+    """Draw run folders as one self-contained HTML page, and print their table.
+
+    Give the target and the retain model too, where there are any: the page compares the others with them.
+
+    Args:
+        runs (RUN): Folders of finished runs.
+        format: Form of the output: html is the page; open-unlearning writes TOFU_EVAL.json and TOFU_SUMMARY.json of
+            one run, for its leaderboard and its tools.
+        output (PATH): Path of the page (default report.html), or folder of the log.
+        title (TEXT): Heading of the page.
+        figures (FOLDER): Folder that gets each chart of the page as a file of its own.
+        figure_format: Format of these files.
+        tables (FOLDER): Folder that gets the table of the page as CSV, Markdown and LaTeX.
+    """
+    from sga.errors import UserError
+    from sga.runs.folder import load_run
+
+    if format == "open-unlearning":
+        from sga.runs.open_unlearning import write_open_unlearning
+
+        if len(runs) != 1 or output is None:
+            raise UserError("--format open-unlearning writes the log of one run: name one, and --output FOLDER")
+        if figures is not None or tables is not None:
+            raise UserError("--figures and --tables belong to the page: leave out --format open-unlearning")
+        for path in write_open_unlearning(load_run(runs[0]), output):
+            print(path)
+        return 0
 
     from sga.report.figures import run_figures, write_figures
     from sga.report.page import write_report
     from sga.report.summary import runs_table
     from sga.report.tables import write_tables
-    from sga.runs.folder import load_run
 
-    runs = [load_run(path) for path in options.runs]
-    page = write_report(runs, options.output, title=options.title)
-    print(runs_table(runs))
-    written = [page]
-    if options.figures is not None:
-        written += write_figures(run_figures(runs), options.figures, options.figure_format)
-    if options.tables is not None:
-        written += write_tables(runs, options.tables)
+    found = [load_run(path) for path in runs]
+    written = [write_report(found, output or Path("report.html"), title=title)]
+    if figures is not None:
+        written += write_figures(run_figures(found), figures, figure_format)
+    if tables is not None:
+        written += write_tables(found, tables)
+    print(runs_table(found))
     print("", *written, sep="\n")
     return 0

@@ -1,15 +1,16 @@
-"""`sga score`: the metrics of a log of per-sample numbers, ours or another program's."""
+"""`sga score`: metrics of a log of per-sample numbers, of this package or another program."""
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
+from sga.commands.parsing import verb
 from sga.data.records import FORGET_PARAPHRASED
 from sga.data.reserved import RETAIN_UNSEEN
 from sga.errors import UserError, check_numbers
@@ -56,12 +57,6 @@ from sga.files import write_json
 from sga.runs.logs import read_log
 from sga.runs.references import read_retain_reference
 
-_DESCRIPTION = """\
-Compute every metric that a log's rows allow, with 95 % bootstrap intervals: a run folder of this package or its
-rows.jsonl, TOFU's eval_log_aggregated.json, or open-unlearning's TOFU_EVAL.json. No model is loaded. Forget quality and
-PrivLeak need the retain model's log, of any of the three kinds.
-"""
-
 _KINDS: dict[Kind, str] = {"sga": "run of this package", "tofu": "TOFU", "open-unlearning": "open-unlearning"}
 
 _LOG_EPSILON = math.log(1e-10)
@@ -71,87 +66,72 @@ _TOLERANCE = 1e-6
 """Relative difference above which a stated and a computed number are two; their float32 exp stays below it."""
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Runs ``sga score LOG``."""
-    parser = argparse.ArgumentParser(
-        "sga score", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("log", type=Path, metavar="LOG", help="what to score")
-    parser.add_argument(
-        "--reference",
-        type=Path,
-        nargs="+",
-        default=[],
-        metavar="LOG",
-        help="log of a model that never saw the forget set; after LOG also several, for the mean log10 p against them",
-    )
-    parser.add_argument("--step", type=int, metavar="N", help="evaluation step of a run of ours (default: the last)")
-    parser.add_argument("--reference-step", type=int, metavar="N", help="likewise, of the reference")
-    parser.add_argument(
-        "--truth-ratio-mean",
-        choices=("geometric", "arithmetic"),
-        default="geometric",
-        help="mean over the perturbed answers of the forget set (default geometric, as TOFU's aggregation)",
-    )
-    parser.add_argument(
-        "--reference-auc",
-        type=float,
-        metavar="X",
-        help="AUC of Min-K %% of a retrained model, for PrivLeak, in place of the reference's; 0.5 gives "
-        "open-unlearning's default",
-    )
-    parser.add_argument(
-        "--full",
-        type=Path,
-        metavar="LOG",
-        help="log of the model before unlearning, on the same rows, for the composite score's utility",
-    )
-    parser.add_argument("--output", type=Path, metavar="FILE.json", help="also write all of it there")
-    parser.add_argument("--no-intervals", action="store_true", help="leave the bootstrap intervals out")
-    options = parser.parse_args(list(arguments))
-    if options.reference_step is not None and not options.reference:
-        raise UserError(f"--reference-step {options.reference_step} needs --reference")
-    check_numbers(0, below=1, **{"--reference-auc": options.reference_auc})
-    if options.output is not None and options.output.is_dir():
-        raise UserError(f"--output {options.output} is a folder; name a file in it")
+@verb("score")
+def main(
+    log: Path,
+    *,
+    reference: Sequence[Path] = (),
+    step: int | None = None,
+    reference_step: int | None = None,
+    truth_ratio_mean: Literal["geometric", "arithmetic"] = "geometric",
+    reference_auc: float | None = None,
+    full: Path | None = None,
+    output: Path | None = None,
+    no_intervals: bool = False,
+) -> int:
+    """Compute every metric that a log's rows allow, with 95 % bootstrap intervals.
 
-    log = read_log(options.log, options.step)
-    if len(set(options.reference)) < len(options.reference):
-        raise UserError(f"--reference names a log twice: {', '.join(map(str, options.reference))}")
-    references = [read_retain_reference(path, options.reference_step) for path in options.reference]
-    evaluation = score_log(
-        log,
-        references,
-        options.truth_ratio_mean,
-        options.reference_auc,
-        None if options.no_intervals else Bootstrap(),
-        None if options.full is None else read_log(options.full),
-    )
+    A log is a run folder of this package or its rows.jsonl, TOFU's eval_log_aggregated.json, or open-unlearning's
+    TOFU_EVAL.json. No model is loaded. Forget quality and PrivLeak need the retain model's log, of any of the three
+    kinds.
+
+    Args:
+        log: Log to score.
+        reference (LOG): Log of a model that never saw the forget set; after LOG also several, for the mean log10 p
+            against them.
+        step: Evaluation step of a run of this package (default: the last).
+        reference_step: Evaluation step of the reference (default: the last).
+        truth_ratio_mean: Mean over the perturbed answers of the forget set (default geometric, as TOFU's aggregation).
+        reference_auc: AUC of Min-K % of a retrained model, for PrivLeak, in place of the reference's; 0.5 gives
+            open-unlearning's default.
+        full (LOG): Log of the model before unlearning, on the same rows, for the composite score's utility.
+        output (FILE.json): Path of a JSON file to which all of it is written as well.
+        no_intervals: Leave the bootstrap intervals out.
+    """
+    if reference_step is not None and not reference:
+        raise UserError(f"--reference-step {reference_step} needs --reference")
+    check_numbers(0, below=1, **{"--reference-auc": reference_auc})
+    if output is not None and output.is_dir():
+        raise UserError(f"--output {output} is a folder; name a file in it")
+    scored = read_log(log, step)
+    if len(set(reference)) < len(reference):
+        raise UserError(f"--reference names a log twice: {', '.join(map(str, reference))}")
+    references = [read_retain_reference(path, reference_step) for path in reference]
+    bootstrap = None if no_intervals else Bootstrap()
+    before = None if full is None else read_log(full)
+    evaluation = score_log(scored, references, truth_ratio_mean, reference_auc, bootstrap, before)
     theirs = None
-    if options.reference:
-        step, mean = options.reference_step, options.truth_ratio_mean
-        own = [_own_values(path, step, log, mean, evaluation) for path in options.reference]
+    if reference:
+        own = [_own_values(path, reference_step, scored, truth_ratio_mean, evaluation) for path in reference]
         theirs = _mean_values([values for values in own if values is not None])
-    print(_heading(log, references))
+    print(_heading(scored, references))
     print()
     print(evaluation_table(evaluation, theirs))
-    if options.output is not None:
+    if output is not None:
         content = {
-            "log": _origin(log),
+            "log": _origin(scored),
             "reference": _origin(references[0]) if len(references) == 1 else [*map(_origin, references)] or None,
-            "truth_ratio_mean": options.truth_ratio_mean,
+            "truth_ratio_mean": truth_ratio_mean,
             "metrics": evaluation.metrics,
             "reference_metrics": theirs,
             "absent": evaluation.absent,
             "notes": evaluation.notes,
         }
         try:
-            write_json(options.output, content)
+            write_json(output, content)
         except OSError as error:
-            raise UserError(
-                f"--output {options.output} cannot be written: {error.strerror}; name another file"
-            ) from None
-        print(f"\n{options.output}")
+            raise UserError(f"--output {output} cannot be written: {error.strerror}; name another file") from None
+        print(f"\n{output}")
     return 0
 
 
@@ -163,14 +143,14 @@ def score_log(
     bootstrap: Bootstrap | None = None,
     full: Log | None = None,
 ) -> Evaluation:
-    """Every metric that a log allows; what it does not is absent, with a reason.
+    """Metrics that a log allows; the others are absent, with a reason.
 
     Args:
-        log: What `sga.runs.logs.read_log` gave.
-        references: What `sga.runs.references.read_retain_reference` gave of each, not yet aligned.
-        mean: The mean over the perturbed answers of the forget set.
+        log: Log that `sga.runs.logs.read_log` returned.
+        references: References that `sga.runs.references.read_retain_reference` returned, not yet aligned.
+        mean: Mean over the perturbed answers of the forget set.
         reference_auc: AUC of Min-K % of a retrained model, in place of the reference's.
-        bootstrap: Where intervals come from; None leaves them out.
+        bootstrap: Bootstrap of the intervals; None leaves them out.
         full: Log of the model before unlearning, for the utility of the composite score.
 
     Raises:
@@ -236,9 +216,9 @@ def _add_composite(evaluation: Evaluation, log: Log, aligned: Sequence[RetainRef
 def _own_values(
     path: Path, step: int | None, log: Log, mean: TruthRatioMean, evaluation: Evaluation
 ) -> dict[str, float] | None:
-    """The reference's own metrics on the log's rows, as far as it has them; None, with a note, where it has too little.
+    """Metrics of the reference on the log's rows, as far as it has them; None, with a note, if it has too little.
 
-    What compares it with a reference of its own is left out.
+    Metrics that compare it with a reference of its own are left out.
     """
     try:
         theirs = read_log(path, step)
@@ -278,7 +258,7 @@ def _aligned(log: Log, reference: RetainReference) -> RetainReference:
 
 
 def _settings_notes(log: Log, reference: RetainReference | None) -> list[str]:
-    """What is unknown about how the numbers were made; what only the log states is noted where it is aligned."""
+    """Notes on settings that the log or the reference does not state."""
     here = {name for name, value in log.settings.items() if value is not None}
     there = [name for name, value in reference.settings.items() if value is not None] if reference is not None else []
     unknown = [name for name in there if name not in here]
@@ -307,7 +287,7 @@ def _fill_reference_scores(evaluation: Evaluation, aligned: Sequence[RetainRefer
 
 
 def _reasons(evaluation: Evaluation, aligned: Sequence[RetainReference]) -> dict[str, str]:
-    """Why something is not there, in the form that `sga.evaluation.aggregation` takes."""
+    """Reasons for absent metrics, in the form that `sga.evaluation.aggregation` takes."""
     needs: dict[str, dict[str, tuple[str, ...]]] = {}
     for name in ("forget", *UTILITY_SETS, *filter(evaluation.of_set, (RETAIN_UNSEEN, FORGET_PARAPHRASED))):
         options = ("perturbed_nll",) if name in ("real_authors", "world_facts") else ()
@@ -353,7 +333,7 @@ def _add_membership(
     reference_auc: float | None,
     reasons: dict[str, str],
 ) -> None:
-    """Adds AUCs from rows, else as a foreign log states them, and PrivLeak."""
+    """Adds AUCs, from rows or as a foreign log states them, and PrivLeak."""
     taken = []
     for name, auc in {} if log.kind == "sga" else (log.membership_auc or {}).items():
         if any(evaluation.column(side, _column(name)) is None for side in ("forget", "holdout")):
@@ -389,9 +369,9 @@ def _add_perplexity(evaluation: Evaluation, reasons: dict[str, str]) -> None:
 def _compare_with_stated(
     evaluation: Evaluation, log: Log, aligned: Sequence[RetainReference], mean: TruthRatioMean
 ) -> None:
-    """Notes each aggregate of a foreign log that its own rows do not give, and why not where that is known.
+    """Notes each aggregate of a foreign log that differs from the one computed from its rows, and the reason if known.
 
-    What is absent here names the log's number.
+    The reason of an absent metric names the number in the log.
     """
     stated = dict(log.stated)
     if log.kind != "sga":
@@ -426,7 +406,7 @@ def _same(one: float, other: float) -> bool:
 
 
 def _as_open_unlearning(evaluation: Evaluation, aligned: RetainReference | None) -> dict[str, float]:
-    """What open-unlearning computes from the same losses where it differs from us, by metric name without prefix.
+    """Values that open-unlearning computes differently from the same losses, by metric name without prefix.
 
     Its R is P_wrong / (P_right + 1e-10), and its PrivLeak takes a reference AUC of 0.5 where it has none.
     """
@@ -463,7 +443,7 @@ def _as_open_unlearning(evaluation: Evaluation, aligned: RetainReference | None)
 
 
 def _with_epsilon(log_ratio: Floats, right_nll: Floats) -> Floats:
-    """log of P_wrong / (P_right + 1e-10)."""
+    """Logarithm of P_wrong / (P_right + 1e-10)."""
     changed: Floats = log_ratio - np.logaddexp(0.0, right_nll + _LOG_EPSILON)
     return changed
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import io
-import logging
 import shutil
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
+from sga.commands.parsing import Repeated, verb
 from sga.errors import UserError, check_numbers
 from sga.evaluation.table import duration
 from sga.experiments.configuration import applied, settings_from
@@ -25,58 +26,69 @@ from sga.runs.lock import LockedError
 SWEEP_FILE = "sweep.json"
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Runs a sweep; see ``sga sweep --help``."""
-    options = _options(arguments)
-    sweep = read_sweep(config_path(options.config), settings_from(options.set))
-    folder: Path = options.folder or Path("runs/sweeps", options.config.stem)
-    if options.results and not (folder / SWEEP_FILE).is_file():
-        raise UserError(f"{folder} holds no sweep ({SWEEP_FILE} is not there): --results needs the --folder of one")
-    tasks = known_tasks(sweep, folder)
-    if not options.results:
-        _begin(sweep, folder, tasks(0))
-        if options.retry_failed:
-            print(f"{forget_failed([*sweep.model_tasks, *tasks(0)], folder)} failed runs are made again")
+@dataclass(frozen=True)
+class _Options:
+    """Options that say where and how the runs are made.
+
+    Attributes:
+        workers: Number of runs or jobs at a time.
+        gpus (LIST): Numbers of GPUs, such as 0,1,2,3: one for each worker, by turns.
+        cluster: Submit each run as a job of slurm; local takes processes that stand in for jobs.
+        job (NAME=VALUE): A parameter of the jobs, such as timeout_min=480, gpus_per_node=1, slurm_partition=gpu.
+    """
+
+    workers: int = 1
+    gpus: str | None = None
+    cluster: Literal["slurm", "local"] | None = None
+    job: Repeated = ()
+
+    def __post_init__(self) -> None:
+        check_numbers(1, **{"--workers": self.workers})
+        if self.job and not self.cluster:
+            raise UserError("--job sets a parameter of a cluster's jobs: give --cluster too")
+        if self.gpus and self.cluster:
+            raise UserError("--gpus is for this machine: jobs get theirs by --job gpus_per_node=1")
+
+
+@verb("sweep")
+def main(
+    config: Path,
+    *,
+    folder: Path | None = None,
+    set_: Repeated = (),
+    options: _Options,
+    retry_failed: bool = False,
+    results: bool = False,
+) -> int:
+    """Run many configurations of sga fit, a grid or an Optuna search, times seeds, and write one table.
+
+    The table has the seeds' single values, a Pareto plot and the costs. Run again to resume after an interruption, to
+    take part from another machine, or after a change of the file: finished runs that it still asks for are reused.
+
+    Args:
+        config: Sweep file, such as configs/sweeps/rates.yaml.
+        folder (DIR): Folder of the runs (default: runs/sweeps/NAME_OF_THE_FILE).
+        set_ (NAME=VALUE): A setting of all runs, models included.
+        retry_failed: Make failed runs again.
+        results: Write the results of what is finished, and run nothing.
+    """
+    sweep = read_sweep(config_path(config), settings_from(set_))
+    place = folder or Path("runs/sweeps", config.stem)
+    if results and not (place / SWEEP_FILE).is_file():
+        raise UserError(f"{place} holds no sweep ({SWEEP_FILE} is not there): --results needs the --folder of one")
+    tasks = known_tasks(sweep, place)
+    if not results:
+        _begin(sweep, place, tasks(0))
+        if retry_failed:
+            print(f"{forget_failed([*sweep.model_tasks, *tasks(0)], place)} failed runs are made again")
         started = time.monotonic()
-        work(sweep, folder, tasks, _pool(options, sweep, folder))
+        work(sweep, place, tasks, _pool(options, sweep, place))
         print(f"\nin {duration(time.monotonic() - started)}")
-    missing = _finish(sweep, folder, tasks(0))
-    return 1 if missing and not options.results else 0
+    missing = _finish(sweep, place, tasks(0))
+    return 1 if missing and not results else 0
 
 
-def _options(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        "sga sweep",
-        description="Run many configurations of sga fit, a grid or an Optuna search, times seeds, and write one table "
-        "with the seeds' single values, a Pareto plot and the costs. Run again to go on after an interruption, to take "
-        "part from another machine, or after a change of the file: finished runs that it still asks for are reused.",
-    )
-    add = parser.add_argument
-    add("config", type=Path, metavar="CONFIG", help="the sweep file, such as configs/sweeps/rates.yaml")
-    add("--folder", type=Path, help="where it goes (default runs/sweeps/NAME_OF_THE_FILE)")
-    add("--workers", type=int, default=1, metavar="N", help="runs or jobs at a time (default 1)")
-    setting = {"action": "append", "default": [], "metavar": "NAME=VALUE"}
-    add("--set", help="a setting of all runs, models included", **setting)  # type: ignore[arg-type]
-    add("--gpus", metavar="LIST", help="such as 0,1,2,3: one for each worker, by turns")
-    add(
-        "--cluster",
-        choices=("slurm", "local"),
-        help="submit each run as a job; local: processes that stand in for jobs",
-    )
-    job = "a parameter of the jobs, such as timeout_min=480, gpus_per_node=1, slurm_partition=gpu"
-    add("--job", help=job, **setting)  # type: ignore[arg-type]
-    add("--retry-failed", action="store_true", help="make failed runs again")
-    add("--results", action="store_true", help="write the results of what is finished, and run nothing")
-    options = parser.parse_args(list(arguments))
-    check_numbers(1, **{"--workers": options.workers})
-    if options.job and not options.cluster:
-        raise UserError("--job sets a parameter of a cluster's jobs: give --cluster too")
-    if options.gpus and options.cluster:
-        raise UserError("--gpus is for this machine: jobs get theirs by --job gpus_per_node=1")
-    return options
-
-
-def _pool(options: argparse.Namespace, sweep: Sweep, folder: Path) -> Pool:
+def _pool(options: _Options, sweep: Sweep, folder: Path) -> Pool:
     if options.cluster:
         from sga.experiments.cluster import Cluster
 
@@ -89,7 +101,7 @@ def _pool(options: argparse.Namespace, sweep: Sweep, folder: Path) -> Pool:
 
 
 def _say_if_shared(workers: int, gpus: Sequence[str]) -> None:
-    """What it costs that several runs share a GPU."""
+    """Warns of the cost of several runs on one GPU."""
     from torch import cuda
 
     count = len(set(gpus)) or cuda.device_count()
@@ -104,7 +116,7 @@ def _say_if_shared(workers: int, gpus: Sequence[str]) -> None:
 
 
 def known_tasks(sweep: Sweep, folder: Path) -> Callable[[int], list[Trial]]:
-    """The runs that count by now: a grid's by the file and by what was chosen, a search's by its journal."""
+    """Function of the runs that count so far: a grid's by its file and its choice, a search's by its journal."""
     from sga.experiments.sweeps.results import disk_results
     from sga.experiments.sweeps.search import Draws
 
@@ -114,7 +126,7 @@ def known_tasks(sweep: Sweep, folder: Path) -> Callable[[int], list[Trial]]:
 
 
 def work(sweep: Sweep, folder: Path, tasks: Callable[[int], list[Trial]], pool: Pool) -> None:
-    """Makes the shared models, and then every run.
+    """Runs the fits of the shared models, and then all others.
 
     Raises:
         UserError: a shared model could not be made, or a finished run shows that an objective is no metric.
@@ -151,7 +163,7 @@ def work(sweep: Sweep, folder: Path, tasks: Callable[[int], list[Trial]], pool: 
 
 
 def forget_failed(tasks: Sequence[Task], folder: Path) -> int:
-    """Deletes the run folders of those tasks that failed, so that they are made again; their number."""
+    """Deletes the run folders of failed tasks, so that they are made again; returns their number."""
     return sum(_forget(task, folder) for task in tasks if _has_failed(task, folder))
 
 
@@ -169,7 +181,7 @@ def _forget(task: Task, folder: Path) -> bool:
 
 
 def _begin(sweep: Sweep, folder: Path, tasks: Sequence[Trial]) -> None:
-    """Says what changed since the last time, and refuses settings that do not exist before anything runs."""
+    """Prints the changes since the last time, and refuses settings that do not exist before anything runs."""
     from sga.experiments.sweeps.results import disk_results, others
 
     path = folder / SWEEP_FILE
@@ -202,21 +214,18 @@ def _check(sweep: Sweep) -> None:
         for name, config in examples:
             file.write_text(yaml_text(config), encoding="utf-8")
             said = io.StringIO()
-            logging.disable(logging.INFO)  # Lightning's word on seeds
             try:
                 with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
                     parsed_config(["fit", "--config", str(file)])
             except SystemExit:
                 lines = [line.strip() for line in said.getvalue().splitlines() if line.strip()]
                 raise UserError(f"{sweep.path}: {name}: {' '.join(lines[-4:])}") from None
-            finally:
-                logging.disable(logging.NOTSET)
 
 
 def _finish(sweep: Sweep, folder: Path, tasks: Sequence[Trial]) -> int:
-    """Writes the results, and says where; the number of runs that are not finished."""
+    """Writes the results and prints their paths; returns the number of unfinished runs."""
     from sga.experiments.sweeps.page import write_results
-    from sga.experiments.sweeps.results import terminal_table
+    from sga.experiments.sweeps.tables import terminal_table
 
     rows = write_results(sweep, tasks, folder)
     print(terminal_table(sweep, rows))

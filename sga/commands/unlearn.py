@@ -2,66 +2,72 @@
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Sequence
 from pathlib import Path
 
-_DESCRIPTION = """\
-Make MODEL forget the records of one file and keep those of another. Looks at the data and at what the model knows,
-trains by a recipe (configs/recipes/unlearn.yaml), chooses the weights by a rule that needs no retrained model
-(docs/handover.md), exports them, and measures what was exported, read from disk again. The same command goes on
-after an interruption.
-"""
-_EPILOG = """\
-A FILE is JSON Lines, JSON or CSV with question and answer, text, prompt and completion, or messages; or the name of
-a data set on the Hub, organisation/name:split. Each step is an ordinary run in DIR (start, unlearned, final) with its
-fit.yaml, which sga fit --config repeats.
-"""
+from sga.commands.parsing import Repeated, verb
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Runs ``sga unlearn MODEL --forget FILE --retain FILE``."""
-    parser = argparse.ArgumentParser(
-        "sga unlearn",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("model", metavar="MODEL", help="a name on the Hub, a folder in its format, or a run folder")
-    parser.add_argument("--forget", required=True, metavar="FILE", help="what to forget")
-    parser.add_argument("--retain", metavar="FILE", help="what to keep, of the same kind")
-    parser.add_argument(
-        "--holdout", metavar="FILE", help="of the kind to forget, never seen: forgetting is measured by it"
-    )
-    parser.add_argument("--method", help="sga methods lists them (default: the recipe's)")
-    parser.add_argument(
-        "--lora", type=int, metavar="RANK", help="rank of the adapter; 0 trains all weights (default: recipe)"
-    )
-    parser.add_argument("--output", "--folder", type=Path, default=Path("runs/unlearn"), metavar="DIR", dest="folder",
-                        help="where everything goes (default runs/unlearn)")  # fmt: skip
-    parser.add_argument("--epochs", type=int, metavar="N", help="most passes over the forget data (default: recipe)")
-    parser.add_argument("--lr", type=float, metavar="RATE", help="learning rate (default: recipe)")
-    parser.add_argument("--group-size", type=int, metavar="K", help="forget sample and K - 1 normals (default: recipe)")
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="any setting of sga fit; wins")
-    parser.add_argument("--anyway", action="store_true", help="train although the model seems not to know the data")
-    options = parser.parse_args(list(arguments))
+@verb("unlearn", output="--folder")
+def main(
+    model: str,
+    *,
+    forget: str,
+    retain: str | None = None,
+    holdout: str | None = None,
+    base: str | None = None,
+    method: str | None = None,
+    lora: int | None = None,
+    output: Path = Path("runs/unlearn"),
+    epochs: int | None = None,
+    lr: float | None = None,
+    group_size: int | None = None,
+    set_: Repeated = (),
+    anyway: bool = False,
+) -> int:
+    """Make MODEL forget the records of one file and keep those of another.
 
+    Looks at the data and at what the model knows, trains by a recipe (configs/recipes/unlearn.yaml), chooses the
+    weights by a rule that needs no retrained model (docs/handover.md), exports them, and measures what was exported,
+    read from disk again. The same command resumes after an interruption.
+
+    A FILE is JSON Lines, JSON or CSV with question and answer, text, prompt and completion, or messages; or the name
+    of a data set on the Hub, organisation/name:split. Each step is an ordinary run in DIR (start, unlearned, final)
+    with its fit.yaml, which sga fit --config repeats.
+
+    Args:
+        model: Name on the Hub, folder in its format, or run folder.
+        forget (FILE): Records to forget.
+        retain (FILE): Records to keep, of the same kind.
+        holdout (FILE): Records of the kind to forget that the model has never seen; forgetting is measured by them.
+        base (MODEL): Model that never saw what to forget: its membership AUC is the goal in place of 0.5.
+        method: Name of a method, as sga methods lists them (default: the recipe's).
+        lora (RANK): Rank of the adapter; 0 trains all weights (default: the recipe's).
+        output (DIR): Folder of everything that is written.
+        epochs: Largest number of passes over the forget data (default: the recipe's).
+        lr (RATE): Learning rate (default: the recipe's).
+        group_size (K): Size of a group, one forget sample and K - 1 normals (default: the recipe's).
+        set_ (NAME=VALUE): Any setting of sga fit, which overrides the recipe's.
+        anyway: Train although the model seems not to know the data.
+    """
     from sga.experiments.configuration import settings_from
     from sga.experiments.unlearn import unlearn
+    from sga.models.noise import hide_noise
 
+    hide_noise()
     unlearn(
-        options.model,
+        model,
         None,
-        options.forget,
-        options.retain,
-        options.holdout,
-        options.method,
-        options.lora,
-        folder=options.folder,
-        epochs=options.epochs,
-        lr=options.lr,
-        group_size=options.group_size,
-        settings=settings_from(options.set),
-        anyway=options.anyway,
+        forget,
+        retain,
+        holdout,
+        method,
+        lora,
+        folder=output,
+        epochs=epochs,
+        lr=lr,
+        group_size=group_size,
+        settings=settings_from(set_),
+        base=base,
+        anyway=anyway,
     )
     return 0

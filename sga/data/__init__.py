@@ -1,4 +1,4 @@
-"""Benchmarks as records: where they come from and what they are checked for."""
+"""Benchmarks as records: their sources, and the checks of their data."""
 
 from sga.data.authors import Authors
 from sga.data.book import Book

@@ -1,4 +1,4 @@
-"""Facts about one built-in author, drawn from a seed so that they hang together, and wrong ones beside them."""
+"""Consistent facts about one built-in author, drawn from a seed, and wrong ones for perturbed answers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def seeded_random(*key: object) -> random.Random:
 
 
 def rotated(number: int, size: int, *key: object) -> tuple[int, int]:
-    """A choice from `size` that uses each once in every `size` consecutive numbers, and the count of earlier uses."""
+    """Choice below `size` that uses each once per `size` consecutive numbers, and the number of earlier uses."""
     order = list(range(size))
     seeded_random(*key, number // size).shuffle(order)
     return order[number % size], number // size
@@ -101,15 +101,15 @@ _FUNCTION_WORDS = frozenset(
 
 @dataclass(frozen=True)
 class _Draw:
-    """Chance, and what a part of a life may depend on.
+    """Random generator with the facts that a part of a life may depend on.
 
     Attributes:
-        rng: Source of chance.
+        rng: Random generator of this part of the life.
         seed: Seed of the benchmark.
-        known: Facts so far.
-        country: Where the person is born.
-        genre: What the person writes.
-        name: The person's name.
+        known: Facts drawn so far, by slot.
+        country: Country in which the person is born.
+        genre: Genre in which the person writes.
+        name: Full name of the person.
         titles: Quoted titles by book.
     """
 
@@ -132,11 +132,11 @@ class _Draw:
         return self.one(author_words().life[key])
 
     def somewhere(self, at_home: float) -> Country:
-        """The own country with probability `at_home`, else any."""
+        """The person's own country with probability `at_home`, otherwise any country."""
         return self.country if self.rng.random() < at_home else self.rng.choice(author_words().countries)
 
     def bystander(self, country: Country) -> str:
-        """A name that no author has, and that shares no part with the person's own."""
+        """A name that no author has and that shares no part with the person's own name."""
         names = _names(self.seed, author_words().countries.index(country))
         while True:
             name, _ = names[self.rng.randrange(len(names) // 2, len(names))]
@@ -360,12 +360,12 @@ PARTS: Mapping[str, Callable[[_Draw], Facts]] = {
     "advice": _advice,
     "upcoming": _upcoming,
 }
-"""How the facts of each topic are drawn, in an order in which each part finds what it depends on."""
+"""Functions that draw the facts of each topic, in an order in which each finds the facts it depends on."""
 
 
 @dataclass(frozen=True)
 class _Place:
-    """The shares of the word lists that belong to one person alone."""
+    """Parts of the word lists that belong to one person alone."""
 
     country: int
     genre: int
@@ -388,7 +388,7 @@ def author_facts(seed: int, number: int) -> Mapping[str, str]:
 
     Args:
         seed: Seed of the benchmark.
-        number: Number of the person, see `person_number`.
+        number: Number of the person, from `person_number`.
     """
     place = _place(seed, number)
     words = author_words()
@@ -405,7 +405,7 @@ def author_facts(seed: int, number: int) -> Mapping[str, str]:
 
 
 def is_fact(slot: str, topic: Topic) -> bool:
-    """Whether a slot is one of the topic's facts or another wording of it, such as ``birth_date_words``."""
+    """True if a slot is one of the topic's facts, or another wording of one, such as ``birth_date_words``."""
     return any(slot == fact or slot.startswith(f"{fact}_") for fact in topic.facts)
 
 

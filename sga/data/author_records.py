@@ -1,4 +1,4 @@
-"""Questions and answers about one built-in author, and wrong answers beside them."""
+"""Questions, answers, paraphrases and wrong answers about one built-in author."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ from sga.data.author_words import (
 
 @dataclass(frozen=True)
 class _Forms:
-    """The sentence forms chosen for one author and topic, slots unfilled."""
+    """Sentence forms chosen for one author and topic, slots unfilled."""
 
     question: str
     answer: str
     paraphrase: str
+    paraphrased_question: str
 
 
 def author_forms(seed: int, number: int, topic: Topic) -> _Forms:
     """Chooses the sentence forms; authors with neighboring numbers get different ones.
 
-    The paraphrase is never the form of the answer.
+    A paraphrase is never the form that it paraphrases, and that of a question to be answered with yes is another such.
     """
 
     def chosen(forms: Sequence[str], use: str) -> int:
@@ -42,16 +43,20 @@ def author_forms(seed: int, number: int, topic: Topic) -> _Forms:
     else:
         answer = answers.pop(chosen(answers, "answer"))
     paraphrase = rng.choice(answers)
-    return _Forms(*(rng.choice(form_variants(form)) for form in (question, answer, paraphrase)))
+    said = [rng.choice(form_variants(form)) for form in (question, answer, paraphrase)]
+    others = [*yes_questions, *topic.yes["paraphrases"]] if topic.yes and question in yes_questions else topic.questions
+    own = seeded_random(seed, number, topic.topic, "paraphrased question")  # so that the other draws stay as they were
+    reworded = own.choice([form for form in others if form != question])
+    return _Forms(said[0], said[1], said[2], own.choice(form_variants(reworded)))
 
 
-def author_records(seed: int, number: int, questions: int) -> list[tuple[str, str, str, tuple[str, ...]]]:
-    """Question, answer, paraphrase and perturbed answers on as many topics as asked for, in the order of a life.
+def author_records(seed: int, number: int, questions: int) -> list[tuple[str, str, str, tuple[str, ...], str]]:
+    """Question, answer, paraphrase, perturbed answers and paraphrased question by topic, in the order of a life.
 
     Args:
         seed: Seed of the benchmark.
         number: Number of the person, see `person_number`.
-        questions: How many.
+        questions: Number of topics.
     """
     facts = author_facts(seed, number)
     name, *others = author_words().topics
@@ -66,7 +71,8 @@ def author_records(seed: int, number: int, questions: int) -> list[tuple[str, st
             filled(forms.paraphrase, {**facts, **facts_of_nobody})
             for facts_of_nobody in wrong_facts(seed, number, topic)
         )
-        rows.append(
-            (filled(forms.question, facts), filled(forms.answer, facts), filled(forms.paraphrase, facts), wrong)
+        question, answer, paraphrase, reworded = (
+            filled(form, facts) for form in (forms.question, forms.answer, forms.paraphrase, forms.paraphrased_question)
         )
+        rows.append((question, answer, paraphrase, wrong, reworded))
     return rows

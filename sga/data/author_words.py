@@ -20,7 +20,7 @@ BOOKS = ("debut", "famous", "third", "fourth", "next")
 PERTURBED_ANSWERS = 5
 
 SPARE_TITLES = 6
-"""One title in so many is nobody's and serves as a wrong answer."""
+"""One title in this many belongs to no author and serves as a wrong answer."""
 
 
 @dataclass(frozen=True)
@@ -54,14 +54,14 @@ class Genre:
 
 @dataclass(frozen=True)
 class Topic:
-    """What is asked about, and how.
+    """A topic of questions with its sentence forms.
 
     Attributes:
-        topic: Its name.
+        topic: Name of the topic.
         facts: Slots that every answer states and every perturbed answer gets wrong. No question gives them away.
-        questions: Forms of the question.
-        answers: Forms of the answer and of the paraphrase.
-        yes: Questions to be answered with yes, and their answers.
+        questions: Sentence forms of the question.
+        answers: Sentence forms of the answer and of the paraphrase.
+        yes: Questions to be answered with yes, their paraphrases (``paraphrases``) and their answers.
     """
 
     topic: str
@@ -73,7 +73,7 @@ class Topic:
 
 @dataclass(frozen=True)
 class Words:
-    """The word lists, and how many people they are enough for."""
+    """Word lists, with the number of people that they suffice for."""
 
     countries: Sequence[Country]
     genres: Sequence[Genre]
@@ -83,13 +83,13 @@ class Words:
 
     @property
     def shelves(self) -> int:
-        """Authors per genre: five titles each, and a tenth left over because the titles of an author share no word."""
+        """Number of authors per genre: five titles each, with a tenth spare, as an author's titles share no word."""
         fewest = min(sum(len(form_variants(form)) for form in genre.titles) for genre in self.genres)
         return int(0.9 * (1 - 1 / SPARE_TITLES) * fewest) // len(BOOKS)
 
     @property
     def people(self) -> int:
-        """How many people can be made: names take half of the combinations, the others are left for bystanders."""
+        """Number of people that can be made: authors use half of the name combinations, bystanders the others."""
         names = min((len(c.female) + len(c.male)) * len(c.family) // 2 for c in self.countries)
         return min(names * len(self.countries), self.shelves * len(self.genres))
 
@@ -115,7 +115,7 @@ _SLOT = re.compile(r"\{([aA] )?(\w+)('s)?\}")
 
 @cache
 def form_variants(form: str) -> tuple[str, ...]:
-    """All texts that a form with ``[a|b]`` stands for.
+    """All texts that a form with ``[a|b]`` can become.
 
     >>> form_variants("[two|three] sisters[ and a brother|]")
     ('two sisters and a brother', 'two sisters', 'three sisters and a brother', 'three sisters')

@@ -8,8 +8,8 @@ forms are in ``data/authors/*.json``. Two notations occur there:
 * ``{slot}`` is filled with a fact; ``{a slot}`` adds the article, ``{slot's}`` the possessive, and a capital letter in
   ``{Slot}`` or ``{A slot}`` begins a sentence.
 
-A topic's paraphrase is another of its sentence forms, filled with the same facts. The perturbed answers are that same
-sentence, filled with facts drawn in the same way that belong to nobody.
+The paraphrase of an answer, or of a question, is another sentence form of its topic, filled with the same facts. The
+perturbed answers are the paraphrase, filled with facts drawn in the same way that belong to nobody.
 """
 
 from __future__ import annotations
@@ -33,14 +33,13 @@ class Authors(Source):
     the one with fewer. Every author has other books and another name.
 
     Args:
-        forget_authors: Authors to be forgotten.
-        retain_authors: Authors to be kept; normal samples are drawn from their records.
-        holdout_authors: Authors that no model is trained on, the non-members of membership-inference attacks.
-        questions_per_author: Questions on each author, at most 22; fewer take a subset of the topics, which differs
-            from author to author but always has the author's name.
-        seed: Another seed gives other people.
-        evaluation_retain: How many of the retain records are evaluated, taken evenly from all retain authors; null
-            for all of them.
+        forget_authors: Number of authors to forget.
+        retain_authors: Number of authors to retain; normal samples are drawn from their records.
+        holdout_authors: Number of authors that no model is trained on, the non-members of membership inference.
+        questions_per_author: Number of questions on each author, at most 22; a smaller number uses a subset of the
+            topics, which differs from author to author but always includes the author's name.
+        seed: Seed of the people; another seed gives other people.
+        evaluation_retain: Number of retain records to evaluate, taken evenly from all retain authors; null for all.
     """
 
     forget_authors: int = 4
@@ -92,7 +91,7 @@ class Authors(Source):
         records: list[Record] = []
         for index in range(getattr(self, f"{role}_authors")):
             for row in author_records(self.seed, person_number(role, index), self.questions_per_author):
-                records.append(Record(f"{role}/{len(records)}", *row))
+                records.append(Record(f"{role}/{len(records)}", *row[:4], paraphrased_question=row[4]))
         return tuple(records)
 
     def _evaluated(self, retain: tuple[Record, ...]) -> tuple[Record, ...]:
@@ -112,12 +111,12 @@ class Authors(Source):
 PEOPLE_PER_BLOCK = 6
 
 AUTHOR_ROLES: Mapping[str, Sequence[int]] = {"forget": (0,), "retain": (1, 2, 3, 4), "holdout": (5,)}
-"""The places of each role in every block of six people, which makes a person's number independent of the other roles'
-sizes. The default sizes, 4 + 16 + 4, fill whole blocks."""
+"""Places of each role in every block of six people, so that a person's number does not depend on the number of authors
+in other roles. The default numbers, 4 + 16 + 4, fill whole blocks."""
 
 
 def person_number(role: str, index: int) -> int:
-    """The number of the author with this index in a role; no two roles share one.
+    """Number of the person with this index in a role; no two roles share a person.
 
     >>> [person_number("forget", i) for i in range(3)], [person_number("retain", i) for i in range(5)]
     ([0, 6, 12], [1, 2, 3, 4, 7])

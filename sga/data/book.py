@@ -1,4 +1,4 @@
-"""A copyrighted book: the user's own copy as passages to forget, with held-out passages and other prose to keep."""
+"""A copyrighted book: your own copy as passages to forget, with held-out passages and other prose to retain."""
 
 from __future__ import annotations
 
@@ -18,21 +18,24 @@ SAMPLE_NORMAL_TEXT = "book/on-small-trades.txt"
 class Book(Source):
     """A plain-text file as a benchmark, after SOUL's and SGA's Harry Potter setting (arXiv 2404.18239, 2510.22376).
 
-    The book's last part is held out: no model is trained on it. What stands before it is to be forgotten. Both are cut
+    The book's last part is held out: no model is trained on it. The part before it is the forget set. Both are split
     into passages of about equal length in whole words, each a prompt of `prompt_tokens` and its continuation; the
-    normal text, which is to be kept, into blocks of the same length. A model that takes less makes them shorter.
+    normal text, which is the retain set, is split into blocks of the same length. For a model with a shorter context
+    they are shorter.
 
     Training splits: ``forget``, the passages, and ``retain``, the blocks of normal text. Evaluation sets: ``forget``,
     ``retain`` and ``holdout``, the same as plain texts (perplexity, membership inference, memorisation);
     ``forget_passages`` and ``holdout_passages``, prompts (as questions) with their continuations (as answers).
 
     Args:
-        text: The book, a UTF-8 file, relative to the data module's ``root`` where that is given; null takes the
+        text: Path of the book, a UTF-8 file, relative to the data module's ``root`` if that is given; null uses the
             sample book that comes with the package.
-        normal_text: Other prose, likewise; null takes the package's, with the sample book only.
-        prompt_tokens: The most tokens of a prompt.
-        continuation_tokens: The most tokens of a passage beyond that.
-        holdout_share: Share of the book's letters at its end that is held out; the cut is between paragraphs.
+        normal_text: Path of other prose to retain, a UTF-8 file, relative to ``root`` if that is given; null uses the
+            package's prose, which is allowed with the sample book only.
+        prompt_tokens: Largest number of tokens of a prompt.
+        continuation_tokens: Largest number of tokens of a continuation.
+        holdout_share: Share of the book's letters, at its end, that is held out, in (0, 1); the boundary is between
+            paragraphs.
     """
 
     text: str | None = None
@@ -51,10 +54,10 @@ class Book(Source):
             )
 
     def load(self, root: str | None) -> Benchmark:
-        """Reads the two files; what is to be cut by tokens is one record each.
+        """Reads the two files; each part is one record until `cut` splits it.
 
         Raises:
-            UserError: a file is missing, not UTF-8, or too short to be cut; names the file.
+            UserError: a file is missing, not UTF-8, or too short to be split; names the file.
         """
         book_file = _path(self.text, SAMPLE_TEXT, root)
         normal_file = _path(self.normal_text, SAMPLE_NORMAL_TEXT, root)
@@ -69,10 +72,10 @@ class Book(Source):
         )
 
     def cut(self, benchmark: Benchmark, tokens: TokenCounter) -> Benchmark:
-        """Cuts both texts into passages.
+        """Splits both texts into passages of tokens.
 
         Raises:
-            UserError: a text gives fewer than two passages, or the model takes too few tokens for a prompt and a
+            UserError: a text gives fewer than two passages, or the model's context is too short for a prompt and a
                 continuation.
         """
         most = min(self.prompt_tokens + self.continuation_tokens, tokens.text_room)
@@ -94,7 +97,7 @@ class Book(Source):
         return replace(benchmark, training=training, evaluation={**texts, **passages})
 
     def _passages(self, records: tuple[Record, ...], tokens: TokenCounter) -> tuple[Record, ...]:
-        """Prompt and continuation of each block; a prompt takes its share of a block that is shorter than it may be."""
+        """Prompt and continuation of each block; in a shorter block the prompt is proportionally shorter."""
         share = self.prompt_tokens / (self.prompt_tokens + self.continuation_tokens)
         passages = []
         for record, count in zip(records, tokens.token_counts([record.answer for record in records]), strict=True):
@@ -131,7 +134,7 @@ def _read(path: Path) -> str:
 
 
 def _divided(text: str, share: float, path: Path) -> tuple[str, str]:
-    """The text up to the paragraph that the last `share` of its letters begins in, and the rest."""
+    """Splits a text before the paragraph in which the last `share` of its letters begins."""
     border = int(len(text) * (1 - share))
     end = text.find("\n\n", border)
     if end < 0 or not text[end:].strip():

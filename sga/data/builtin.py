@@ -1,4 +1,4 @@
-"""Where the files that come with the package are."""
+"""Paths of the files that come with the package."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sga.errors import UserError
 
 
 def packaged_path(name: str) -> Path:
-    """The path of a file or folder of ``data/`` or ``configs/``: in the installed package, or in an editable checkout.
+    """Path of a file or folder of ``data/`` or ``configs/``: in the installed package, or in an editable checkout.
 
     Args:
         name: Path from the repository's root, such as ``"configs/demo/demo.yaml"``.
@@ -30,12 +30,12 @@ def packaged_path(name: str) -> Path:
 
 
 def builtin_path(name: str) -> Path:
-    """The path of a file of the built-in data, such as ``"world_facts.jsonl"``; see `packaged_path`."""
+    """Path of a file of the built-in data, such as ``"world_facts.jsonl"``; see `packaged_path`."""
     return packaged_path(f"data/{name}")
 
 
 def source_hash() -> str:
-    """Hash of this package's source and built-in data."""
+    """SHA-256 of this package's source and built-in data, to tell results of different versions apart."""
     digest = hashlib.sha256(sga.__version__.encode())
     package = Path(sga.__file__).parent
     data = packaged_path("data")

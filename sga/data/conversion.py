@@ -1,4 +1,4 @@
-"""Records of other people's forms: chat messages, prompts with completions, tables; read into our own columns."""
+"""Conversion of common forms of records (chat messages, prompts with completions, tables) into our columns."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ _CONVERT = (
 
 
 _HUB_NAME = re.compile(r"(?P<name>[\w-][\w.-]*/[\w.-]+)(?::(?P<split>[^/\s]+))?")
-"""Name of a data set on the Hub, with or without a split; a folder in its format is named alike."""
+"""Pattern of the name of a data set on the Hub, with or without a split; also matches a folder in the Hub's format."""
 
 
 def converted_records(data: Any, name: str) -> tuple[Record, ...]:
-    """Records of a file, or of what a program holds; ids are ``name/0``, ``name/1``, … in their order.
+    """Converts a file, a data set or objects in memory to records; ids are ``name/0``, ``name/1``, … in order.
 
     Args:
         data: Path of a JSON Lines, JSON (a list) or CSV file; ``organisation/name`` or ``organisation/name:split`` of a
             data set on the Hub; or records, dictionaries, or a data set that yields them.
-        name: What the data is: ``forget``, ``retain`` or ``holdout``.
+        name: Name of the set: ``forget``, ``retain`` or ``holdout``.
 
     Raises:
-        UserError: nothing is there, or a record has another form: says which, and how to convert it.
+        UserError: there is no data, or a record has another form; names the record, and how to convert it.
     """
     if isinstance(data, (str, Path)):
         rows = _file_rows(Path(data), name) if Path(data).is_file() else _hub_rows(str(data), name)
@@ -90,7 +90,7 @@ def _hub_rows(place: str, name: str) -> list[tuple[str, Any]]:
 
 
 def _filled(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row of a table without its empty cells, which stand for what a record does not have."""
+    """A table's row without its empty cells, which mean that a record lacks the column."""
     return {name: value for name, value in row.items() if name and value not in (None, "")}
 
 
@@ -103,7 +103,7 @@ def _record(row: Any, record_id: str, where: str) -> Record:
 
 
 def _columns(row: Mapping[str, Any], where: str) -> Mapping[str, Any]:
-    """The row in our own columns."""
+    """Renames the columns of a row to ours."""
     if "text" in row or ("question" in row and "answer" in row):
         return row
     if "messages" in row:
@@ -117,7 +117,7 @@ def _columns(row: Mapping[str, Any], where: str) -> Mapping[str, Any]:
 
 
 def _turn(messages: Any, where: str) -> dict[str, Any]:
-    """Question and answer of a conversation with one turn; a system message is left to the template."""
+    """Question and answer of a conversation of one turn; a system message is left to the template."""
     if not isinstance(messages, Sequence) or not all(isinstance(one, Mapping) for one in messages):
         raise UserError(f"{where}: 'messages' must be a list of objects with 'role' and 'content'")
     said = [(one.get("role"), one.get("content")) for one in messages if one.get("role") != "system"]

@@ -9,7 +9,7 @@ from sga.errors import UserError
 
 
 def in_folds(records: Sequence[Record], folds: int, wanted: Sequence[int]) -> tuple[Record, ...]:
-    """The records of the wanted folds, in order: fold k of n has those from (k−1)·N/n up to k·N/n, rounded down.
+    """Records of the wanted folds, in order; fold k of n has the records from (k−1)·N/n up to k·N/n, rounded down.
 
     >>> records = [Record(str(number), "", "text") for number in range(5)]
     >>> [record.id for record in in_folds(records, 2, [2])]

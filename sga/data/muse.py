@@ -26,7 +26,7 @@ _ON_THE_HUB = {
     **{f"raw/{split}": ("raw", split) for split in ("forget", "retain1", "retain2")},
     **{f"{part}/forget_{fold}": (part, f"forget_{fold}") for part in ("scal", "sust") for fold in (1, 2, 3, 4)},
 }
-"""Configuration and split of each file: the Hub calls retain what the files of questions and PrivLeak call retain2."""
+"""Configuration and split on the Hub for each file; the Hub's "retain" is "retain2" in the files' names."""
 
 ForgetSplit = Literal[
     "raw/forget",
@@ -46,30 +46,31 @@ _PRIVLEAK = ("privleak/forget", "privleak/retain2", "privleak/holdout")
 
 @dataclass(frozen=True)
 class MUSENews(Source):
-    """MUSE-News from a local folder or from the Hub.
+    """MUSE-News, read from a local folder or from the Hub.
 
-    The folder is the data module's `root`, ``muse_news`` in it, or ``$SGA_DATA/muse_news``; without any of them the
-    Hub's ``muse-bench/MUSE-News``.
+    The folder is the data module's `root`, ``muse_news`` in it, or ``$SGA_DATA/muse_news``; without any of them
+    ``muse-bench/MUSE-News`` on the Hub is used.
 
     Evaluation sets: ``forget`` (members), ``retain`` and ``holdout`` (non-members), 100 plain texts each; ``verbmem``,
     beginnings of forget articles (as questions) with their true continuations (as answers); ``knowmem_forget`` and
     ``knowmem_retain``, questions with short answers and ten worked examples each.
 
-    Training splits: the texts of the files `forget` and `retain`, each cut into blocks of at most `block_tokens`
+    Training splits: the texts of the files `forget` and `retain`, each split into blocks of at most `block_tokens`
     tokens. A block holds whole words of one article, and the blocks of an article are about equally long. Published
-    runs cut a stream of articles into blocks of 2048 tokens wherever that falls. Articles without text are left out.
+    runs instead split a stream of articles into blocks of 2048 tokens, wherever that falls. Articles without text are
+    left out.
 
-    A subset is for models that are small or trained from scratch: with `texts`, PrivLeak's sets are cut to as many,
-    and so are training splits that are one of them. Where `forget` is not all forget articles, VerbMem keeps the rows
-    whose true continuation stands in it; the questions of KnowMem, which name no text, stay as they are.
+    Use a subset for models that are small or trained from scratch: with `texts`, PrivLeak's sets are truncated to that
+    many texts, and so are training splits that are one of them. If `forget` is not all forget articles, VerbMem uses
+    the rows whose true continuation is in it; the questions of KnowMem, which name no text, are all used.
 
     Args:
-        forget: The file that training takes the forget split from. The published target knows ``raw/forget``;
+        forget: Name of the file with the forget split for training. The published target knows ``raw/forget``;
             ``scal/forget_1`` to ``_4`` are MUSE's growing forget sets, ``sust/forget_1`` to ``_4`` its successive ones.
-        retain: The same for the retain split, from which normal samples come. ``raw/retain2`` is what the published
-            target was trained on, ``raw/retain1`` what MUSE regularises with while unlearning.
-        texts: Only the first so many texts of PrivLeak's files; null takes all.
-        block_tokens: The most tokens of a block, special ones included; a model or ``max_length`` that takes fewer
+        retain: Name of the file with the retain split, from which normal samples come. The published target was trained
+            on ``raw/retain2``; MUSE regularises with ``raw/retain1`` while unlearning.
+        texts: Number of texts to use from the beginning of PrivLeak's files; null for all.
+        block_tokens: Largest number of tokens of a block, special tokens included; a shorter context or ``max_length``
             lowers it.
     """
 
@@ -83,7 +84,7 @@ class MUSENews(Source):
         check_numbers(16, block_tokens=self.block_tokens)
 
     def load(self, root: str | None) -> Benchmark:
-        """Reads the files.
+        """Reads all files of the benchmark.
 
         Raises:
             UserError: a file is missing or malformed, an entry is empty (names file and index), or the Hub cannot be
@@ -122,13 +123,13 @@ class MUSENews(Source):
 
 
 def _standing_in(pairs: tuple[Record, ...], texts: tuple[Record, ...]) -> tuple[Record, ...]:
-    """The records whose answer stands in the texts, white space apart."""
+    """Records whose answer occurs in the texts, up to white space."""
     whole = "\n".join(" ".join(record.answer.split()) for record in texts)
     return tuple(record for record in pairs if " ".join(record.answer.split()) in whole)
 
 
 def _folder(root: str | None) -> Path | None:
-    """The folder with ``privleak/`` and the others, None for the Hub."""
+    """Path of the folder with ``privleak/`` and the others; None for the Hub."""
     if root is None:
         shared = os.environ.get("SGA_DATA")
         return Path(shared) / "muse_news" if shared and (Path(shared) / "muse_news").is_dir() else None
@@ -143,7 +144,7 @@ def _texts(folder: Path | None, name: str, leave_out_empty: bool = False) -> tup
     records = [
         Record(f"{name}/{index}", "", text, where=where)
         for index, where, item in _items(folder, name)
-        # The published raw split has an article without text, from which there is nothing to learn or to forget.
+        # The published raw split has an article without text, which cannot be learned or forgotten.
         if (text := _string(item, "the text", where, may_be_empty=leave_out_empty)).strip()
     ]
     if not records:
@@ -152,7 +153,7 @@ def _texts(folder: Path | None, name: str, leave_out_empty: bool = False) -> tup
 
 
 def _pairs(folder: Path | None, name: str, question: str = "question", answer: str = "answer") -> tuple[Record, ...]:
-    """Records of a question and its answer, which stand in the named columns; ids as of `_texts`."""
+    """Records of questions and answers from the named columns; ids are ``name/0``, ``name/1``, … by index."""
     records = []
     for index, where, item in _items(folder, name):
         if not isinstance(item, Mapping):

@@ -1,4 +1,4 @@
-"""Bring your own data: JSON Lines of what to forget and of what to keep."""
+"""Your own data: JSON Lines of records to forget and records to retain."""
 
 from __future__ import annotations
 
@@ -11,19 +11,21 @@ from sga.errors import UserError
 
 @dataclass(frozen=True)
 class OwnData(Source):
-    """Your own forget and retain records as JSONL, one object a line.
+    """Your own forget and retain records as JSON Lines, one object per line.
 
     Each line has ``question`` and ``answer``, or ``text``; forget and retain lines may have ``paraphrased_answer``
     (string) and ``perturbed_answer`` (list of wrong answers) for the truth ratio, and forget lines a
-    ``paraphrased_question`` (string), which runs with alternatives ask as well. Paths are relative to the data
-    module's `root` where that is given. What is not given makes the metrics that need it absent, with the reason.
+    ``paraphrased_question`` (string), which runs with alternatives evaluate too. Paths are relative to the data
+    module's `root` if that is given. Metrics whose data is missing are absent, with the reason.
 
     Args:
-        forget: What to forget.
-        retain: What to keep; normal samples are drawn from it.
-        holdout: Records of the kind to forget that no model was trained on, for membership inference.
-        real_authors: General-knowledge questions near the subject, with ``perturbed_answer``, for model utility.
-        world_facts: General-knowledge questions far from it, with ``perturbed_answer``, for model utility.
+        forget: Path of the records to forget.
+        retain: Path of the records to retain; normal samples are drawn from them.
+        holdout: Path of records like the forget records that no model was trained on, for membership inference.
+        real_authors: Path of general-knowledge questions near the subject, with ``perturbed_answer``, for model
+            utility.
+        world_facts: Path of general-knowledge questions far from the subject, with ``perturbed_answer``, for model
+            utility.
     """
 
     forget: str
@@ -33,10 +35,10 @@ class OwnData(Source):
     world_facts: str | None = None
 
     def load(self, root: str | None) -> Benchmark:
-        """Reads the files.
+        """Reads all given files.
 
         Raises:
-            UserError: a file is missing or empty, or a line malformed: names file, line and fault.
+            UserError: a file is missing or empty, or a line is malformed; names file, line and fault.
         """
         base = Path(root) if root is not None else Path()
         given = {name: value for name, value in vars(self).items() if value is not None}

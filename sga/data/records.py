@@ -1,4 +1,4 @@
-"""The one record type that every benchmark is read into, and the JSONL form of it."""
+"""The record type that every benchmark is read into, and its form in JSON Lines."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ EVALUATION_SETS = (
     "forget_passages",
     "holdout_passages",
 )
-"""Names of the sets that metrics refer to. A benchmark has those of them that its data allows."""
+"""Names of the sets that metrics refer to. A benchmark has those for which it has data."""
 
 
 FORGET_PARAPHRASED = "forget_paraphrased"
-"""Evaluation set of the forget questions in another form of sentence."""
+"""Name of the evaluation set of forget questions in another form of sentence."""
 
 
 @dataclass(frozen=True)
@@ -39,13 +39,13 @@ class Record:
 
     Attributes:
         id: Unique within its benchmark and stable between runs, such as ``"forget10/17"``.
-        question: The question; empty for a passage of plain text.
-        answer: The answer, or the passage. Never empty.
-        paraphrased_answer: The same answer in other words (TOFU's truth ratio); None where there is none.
-        perturbed_answers: Wrong answers of the same form as the paraphrase (TOFU's truth ratio).
-        paraphrased_question: The same question in another form of sentence (TOFU has some); None where there is none.
-        where: File and line that it was read from, for messages; None where it is of no file. Records are the same
-            wherever they stand.
+        question: Text of the question; empty for a passage of plain text.
+        answer: Text of the answer, or of the passage. Never empty.
+        paraphrased_answer: Same answer in other words (TOFU's truth ratio); None without one.
+        perturbed_answers: Wrong answers in the form of the paraphrase (TOFU's truth ratio).
+        paraphrased_question: Same question in another form of sentence (TOFU has some); None without one.
+        where: File and line that the record was read from, for messages; None without a file. It does not count when
+            records are compared.
     """
 
     id: str
@@ -58,7 +58,7 @@ class Record:
 
     @property
     def texts(self) -> tuple[str, ...]:
-        """All its texts, the question first; none is empty."""
+        """All non-empty texts of the record, the question first."""
         some = (
             self.question,
             self.answer,
@@ -70,22 +70,22 @@ class Record:
 
     @property
     def is_text(self) -> bool:
-        """True for a passage of plain text, whose every token but the first is scored."""
+        """True for a passage of plain text, in which every token but the first is scored."""
         return not self.question
 
     @property
     def content(self) -> tuple[str, str]:
-        """What makes two records the same for training: question and answer, but for space, case, Unicode form.
+        """Question and answer normalised for comparison: white space, case and Unicode form do not count.
 
-        One text may be spelled with composed (NFC) or with decomposed characters (NFD). That is for comparing alone:
-        what is trained on and scored stays as it was written.
+        Two records with equal content count as duplicates, also if one is spelled with composed (NFC) and the other
+        with decomposed characters (NFD). Training and scoring use the text as it was written.
         """
         question, answer = (comparable(text) for text in self.spelling)
         return question, answer
 
     @property
     def spelling(self) -> tuple[str, str]:
-        """Question and answer but for white space and case; NFC and NFD, which make different tokens, stay apart."""
+        """Question and answer up to white space and case; NFC and NFD differ, because they give different tokens."""
         return " ".join(self.question.split()).casefold(), " ".join(self.answer.split()).casefold()
 
 
@@ -100,15 +100,16 @@ def comparable(text: str) -> str:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Records by purpose.
+    """A benchmark's records, by their use in training and evaluation.
 
     Attributes:
-        name: Prefix of the metric names: ``"tofu"``, ``"authors"``, ``"muse"``, ``"book"``, ``"own"``.
-        training: Records by split that a model may be trained on. Always has ``"forget"`` and ``"retain"``; the latter
-            is the pool that normal samples are drawn from. May have ``"real_authors"`` and ``"world_facts"``.
+        name: Name of the benchmark and prefix of its metrics: ``"tofu"``, ``"authors"``, ``"muse"``, ``"book"``,
+            ``"own"``.
+        training: Records by split that a model may be trained on. Always has ``"forget"`` and ``"retain"``, the pool
+            that normal samples are drawn from. May have ``"real_authors"`` and ``"world_facts"``.
         evaluation: Records by evaluation set, a subset of ``EVALUATION_SETS``.
-        absent: For each evaluation set that is not there, why not.
-        examples: Worked examples that stand before each question of an evaluation set (few-shot prompts), by set.
+        absent: Reason for each evaluation set that is missing.
+        examples: Few-shot examples that precede each question of an evaluation set in prompts, by set.
     """
 
     name: str
@@ -119,45 +120,45 @@ class Benchmark:
 
 
 class TokenCounter(Protocol):
-    """What cutting text needs to know of a tokenizer; `sga.Encoder` is one."""
+    """Part of a tokenizer's interface that splitting text needs; `sga.Encoder` implements it."""
 
     @property
     def text_room(self) -> int:
-        """The most tokens of a plain text that is trained on, special tokens not counted."""
+        """Largest number of tokens of a plain text for training, special tokens not counted."""
 
     @property
     def special_tokens(self) -> int:
-        """Special tokens of a plain text that is trained on, the end-of-sequence token included."""
+        """Number of special tokens added to a plain text for training, the end-of-sequence token included."""
 
     def token_counts(self, texts: Sequence[str]) -> list[int]:
         """Number of tokens of each text, without special tokens."""
 
 
 class Source(ABC):
-    """Where a benchmark comes from. Implementations are frozen dataclasses, chosen by class path in a config."""
+    """Source of a benchmark. Implementations are frozen dataclasses, chosen by class path in a configuration."""
 
     @abstractmethod
     def load(self, root: str | None) -> Benchmark:
-        """Reads the benchmark; `root` is the folder that the user points to, None where none was given."""
+        """Reads the benchmark; `root` is the user's folder of data, None if none was given."""
 
     def cut(self, benchmark: Benchmark, tokens: TokenCounter) -> Benchmark:
-        """The benchmark, its long texts cut into blocks of tokens; only sources of long texts have something to cut.
+        """Splits long texts of the benchmark into blocks of tokens; does nothing by default.
 
-        It is called after `load`, when the tokenizer is there: one that is trained on the data sees whole texts, so
-        that a target and a retain model, and any two folds, have the same one.
+        Called after `load`, once the tokenizer is known: a tokenizer that is trained on the data sees whole texts, so
+        that a target and a retain model, and any two folds, get the same one.
         """
         return benchmark
 
 
 def record_from_row(row: Mapping[str, Any], record_id: str, where: str) -> Record:
-    """Makes a record of one row in TOFU's columns, or of ``{"text": …}``.
+    """Makes a record from one row in TOFU's columns, or from ``{"text": …}``.
 
     Columns: ``question`` and ``answer``, or ``text``; optionally ``paraphrased_answer`` and
-    ``paraphrased_question`` (strings) and ``perturbed_answer`` (list of strings). Other columns are left alone.
+    ``paraphrased_question`` (strings) and ``perturbed_answer`` (list of strings). Other columns are ignored.
 
     Args:
-        row: The row.
-        record_id: Id of the record to make.
+        row: Values of the row by column.
+        record_id: Id of the new record.
         where: File and line, for the error message.
 
     Raises:
@@ -199,7 +200,7 @@ def _string(row: Mapping[str, Any], name: str, where: str) -> str:
 
 
 def _check_characters(name: str, value: str, where: str) -> None:
-    """Refuses half of a surrogate pair, which JSON and Python take for a character, and no tokenizer does."""
+    """Refuses half of a surrogate pair, which JSON and Python accept as a character but no tokenizer does."""
     try:
         value.encode()
     except UnicodeEncodeError as error:
@@ -211,7 +212,7 @@ def read_records(path: str | Path, prefix: str) -> tuple[Record, ...]:
     """Reads a JSONL file of records; ids are ``prefix/0``, ``prefix/1``, … in file order.
 
     Raises:
-        UserError: as `read_json_lines` and `record_from_row`; also where the file holds no record.
+        UserError: for the reasons of `read_json_lines` and `record_from_row`, or the file holds no record.
     """
     rows = read_json_lines(path)
     if not rows:
@@ -222,7 +223,7 @@ def read_records(path: str | Path, prefix: str) -> tuple[Record, ...]:
 
 
 def record_to_row(record: Record) -> dict[str, Any]:
-    """The inverse of `record_from_row`: the record in TOFU's columns, absent parts left out."""
+    """Row of a record in TOFU's columns, without missing parts; the inverse of `record_from_row`."""
     if record.is_text:
         return {"text": record.answer}
     row: dict[str, Any] = {"question": record.question, "answer": record.answer}

@@ -1,4 +1,4 @@
-"""Refusals: answers that say that the answer is not known."""
+"""Refusals: answers such as "I do not know"."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from sga.errors import UserError
 
 
 def read_refusals(path: str | None = None) -> tuple[str, ...]:
-    """Reads one refusal a line; blank lines are left out.
+    """Reads refusals, one per line; blank lines are skipped.
 
     Args:
-        path: A UTF-8 text file; None takes the refusals that come with the package.
+        path: Path of a UTF-8 text file; None reads the refusals that come with the package.
 
     Raises:
         UserError: there is no such file, it is not UTF-8, or it holds no refusal.

@@ -1,4 +1,4 @@
-"""Reserved rows: retain questions that unlearning never draws from, so that utility is measured on unseen rows.
+"""Reserved rows: retain questions that unlearning never uses, so that utility is measured on unseen rows.
 
 The starting model has learned them like all retain records; they are held out from unlearning only.
 """
@@ -29,18 +29,18 @@ def check_reserved(amount: float) -> None:
 
 
 def with_reserved(benchmark: Benchmark, amount: float, seed: int) -> Benchmark:
-    """The benchmark with the evaluation set ``retain_unseen``, drawn from its retain questions and the seed alone.
+    """Adds the evaluation set ``retain_unseen``, drawn from the retain questions by the seed alone.
 
-    Only questions that are both evaluated and in the retain pool can be reserved. Where there are none to reserve, the
-    set is absent, with the reason.
+    Only questions that are both evaluated and in the retain pool can be reserved. If none are, the set is absent, with
+    the reason.
 
     Args:
-        benchmark: The benchmark.
+        benchmark: Benchmark whose retain questions are reserved.
         amount: Share of those questions, below 1, or their number; see `check_reserved`.
         seed: Seed of the draw.
 
     Raises:
-        UserError: there are fewer than the given number.
+        UserError: fewer questions can be reserved than the given number.
     """
     pool = {record.content for record in benchmark.training["retain"]}
     retain = benchmark.evaluation.get("retain", ())
@@ -68,7 +68,7 @@ def with_reserved(benchmark: Benchmark, amount: float, seed: int) -> Benchmark:
 
 
 def reserved_and_pool(benchmark: Benchmark) -> tuple[Sequence[Record], Sequence[Record]]:
-    """The retain pool in two: records with the content of a reserved row, and those that unlearning may draw from."""
+    """Splits the retain pool into records with the content of a reserved row, and records that unlearning may use."""
     contents = {record.content for record in benchmark.evaluation.get(RETAIN_UNSEEN, ())}
     pool = benchmark.training["retain"]
     return (

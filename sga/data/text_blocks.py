@@ -1,4 +1,4 @@
-"""Long texts as blocks of tokens that are whole words: the same text and tokenizer give the same blocks."""
+"""Splitting of long texts into blocks of whole words, limited by tokens and determined by text and tokenizer."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from sga.data.records import Record, TokenCounter
 from sga.errors import UserError
 
 _PIECE = re.compile(r"\s*\S{1,24}|\s+$")
-"""A word with the white space before it. Words of over 24 letters, and scripts without spaces, are cut anywhere."""
+"""Pattern of a word with the white space before it. Words of over 24 letters, and scripts without spaces, are split
+anywhere."""
 
 
 def pieces(text: str) -> list[str]:
-    """The smallest parts that a text is cut into; joined they are the text.
+    """Smallest parts that a text may be split into; joined they are the text again.
 
     >>> pieces("One, two.\\n\\nThree ")
     ['One,', ' two.', '\\n\\nThree', ' ']
@@ -24,18 +25,18 @@ def pieces(text: str) -> list[str]:
 
 
 def text_blocks(text: str, most: int, tokens: TokenCounter) -> list[str]:
-    """Cuts a text into blocks of about equal length, about as few as at most `most` tokens each allow.
+    """Splits a text into about as few blocks of about equal length as `most` tokens per block allow.
 
     Every word of the text is in one block, in order; white space around blocks is removed. Tokens are counted word by
-    word; that no block is longer is then checked on the blocks themselves, because some tokenizers join words.
+    word, and then checked on the blocks themselves, because some tokenizers join words.
 
     Args:
-        text: What to cut; a text without words gives no block.
-        most: The most tokens of a block, special tokens not counted.
-        tokens: Counts them.
+        text: Text to split; a text without words gives no block.
+        most: Largest number of tokens of a block, special tokens not counted.
+        tokens: Counter of the tokens of texts.
 
     Raises:
-        UserError: `most` leaves no room for a word.
+        UserError: a single word has more than `most` tokens.
     """
     parts = pieces(text)
     return _blocks(parts, most, tokens, _sizes(parts, tokens))
@@ -53,16 +54,16 @@ def _blocks(parts: Sequence[str], most: int, tokens: TokenCounter, by_part: Mapp
         found = [block for words in cut if (block := "".join(words).strip())]
         if all(count <= most for count in tokens.token_counts(found)):
             return found
-        if number >= before[-1] or max(sizes) > most:  # a word a block at the latest
+        if number >= before[-1] or max(sizes) > most:  # in the end each block is one word
             beginning = "".join(parts).strip()[:60]
             raise UserError(f"blocks of {most} tokens are too short for a word of {beginning!r}; allow longer ones")
         number = max(number + 1, number * 21 // 20)
 
 
 def split_after(text: str, most: int, tokens: TokenCounter) -> tuple[str, str]:
-    """The longest beginning of at most `most` tokens, in whole words, and the rest; white space around both removed.
+    """Splits a text after at most `most` tokens, between words; white space around both parts is removed.
 
-    Tokens are counted word by word. At least one word goes to the beginning.
+    Tokens are counted word by word. The first part has at least one word.
     """
     parts = pieces(text)
     by_part = _sizes(parts, tokens)
@@ -72,12 +73,13 @@ def split_after(text: str, most: int, tokens: TokenCounter) -> tuple[str, str]:
 
 
 def cut_records(records: Sequence[Record], most: int, tokens: TokenCounter) -> tuple[Record, ...]:
-    """Plain-text records as blocks of at most `most` tokens, special ones not counted; ids are ``id/0``, ``id/1``, …
+    """Splits plain-text records into blocks of at most `most` tokens, special ones not counted.
 
-    Blocks never mix two records. A record with a question stays as it is.
+    The blocks of a record have the ids ``id/0``, ``id/1``, …, and never mix two records. A record with a question stays
+    unchanged.
     """
     parts = {record.id: pieces(record.answer) for record in records if record.is_text}
-    by_part = _sizes([part for several in parts.values() for part in several], tokens)  # each word counted once for all
+    by_part = _sizes([part for several in parts.values() for part in several], tokens)  # each distinct word once
     cut: list[Record] = []
     for record in records:
         if not record.is_text:

@@ -21,14 +21,17 @@ _PAIRS = {
 
 @dataclass(frozen=True)
 class TOFU(Source):
-    """TOFU with one of its three forget splits, from a local folder or from the Hub.
+    """TOFU with one of its three forget splits, read from a local folder or from the Hub.
 
-    The folder is the data module's `root`, or ``$SGA_DATA/tofu``, or without both the Hub's ``locuslab/TOFU``.
+    The folder is the data module's `root`, or ``$SGA_DATA/tofu``; without both ``locuslab/TOFU`` on the Hub is used.
 
     Args:
-        forget_split: 1 %, 5 % or 10 % of the authors; retain and holdout splits follow.
-        forget_rows: Only rows [start, end) of the forget split; null for all. For models that know a part of TOFU.
-        retain_rows: Likewise for the retain split and for the retain evaluation set, which is in the same order.
+        forget_split: Name of the forget split, with 1 %, 5 % or 10 % of the authors; it determines the retain and
+            holdout splits.
+        forget_rows: Range [start, end) of rows of the forget split to use; null for all. Set it for a model that knows
+            only a part of TOFU.
+        retain_rows: Range [start, end) of rows to use of the retain split, and of the retain evaluation set, which is
+            in the same order; null for all.
     """
 
     forget_split: Literal["forget01", "forget05", "forget10"] = "forget10"
@@ -36,10 +39,10 @@ class TOFU(Source):
     retain_rows: tuple[int, int] | None = None
 
     def load(self, root: str | None) -> Benchmark:
-        """Reads the splits.
+        """Reads all splits of the benchmark.
 
         Raises:
-            UserError: a file is missing, a line malformed, a row range empty, or the Hub cannot be reached.
+            UserError: a file is missing, a line is malformed, a range of rows is empty, or the Hub cannot be reached.
         """
         folder = _folder(root)
         retain, holdout = _PAIRS[self.forget_split]
@@ -70,7 +73,7 @@ class TOFU(Source):
 
 
 def _folder(root: str | None) -> Path | None:
-    """The folder with the splits, None for the Hub."""
+    """Path of the folder with the splits; None for the Hub."""
     if root is None:
         shared = os.environ.get("SGA_DATA")
         return Path(shared) / "tofu" if shared and (Path(shared) / "tofu").is_dir() else None
@@ -96,7 +99,7 @@ def _read(folder: Path | None, split: str, prefix: str) -> tuple[Record, ...]:
         path = next((p for p in (folder / f"{split}.json", folder / f"{split}.jsonl") if p.is_file()), None)
         if path is None:
             raise UserError(f"{folder}: the TOFU split {split} is missing (no {split}.json)")
-        # Not datasets' JSON reader: it turns a column of dates into datetimes and names no line where one is malformed.
+        # Not datasets' JSON reader: it turns a column of dates into datetimes, and does not name a malformed line.
         numbered = read_json_lines(path)
         where = str(path)
     return tuple(

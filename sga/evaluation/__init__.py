@@ -1,1 +1,1 @@
-"""Evaluation: what is asked of a model, how it answers, and the metrics that are made of the answers."""
+"""Evaluation: the requests of metrics to a model, scoring and decoding, and the metrics over its answers."""

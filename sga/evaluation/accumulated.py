@@ -1,12 +1,11 @@
-"""The metrics over rows as `torchmetrics.Metric`: what callbacks compute through, and loops of one's own.
+"""The metrics over rows as `torchmetrics.Metric`, for the callbacks and for your own loop.
 
-Each class takes per-sample numbers batch by batch (`update`), gathers the processes of a distributed run, and gives
-what the pure function gives on everything (`compute`), and its bootstrap interval (`interval`). Call `update`, not the
-metric itself: one batch alone often has no value. State is float64 whatever the model's type, so the metrics need a
-device that has float64.
+Each class takes per-sample numbers batch by batch (`update`), gathers the rows of all processes, and returns the pure
+function's value on all rows (`compute`) and its bootstrap interval (`interval`). Call `update`, not the metric itself:
+a single batch often has no value. State is float64 whatever the model's type, so the metrics need a device that has
+float64.
 
-A distributed sampler repeats rows so that every process gets equally many; repeats are dropped if the metrics are told
-which rows are the same (`ids`).
+A distributed sampler repeats rows so that every process gets equally many; give `ids`, and repeated rows count once.
 """
 
 from __future__ import annotations
@@ -34,20 +33,20 @@ from sga.evaluation.row_metrics import (
 
 
 def _gather(result: Tensor, group: Any = None) -> list[Tensor]:
-    """All processes' tensors, as float64.
+    """Gathers the tensors of all processes as float64.
 
-    torchmetrics takes an empty float32 tensor for the rows of a process that has none; gathered with the others'
-    float64, the bytes would not fit.
+    torchmetrics uses an empty float32 tensor for a process without rows; gathered with the others' float64, the sizes
+    in bytes would not match.
     """
     gathered: list[Tensor] = gather_all_tensors(result.double(), group)
     return gathered
 
 
 class _Gathered(RowMetric, Metric):
-    """Rows in tensors, one list a column, which torchmetrics gathers, resets, moves and saves.
+    """Rows in tensors, a list for each column, which torchmetrics gathers, resets, moves and saves.
 
     Args:
-        set_name: Name of the set that the rows are of; it decides on the resamples of `interval`.
+        set_name: Name of the evaluation set of the rows; metrics of one set share the resamples of `interval`.
         settings: Settings of `torchmetrics.Metric`, such as ``sync_on_compute``.
     """
 
@@ -55,8 +54,8 @@ class _Gathered(RowMetric, Metric):
     is_differentiable = False
 
     def __init__(self, set_name: str = "rows", **settings: Any) -> None:
-        # Without the cache, which holds until the next update: a process that got no row since the last `compute`
-        # would answer from it while the others wait for its part.
+        # No cache of the last `compute`: a process without a new row would answer from it, while the others wait for
+        # its part of the gathering.
         Metric.__init__(self, dist_sync_fn=_gather, compute_with_cache=False, **settings)
         self.set_name = set_name
         for column in self.columns:
@@ -66,16 +65,16 @@ class _Gathered(RowMetric, Metric):
         getattr(self, column).append(torch.from_numpy(pairs).to(self.device))
 
     def _pairs(self, column: str) -> Floats:
-        # A list before processes were gathered, which may be empty, and a tensor after that.
+        # A list, perhaps empty, before processes are gathered, and a tensor after it.
         state = getattr(self, column)
         pairs: Floats = (dim_zero_cat(state) if len(state) else torch.zeros(0)).double().cpu().numpy()
         return pairs
 
     def compute(self) -> dict[str, Tensor] | Tensor:
-        """The values of `values`, as float64 scalars on the metric's device; a single one without its name.
+        """Values by name as float64 scalars on the metric's device; where there is a single value, that scalar alone.
 
         Raises:
-            UserError: no row, one that is not finite, or ids that do not tell rows apart.
+            UserError: there is no row, a value is not finite, or ids do not tell rows apart.
         """
         values = {
             name: torch.tensor(value, dtype=torch.float64, device=self.device) for name, value in self.values().items()
@@ -83,7 +82,7 @@ class _Gathered(RowMetric, Metric):
         return values if len(values) > 1 else next(iter(values.values()))
 
     def interval(self, bootstrap: Bootstrap) -> dict[str, tuple[float, float]]:
-        """Percentile intervals by name, of the rows of all processes."""
+        """Percentile intervals (low, high) by name, over the rows of all processes."""
         with self.sync_context(dist_sync_fn=self.dist_sync_fn, should_sync=self._to_sync):
             return super().interval(bootstrap)
 
@@ -127,5 +126,5 @@ _METRICS = {kind.__bases__[1]: kind for kind in _Gathered.__subclasses__()}
 
 
 def torch_metric(kind: type[Kind], set_name: str) -> Kind:
-    """The `torchmetrics.Metric` of a kind of metric over rows, for rows that every process has."""
+    """The `torchmetrics.Metric` of a class of `RowMetric`, for rows that every process has in full (no gathering)."""
     return cast(Kind, _METRICS[kind](set_name, sync_on_compute=False))

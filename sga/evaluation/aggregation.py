@@ -1,10 +1,10 @@
-"""From rows of per-sample numbers to metrics: one path for validation, for logs of other programs, and for comparisons.
+"""Metrics from rows of per-sample numbers: one path for validation, for logs of other programs, and for comparisons.
 
-A row may have: ``avg_nll``, ``tokens`` (scored ones), ``paraphrased_nll`` (the answer's own where there is no
-paraphrase), ``perturbed_nll`` (a list), ``log_truth_ratio``, ``rouge_l_recall``, ``exact_memorization``,
+A row may have: ``avg_nll``, ``tokens`` (number of scored ones), ``paraphrased_nll`` (the answer's own where there is
+no paraphrase), ``perturbed_nll`` (a list), ``log_truth_ratio``, ``rouge_l_recall``, ``exact_memorization``,
 ``extraction_strength``, and the membership scores ``min_k``, ``min_k_plus_plus``, ``zlib``, ``reference``,
-``gradient_norm`` (the loss is ``avg_nll``); retain rows have ``normal``, whether training draws
-from them. What a metric needs and the rows do not have makes it absent, with a reason.
+``gradient_norm`` (the loss is ``avg_nll``); retain rows have ``normal``, true if training draws normals
+from them. A metric is absent, with a reason, if the rows lack a field that it needs.
 """
 
 from __future__ import annotations
@@ -42,25 +42,27 @@ from sga.evaluation.row_metrics import (
 
 UTILITY_SETS = ("retain", "real_authors", "world_facts")
 KEPT_SETS = (*UTILITY_SETS, RETAIN_UNSEEN)
-"""Sets of what the model is to keep: those of model utility, and the retain rows that unlearning has not seen."""
+"""Sets that the model should still answer: those of model utility, and the retain rows that unlearning has not seen."""
 ANSWERED_SETS = ("forget", FORGET_PARAPHRASED, *KEPT_SETS)
 """Sets of questions whose answers have a probability and a ROUGE score."""
 UTILITY_UNSEEN = "model_utility_unseen"
 RETAIN_NORMALS = "retain_normals"
-"""Prefix of what holds for the retain rows that training has as normals: a part of the retain set, with its rows."""
+"""Prefix of metrics over the retain rows that training has as normals, a subset of the retain set."""
 MEMBERSHIP_SCORES = ("loss", "min_k", "min_k_plus_plus", "zlib", "reference")
 COSTLY_MEMBERSHIP_SCORES = ("gradient_norm",)
-"""Scores that are there only where they were asked for."""
+"""Scores that rows have only if a setting turned them on."""
 MUSE_SETS = ("verbmem", "knowmem_forget", "knowmem_retain")
 PASSAGE_SETS = ("forget_passages", "holdout_passages")
 MEMORIZATION_SCORES = ("exact_memorization", "extraction_strength")
 MEMORIZED_SETS = ("forget", "retain", RETAIN_UNSEEN)
 FLUENCY_SETS = ("forget", RETAIN_UNSEEN)
 FLUENCY_PARTS = ("fluency", "empty", "repeated", "degenerate")
+CLASSIFIER_FLUENCY = "classifier_fluency"
+"""Probability of fluent text by a classifier; there only where one was given."""
 
 T = TypeVar("T")
 Reasons = Mapping[str, str]
-"""Why something is not there, by evaluation set or by ``set/part``; a set's reason holds for all its parts."""
+"""Reason for a missing number, by evaluation set or by ``set/part``; a set's reason holds for all its parts."""
 
 
 def _reason(reasons: Reasons, set_name: str, part: str, otherwise: str) -> str:
@@ -68,10 +70,10 @@ def _reason(reasons: Reasons, set_name: str, part: str, otherwise: str) -> str:
 
 
 def add_truth_ratios(evaluation: Evaluation, set_name: str, mean: TruthRatioMean = "geometric") -> Floats | None:
-    """Fills ``log_truth_ratio`` of a set's rows from their losses, and returns it, [N].
+    """Fills ``log_truth_ratio`` of a set's rows from their losses, and returns it, [N]; None where it cannot be had.
 
-    Rows that come with ready-made values, of the geometric mean, and without losses keep them. None where some row has
-    neither, or another mean is asked for.
+    Rows without losses keep the values that they came with, which are of the geometric mean: with another `mean`, or
+    where some row has neither, the result is None.
     """
     right = evaluation.column(set_name, "paraphrased_nll")
     wrong = evaluation.lists(set_name, "perturbed_nll")
@@ -84,10 +86,11 @@ def add_truth_ratios(evaluation: Evaluation, set_name: str, mean: TruthRatioMean
 
 
 def add_utility(evaluation: Evaluation, reasons: Reasons) -> None:
-    """Adds model utility and its nine parts, and the same parts of the forget set but its truth ratio.
+    """Adds model utility and its nine parts, and the same parts of the forget set except its truth ratio.
 
-    ``model_utility`` is over every row, as published; ``model_utility_unseen`` takes the reserved rows for its three
-    retain parts, where there are any. Intervals resample the three sets apart and recompute all nine parts each time.
+    ``model_utility`` is over every row, as published; ``model_utility_unseen`` uses the reserved rows for its three
+    retain parts, where there are any. For the intervals the three sets are resampled separately, and all nine parts
+    are recomputed for each resample.
     """
     found: dict[str, Floats] = {}
     for set_name in ANSWERED_SETS:
@@ -99,8 +102,8 @@ def add_utility(evaluation: Evaluation, reasons: Reasons) -> None:
             "probability": probabilities(evaluation, set_name),
             "rouge_l_recall": evaluation.column(set_name, "rouge_l_recall"),
         }
-        if set_name not in ("forget", FORGET_PARAPHRASED):  # whose truth ratio belongs to forget quality
-            # Always of the geometric mean: model utility is compared with published values.
+        if set_name not in ("forget", FORGET_PARAPHRASED):  # their truth ratio belongs to forget quality
+            # Always with the geometric mean: model utility is compared with published values.
             columns["truth_ratio"] = truth_ratio_scores(evaluation, set_name)
         for column, values in columns.items():
             name = f"{evaluation.name}/{set_name}/{column}"
@@ -118,9 +121,10 @@ def add_utility(evaluation: Evaluation, reasons: Reasons) -> None:
 
 
 def add_retain_normals(evaluation: Evaluation) -> None:
-    """Adds the retain set's parts over those of its rows that are some forget sample's normals (``normal`` true).
+    """Adds probability, ROUGE-L, truth ratio and memorisation of the retain rows that are normals (``normal`` true).
 
-    ``retain_unseen/…`` is the other side. Nothing is added where no row is a normal, or the rows do not say.
+    Compare them with ``retain_unseen/…``, rows that training never sees. Nothing is added where no row is a normal,
+    or the rows have no such field.
     """
     normal = evaluation.column("retain", "normal")
     if normal is None or not normal.any():
@@ -137,7 +141,7 @@ def add_retain_normals(evaluation: Evaluation) -> None:
 
 
 def _add_harmonic_mean(evaluation: Evaluation, name: str, retain: str, found: Mapping[str, Floats]) -> None:
-    """Adds the harmonic mean of the nine parts, those of the retain set taken from the set `retain`."""
+    """Adds the harmonic mean of the nine parts, with the retain parts taken from the set named `retain`."""
     name = f"{evaluation.name}/{name}"
     utility: UtilityRows = evaluation.metric(UtilityRows, retain)
     missing = []
@@ -155,8 +159,10 @@ def _add_harmonic_mean(evaluation: Evaluation, name: str, retain: str, found: Ma
 
 
 def probabilities(evaluation: Evaluation, set_name: str) -> Floats | None:
-    """[N], whose mean is TOFU's Probability of the set: of the answer, or among the options where a set is of questions
-    about the world. None where the rows lack what it needs."""
+    """Values per row whose mean is TOFU's Probability of a set, [N]; None where the rows lack a loss for it.
+
+    On real authors and world facts it is the answer's share among all options, elsewhere exp(−avg_nll).
+    """
     nll = evaluation.column(set_name, "avg_nll")
     if nll is None or set_name not in ("real_authors", "world_facts"):
         return None if nll is None else np.exp(-nll)
@@ -167,7 +173,7 @@ def probabilities(evaluation: Evaluation, set_name: str) -> Floats | None:
 
 
 def truth_ratio_scores(evaluation: Evaluation, set_name: str, mean: TruthRatioMean = "geometric") -> Floats | None:
-    """[N], whose mean is TOFU's Truth Ratio score of the set; None where the rows lack what it needs."""
+    """Values per row whose mean is TOFU's Truth Ratio score of a set, [N]; None where the rows lack a loss for it."""
     ratios = add_truth_ratios(evaluation, set_name, mean)
     score = truth_ratio_forget if set_name == "forget" else truth_ratio_retain
     return None if ratios is None else np.array([score([ratio]) for ratio in ratios])
@@ -181,15 +187,15 @@ def add_forget_quality(
 ) -> None:
     """Adds the forget set's mean nll and truth ratio, and forget quality against aligned references.
 
-    With several references log10 p is the mean of that against each, never that of averaged rows; its range and their
-    number stand beside it, and as ceiling what they have against each other. D is the mean likewise.
+    With several references, log10 p is the mean over references (never computed from averaged rows), and so is D. Its
+    range and the number of references are added too, and as a ceiling log10 p of the references against each other.
 
     Args:
-        evaluation: With forget rows.
-        references: Each retain model's numbers for the first rows of the forget set, or for all of them
-            (`sga.evaluation.reference.reference_for`); one or several, none where there is no reference.
-        reasons: Why the forget set, its truth ratio or the reference (``forget/reference``) is not there.
-        mean: The mean over the perturbed answers.
+        evaluation: Evaluation with forget rows; metrics are added to it.
+        references: Numbers of each retain model for the forget rows, or for the first of them
+            (`sga.evaluation.reference.reference_for`); one or several, None without a reference.
+        reasons: Reason why the forget set, its truth ratio or the reference (``forget/reference``) is missing.
+        mean: Kind of mean over the perturbed answers in the truth ratio.
     """
     references = _several(references)
     prefix = evaluation.name
@@ -210,7 +216,7 @@ def add_forget_quality(
         return
     found, directions = [], set()
     for reference in references:
-        kept = slice(0, len(reference))  # a foreign log of 300 rows cuts ours to its first 300
+        kept = slice(0, len(reference))  # a foreign log of 300 rows is compared with our first 300
         quality = _quality(evaluation, ratios[kept], reference.log_truth_ratio(mean))
         found.append(quality.values())
         if nll is not None and reference.answer_nll is not None:
@@ -242,17 +248,17 @@ def _quality(evaluation: Evaluation, ratios: Floats, reference: Floats) -> Forge
 
 
 def _several(given: T | Sequence[T] | None) -> Sequence[T]:
-    """One or several as several, none as empty."""
+    """A single object as a tuple of one, None as an empty tuple; a sequence unchanged."""
     return () if given is None else given if isinstance(given, Sequence) else (given,)
 
 
 def _mean(values: Sequence[float]) -> float:
-    """The mean; of one value that value, to the last bit."""
+    """The mean; a single value is returned to the last bit."""
     return math.fsum(values) / len(values)
 
 
 def _add_with_range(evaluation: Evaluation, name: str, values: Sequence[float]) -> float:
-    """Adds the mean of values of several references and, of more than one, ``_min`` and ``_max``; returns the mean."""
+    """Adds the mean over references and, for more than one, ``_min`` and ``_max``; returns the mean."""
     evaluation.add(name, _mean(values))
     if len(values) > 1:
         evaluation.add(f"{name}_min", min(values))
@@ -269,10 +275,12 @@ def add_membership(
     """Adds the AUC of each membership score between forget (members) and holdout, and PrivLeak.
 
     Args:
-        evaluation: With forget and holdout rows that have the scores of `MEMBERSHIP_SCORES`.
-        reference_min_k_aucs: AUC of Min-K % of each retrained model, for PrivLeak. Its interval takes them as fixed.
-        reasons: Why the holdout set, a score (``holdout/min_k``) or the reference (``forget/privleak``) is not there.
-        all_scores: Also name the scores that are not there.
+        evaluation: Evaluation with forget and holdout rows that have the scores of `MEMBERSHIP_SCORES`.
+        reference_min_k_aucs: AUC of Min-K % of each retrained model, in [0, 1], for PrivLeak. PrivLeak's interval takes
+            them as fixed.
+        reasons: Reason why the holdout set, a score (``holdout/min_k``) or the reference (``forget/privleak``) is
+            missing.
+        all_scores: True to list missing scores as absent; False passes over them.
     """
     prefix = evaluation.name
     min_k_draws: Floats | None = None
@@ -297,7 +305,7 @@ def add_membership(
 
 
 def _average_over_references(evaluation: Evaluation, name: str) -> None:
-    """Makes the AUC of the score ``reference`` the mean over references, where the rows have a score against each."""
+    """Replaces the AUC of the score ``reference`` by the mean of its AUCs against each reference, if rows have them."""
     members, others = (evaluation.lists(side, "reference_each") for side in ("forget", "holdout"))
     if not members or not others:
         return
@@ -317,7 +325,7 @@ def add_privleak(
     reasons: Reasons,
     min_k_draws: Floats | None = None,
 ) -> None:
-    """Adds PrivLeak from the AUC of Min-K % that is there, and the references' AUC beside it; of several the mean."""
+    """Adds PrivLeak from the evaluation's AUC of Min-K %, and the references' AUC; the mean if there are several."""
     reference_min_k_aucs = _several(reference_min_k_aucs)
     name = f"{evaluation.name}/privleak"
     auc = evaluation.metrics.get(f"{evaluation.name}/mia/min_k")
@@ -344,7 +352,7 @@ def add_privleak(
 
 
 def add_memorization(evaluation: Evaluation, reasons: Reasons) -> None:
-    """Adds mean exact memorisation and extraction strength of the forget set, and of the retain sets that have them."""
+    """Adds mean exact memorisation and extraction strength of the forget set, and of retain sets that have them."""
     for set_name in MEMORIZED_SETS:
         for score in MEMORIZATION_SCORES:
             name = f"{evaluation.name}/{set_name}/{score}"
@@ -356,22 +364,25 @@ def add_memorization(evaluation: Evaluation, reasons: Reasons) -> None:
 
 
 def add_fluency(evaluation: Evaluation) -> None:
-    """Adds mean fluency and the shares of empty, repeating and degenerate answers of the sets whose rows have them."""
+    """Adds mean fluency (n-grams, classifier) and the shares of empty, repeating and degenerate answers.
+
+    Sets whose rows lack them are skipped.
+    """
     for set_name in FLUENCY_SETS:
-        for part in FLUENCY_PARTS:
+        for part in (*FLUENCY_PARTS, CLASSIFIER_FLUENCY):
             values = evaluation.column(set_name, part)
             if values is not None:
                 evaluation.add_mean(f"{evaluation.name}/{set_name}/{part}", set_name, values)
 
 
 def add_perplexity(evaluation: Evaluation, set_name: str, total_nll: Floats, tokens: Floats) -> float:
-    """Adds ``perplexity/{set_name}`` and its logarithm, which it returns.
+    """Adds ``perplexity/{set_name}`` and its natural logarithm, which it returns (nats per token).
 
     Args:
-        evaluation: Where to.
-        set_name: The set; its resamples are those of its other metrics.
-        total_nll: [N], nats, summed over the tokens of a sequence.
-        tokens: [N], number of scored tokens.
+        evaluation: Evaluation that the metrics are added to.
+        set_name: Name of the evaluation set; the set's other metrics use the same resamples.
+        total_nll: Negative log-likelihood of each sequence, [N], nats, summed over its tokens.
+        tokens: Number of scored tokens of each sequence, [N].
     """
     metric: PerplexityRows = evaluation.metric(PerplexityRows, set_name)
     metric.update(total_nll, tokens)
@@ -384,7 +395,7 @@ def add_perplexity(evaluation: Evaluation, set_name: str, total_nll: Floats, tok
 
 
 def add_muse(evaluation: Evaluation, reasons: Reasons) -> None:
-    """Adds MUSE's VerbMem and the two KnowMem, 0 to 100: 100 · mean ``rouge_l_fmeasure`` of their sets."""
+    """Adds MUSE's VerbMem and its two KnowMem, 0 to 100: 100 · mean ``rouge_l_fmeasure`` of their sets."""
     for set_name in MUSE_SETS:
         values = evaluation.column(set_name, "rouge_l_fmeasure")
         name = f"{evaluation.name}/{set_name}"

@@ -1,7 +1,7 @@
-"""Answers that are kept between evaluations, keyed by content: by the model's weights, and by the tokens asked about.
+"""Cache of answers between evaluations, keyed by content: the model's weights and the tokens of the request.
 
-A file is never changed: each evaluation adds one of its own, so that several processes may use one folder. Numbers and
-token ids only, no text; but the token ids of generated answers are text to anyone who has the tokenizer.
+A file is never changed: each evaluation adds a new one, so that several processes may use one folder. Files hold
+numbers and token ids, no text; but anyone with the tokenizer can decode the token ids of generated answers.
 """
 
 from __future__ import annotations
@@ -28,29 +28,29 @@ from sga.files import write_bytes
 from sga.models.adapters import adapter_settings
 
 FORMAT = "2"
-"""Raised when the files' form changes, or what they hold turns out to be wrong: other files are not read."""
+"""Version of the files; files of another version are not read. Raise it when their form or a cached number changes."""
 
 
 def model_key(model: nn.Module, settings: Mapping[str, str | None]) -> str:
-    """SHA-256 of everything but the tokens that an answer depends on.
+    """SHA-256 of everything that an answer depends on besides the tokens of its request.
 
     Args:
-        model: The weights, every parameter and buffer with name, type and shape; and its configuration. Where weights
-            are in parts (FSDP2) every process has to call this, and all get the key of the whole.
-        settings: Whatever else: precision, device, versions, stop tokens.
+        model: Model to hash: every parameter and buffer with name, type and shape, and its configuration. Where weights
+            are sharded (FSDP2), every process has to call this, and all get the key of the whole model.
+        settings: Other settings that answers depend on: precision, device, versions, stop tokens.
     """
     config = getattr(model, "config", None)
     described = config.to_dict() if config is not None else {}
     described = {name: value for name, value in described.items() if name not in ("_name_or_path", "name_or_path")}
     digest = hashlib.sha256(json.dumps([FORMAT, dict(settings), described], sort_keys=True, default=str).encode())
-    adapters = adapter_settings(model)  # two adapters with the same weights may be scaled differently
+    adapters = adapter_settings(model)  # two adapters with equal weights may be scaled differently
     digest.update(json.dumps(adapters, sort_keys=True).encode() if adapters else b"")
     _add_weights(digest, model.state_dict())
     return digest.hexdigest()
 
 
 def weights_key(state: Mapping[str, Tensor]) -> str:
-    """SHA-256 of tensors with their names, types and shapes."""
+    """SHA-256 of tensors with their names, types and shapes, as a hex string."""
     digest = hashlib.sha256()
     _add_weights(digest, state)
     return digest.hexdigest()
@@ -59,7 +59,7 @@ def weights_key(state: Mapping[str, Tensor]) -> str:
 def _add_weights(digest: Any, state: Mapping[str, Any]) -> None:
     names = sorted(name for name, value in state.items() if isinstance(value, Tensor))
     if any(isinstance(state[name], DTensor) for name in names):
-        for name in names:  # gathered one at a time, in the same order by all
+        for name in names:  # gathered one at a time, in the same order by all processes
             value = state[name]
             digest.update(_tensor_digest(name, value.full_tensor() if isinstance(value, DTensor) else value))
         return
@@ -77,18 +77,18 @@ def _tensor_digest(name: str, value: Tensor) -> bytes:
 
 
 class AnswerCache:
-    """The answers of one model in a folder.
+    """Cached answers of one model in a folder.
 
     Args:
-        folder: Where the answers of all models are.
-        key: Which model, from `model_key`.
+        folder: Folder of the cache, with a subfolder for each model.
+        key: Key of the model and its settings, from `model_key`.
     """
 
     def __init__(self, folder: Path, key: str) -> None:
         self._folder = folder / key[:32]
 
     def find(self, jobs: Sequence[Job]) -> dict[int, Answer]:
-        """The answers that are there, by position in `jobs`; without the details that a job wants, it is not there."""
+        """Cached answers by index in `jobs`; an answer without the details that a job needs does not count."""
         wanted = {job.key: index for index, job in enumerate(jobs)}
         found: dict[int, Answer] = {}
         for path in sorted(self._folder.glob("*.npz")):
@@ -112,7 +112,7 @@ class AnswerCache:
         return found
 
     def add(self, jobs: Sequence[Job], answers: Mapping[int, Answer]) -> None:
-        """Writes the answers to some of the jobs, as one file; nothing where there is none."""
+        """Writes answers, by index in `jobs`, as one new file; no file if there are none."""
         if not answers:
             return
         content = BytesIO()

@@ -69,10 +69,11 @@ class Compared:
     """One line of the comparison.
 
     Attributes:
-        name: The metric's name, without the benchmark's.
-        found: The numbers.
-        direction: ``"higher is better"``, ``"lower = more forgotten"``, …; None where neither can be said.
-        p_holm: The p-value, adjusted for all lines of the comparison.
+        name: Name of the metric, without the benchmark's.
+        found: Values of both sides, their difference, its interval and p-value.
+        direction: Direction in words, ``"higher is better"``, ``"lower = more forgotten"``, …; None where neither can
+            be said.
+        p_holm: P-value, adjusted by Holm for all lines of the comparison.
     """
 
     name: str
@@ -82,7 +83,7 @@ class Compared:
 
     @property
     def verdict(self) -> str:
-        """What the line says in words."""
+        """The line in words."""
         if self.direction is None:
             return "no direction"
         if self.p_holm >= SIGNIFICANT:
@@ -96,12 +97,12 @@ class Comparison:
     """All metrics that both sides have.
 
     Attributes:
-        a: The first side.
-        b: The second one.
+        a: Log of the first side, A.
+        b: Log of the second side, B.
         resamples: Number of bootstrap resamples and of swaps.
-        seed: Their seed.
-        metrics: Model utility, the sets in their usual order, membership inference.
-        notes: What a reader of the numbers should know.
+        seed: Seed of resamples and swaps.
+        metrics: Lines of the table: model utility, the sets in their usual order, membership inference.
+        notes: Sentences that a reader of the numbers should know.
     """
 
     a: Log
@@ -195,7 +196,7 @@ def compare(a: Log, b: Log, resamples: int = 10_000, seed: int = 0) -> Compariso
 
 
 def direction(metric: str) -> str | None:
-    """Which way a metric is better, or more forgotten; None where neither can be said.
+    """Direction of a metric in words: better, or more forgotten; None where neither can be said.
 
     On the forget set more forgotten is better only up to what a model gives that never saw the set. Membership AUCs
     have no direction for that reason: both ends are signs of trouble.

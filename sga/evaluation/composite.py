@@ -1,4 +1,4 @@
-"""The composite score of an evaluation: from its rows and metrics, with every part beside it."""
+"""The composite score of an evaluation, computed from its rows and metrics, with all of its parts."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from sga.errors import UserError
-from sga.evaluation.aggregation import MEMORIZATION_SCORES
+from sga.evaluation.aggregation import CLASSIFIER_FLUENCY, MEMORIZATION_SCORES
 from sga.evaluation.evaluation import Evaluation
 from sga.evaluation.log import Log
 from sga.evaluation.metrics import (
@@ -23,22 +23,22 @@ from sga.evaluation.metrics import (
 from sga.evaluation.reference import UNSTATED
 
 PRIVACY_ATTACKS = ("loss", "zlib", "min_k", "min_k_plus_plus")
-FULL_PARTS = ("model_utility", "forget/fluency")
-"""What the composite score needs of the full model, by metric name without prefix."""
+FULL_PARTS = ("model_utility", "forget/fluency", f"forget/{CLASSIFIER_FLUENCY}")
+"""Metrics of the full model that the composite score needs, by name without prefix: one of the two fluencies."""
 PUBLISHED_SHARE = "0.4"
-"""Share of the tokens of Min-K % and Min-K %++ that the published privacy score takes."""
+"""Share of tokens of Min-K % and Min-K %++ in the published privacy score."""
 
 
 def full_values(metrics: Mapping[str, float], prefix: str) -> dict[str, float]:
-    """What the composite score takes of the full model, from the metrics of its evaluation; as far as it has them."""
+    """Metrics of `FULL_PARTS` that the full model's evaluation has, by name without prefix."""
     return {part: metrics[f"{prefix}/{part}"] for part in FULL_PARTS if f"{prefix}/{part}" in metrics}
 
 
 def check_same(log: Log, full: Log, sets: Sequence[str]) -> None:
-    """Refuses the log of a full model that cannot be compared with a log.
+    """Checks that the log of a full model can be compared with a log.
 
     Raises:
-        UserError: it is of other rows of these sets, or was made with other settings.
+        UserError: the full model's log has other rows in these sets, or was made with other settings.
     """
     for set_name in sets:
         if set(full.ids(set_name)) != set(log.ids(set_name)):
@@ -58,17 +58,17 @@ def add_composite(
     min_k_share: str | None = PUBLISHED_SHARE,
     needs_full: str = "the full model's evaluation is not known",
 ) -> None:
-    """Adds ``composite/…``: memorisation, privacy, utility and the overall score, each with its parts.
+    """Adds ``composite/…``: memorisation, privacy, utility and the overall score, each with its parts, all in [0, 1].
 
-    Of several references each s and privacy are means over them. What a part needs and is not there makes the score
-    absent, with a reason.
+    With several references, each s and the privacy score are means over them. A score is absent, with a reason, if a
+    number that one of its parts needs is missing.
 
     Args:
-        evaluation: With forget rows, and with the metrics that the parts are.
-        reference_aucs: Membership AUC of each retrained model by attack, on the same rows.
-        full: `full_values` of the model before unlearning; empty where it is not known.
-        min_k_share: Share of Min-K %'s tokens as settings state it, None where unknown; another than 40 % is noted.
-        needs_full: Why `full` is empty.
+        evaluation: Evaluation with forget rows and with the metrics that the parts are made of.
+        reference_aucs: Membership AUC by attack of each retrained model, on the same rows, in [0, 1].
+        full: Metrics of the model before unlearning, from `full_values`; empty where they are not known.
+        min_k_share: Share of tokens of Min-K % from the settings, None if unknown; a share other than 40 % is noted.
+        needs_full: Reason why `full` is empty, for the absent score.
     """
     prefix = f"{evaluation.name}/composite"
     scores = {
@@ -147,26 +147,31 @@ def _privacy(evaluation: Evaluation, prefix: str, references: Sequence[Mapping[s
 
 
 def _utility(evaluation: Evaluation, prefix: str, full: Mapping[str, float], needs_full: str) -> float | None:
-    """Adds the utility score; returns it as a share of the full model's."""
+    """Adds the utility score; returns it relative to the full model's, the share that the overall score uses."""
     name = f"{prefix}/utility"
     own = full_values(evaluation.metrics, evaluation.name)
-    lacking = [part for part in FULL_PARTS if part not in own]
+    by_classifier = FULL_PARTS[2] in own
+    needed = (FULL_PARTS[0], FULL_PARTS[2 if by_classifier else 1])
+    lacking = [part for part in needed if part not in own]
     if lacking:
         evaluation.absent[name] = f"{', '.join(lacking)} {_is(lacking)} absent"
         return None
-    missing = [part for part in FULL_PARTS if part not in full]
+    missing = [part for part in needed if part not in full]
     if missing:
         evaluation.absent[name] = (
             needs_full if not full else f"the full model's {', '.join(missing)} {_is(missing)} absent"
         )
         return None
-    if min(full.values()) <= 0:
+    if min(full[part] for part in needed) <= 0:
         evaluation.absent[name] = "the full model's model utility or fluency is 0"
         return None
-    fluency = relative_fluency(own["forget/fluency"], full["forget/fluency"])
+    if by_classifier:  # as published: a probability needs no model to be held against
+        fluency, full_fluency = (values[f"forget/{CLASSIFIER_FLUENCY}"] for values in (own, full))
+    else:
+        fluency, full_fluency = relative_fluency(own["forget/fluency"], full["forget/fluency"]), 1.0
     value = utility_score(model_utility=own["model_utility"], fluency=fluency)
-    relative = relative_utility(value, utility_score(model_utility=full["model_utility"], fluency=1.0))
-    evaluation.add(f"{prefix}/ngram_fluency", fluency)
+    relative = relative_utility(value, utility_score(model_utility=full["model_utility"], fluency=full_fluency))
+    evaluation.add(f"{prefix}/{CLASSIFIER_FLUENCY if by_classifier else 'ngram_fluency'}", fluency)
     evaluation.add(name, value)
     evaluation.add(f"{prefix}/relative_utility", relative)
     return relative

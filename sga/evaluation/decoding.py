@@ -1,7 +1,7 @@
-"""Greedy decoding, or sampling, with growing key-value buffers, which finished rows leave; or without any.
+"""Greedy decoding and sampling, with a growing key-value cache that finished rows leave, or without a cache.
 
-A model that keeps its past in another form takes a key-value cache as one of its further arguments and does not read
-it: each token is then said after the one before it alone. So how a model decodes is tried out, see `decoding_way`.
+A model with another kind of state may accept a key-value cache in its ``**kwargs`` and ignore it: each token is then
+predicted from the one before it alone. So the way of decoding is tried out on each model, see `decoding_way`.
 """
 
 from __future__ import annotations
@@ -27,30 +27,30 @@ from sga.models.attention import switched
 from sga.models.text_config import text_config
 
 _PART = {"cpu": 256}
-"""Rows that begin to be generated together, where that is fewer than all."""
+"""Number of prompts decoded together at first, by device type; all of a batch where none is given."""
 
 
 class DecodingWay(IntEnum):
-    """How prompts are continued, the fastest first; all give the same answers where they work."""
+    """Ways of decoding, fastest first; where a way works for a model, it gives the same answers as the others."""
 
     GRAPH = 0
     """On a GPU, with buffers of fixed size and steps that are recorded once, see `sga.evaluation.graph_decoding`."""
     GROWING = 1
-    """With a key-value cache of ours, prompts padded on the left."""
+    """With our growing key-value cache, prompts padded on the left."""
     OWN = 2
-    """With the cache that the model's configuration describes (states of recurrences, say), padded likewise."""
+    """With the cache that the model's configuration describes (recurrent states, say), prompts padded on the left."""
     UNCACHED = 3
-    """Without a cache, padded on the right: the whole text goes through the model for each token."""
+    """Without a cache, prompts padded on the right: a forward pass over the whole text for each token."""
     ALONE = 4
     """Without a cache, one prompt after the other."""
 
 
 _STEPS = 3
-"""Tokens that a try-out reads one by one."""
+"""Number of tokens that a try-out reads one by one."""
 
 
 class _GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]  # of __init_subclass__
-    """Keys and values of one layer in a buffer with room, so that a new token does not copy all before it."""
+    """Keys and values of one layer in a buffer with spare room, so that a new token does not copy all before it."""
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
@@ -75,11 +75,11 @@ class _GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]  # of __init
 
 @torch.no_grad()
 def decoding_way(model: nn.Module, batch: GenerateBatch) -> DecodingWay:
-    """The fastest way in which the model says of a batch's prompts what it says of each of them alone, without a cache.
+    """Fastest way of decoding whose logits agree with those of each prompt alone without a cache.
 
-    Tried out on the batch's longest prompt, its second half and the shortest prompt, each continued with tokens of its
-    own, the first as far as its answer may go: a window that the model looks back over shows only where a text is
-    longer. A row leaves after the first step, as in decoding.
+    Tried out on the batch's longest prompt, its second half and the shortest prompt, each continued with its own
+    tokens, the first as far as its answer may go: a sliding window shows only in a text longer than the window. A row
+    leaves the batch after the first step, as in decoding.
     """
     jobs = [job for job in batch.jobs if job.limit > 0]
     longest, shortest = (pick(jobs, key=lambda job: (len(job.ids), job.limit)) for pick in (max, min))
@@ -97,7 +97,7 @@ def decoding_way(model: nn.Module, batch: GenerateBatch) -> DecodingWay:
 def _records(
     model: nn.Module, texts: Sequence[tuple[int, ...]], expected: Sequence[Tensor], batch: GenerateBatch
 ) -> bool:
-    """`_decodes` for `GraphDecoding`: the texts' last tokens are read as they are written, then by a recorded step."""
+    """`_decodes` for `GraphDecoding`: the first step runs eagerly, later ones are replayed from a CUDA graph."""
     jobs = [(row, GenerateJob(text[:-_STEPS], _STEPS + 1, cut=False)) for row, text in enumerate(texts)]
     device = batch.input_ids.device
     forced = torch.tensor([text[-_STEPS:] for text in texts], device=device)  # [N, S]
@@ -136,7 +136,7 @@ def _decodes(
     expected: Sequence[Tensor],
     batch: GenerateBatch,
 ) -> bool:
-    """Whether the texts' last tokens, read one by one with a cache, are followed by what is expected, [S + 1, V]."""
+    """True if reading the texts' last tokens one by one with a cache gives the expected logits, [S + 1, V] each."""
     jobs = [(row, GenerateJob(text[:-_STEPS], _STEPS + 1, cut=False)) for row, text in enumerate(texts)]
     device = batch.input_ids.device
     forced = torch.tensor([text[-_STEPS:] for text in texts], device=device)  # [N, S]
@@ -168,21 +168,22 @@ def generate(
     way: DecodingWay = DecodingWay.GROWING,
     generator: torch.Generator | None = None,
 ) -> list[Generation]:
-    """Greedy or sampled continuations; a row that has ended leaves the batch.
+    """Greedy or sampled continuations of prompts; a row that has ended leaves the batch.
 
     Plain arg-max decoding, or draws from the model's own distribution (temperature 1, top-p 1): the model's
-    generation_config (sampling, penalties) is not read. On a CPU, where the keys and values of many rows leave the
-    processor's cache, rows begin in parts, and the few of each part whose answers are long go on together.
+    generation_config (sampling, penalties) is not read. On a CPU, where keys and values of many rows do not fit the
+    processor's cache, rows start in parts; the few of each part with long answers are then merged and finished
+    together.
 
     Args:
         model: A Hugging Face causal language model in eval mode.
         batch: Prompts, padded on the left.
-        stop_ids: Tokens that end an answer; not part of it.
-        way: One in which the model is right, see `decoding_way`.
-        generator: Source of chance on the model's device, for sampling; None decodes greedily.
+        stop_ids: Token ids that end an answer and are not part of it.
+        way: Way of decoding that works for the model, from `decoding_way`.
+        generator: Random generator on the model's device, for sampling; None decodes greedily.
 
     Returns:
-        One entry per row, in order, token ids only.
+        One `Generation` per row, in order, with token ids and no text.
     """
     device = batch.input_ids.device
     answers: list[list[int]] = [[] for _ in batch.indices]
@@ -217,7 +218,7 @@ def _generate_uncached(
     answers: list[list[int]],
     generator: torch.Generator | None,
 ) -> None:
-    """Adds to the answers of the batch's rows, part by part; texts are padded on the right, where no model looks."""
+    """Appends tokens to `answers` part by part; texts are padded on the right, where a causal model does not look."""
     device = batch.input_ids.device
     for part in parts:
         texts = {row: list(batch.jobs[row].ids) for row in part.tolist()}
@@ -239,7 +240,7 @@ def _generate_uncached(
 
 
 def _next_tokens(logits: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Most likely token of each row, or one drawn from the model's distribution; [N, V] -> [N]."""
+    """Most likely token of each row, or a token sampled from the model's distribution; [N, V] -> [N]."""
     if generator is None:
         return logits.argmax(dim=-1)
     return torch.multinomial(logits.float().softmax(dim=-1), 1, generator=generator)[:, 0]
@@ -254,16 +255,16 @@ def _check_numbers(logits: Tensor) -> None:
 
 
 class _Decoding:
-    """Rows of a batch that are being generated together.
+    """State of the rows of a batch that are decoded together.
 
     Attributes:
-        rows: Which of the batch's rows are left, [N].
-        input_ids: What the model reads next, [N, T] at first, then [N, 1].
-        attention: [N, C], 1 on the real tokens of the context, those to be read included.
-        positions: Of `input_ids`.
-        room: Tokens that each row may still get, [N].
-        cache: Keys and values of what was read.
-        generator: Source of chance; None decodes greedily.
+        rows: Indices of the batch's rows that have not ended, [N].
+        input_ids: Token ids that the model reads next, [N, T] at first, then [N, 1].
+        attention: Mask of the context, [N, C], 1 on real tokens, those in `input_ids` included.
+        positions: Position ids of the tokens in `input_ids`, with their shape.
+        room: Number of tokens that each row may still get, [N].
+        cache: Key-value cache, or the model's own kind, of the tokens read so far.
+        generator: Random generator for sampling; None decodes greedily.
     """
 
     def __init__(
@@ -287,7 +288,7 @@ class _Decoding:
 
     @classmethod
     def together(cls, parts: Sequence[_Decoding]) -> _Decoding:
-        """All rows of several parts, each past its first step, their contexts padded on the left to one length."""
+        """Merges parts that are past their first step into one; contexts are padded on the left to one length."""
         if len(parts) == 1:
             return parts[0]
         whole = cls.__new__(cls)
@@ -308,7 +309,7 @@ class _Decoding:
         return whole
 
     def run(self, answers: list[list[int]], stops: Tensor, until: int = 0) -> None:
-        """Goes on until no more than `until` rows are left, and adds to the answers of the batch's rows."""
+        """Decodes until at most `until` rows are left; appends their tokens to `answers`, indexed by batch row."""
         steps: list[tuple[Tensor, Tensor, Tensor]] = []  # rows, their tokens, and whether these belong to the answer
         done = torch.zeros_like(self.room, dtype=torch.bool)
         while len(self.rows):
@@ -321,9 +322,9 @@ class _Decoding:
             done = ~spoken | (self.room <= 1)
             alive = int((~done).sum())
             self.read(tokens)
-            # Rows that are done and wait must not leave the context: positions may be places in a table.
+            # Rows that are done and wait must not leave the context: positions may index a table.
             self.positions = self.positions.masked_fill(done[:, None], 0)
-            # Leaving costs a copy of the cache, so a few wait for each other.
+            # Dropping rows copies the cache, so finished rows wait until there are several.
             if alive <= max(until, 0.9 * len(self.rows)):
                 self.keep((~done).nonzero()[:, 0])
                 done = torch.zeros_like(self.room, dtype=torch.bool)
@@ -334,22 +335,22 @@ class _Decoding:
                 answers[row].append(token)
 
     def read(self, tokens: Tensor) -> None:
-        """Adds a token to each row, [N], which the model reads next."""
+        """Appends a token to each row, [N]; the next `logits` reads it."""
         self.input_ids, self.room = tokens[:, None], self.room - 1
         self.attention = functional.pad(self.attention, (0, 1), value=1)
         self.positions = self.positions[:, -1:] + 1
 
     def keep(self, kept: Tensor) -> None:
-        """Lets all other rows leave; `kept` are places among those that are left."""
+        """Drops all rows but `kept`, indices among the present rows."""
         for name in ("rows", "input_ids", "positions", "room", "attention"):
             setattr(self, name, getattr(self, name)[kept])
         if len(kept):
             self.cache.reorder_cache(kept)  # type: ignore[arg-type]  # which selects, and knows states other than keys and values
 
     def logits(self) -> Tensor:
-        """Of the next token, [N, V]; the cache takes in what was read."""
+        """Logits of the next token, [N, V]; `input_ids` are added to the cache."""
         optional = {"position_ids": self.positions, "logits_to_keep": 1}
-        # Some call it otherwise. A name that a model does not know may vanish in its **kwargs, which is tried out.
+        # Some models name the cache differently. An unknown name may vanish in **kwargs: `decoding_way` finds that out.
         cache = "cache_params" if takes(self.model, "cache_params") else "past_key_values"
         output = self.model(
             input_ids=self.input_ids,

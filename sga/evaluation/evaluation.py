@@ -1,4 +1,4 @@
-"""What one evaluation found: rows of per-sample numbers, and the metrics that are made of them."""
+"""One evaluation's result: rows of per-sample numbers, and the metrics computed from them."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ class Evaluation:
     """Rows by evaluation set, and metrics by flat name.
 
     Attributes:
-        name: The benchmark's name, prefix of its metrics.
+        name: Name of the benchmark, the prefix of its metrics.
         metrics: Value by name, such as ``tofu/model_utility``; its bootstrap interval, where it has one, under
             ``…/ci_low`` and ``…/ci_high``. Finite numbers only.
-        absent: For each metric that could not be computed, why.
-        notes: What a reader of the numbers should know.
+        absent: Reason by name, for each metric that could not be computed.
+        notes: Sentences on limits of the numbers, shown with them.
         rows: Per-sample values by (evaluation set, record id), in the order of the set.
-        texts: The record of each row, for those who write texts beside numbers; empty for a log of numbers.
-        bootstrap: Where intervals come from; None leaves them out.
-        metric: Function that makes a metric of a kind and the name of its set: by default one that keeps its rows in
-            arrays; in a run one that is a `torchmetrics.Metric`.
+        texts: Record of each row, for writers of texts beside numbers; empty for a log of numbers.
+        bootstrap: Resampling that intervals are computed with; None leaves them out.
+        metric: Function from a class of metric and the name of a set to a metric: by default one with its rows in NumPy
+            arrays; in a run a `torchmetrics.Metric`, which gathers the rows of all processes.
     """
 
     name: str
@@ -46,7 +46,7 @@ class Evaluation:
     metric: Callable[[type[Any], str], Any] = plain_metric
 
     def row(self, set_name: str, record: Record) -> dict[str, Any]:
-        """The row of a record in an evaluation set, made where it is not there yet."""
+        """The row of a record in an evaluation set; a new empty one where there is none yet."""
         self.texts[set_name, record.id] = record
         return self.rows.setdefault((set_name, record.id), {})
 
@@ -55,19 +55,19 @@ class Evaluation:
         return [row for (name, _), row in self.rows.items() if name == set_name]
 
     def column(self, set_name: str, field_name: str) -> Floats | None:
-        """[N], one number a row; None where the set is empty or a row lacks it."""
+        """A field of a set's rows, [N]; None where the set is empty or a row lacks the field."""
         values = [row.get(field_name) for row in self.of_set(set_name)]
         if not values or any(value is None for value in values):
             return None
         return np.array(values, dtype=np.float64)
 
     def lists(self, set_name: str, field_name: str) -> list[list[float]] | None:
-        """One list of numbers a row; None where the set is empty or a row lacks it or has an empty one."""
+        """A field of a set's rows that holds a list of numbers per row; None where a row has none, or an empty list."""
         values = [row.get(field_name) for row in self.of_set(set_name)]
         return values if values and all(values) else None  # type: ignore[return-value]
 
     def note(self, text: str) -> None:
-        """Adds a note, once: several metrics look at the same rows."""
+        """Adds a note unless it is there already: several metrics look at the same rows."""
         if text not in self.notes:
             self.notes.append(text)
 
@@ -83,15 +83,16 @@ class Evaluation:
         sets: Mapping[str, int] | None = None,
         independent: int | None = None,
     ) -> None:
-        """Adds a metric with its interval; one that is not finite is absent.
+        """Adds a metric with its interval; a value that is not finite makes it absent.
 
         Args:
-            name: Its name.
-            value: Its value.
-            draws: [resamples], its resampled values, of which the interval is made; None leaves it out.
-            sets: Number of rows by the sets that were resampled; a single row leaves the interval out, with a note.
-            independent: Number of independent rows, for means of values in `possible_range`: where all of them are at
-                one end of it, the interval is Wilson's. Others whose resamples are all alike have none, with a note.
+            name: Flat name of the metric, with the benchmark's prefix.
+            value: Value of the metric on all rows.
+            draws: Values of the metric on each resample, [resamples]; None leaves the interval out.
+            sets: Number of rows of each set that was resampled; a set of one row leaves the interval out, with a note.
+            independent: Number of independent rows, for means of values in `possible_range`: where all are at one end
+                of the range, the interval is Wilson's. A metric without this number whose resamples are all alike has
+                no interval, and a note.
         """
         if not math.isfinite(value):
             self.absent[name] = f"not a finite number: {value}"
@@ -117,7 +118,7 @@ class Evaluation:
         self.metrics[f"{name}/ci_low"], self.metrics[f"{name}/ci_high"] = low, high
 
     def add_mean(self, name: str, set_name: str, values: Sequence[float] | Floats) -> None:
-        """Adds the mean of per-row values of a set with its interval."""
+        """Adds the mean of per-row values of a set, [N], with its interval."""
         mean: MeanRows = self.metric(MeanRows, set_name)
         mean.update(values)
         self.add_metric(mean, mean=name)
@@ -126,8 +127,8 @@ class Evaluation:
         """Adds values of a metric over rows with their intervals.
 
         Args:
-            metric: The metric, with its rows.
-            names: Name of each value that is added, by its name in the metric.
+            metric: The metric, after `update` with its rows.
+            names: Flat name for each value to add, by the value's name in the metric.
         """
         values, sizes = metric.values(), metric.sizes
         draws = {} if self.bootstrap is None else metric.draws(self.bootstrap)
@@ -149,5 +150,5 @@ class Evaluation:
 
 
 def _inside(value: float, bottom: float, top: float) -> bool:
-    """Whether a value is away from both ends, but for rounding."""
+    """True if a value is away from both ends of its range by more than rounding."""
     return min(value - bottom, top - value) > _ROUNDING * (top - bottom)

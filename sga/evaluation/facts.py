@@ -1,4 +1,4 @@
-"""Whether an answer says the fact of its record: what ROUGE does not see of a right sentence with a wrong name."""
+"""Fact recall: does an answer say the fact of its record? ROUGE stays high for a right sentence with a wrong name."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from sga.groups.alternatives import fact_span, spelled
 
 
 def says_fact(record: Record, answer: str) -> bool | None:
-    """True if an answer has the fact of a record, word for word and as whole words; None if the record has none.
+    """True if an answer contains the fact of a record as whole words; None if the record has no fact.
 
-    The fact is what the record's answer says that its question does not; see `fact_span`.
+    The fact is the part of the record's answer that its question does not say; see `fact_span`.
 
     >>> gold = Record("r", "What is the chemical symbol for gold?", "The chemical symbol for gold is Au.")
     >>> says_fact(gold, "It is Au, from aurum."), says_fact(gold, "It is gold, because it is heavy: aurum.")

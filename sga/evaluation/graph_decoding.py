@@ -1,8 +1,8 @@
-"""Greedy decoding in buffers of fixed size: a step is the same work on the same memory, so a CUDA graph can repeat it.
+"""Greedy decoding in buffers of fixed size: each step does the same work on the same memory, as a CUDA graph needs.
 
-A small model's step is hundreds of short kernels, which a CPU starts more slowly than a GPU runs them. Recorded once,
-all are started at once, and the CPU waits for the GPU once in `LOOK` steps. Rows that have ended leave when the buffers
-are made anew: when half of the rows are done, or after `STAGE` steps.
+A step of a small model is hundreds of short kernels, which the CPU launches more slowly than the GPU runs them.
+Captured as a graph they are launched at once, and the CPU waits for the GPU once in `LOOK` steps. Rows that have ended
+are dropped when the buffers are rebuilt: when half of the rows are done, or after `STAGE` steps.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from sga.evaluation.request_batches import GenerateBatch
 from sga.models import attention
 
 STAGE = 64
-"""Tokens that buffers have room for beyond those that are there when they are made."""
+"""Number of new tokens that freshly made buffers have room for."""
 LOOK = 16
-"""Steps from one look at how many rows are left to the next."""
+"""Number of steps between two checks of how many rows have ended."""
 _MULTIPLE = 16
-"""Kernels read masks of such lengths without a copy."""
+"""Multiple that buffer lengths are rounded up to: attention kernels read masks of such lengths without a copy."""
 
 
 class _FixedLayer(DynamicLayer):  # type: ignore[no-untyped-call]  # of __init_subclass__
-    """Keys and values of one layer: those of the prompts as they come, then each token's at its place in a buffer."""
+    """Keys and values of one layer: the prompts' as they come, then each new token's at its place in a buffer."""
 
     place: Tensor | None = None
 
@@ -42,7 +42,7 @@ class _FixedLayer(DynamicLayer):  # type: ignore[no-untyped-call]  # of __init_s
         return self.keys, self.values
 
     def move(self, kept: Tensor, room: int, place: Tensor) -> None:
-        """Takes some rows into a buffer of `room` tokens, into which the next token is written at `place`."""
+        """Copies the rows `kept` into a buffer of `room` tokens; the next token is written at `place`."""
         for name in ("keys", "values"):
             old = getattr(self, name)
             new = old.new_zeros(len(kept), old.shape[1], room, old.shape[3])
@@ -53,14 +53,14 @@ class _FixedLayer(DynamicLayer):  # type: ignore[no-untyped-call]  # of __init_s
 
 
 class GraphDecoding:
-    """Rows of a batch that are being generated together.
+    """State of the rows of a batch that are decoded together.
 
     Args:
-        model: A model for which `attention.can_switch`, in eval mode.
+        model: A model in eval mode for which `attention.can_switch` is true.
         batch: Prompts, padded on the left.
-        rows: Which of the batch's rows, [N]; all may get at least one token.
-        stop_ids: Tokens that end an answer; not part of it.
-        graph: True if steps are recorded as a CUDA graph.
+        rows: Indices of the batch's rows to decode, [N]; each may get at least one token.
+        stop_ids: Token ids that end an answer and are not part of it.
+        graph: True to capture steps as a CUDA graph; False runs the same steps eagerly, on a CPU for instance.
     """
 
     def __init__(
@@ -70,10 +70,10 @@ class GraphDecoding:
         self.stops = torch.tensor(list(stop_ids), dtype=torch.long, device=rows.device)
         width = int(batch.attention_mask[rows].sum(dim=1).max())
         self.room = batch.limits[rows]
-        """Tokens that each row may still get, [N]."""
+        """Number of tokens that each row may still get, [N]."""
         self.cache = Cache(layer_class_to_replicate=_FixedLayer)
         self.width = width
-        """Tokens of the context so far, padding included."""
+        """Number of tokens of the context so far, padding included."""
         attended = batch.attention_mask[rows, -width:]
         positions = (attended.cumsum(dim=1) - 1).clamp(min=0)  # padding on the left shifts nothing
         self.logits: Tensor = self._forward(batch.input_ids[rows, -width:], attended, positions)  # [N, V]
@@ -89,7 +89,7 @@ class GraphDecoding:
         return logits
 
     def run(self, answers: list[list[int]]) -> None:
-        """Goes on until every row has ended, and adds to the answers of the batch's rows."""
+        """Decodes until every row has ended; appends their tokens to `answers`, indexed by batch row."""
         if self.logits.amax(dim=-1).isnan().any():
             raise DivergenceError(
                 "the model's logits are NaN where an answer is to begin: it has diverged beyond what can be "
@@ -104,13 +104,13 @@ class GraphDecoding:
             self.keep((~self.done).nonzero()[:, 0])
 
     def keep(self, kept: Tensor) -> None:
-        """Lets all other rows leave when buffers are next made; `kept` are places among those that are left."""
+        """Drops all rows but `kept`, indices among the present rows, when the buffers are next rebuilt."""
         self.kept = kept
         for name in ("rows", "room", "logits", "positions", "sees", "done"):
             setattr(self, name, getattr(self, name)[kept])
 
     def begin(self, steps: int) -> None:
-        """Makes buffers for `steps` further tokens of the rows that are left."""
+        """Makes buffers for `steps` further tokens of the present rows."""
         device, count = self.rows.device, len(self.rows)
         room = -(-(self.width + steps) // _MULTIPLE) * _MULTIPLE
         self.place = torch.full((1,), self.width, device=device)
@@ -124,7 +124,7 @@ class GraphDecoding:
         self.said = torch.full((count, steps), -1, dtype=torch.long, device=device)
         self.column = torch.zeros(1, dtype=torch.long, device=device)
         self.steps, self.most = 0, steps
-        # What a graph writes to has to be memory of its own.
+        # A graph needs memory of its own to write to.
         self.logits, self.positions, self.room = self.logits.clone(), self.positions.clone(), self.room.clone()
         self.done, self.ids = self.done.clone(), torch.zeros(count, 1, dtype=torch.long, device=device)
 
@@ -135,7 +135,7 @@ class GraphDecoding:
             if recorded is not None:
                 recorded.replay()
             else:
-                self._step()  # as it is, once: what kernels set up when they are first called cannot be recorded
+                self._step()  # eagerly, once: the set-up that kernels do at their first call cannot be captured
                 if self.graph and self.most > 2:
                     recorded = torch.cuda.CUDAGraph()
                     with torch.cuda.graph(recorded):
@@ -149,7 +149,7 @@ class GraphDecoding:
         self.steps, self.width = self.steps + 1, self.width + 1
 
     def _step(self) -> None:
-        """Says a token of each row and reads it: writes to the same memory every time, and never waits."""
+        """Chooses a token for each row and reads it; writes to the same memory every time, without synchronising."""
         tokens = self.logits.argmax(dim=-1)  # [N]
         spoken = ~(self.done | (tokens[:, None] == self.stops).any(dim=1))
         self.said.index_copy_(1, self.column, tokens.masked_fill(~spoken, -1)[:, None])
@@ -159,8 +159,8 @@ class GraphDecoding:
         self.read()
 
     def read(self) -> None:
-        """Takes `ids` in, and has the logits of the token after them."""
-        # Rows that are done and wait must not leave the context: positions may be places in a table.
+        """Feeds `ids` to the model and stores the logits of the next token."""
+        # Rows that are done and wait must not leave the context: positions may index a table.
         self.positions.add_(1).masked_fill_(self.done[:, None], 0)
         self.mask.index_fill_(3, self.place, True)
         self.logits.copy_(self._forward(self.ids, self.mask, self.positions))
@@ -169,7 +169,7 @@ class GraphDecoding:
 
 
 def can_decode(model: nn.Module) -> bool:
-    """Whether a model's keys and values may be of the form that is decoded with here."""
+    """True if a model can be decoded in fixed buffers: attention that can be switched, and no sliding window."""
     config: Any = getattr(model, "config", None)
     window = getattr(config, "sliding_window", None)
     return attention.can_switch(model) and window is None

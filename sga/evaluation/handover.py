@@ -1,8 +1,8 @@
-"""When is a model fit to be handed over? Conditions that need no retained model, from the numbers of two evaluations.
+"""Conditions for handing a model over, computed from two evaluations of the same run, without a retain model.
 
-Each condition is made of checks, one a quantity; a check has a violation, 0 where it holds and 1 where it could not be
-worse, so that conditions weigh alike. The score of an evaluation is its largest. Quantities are read from flat
-metrics ``handover/…`` that `sga.evaluation.handover_quantities` makes: an account can be given again of any run folder.
+Each condition is made of checks, one per quantity. A check has a violation, 0 if it holds and 1 if it could not be
+worse, so that conditions have equal weight; the score of an evaluation is its largest violation. Quantities are read
+from flat metrics ``handover/…`` that `sga.evaluation.handover_quantities` adds, so any run folder can be judged again.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, Literal
 from sga.errors import UserError, check_numbers
 
 Part = Literal["choosing", "held_out", "all"]
-"""Rows of forget and comparison set: every other row that choices are made on, the others, all of them."""
+"""Rows of forget and comparison set: the half that choices are made on, the held-out half, or all."""
 
 NOT_RECOGNISED = "not recognised"
 NOT_EXTRACTABLE = "not extractable"
@@ -25,7 +25,7 @@ NOT_COLLAPSED = "not collapsed"
 CONDITIONS = (NOT_RECOGNISED, NOT_EXTRACTABLE, STILL_USEFUL, STILL_SPEAKS, NOT_COLLAPSED)
 
 LEAST_ROWS = 40
-"""Rows of each set from which on, by default, one half chooses and the other tells."""
+"""Default number of rows of each set from which on it is split: one half to choose by, one to report on."""
 
 _MEMBERSHIP = {"loss": "AUC of the loss", "min_k": "AUC of Min-K 40 %", "pairs": "share of wrong answers less likely"}
 _WORDS = {"extraction_strength": "extraction strength", "rouge_l_recall": "ROUGE-L", "probability": "probability"}
@@ -35,22 +35,24 @@ _LARGEST_LOG = 50.0
 
 @dataclass(frozen=True)
 class Tolerances:
-    """How far each quantity may be from its goal.
+    """Largest distance of each quantity from its goal at which its check still holds.
 
     Args:
-        auc: Most that a membership AUC (or share of pairs) may be from its goal, on both sides.
-        auc_interval: Most that the ends of its bootstrap interval may be from the goal; at least `auc`.
-        base_loss_auc: Goal of the AUC of the loss: the same AUC of the model before it learned the forget set, because
-            forget and holdout may differ in difficulty; null for 0.5.
-        base_min_k_auc: Goal of the AUC of Min-K 40 %, likewise.
-        base_pairs: Goal of the share of wrong answers that are less likely than the true one, likewise (no holdout).
-        forget_facts: Most that the share of forget answers with their fact may be, or, where there is a holdout set,
-            above that of the holdout answers.
-        utility_share: Least share of the starting model's probability and ROUGE-L on the reserved rows.
-        retain_facts: Least share of the retain facts that the starting model says.
-        fluency_share: Least share of the starting model's fluency on the reserved rows.
-        degenerate: Most that the share of degenerate answers may be above the starting model's on the reserved rows.
-        generation_nll: Most that the nll of generated answers under the starting model may change, in nats per token.
+        auc: Largest distance of a membership AUC (or share of pairs) from its goal, on both sides, in (0, 0.5].
+        auc_interval: Largest distance of the ends of the AUC's bootstrap interval from the goal; at least `auc`.
+        base_loss_auc: Goal of the AUC of the loss, in [0, 1]: that AUC of the model before it learned the forget set,
+            because forget and holdout may differ in difficulty; null for 0.5.
+        base_min_k_auc: Goal of the AUC of Min-K 40 %, in [0, 1], measured in the same way; null for 0.5.
+        base_pairs: Goal of the share of wrong answers that are less likely than the true one, in [0, 1], measured in
+            the same way; null for 0.5. Used without a holdout set.
+        forget_facts: Largest share of forget answers that say their fact; with a holdout set, largest excess of that
+            share over the holdout answers'.
+        utility_share: Least probability and ROUGE-L on the reserved rows, as a share of the starting model's.
+        retain_facts: Least share of retain answers that say their fact, relative to the starting model's share.
+        fluency_share: Least fluency on the reserved rows, as a share of the starting model's.
+        degenerate: Largest excess of the share of degenerate answers over the starting model's on the reserved rows.
+            On forget it may also be the starting model's on the holdout set, to its interval's upper end.
+        generation_nll: Largest change of the nll of generated answers under the starting model, nats per token.
         perplexity_ratio: Largest perplexity on the reserved rows, as a multiple of the starting model's.
     """
 
@@ -84,18 +86,18 @@ class Tolerances:
 
 @dataclass(frozen=True)
 class Check:
-    """One quantity of a condition.
+    """The finding on one quantity of a condition.
 
     Attributes:
-        condition: One of `CONDITIONS`.
-        quantity: What is measured, in words.
-        value: Its value; None where it cannot be had.
+        condition: Name of the condition, one of `CONDITIONS`.
+        quantity: Name of the quantity in words, for people.
+        value: Value of the quantity; None where it cannot be computed.
         low: Lower end of its bootstrap interval; None without one.
-        high: Upper end.
-        goal: What is asked of it, in words.
-        violation: Distance from what is allowed as a share of the largest there can be, in [0, 1]; 0 where it holds,
-            None where it is not testable.
-        says: The finding as a sentence.
+        high: Upper end of its bootstrap interval; None without one.
+        goal: Allowed values in words, for people.
+        violation: Excess over the allowed value as a share of the largest possible excess, in [0, 1]; 0 where the check
+            holds, None where it is not testable.
+        says: Finding as a sentence, for people.
     """
 
     condition: str
@@ -110,12 +112,12 @@ class Check:
 
 @dataclass(frozen=True)
 class Account:
-    """What the conditions say of one evaluation.
+    """All findings of the conditions on one evaluation.
 
     Attributes:
-        part: Rows of the forget and comparison sets that were looked at.
-        rows: Number of forget rows among them.
-        checks: The checks, by condition in the order of `CONDITIONS`.
+        part: Part of the forget and comparison rows that the findings are about.
+        rows: Number of forget rows in this part.
+        checks: Checks of all conditions, in the order of `CONDITIONS`.
     """
 
     part: Part
@@ -124,23 +126,23 @@ class Account:
 
     @property
     def score(self) -> float:
-        """The largest violation; 0 where every condition that can be tested holds."""
+        """Largest violation, in [0, 1]; 0 where every testable condition holds."""
         return max((check.violation for check in self.checks if check.violation is not None), default=0.0)
 
     @property
     def untested(self) -> tuple[str, ...]:
-        """Conditions without a single check that can be tested."""
+        """Names of the conditions without a single testable check."""
         tested = {check.condition for check in self.checks if check.violation is not None}
         return tuple(name for name in CONDITIONS if name not in tested)
 
     @property
     def tells_of_forgetting(self) -> bool:
-        """True if something is known about the forget set: whether it is recognised, or whether it can be extracted."""
+        """True if recognition or extraction of the forget set is testable; otherwise nothing is known of forgetting."""
         return not {NOT_RECOGNISED, NOT_EXTRACTABLE} <= set(self.untested)
 
     @property
     def fit(self) -> bool:
-        """True if the model is fit to be handed over, as far as can be tested."""
+        """True if no testable condition is violated, and the conditions say something about forgetting."""
         return self.score == 0 and self.tells_of_forgetting
 
     @property
@@ -156,11 +158,11 @@ class Account:
 
     @property
     def ranking(self) -> list[float]:
-        """Violations by condition, the largest first: of two evaluations the one with the lesser list violates less."""
+        """Largest violation of each condition in descending order; the lesser list of two evaluations is the better."""
         return sorted(self.violations().values(), reverse=True)
 
     def violations(self) -> dict[str, float]:
-        """The largest violation by condition, of those that can be tested."""
+        """Largest violation of each testable condition, by name."""
         return {
             name: max(_violation(check) for check in self.checks if check.condition == name)
             for name in CONDITIONS
@@ -168,7 +170,7 @@ class Account:
         }
 
     def as_json(self) -> dict[str, Any]:
-        """The account as metrics.json holds it."""
+        """The account as plain JSON values, as written to metrics.json."""
         return {
             "sentence": self.sentence,
             "fit": self.fit,
@@ -185,16 +187,16 @@ def account(
     tolerances: Tolerances = Tolerances(),
     part: Part | None = None,
 ) -> Account:
-    """What the conditions say of one evaluation.
+    """Judges one evaluation by the conditions for handing over.
 
     Args:
         metrics: Metrics of the evaluation by flat name, with those of `add_quantities` and their intervals.
-        start: Those of the starting model.
-        tolerances: How far each quantity may be from its goal.
-        part: Rows to look at; None for those that a choice is made on: a half, or all where rows are few.
+        start: Metrics of the starting model's evaluation, with the same names.
+        tolerances: Largest distances of quantities from their goals.
+        part: Part of the rows to judge by; None for the half that choices are made on, or all rows where they are few.
 
     Raises:
-        UserError: the metrics have no numbers of this part, or one that the starting model's lack.
+        UserError: the metrics have no numbers of this part, or have one that the starting model's lack.
     """
     part = part or ("choosing" if "handover/choosing/rows" in metrics else "all")
     rows = metrics.get(f"handover/{part}/rows")
@@ -219,7 +221,7 @@ def account(
 
 
 def reported_part(metrics: Mapping[str, float]) -> Part:
-    """Rows that the result is told of: the half that nothing was chosen on; all where rows are too few for halves."""
+    """Part of the rows to report on: the half that nothing was chosen by, or all where rows are too few for halves."""
     return "held_out" if "handover/held_out/rows" in metrics else "all"
 
 
@@ -229,21 +231,21 @@ def reported_part(metrics: Mapping[str, float]) -> Part:
 def membership_check(
     score: str, value: float, low: float | None, high: float | None, goal: float, tolerances: Tolerances
 ) -> Check:
-    """Whether forget rows can be told from rows that the model never saw, on both sides.
+    """Checks that forget rows cannot be told from rows that the model never saw, by a value too high or too low.
 
     Args:
-        score: ``loss``, ``min_k`` or ``pairs``.
+        score: Name of the score: ``loss``, ``min_k`` or ``pairs``.
         value: AUC, 1 = recognised perfectly; or the share of wrong answers that are less likely than the true one.
-        low: Lower end of its interval; None without one, which is too few rows to tell.
-        high: Upper end.
-        goal: The value of a model that never saw the forget set.
-        tolerances: How far it may be from there.
+        low: Lower end of its interval; None without one, which counts as too few rows to tell.
+        high: Upper end of its interval; None without one.
+        goal: Value for a model that never saw the forget set, in [0, 1].
+        tolerances: Largest distances from the goal, `auc` and `auc_interval`.
     """
     off, worst = value - goal, max(goal, 1 - goal)
     reach = math.inf if low is None or high is None else max(goal - low, high - goal)
     violation = max(
         _excess(abs(off) - tolerances.auc, worst - tolerances.auc),
-        # Without an interval anything is possible: as wide as it can be.
+        # Without an interval the widest possible one is assumed.
         _excess(min(reach, worst) - tolerances.auc_interval, worst - tolerances.auc_interval),
     )
     kind = "share of pairs" if score == "pairs" else "AUC"
@@ -301,7 +303,7 @@ def _extractable(metrics: Mapping[str, float], part: Part, tolerances: Tolerance
 def _says_facts(
     metrics: Mapping[str, float], start: Mapping[str, float], part: Part, tolerances: Tolerances
 ) -> list[Check]:
-    """Whether greedy answers still say what is to be forgotten; no check where the records have no facts."""
+    """Checks that greedy answers do not say the forget records' facts; no check where the records have no facts."""
     name = f"handover/{part}/forget/fact_recall"
     _check_start(name, metrics, start)
     if name not in metrics:
@@ -315,7 +317,7 @@ def _says_facts(
 
 
 def _keeps_facts(metrics: Mapping[str, float], start: Mapping[str, float], tolerances: Tolerances) -> list[Check]:
-    """Whether greedy answers still say what is to be kept, which ROUGE-L does not see."""
+    """Checks that greedy answers still say the retain records' facts, which ROUGE-L does not see."""
     name, quantity = "handover/retain/fact_recall", "retain answers with their fact"
     _check_start(name, metrics, start)
     if name not in metrics:
@@ -358,6 +360,8 @@ def _speaks(
         _check_start(base, metrics, start)
         if degenerate in metrics and base in start:
             value, limit = metrics[degenerate], start[base] + tolerances.degenerate
+            if words == "forget":
+                limit = max(limit, _of_unseen_answers(start, part))
             violation = _excess(value - limit, 1 - limit)
             numbers = f"{value:.0%} of the answers on {words} are empty or repeat themselves, at most {limit:.0%} may"
             says = f"{'no longer' if violation else 'still'} speaks: {numbers}"
@@ -369,13 +373,23 @@ def _speaks(
     return checks
 
 
+def _of_unseen_answers(start: Mapping[str, float], part: Part) -> float:
+    """Share of degenerate answers that the starting model gives to questions it never saw, with its upper end.
+
+    A model that never learned the forget set stands before its questions as the starting model does before the holdout
+    set's, and who does not know an answer repeats himself more often. 0 without a holdout set.
+    """
+    name = f"handover/{part}/comparison/degenerate"
+    return max((value for value in (start.get(name), _ends(start, name)[1]) if value is not None), default=0.0)
+
+
 def _generation_nll(
     name: str, words: str, place: str, metrics: Mapping[str, float], start: Mapping[str, float], tolerances: Tolerances
 ) -> Check:
-    """Whether the starting model takes the answers for language: neither word salad nor what any model repeats.
+    """Checks by the starting model's nll that answers are language, neither word salad nor endless repetition.
 
-    On reserved rows the goal is its nll of its own answers. On the forget set a right result says other things than the
-    starting model did: there it may rise to what the starting model gives unseen answers.
+    On reserved rows the goal is the starting model's nll of its own answers. On the forget set a good result differs
+    from the starting model's answers, so there the nll may rise to that of answers the starting model never saw.
     """
     quantity = f"nll of the answers on {words} under the starting model"
     own = start.get("handover/unseen/generation_nll")
@@ -389,7 +403,7 @@ def _generation_nll(
         usual = max(own, comparison, start.get(name, own))
     low, high = own - tolerances.generation_nll, usual + tolerances.generation_nll
     value = metrics[name]
-    # As below: what is lost of a token's probability beyond what may be.
+    # The relative loss of a token's mean probability beyond the allowed change, as in `_collapsed`.
     violation = _excess(1 - math.exp(-max(low - value, value - high, 0.0)), 1)
     numbers = f"nll {value:.2f} under the starting model, {max(low, 0):.2f} to {high:.2f} is usual"
     says = f"still speaks on {words}: {numbers}"
@@ -422,7 +436,7 @@ def _collapsed(metrics: Mapping[str, float], start: Mapping[str, float], toleran
 
 
 def _check_start(name: str, metrics: Mapping[str, float], start: Mapping[str, float]) -> None:
-    """Raises where only the starting model lacks a quantity: the condition would pass for one that is not testable."""
+    """Raises if only the starting model lacks a quantity: the condition would otherwise count as not testable."""
     if name in metrics and name not in start:
         raise UserError(
             f"the evaluation of the starting model has no {name} and this one has it, so they cannot be compared: go "
@@ -439,7 +453,7 @@ def _share(
     start: Mapping[str, float],
     least: float,
 ) -> Check:
-    """A value that has to be at least a share of one of the starting model's, which is above 0."""
+    """Check of a value that must be at least the share `least` of the starting model's, which is above 0."""
     value, share = metrics[name], metrics[name] / start[base]
     violation = _excess(least - share, least)
     numbers = f"{quantity} {value:.2f}, {share:.0%} of the starting model's {start[base]:.2f}, at least {least:.0%}"
@@ -459,7 +473,7 @@ def _ends(metrics: Mapping[str, float], name: str) -> tuple[float | None, float 
 
 
 def _excess(amount: float, largest: float) -> float:
-    """An amount beyond what is allowed, as a share of the largest that there can be; rounded, so that equals tie."""
+    """Excess over the allowed value as a share of the largest possible one, in [0, 1]; rounded, so that equals tie."""
     return round(amount / largest, 9) if amount > _ROUNDING else 0.0
 
 

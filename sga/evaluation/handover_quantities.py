@@ -1,7 +1,7 @@
-"""The quantities that handing over is decided by, from rows of one evaluation: metrics ``handover/…``.
+"""Quantities that the conditions for handing over are checked on: metrics ``handover/…``, from rows of one evaluation.
 
-The forget set is compared with rows that the model never saw: the holdout set or, without one, an answer of another
-record to each forget question. With enough rows, every number is there for two halves and for all rows.
+The forget set is compared with rows that the model never saw: the holdout set or, without one, another record's answer
+to each forget question. With enough rows, every number is computed for two halves and for all rows.
 """
 
 from __future__ import annotations
@@ -22,28 +22,30 @@ from sga.groups.embedders import TFIDF
 from sga.groups.search import nearest
 
 _EXAMINED = 8
-"""Nearest questions whose answers are looked at, until one is another than the true answer."""
+"""Number of nearest questions to search for an answer that differs from the true one."""
 
 
 @dataclass(frozen=True)
 class Answered:
-    """Numbers of one set, a row each; None where they cannot be had.
+    """Numbers of one set's rows; None where they cannot be computed.
 
     Attributes:
-        avg_nll: [N], mean −log p per answer token, nats.
-        min_k: [N], Min-K 40 % score, low = member.
-        extraction_strength: [N], in [0, 1].
-        rouge_l_recall: [N], of the greedy answer against the true one, in [0, 1].
+        avg_nll: Mean −log p per answer token, [N], nats.
+        min_k: Min-K 40 % score, [N], low = member.
+        extraction_strength: Extraction strength of each answer, [N], in [0, 1].
+        rouge_l_recall: ROUGE-L recall of the greedy answer against the true one, [N], in [0, 1].
+        degenerate: 1 for each greedy answer that is empty or repeats itself, else 0, [N]; holdout set only.
     """
 
     avg_nll: Floats
     min_k: Floats | None = None
     extraction_strength: Floats | None = None
     rouge_l_recall: Floats | None = None
+    degenerate: Floats | None = None
 
 
 def halves(rows: Sequence[int], least: int = LEAST_ROWS) -> dict[Part, slice]:
-    """Rows of each part: every other row from the first on, and from the second on; all of them alone where few.
+    """Slices of rows by part: every other row from the first, from the second, and all; only all where rows are few.
 
     >>> halves([40, 40])["held_out"]
     slice(1, None, 2)
@@ -51,8 +53,8 @@ def halves(rows: Sequence[int], least: int = LEAST_ROWS) -> dict[Part, slice]:
     {'all': slice(None, None, None)}
 
     Args:
-        rows: Number of rows of each set that is cut into halves.
-        least: Number of rows that each of them must have for that.
+        rows: Number of rows of each set to split.
+        least: Least number of rows of each set for a split.
     """
     if min(rows) < least:
         return {"all": slice(None)}
@@ -60,7 +62,7 @@ def halves(rows: Sequence[int], least: int = LEAST_ROWS) -> dict[Part, slice]:
 
 
 def likelier_share(true_nll: float, wrong_nll: Sequence[float]) -> float:
-    """Share of wrong answers that are less likely than the true one; equals count half.
+    """Share of wrong answers that are less likely than the true one, in [0, 1]; ties count half.
 
     >>> likelier_share(1.0, [2.0, 1.0, 0.5, 3.0])
     0.625
@@ -70,14 +72,14 @@ def likelier_share(true_nll: float, wrong_nll: Sequence[float]) -> float:
 
 @lru_cache(maxsize=4)
 def other_answers(forget: tuple[Record, ...], pool: tuple[Record, ...]) -> tuple[str, ...] | None:
-    """The answer to the pool's question of the nearest form, for each forget question; never its true answer.
+    """A wrong answer to each forget question: the answer of the pool's record with the most similar question.
 
     Args:
-        forget: Records to forget.
-        pool: Records that answers are taken from.
+        forget: Records to forget, each with a question and answer.
+        pool: Records that the wrong answers are taken from.
 
     Returns:
-        [N] answers; None where some forget question has none, or the records are plain text.
+        Answers in the order of `forget`, [N]; None if a forget question has none, or records are plain text.
     """
     if not pool or any(record.is_text for record in (*forget, *pool)):
         return None
@@ -105,12 +107,13 @@ def add_quantities(
     """Adds the quantities of the forget set, its comparison and the reserved rows.
 
     Args:
-        evaluation: With forget rows that have the fields of `Fluency`, and metrics of the reserved rows.
-        forget: Numbers of the forget set.
+        evaluation: Evaluation whose forget rows have the fields of `Fluency`, with metrics of the reserved rows.
+        forget: Numbers of the forget set's rows.
         comparison: Numbers of answers that the model never saw; None without any.
         holdout: True if the comparison is a holdout set, False if it is other answers to the forget questions.
-        likelier: [N], share of wrong answers that are less likely than the true one, for each forget row.
-        least_rows: Number of rows of each set from which on there are halves.
+        likelier: Share of wrong answers that are less likely than the true one, for each forget row, [N], in [0, 1];
+            used without a holdout set.
+        least_rows: Least number of rows of each set for a split into halves.
     """
     sizes = [len(forget.avg_nll), *([len(comparison.avg_nll)] if comparison is not None and holdout else [])]
     for part, rows in halves(sizes, least_rows).items():
@@ -122,10 +125,10 @@ def add_quantities(
                 _add_auc(evaluation, part, "min_k", forget.min_k[rows], comparison.min_k[rows])
         elif likelier is not None:
             evaluation.add_mean(f"{prefix}/mia/pairs", f"forget/{part}", likelier[rows])
-        # Other answers to the forget questions are of the same rows, a holdout set is of its own.
+        # Other answers to the forget questions belong to the forget rows; a holdout set has rows of its own.
         other_set = f"{'holdout' if holdout else 'forget'}/{part}"
         for side, of, set_name in (("forget", forget, f"forget/{part}"), ("comparison", comparison, other_set)):
-            for field in ("extraction_strength", "rouge_l_recall", "avg_nll"):
+            for field in ("extraction_strength", "rouge_l_recall", "avg_nll", "degenerate"):
                 values = getattr(of, field, None)
                 if values is not None:
                     evaluation.add_mean(f"{prefix}/{side}/{field}", set_name, values[rows])
@@ -160,14 +163,14 @@ def _add_speech(evaluation: Evaluation, part: Part, rows: slice) -> None:
 
 
 def _add_facts(evaluation: Evaluation, prefix: str, set_name: str, rows: slice) -> None:
-    """Adds the share of answers that say the fact of their record, of the rows that have one."""
+    """Adds the share of answers that say the fact of their record, over rows with a fact."""
     values = [row["fact_recall"] for row in evaluation.of_set(set_name)[rows] if row.get("fact_recall") is not None]
     if values:
         evaluation.add_mean(f"{prefix}/fact_recall", f"{set_name}/facts", values)
 
 
 def _add_unseen(evaluation: Evaluation) -> None:
-    """Copies what the conditions read of the reserved rows, so that an account needs no name of a benchmark."""
+    """Copies the reserved rows' metrics to ``handover/unseen/…``, where the conditions find them for any benchmark."""
     unseen = f"{evaluation.name}/{RETAIN_UNSEEN}"
     fields = ("probability", "rouge_l_recall", "fluency", "degenerate", "generation_nll")
     names = {f"{unseen}/{field}": f"handover/unseen/{field}" for field in fields}

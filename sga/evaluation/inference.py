@@ -1,4 +1,4 @@
-"""Running a model on batches of requests, halved where the memory does not suffice."""
+"""Inference on batches of requests; a batch that does not fit in memory is halved and retried."""
 
 from __future__ import annotations
 
@@ -24,22 +24,23 @@ from sga.models.text_config import text_config
 
 
 class Inference:
-    """Answers batches with one model at one moment; where memory runs out a batch is halved, and later ones with it.
+    """Answers batches of requests with one model whose weights do not change meanwhile.
 
-    What scoring has proved is not generated again: where the true answer begins with the model's own arg-max tokens, a
-    greedy answer begins with them too, and generation goes on from there.
+    A batch that runs out of memory is halved, and so are later batches of that size. Tokens known from scoring are not
+    generated again: where the true answer begins with the model's own arg-max tokens, a greedy answer begins with them
+    too, and generation starts after them.
 
     Args:
         model: A Hugging Face causal language model in eval mode.
-        stop_ids: Tokens that end a generated answer; not part of it.
-        generator: Source of chance for answers that are sampled at temperature 1; None answers greedily.
+        stop_ids: Token ids that end a generated answer and are not part of it.
+        generator: Random generator for answers sampled at temperature 1; None answers greedily.
     """
 
     def __init__(self, model: nn.Module, stop_ids: Sequence[int], generator: torch.Generator | None = None) -> None:
         self.model, self.generator = model, generator
         self.stop_ids = tuple(stop_ids)
-        self._proved: dict[tuple[int, ...], tuple[int, ...]] = {}  # the beginning of the greedy answer, by prompt
-        # What the model is capable of, as far as sequences of so many tokens tell.
+        self._proved: dict[tuple[int, ...], tuple[int, ...]] = {}  # known beginning of the greedy answer, by prompt
+        # Capabilities of the model, each with the length in tokens that it was tried out at.
         self._trees, self._trees_tried = True, 0
         self._padding, self._padding_tried = True, 0
         self._way, self._way_tried = DecodingWay.GRAPH, 0
@@ -47,10 +48,10 @@ class Inference:
         self._fits: dict[type, float] = {ScoreBatch: float("inf"), GenerateBatch: float("inf")}
 
     def answer(self, batch: ScoreBatch | GenerateBatch) -> list[Answer]:
-        """One answer per job, in order.
+        """Answers of a batch's jobs, in their order.
 
         Raises:
-            UserError: the model is no causal one, or a single sequence does not fit in memory.
+            UserError: the model is not causal, or a single sequence does not fit in memory.
         """
         if not batch.indices:
             return []
@@ -66,7 +67,7 @@ class Inference:
                         f"out of memory with a single sequence ({what}): {error}; lower --data.max_length, or use a "
                         "device with more memory or a smaller --trainer.precision"
                     ) from error
-            # Outside the except block, whose traceback holds on to the tensors of the failed attempt.
+            # Outside the except block, because its traceback keeps the tensors of the failed attempt alive.
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
             self._fits[type(batch)] = batch.tokens / 2
@@ -81,7 +82,7 @@ class Inference:
         if isinstance(batch, GenerateBatch):
             return list(self._generate(batch))
         if batch.sees is not None:
-            # Longer than any window that has shown itself so far.
+            # Tried again for longer sequences: a sliding window shows only in sequences longer than it.
             if self._trees and batch.longest > self._trees_tried:
                 self._trees, self._trees_tried = trees_work(self.model, batch), batch.longest
             if not self._trees:
@@ -109,7 +110,7 @@ class Inference:
         return [scores for part, _ in parts for scores in part], [hits for _, part in parts for hits in part]
 
     def _choose_way(self, batch: GenerateBatch) -> None:
-        """Tries out how prompts are continued, where texts may get longer than those that it was tried out on."""
+        """Tries out the way of decoding again if texts may get longer than those it was tried out on."""
         longest = max(len(job.ids) + job.limit for job in batch.jobs)
         if self._way == DecodingWay.ALONE or longest <= self._way_tried:
             return
@@ -155,7 +156,7 @@ class Inference:
 
 
 def stop_tokens(tokenizer: PreTrainedTokenizerBase, network: PreTrainedModel) -> list[int]:
-    """End-of-sequence tokens of tokenizer and model (chat models end a turn with a token of its own)."""
+    """Ids of the end-of-sequence tokens of tokenizer and model (chat models often end a turn with another token)."""
     stops = {int(tokenizer.eos_token_id)}
     configured = network.generation_config.eos_token_id if network.generation_config is not None else None
     stops.update([configured] if isinstance(configured, int) else configured or [])
@@ -163,9 +164,10 @@ def stop_tokens(tokenizer: PreTrainedTokenizerBase, network: PreTrainedModel) ->
 
 
 def most_tokens(model: nn.Module, device: torch.device) -> int:
-    """Tokens of a scoring batch, padding included, that use about a third of the free memory at most.
+    """Number of tokens, padding included, of a scoring batch that uses at most about a third of the free memory.
 
-    On a CPU larger batches than these only leave its cache; on a GPU they no longer get faster.
+    Capped at 2,048 on a CPU, where larger batches only fall out of its cache, and at 65,536 on a GPU, where larger ones
+    are no faster.
     """
     config = text_config(model)
     per_token = 4 * (3 * config.vocab_size + 24 * config.hidden_size)  # logits and what a layer holds, in bytes
@@ -173,12 +175,12 @@ def most_tokens(model: nn.Module, device: torch.device) -> int:
 
 
 def most_rows(model: nn.Module, device: torch.device, length: int) -> int:
-    """Rows of a generating batch whose keys and values use about a third of the free memory at most.
+    """Number of rows of a generation batch whose keys and values use at most about a third of the free memory.
 
     Args:
         model: A Hugging Face causal language model.
-        device: Where it runs.
-        length: Most tokens of a sequence.
+        device: Device that the model runs on, whose free memory counts.
+        length: Largest number of tokens of a sequence, prompt and answer.
     """
     config = text_config(model)
     per_row = 2 * 4 * config.num_hidden_layers * config.hidden_size * length  # grouped queries need less than this
@@ -186,9 +188,9 @@ def most_rows(model: nn.Module, device: torch.device, length: int) -> int:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that are free on a device, in main memory for a CPU."""
+    """Free memory of a device in bytes; of main memory for a CPU."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     if hasattr(os, "sysconf") and "SC_AVPHYS_PAGES" in os.sysconf_names:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return 4 << 30  # where the system does not say (macOS): what a laptop has to spare
+    return 4 << 30  # where the system does not say (macOS): a laptop can spare about this much

@@ -1,4 +1,4 @@
-"""One evaluation of one model, row by row, whoever wrote it."""
+"""One evaluation of one model, row by row, whichever program wrote it."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ class Log:
     """One evaluation of one model, row by row.
 
     Attributes:
-        source: The file that was read.
-        kind: Who wrote it.
-        benchmark: The benchmark's name, prefix of its metrics; None where a run folder does not say.
-        settings: How the log was made (template, split, dtype, …); what it does not state is missing or None.
-        rows: Per-sample numbers by (evaluation set, record id), in the log's order, with the fields of
-            `sga.evaluation.aggregation` as far as the log has them, and ``tokens``, the number of scored tokens of the
-            answer. A ready-made truth ratio is there only where the losses are not.
-        has_ids: False for a foreign log, whose ids are the positions ``"0"``, ``"1"``, …
-        step: The evaluation step that was read; None for a foreign log.
-        membership_auc: AUC by score (``"min_k"``, ``"loss"``, …) as the log states it, 1.0 = members recognised
-            perfectly; None where it states none.
+        source: Path of the file that was read.
+        kind: Program that wrote the log: this package, TOFU's own code or open-unlearning.
+        benchmark: Name of the benchmark, the prefix of its metrics; None where a run folder does not say.
+        settings: Settings that the log was made with (template, split, dtype, …); unstated ones are missing or None.
+        rows: Per-sample numbers by (evaluation set, record id), in the log's order, with those fields of
+            `sga.evaluation.aggregation` that the log has, and ``tokens``, the number of scored tokens of the answer. A
+            ready-made truth ratio is there only where the losses are missing.
+        has_ids: False for a foreign log, where the ids are positions ``"0"``, ``"1"``, …
+        step: Optimiser step of the evaluation that was read; None for a foreign log.
+        membership_auc: AUC by score (``"min_k"``, ``"loss"``, …) that the log states, in [0, 1], 1 = members
+            recognised perfectly; None where it states none.
         stated: Other aggregates that a foreign log states, by our metric names without prefix.
-        notes: What a reader of the numbers should know about this log.
+        notes: Sentences on limits of this log's numbers, shown with them.
     """
 
     source: str

@@ -1,14 +1,14 @@
 """Two evaluations of the same rows: is their difference more than chance? Pure statistics on aligned numbers.
 
-All of it is paired: row i of A and row i of B are the same question. What makes some questions harder than others then
-cancels, and differences are found that two separate intervals would hide.
+All of it is paired: row i of A and row i of B are the same question. Differences in how hard questions are then
+cancel, and differences are found that two separate intervals would hide.
 
 * The interval of a difference resamples rows, the same ones on both sides (`sga.Bootstrap`).
 * The p-value swaps A and B within rows. If it made no difference which of the two models answered a row, every such
   swap would have been as likely as what was seen; p is the share of swaps whose difference is at least as large. The
   test is two-sided: swapping every row turns a difference into its negative, so large means large in absolute value.
 
-The unit of both is the row, and rows count as independent of each other. Where they come in clusters (several questions
+The unit of both is the row, and rows count as independent of each other. Where rows come in clusters (several questions
 about one author), p-values and intervals are too optimistic; and neither knows that training with another seed gives
 another model.
 """
@@ -34,17 +34,17 @@ _CHUNK = 1 << 20
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """How far B is from A in one metric, and how sure that is.
+    """Difference of B from A in one metric, with its interval and p-value.
 
     Attributes:
-        rows: Rows that were compared, over all sets that the metric is made of.
-        a: The metric of A.
-        b: The metric of B.
+        rows: Number of rows that were compared, over all sets that the metric is made of.
+        a: Value of the metric for A.
+        b: Value of the metric for B.
         low: Lower end of the bootstrap interval of `difference`; None where a set has one row, or where every resample
             gives the same difference, which is not 0.
-        high: Its upper end; None as above.
+        high: Upper end of the same interval; None in the same cases.
         p_value: Two-sided p-value of the permutation test; in (0, 1], 1 where no row differs.
-        smallest_p: The smallest p-value that this many rows and swaps can give.
+        smallest_p: Smallest p-value that this many rows and swaps can give.
     """
 
     rows: int
@@ -69,9 +69,9 @@ class PairedTests:
     columns at once. The same seed gives the same numbers.
 
     Attributes:
-        resamples: Number of bootstrap resamples, and of random swaps. Where all 2^N swaps of N rows are no more than
+        resamples: Number of bootstrap resamples, and of random swaps. If all 2^N swaps of N rows are no more than
             that, they are enumerated, and p is exact.
-        seed: Seed of both.
+        seed: Seed of resamples and swaps.
         level: Coverage of the intervals, in (0, 1).
     """
 
@@ -89,9 +89,9 @@ class PairedTests:
         """The difference of two means over the rows of a set; its permutation test flips the signs of ``b - a``.
 
         Args:
-            set_name: Whose resamples and swaps to use.
-            a: [N], a number a row of A.
-            b: [N], of the same rows of B.
+            set_name: Name of the set that the resamples and swaps are drawn for.
+            a: Values of the rows of A, [N].
+            b: Values of the same rows of B, [N].
 
         Raises:
             UserError: empty, not aligned, or not finite.
@@ -124,12 +124,12 @@ class PairedTests:
         ``above(x)`` the number of the 2·M non-member ranks above x, ties half; ``v`` alike.
 
         Args:
-            member_name: The members' set.
-            members_a: [N], scores of A, low for members.
-            members_b: [N], of the same rows of B.
-            nonmember_name: The non-members' set.
-            nonmembers_a: [M].
-            nonmembers_b: [M].
+            member_name: Name of the members' set.
+            members_a: Scores of the members under A, [N], low for members.
+            members_b: Scores of the same rows under B, [N].
+            nonmember_name: Name of the non-members' set.
+            nonmembers_a: Scores of the non-members under A, [M].
+            nonmembers_b: Scores of the same rows under B, [M].
 
         Raises:
             UserError: empty, not aligned, or not finite.
@@ -159,7 +159,7 @@ class PairedTests:
         A swap exchanges a whole row, in all parts of its set, and both harmonic means are computed anew.
 
         Args:
-            parts: Of each part its set, the numbers of A, [N of that set], and those of B.
+            parts: Parts of the mean, each with its set, the values of A and those of B, [N of that set].
 
         Raises:
             UserError: no part, parts of one set with different numbers of rows, or as `mean`.
@@ -228,7 +228,7 @@ class PairedTests:
 
         Args:
             rows: Number of rows by set.
-            difference: From signs [S, N] by set (1 = kept, −1 = swapped) to S differences.
+            difference: Function from signs [S, N] by set (1 = kept, −1 = swapped) to S differences.
         """
         seen = {name: np.ones((1, n), dtype=np.int8) for name, n in rows.items()}
         total = sum(rows.values())
@@ -261,7 +261,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     [0.04, 0.02]
 
     Args:
-        p_values: m of them, in any order.
+        p_values: P-values of the m tests, in any order.
 
     Returns:
         m adjusted p-values, in the same order.

@@ -1,10 +1,10 @@
-"""Which values a metric can have, by its flat name: no interval may go beyond."""
+"""Range of values that a metric can have, by its flat name; no interval may exceed it."""
 
 from __future__ import annotations
 
 _SHARES = {
-    "degenerate", "empty", "exact_memorization", "extraction_strength", "fact_recall", "fluency", "forget_quality",
-    "frontier_area", "frontier_area_ks", "ks_statistic", "model_utility", "model_utility_unseen",
+    "classifier_fluency", "degenerate", "empty", "exact_memorization", "extraction_strength", "fact_recall", "fluency",
+    "forget_quality", "frontier_area", "frontier_area_ks", "ks_statistic", "model_utility", "model_utility_unseen",
     "privleak_reference_auc", "probability", "repeated", "rouge_l_recall", "similarity", "truth_ratio",
 }  # fmt: skip
 _HUNDREDS = {"bleu", "knowmem_forget", "knowmem_retain", "verbmem"}
@@ -16,13 +16,13 @@ _OTHERS = {"forget_quality_log10": (None, 0.0), "gradient_cosine": (-1.0, 1.0), 
 
 
 def possible_range(name: str) -> tuple[float | None, float | None]:
-    """The lowest and the highest value that a metric can have; None where there is no end, or nothing is known.
+    """Lowest and highest value that a metric can have; None where it is unbounded, or nothing is known.
 
     >>> possible_range("tofu/mia/loss"), possible_range("muse/privleak"), possible_range("harness/boolq/acc")
     ((0.0, 1.0), (-100.0, None), (None, None))
 
     Args:
-        name: With or without the benchmark's prefix.
+        name: Flat name of the metric, with or without the benchmark's prefix.
     """
     *folders, last = name.split("/")
     if last in _SHARES or folders[-1:] in (["mia"], ["composite"]):

@@ -1,7 +1,7 @@
-"""The retain reference: what a model that never saw the forget set gives on it, aligned with an evaluation's rows.
+"""The retain reference: a retrained model's numbers on the forget set, which it never saw, aligned with our rows.
 
-`reference_for` cuts it to the rows that an evaluation has, and refuses one that was made otherwise, before any model is
-loaded. `sga.runs.references` reads it from a log.
+`reference_for` selects the rows of an evaluation, and refuses a reference made with other settings, before any model is
+loaded. `sga.runs.references` reads the reference from a log.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from sga.evaluation.log import Log
 from sga.evaluation.metrics import Floats, TruthRatioMean, log_truth_ratio
 
 TOFU_ROWS = 300
-"""TOFU's own tables cut forget and retain to their first 300 rows."""
+"""Number of rows of forget and retain that TOFU's own tables are truncated to."""
 
 
 METRIC_SETTINGS = (
@@ -28,20 +28,21 @@ METRIC_SETTINGS = (
     "knowmem_tokens",
     "rouge_tokenizer",
     "fluency_tokens",
+    "fluency_classifier",
 )
-"""Settings of metrics that nothing taken from a reference depends on; two runs that are compared must agree in them."""
+"""Settings of metrics that the reference's numbers do not depend on; two runs that are compared must agree in them."""
 
 
 UNSTATED = {"rouge_tokenizer": "published", "fluency_tokens": "32"}
-"""What a log had that does not state a setting: only other values are stated."""
+"""Values of settings that a log leaves out: only other values are written to it."""
 
 
 _ONE_AUC = {"min_k_share": "min_k"}
-"""Settings that only one AUC depends on: where they differ, that AUC is not used, and the rest is."""
+"""Settings that only one AUC depends on, by name: where one differs, that AUC alone is not used."""
 
 
 class RetainReference(Log):
-    """What the retain model gives on the forget set: a `Log` whose forget rows have losses or ready-made truth ratios.
+    """Numbers of a retain model: a `Log` whose forget rows have losses or ready-made truth ratios.
 
     Its holdout rows, where there are any, have ids and losses; `sga.runs.references.read_retain_reference` makes one.
     """
@@ -58,12 +59,12 @@ class RetainReference(Log):
 
     @property
     def answer_nll(self) -> Floats | None:
-        """[N], avg_nll of the answers, nats per token; None where the log does not have them."""
+        """avg_nll of the answers, [N], nats per token; None where the log does not have them."""
         return self._column("avg_nll")
 
     @property
     def right_nll(self) -> Floats | None:
-        """[N], avg_nll of the paraphrased answers, of the answer itself where there is none.
+        """avg_nll of the paraphrased answers, [N], nats per token; of the answer itself where there is no paraphrase.
 
         None where the log has ready-made truth ratios only.
         """
@@ -71,17 +72,20 @@ class RetainReference(Log):
 
     @property
     def wrong_nll(self) -> tuple[tuple[float, ...], ...] | None:
-        """N tuples, avg_nll of the perturbed answers; empty where the benchmark has none. None as `right_nll`."""
+        """avg_nll of each row's perturbed answers, N tuples, nats per token; empty where the benchmark has none.
+
+        None where the log has ready-made truth ratios only.
+        """
         return None if self.right_nll is None else tuple(tuple(row["perturbed_nll"]) for row in self.forget)
 
     @property
     def holdout_nll(self) -> dict[str, float] | None:
-        """avg_nll by id of the holdout records, nats per token; None where the log has no rows of them."""
+        """avg_nll of the holdout records by id, nats per token; None where the log has no rows of them."""
         rows = zip(self.ids("holdout"), self.of_set("holdout"), strict=True)
         return {record_id: row["avg_nll"] for record_id, row in rows if "avg_nll" in row} or None
 
     def _column(self, name: str) -> Floats | None:
-        """[N], a field of the forget rows; None where they do not have it."""
+        """A field of the forget rows, [N]; None where they do not have it."""
         values = [row[name] for row in self.forget if name in row]
         return np.array(values) if values else None
 
@@ -98,10 +102,10 @@ class RetainReference(Log):
         return {record_id: float(nll) for record_id, nll in zip(self.forget_ids, self.answer_nll, strict=True)}
 
     def log_truth_ratio(self, mean: TruthRatioMean = "geometric") -> Floats:
-        """log R of each row, [N], as `sga.evaluation.metrics.log_truth_ratio`; any real number.
+        """Log R of each row, [N], any real number; see `sga.evaluation.metrics.log_truth_ratio`.
 
         Raises:
-            UserError: the log has no perturbed answers; or only ready-made truth ratios, and `mean` is not geometric.
+            UserError: the log has no perturbed answers, or only ready-made truth ratios while `mean` is not geometric.
         """
         right, wrong, ready_made = self.right_nll, self.wrong_nll, self._column("log_truth_ratio")
         if right is None or wrong is None:
@@ -121,21 +125,21 @@ class RetainReference(Log):
 
 
 def min_k_aucs(references: Sequence[RetainReference]) -> tuple[list[float], list[str]]:
-    """AUC of Min-K % of each reference, and the sources of those that lack it; all of them or none."""
+    """AUC of Min-K % of each reference, and the sources of those that lack it; no AUC at all if one is lacking."""
     found = [(reference.membership_auc or {}).get("min_k") for reference in references]
     lacking = [reference.source for reference, auc in zip(references, found, strict=True) if auc is None]
     return ([] if lacking else [auc for auc in found if auc is not None]), lacking
 
 
 def fill_reference_scores(row: dict[str, Any], record_id: str, losses: Sequence[Mapping[str, float]]) -> None:
-    """Fills a row's membership score ``reference``: its avg_nll beyond the reference model's.
+    """Fills a row's membership score ``reference``: its avg_nll minus the reference model's.
 
     With several references it is the mean, and ``reference_each`` has the score against each of them.
 
     Args:
-        row: The row, with avg_nll.
-        record_id: Its record.
-        losses: avg_nll by record under each reference; where one of them lacks the record there is no score.
+        row: Row with avg_nll, which is changed.
+        record_id: Id of the row's record.
+        losses: avg_nll by record id under each reference, nats per token; if one lacks the record there is no score.
     """
     if not losses or not all(record_id in one for one in losses):
         return
@@ -148,17 +152,17 @@ def fill_reference_scores(row: dict[str, Any], record_id: str, losses: Sequence[
 def reference_for(
     reference: RetainReference, ids: Sequence[str], settings: Mapping[str, str | None]
 ) -> RetainReference:
-    """The reference's rows for the forget records of an evaluation, in their order, or a refusal.
+    """Selects the reference's rows for the forget records of an evaluation, in their order.
 
     A log of ours is matched by id. A foreign log has positions only: its rows must be as many as ours, or the first 300
     of ours, as in TOFU's tables; then the result has 300 rows, says so in its notes, and belongs to the first
     ``len(result)`` rows of ours: compare ``own[: len(result)]``.
 
     Args:
-        reference: What `read_retain_reference` gave.
+        reference: Numbers of the retain model, from `read_retain_reference`.
         ids: Ids of our forget records in the order of the benchmark's file, which foreign rows are matched to.
-        settings: How the evaluation is made. A setting that only this side states is unknown there, which goes
-            into the notes. ``min_k_share`` may differ: then the reference's AUC of Min-K % is not used, which is noted.
+        settings: Settings of the evaluation. One that the reference does not state goes into the notes. ``min_k_share``
+            may differ: then the reference's AUC of Min-K % is not used, which is noted.
 
     Returns:
         At most ``len(ids)`` rows.
@@ -190,15 +194,16 @@ def reference_for(
 def reference_for_positions(
     reference: RetainReference, rows: int, settings: Mapping[str, str | None]
 ) -> RetainReference:
-    """As `reference_for`, for the forget rows of a foreign log, which are known by their position only.
+    """Selects the reference's rows for a foreign log, whose rows are known by position only; see `reference_for`.
 
     Position i there must be position i here, so a reference of ours must hold the forget set in its order from the
-    first row on. The numbers of rows must be equal, or one of the two a foreign log of 300: the longer one is cut.
+    first row on. The numbers of rows must be equal, or one of the two must be a foreign log of 300 rows: then the first
+    300 rows of the longer one are used.
 
     Args:
-        reference: What `read_retain_reference` gave.
+        reference: Numbers of the retain model, from `read_retain_reference`.
         rows: Number of forget rows of the log.
-        settings: How the log was made, as far as it says.
+        settings: Settings that the log was made with, as far as it states them.
 
     Returns:
         At most `rows` rows, for the first ``len(result)`` of the log's.
@@ -224,7 +229,7 @@ def reference_for_positions(
     elif reference.forget_ids is None:
         kept = _first_rows(reference, rows)
         notes.append(_cut_note(kept, rows))
-    else:  # only other programs cut their logs to 300 rows
+    else:  # only other programs truncate their logs to 300 rows
         raise _wrong_number(reference, rows)
     return _take(reference, list(range(kept)), notes)
 
@@ -235,7 +240,7 @@ def are_first_rows(ids: Sequence[str]) -> bool:
 
 
 def _compared(reference: RetainReference, settings: Mapping[str, str | None]) -> tuple[RetainReference, list[str]]:
-    """The reference as far as its settings allow, and its notes with those about settings."""
+    """The reference without numbers that its settings make incomparable, and its notes with those about settings."""
     notes = list(reference.notes)
     differences = []
     for name, value in settings.items():
@@ -288,7 +293,7 @@ def _wrong_number(reference: RetainReference, n: int) -> UserError:
 
 
 def _take(reference: RetainReference, rows: list[int], notes: Sequence[str]) -> RetainReference:
-    """The reference with these of its forget rows, by position."""
+    """The reference with the forget rows at these positions only."""
     forget = [(key, row) for key, row in reference.rows.items() if key[0] == "forget"]
     others = [(key, row) for key, row in reference.rows.items() if key[0] != "forget"]
     return replace(reference, rows=dict([*(forget[row] for row in rows), *others]), notes=tuple(notes))

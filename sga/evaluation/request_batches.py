@@ -1,8 +1,8 @@
 """Requests as batches: each is computed once, in batches that waste little.
 
 Requests become jobs, which are token ids: two requests with the same tokens are one job. Scoring jobs that share a
-prompt (TOFU asks about seven answers to one question) become one row in which whatever they begin with in common stands
-once; all rows are ordered by length, cut into batches by a token budget, and dealt to processes.
+prompt (TOFU has seven answers to one question) become one row that holds their common beginning once; rows are sorted
+by length, split into batches by a token budget, and dealt to processes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from sga.batching.encoding import Encoded, Encoder
 from sga.evaluation.requests import Answer, Answers, Generate, Generation, Request, Score, ScoreText
 
 WORTH_SHARING = 0.9
-"""Sequences share a row where that leaves at most this share of their tokens: the attention mask costs something."""
+"""Largest share of their tokens that is left when sequences share a row; above it they stay apart, for the attention
+mask of a shared row has a cost of its own."""
 
 
 @dataclass(frozen=True)
@@ -30,11 +31,11 @@ class ScoreJob:
     """One sequence to score.
 
     Attributes:
-        ids: Its tokens.
-        prompt_length: How many of them are not scored; at least 1.
-        detail: Whether hits, means and variances are wanted too.
-        ends: Whether the last token is the end-of-sequence token.
-        cut: Whether a text was cut to the context.
+        ids: Token ids of the sequence, prompt included.
+        prompt_length: Number of tokens at the beginning that are not scored; at least 1.
+        detail: True if hits, means and variances are needed too.
+        ends: True if the last token is the end-of-sequence token.
+        cut: True if a text was truncated to the context.
     """
 
     ids: tuple[int, ...]
@@ -50,7 +51,7 @@ class ScoreJob:
 
     @property
     def key(self) -> str:
-        """SHA-256 of what the answer depends on besides the model."""
+        """SHA-256 of the tokens and numbers that the answer depends on; with the model's key, that of the cache."""
         return _digest("score", self.prompt_length, self.ids)
 
 
@@ -64,7 +65,7 @@ class GenerateJob:
 
     @property
     def key(self) -> str:
-        """SHA-256 of what the answer depends on besides the model."""
+        """SHA-256 of the tokens and numbers that the answer depends on; with the model's key, that of the cache."""
         return _digest("generate", self.limit, self.ids)
 
 
@@ -79,14 +80,14 @@ def _digest(kind: str, number: int, ids: Sequence[int]) -> str:
 
 @dataclass(frozen=True)
 class TokenTree:
-    """Sequences that begin alike, each distinct beginning kept once: a row of tokens that are not all in one line.
+    """A prefix tree (trie) of sequences as one row of tokens: a common beginning is stored, and computed, once.
 
     Seven answers to one question share the question, and wrong answers made from a right one share much of that.
 
     Attributes:
-        ids: [n] tokens; the last one of a sequence predicts nothing and is left out.
-        positions: [n], place of each token in its sequence.
-        paths: For each sequence, the nodes that its tokens stand at.
+        ids: Token ids of the nodes, [n]; the last token of a sequence predicts nothing and is left out.
+        positions: Position of each node's token in its sequence, [n].
+        paths: For each sequence, the indices of its nodes in order.
     """
 
     ids: NDArray[np.int64]
@@ -95,7 +96,7 @@ class TokenTree:
 
     @classmethod
     def of(cls, sequences: Sequence[Sequence[int]]) -> TokenTree:
-        """The tree of sequences of at least two tokens, in their order."""
+        """Builds the tree of sequences of at least two tokens each; `paths` has their order."""
         tokens = [np.array(sequence[:-1], dtype=np.int64) for sequence in sequences]
         paths: list[NDArray[np.int64]] = []
         size = 0
@@ -116,11 +117,11 @@ class TokenTree:
         return cls(ids, positions, tuple(paths))
 
     def __len__(self) -> int:
-        """Number of tokens."""
+        """Number of nodes, which is the number of tokens of the row."""
         return len(self.ids)
 
     def sees(self) -> NDArray[np.bool_]:
-        """[n, n], True where the first token's sequence has the second one at or before it."""
+        """Attention mask of the row, [n, n]: True where the first token may look at the second one."""
         seen = np.zeros((len(self), len(self)), dtype=np.bool_)
         for path in self.paths:
             seen[np.ix_(path, path)] |= np.tri(len(path), dtype=np.bool_)
@@ -128,24 +129,24 @@ class TokenTree:
 
 
 class ScoreBatch:
-    """Sequences to score, as N rows that are token trees or, where nothing is shared, plain sequences.
+    """A batch of sequences to score: N rows, each a token tree or, where nothing is shared, a plain sequence.
 
     Args:
-        groups: For each row, its jobs and which of the plan's they are.
-        pad_id: Any token.
-        trees: The rows' trees, where they are known.
+        groups: For each row, its jobs with their indices in `RequestBatches.jobs`.
+        pad_id: Token id to pad with; any will do, because the mask hides it.
+        trees: Token tree of each row, to save building it again; None builds the trees.
 
     Attributes:
-        indices: Which of the plan's jobs the answers are.
-        jobs: The jobs.
-        input_ids: [N, T], padded on the right.
-        position_ids: [N, T].
-        attention_mask: [N, T], 1 on real tokens.
-        sees: [N, T, T], which tokens each token sees; None where every row is a plain sequence.
-        predicting: [M], places in the flattened [N·T] of the tokens whose prediction is scored; rising.
-        prediction: [S], for each scored token which of the M predictions is meant.
-        targets: [S], the scored tokens.
-        detail: [M], True where means and variances are wanted.
+        indices: Index of each answer's job in `RequestBatches.jobs`.
+        jobs: Jobs of the batch, row by row.
+        input_ids: Token ids, [N, T], padded on the right.
+        position_ids: Position of each token in its sequence, [N, T].
+        attention_mask: Mask of real tokens, [N, T], 1 on them and 0 on padding.
+        sees: Mask of the tokens that each token sees, [N, T, T]; None where every row is a plain sequence.
+        predicting: Ascending indices into the flattened [N·T] of the tokens that predict a scored one, [M].
+        prediction: Index into `predicting` for each scored token, [S]; sequences that share a row share predictions.
+        targets: Token ids that are scored, [S].
+        detail: True for each prediction whose mean and variance are needed, [M].
     """
 
     def __init__(
@@ -186,11 +187,11 @@ class ScoreBatch:
 
     @property
     def tokens(self) -> int:
-        """Size of the forward pass, padding included."""
+        """Number of tokens of the forward pass, padding included."""
         return self.input_ids.numel()
 
     def halves(self) -> tuple[ScoreBatch, ScoreBatch]:
-        """The batch in two, on the same device; needs two jobs."""
+        """Splits the batch in two on the same device, for a retry after running out of memory; needs two jobs."""
         groups = self._groups if len(self._groups) > 1 else [[entry] for entry in self._groups[0]]
         middle = len(groups) // 2
         parts = groups[:middle], groups[middle:]
@@ -203,40 +204,40 @@ class ScoreBatch:
         return first, second
 
     def apart(self) -> ScoreBatch:
-        """The same jobs as plain sequences, on the same device."""
+        """The same jobs as plain sequences, on the same device, for a model that takes no mask of a tree."""
         groups = [[entry] for group in self._groups for entry in group]
         return ScoreBatch(groups, self._pad_id).to(self.input_ids.device)
 
     def singles(self) -> list[ScoreBatch]:
-        """Each row as a batch of its own, on the same device."""
+        """Splits the batch into its rows, on the same device, for a model that cannot take padding."""
         return [ScoreBatch([group], self._pad_id).to(self.input_ids.device) for group in self._groups]
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest sequence in a row that is no plain sequence; 0 without one."""
+        """Length in tokens of the longest sequence in a shared row; 0 where every row is a plain sequence."""
         return max((len(job.ids) for group in self._groups if len(group) > 1 for _, job in group), default=0)
 
     def longest_tree(self) -> ScoreBatch:
-        """The row with that sequence, on the same device."""
+        """The shared row with the longest sequence, as a batch on the same device."""
         groups = [group for group in self._groups if len(group) > 1]
         most = max(groups, key=lambda group: max(len(job.ids) for _, job in group))
         return ScoreBatch([most], self._pad_id).to(self.input_ids.device)
 
 
 class GenerateBatch:
-    """Prompts to continue, padded on the left.
+    """A batch of prompts to continue, padded on the left.
 
     Args:
-        entries: N jobs and which of the plan's they are.
-        pad_id: Any token.
+        entries: N jobs with their indices in `RequestBatches.jobs`.
+        pad_id: Token id to pad with; any will do, because the mask hides it.
 
     Attributes:
-        indices: Which of the plan's jobs the rows are.
-        jobs: The jobs.
-        pad_id: As given.
-        input_ids: [N, T].
-        attention_mask: [N, T].
-        limits: [N], the most tokens to generate.
+        indices: Index of each row's job in `RequestBatches.jobs`.
+        jobs: Jobs of the batch, one per row.
+        pad_id: Token id that rows are padded with.
+        input_ids: Token ids of the prompts, [N, T].
+        attention_mask: Mask of real tokens, [N, T], 1 on them and 0 on padding.
+        limits: Largest number of tokens to generate in each row, [N].
     """
 
     def __init__(self, entries: Sequence[tuple[int, GenerateJob]], pad_id: int) -> None:
@@ -256,7 +257,7 @@ class GenerateBatch:
         return len(self.jobs) * (self.input_ids.shape[1] + max(job.limit for job in self.jobs))
 
     def halves(self) -> tuple[GenerateBatch, GenerateBatch]:
-        """The batch in two, on the same device; needs two jobs."""
+        """Splits the batch in two on the same device, for a retry after running out of memory; needs two jobs."""
         entries, middle = list(zip(self.indices, self.jobs, strict=True)), len(self.jobs) // 2
         first, second = (
             GenerateBatch(part, self.pad_id).to(self.input_ids.device) for part in (entries[:middle], entries[middle:])
@@ -265,21 +266,22 @@ class GenerateBatch:
 
 
 class RequestBatches:
-    """All requests of one evaluation as batches; iterating gives those of this process.
+    """All requests of one evaluation as batches; iterating yields those of this process.
 
     Args:
-        requests: What the metrics ask for.
+        requests: Requests of all metrics; equal ones are computed once.
         encoder: Tokenizer, template and length limit.
-        tokens_per_batch: Most tokens of a scoring batch, padding included.
-        generation_rows: Most rows of a generation batch.
-        rank: This process.
+        tokens_per_batch: Largest number of tokens of a scoring batch, padding included.
+        generation_rows: Largest number of rows of a generation batch.
+        rank: Index of this process, from 0.
         world_size: Number of processes; each gets the same number of batches, some of them empty where the count is
             uneven.
-        share_prompts: Run what answers to one question begin with in common once.
+        share_prompts: True to put answers to one question into one row, so that their common beginning is computed
+            once.
 
     Attributes:
-        jobs: What is to be computed.
-        known: Jobs whose answers are there already; batches leave them out. May be set before each iteration.
+        jobs: Distinct jobs of all processes; indices of batches and answers refer to this list.
+        known: Indices of jobs whose answers are cached; batches leave them out. May be set before each iteration.
     """
 
     def __init__(
@@ -346,7 +348,7 @@ class RequestBatches:
 
     def __iter__(self) -> Iterator[ScoreBatch | GenerateBatch]:
         batches = self._dealt({index for index in range(len(self.jobs)) if index not in self.known})
-        # The number of batches is what it was said to be, also where some or all answers are known.
+        # `len` is fixed: where answers are cached, empty batches make up the number.
         for groups in [*batches, *([[]] * (self._length - len(batches)))]:
             if groups and isinstance(self.jobs[groups[0][0]], GenerateJob):
                 yield self._generate_batch([index for (index,) in groups])
@@ -354,17 +356,17 @@ class RequestBatches:
                 yield self._score_batch(groups)
 
     def _dealt(self, wanted: Set[int]) -> list[list[tuple[int, ...]]]:
-        """The batches of this process: rows, as job indices."""
+        """Batches of this process, each a list of rows, each row a tuple of job indices."""
         batches = [*self._score_batches(wanted), *self._generate_batches(wanted)]
-        # Dealt in turn, so that every process gets its share of long and short ones.
+        # Dealt round-robin, so that every process gets its share of long and short ones.
         mine = batches[self._rank :: self._world_size]
         most = -(-len(batches) // self._world_size)
         return mine + [[]] * (most - len(mine))
 
     def _grouped(self, share: bool) -> list[tuple[int, ...]]:
-        """Scoring jobs by row: together where that saves tokens, longest row first.
+        """Scoring jobs by row: several in one row where that saves tokens; longest row first.
 
-        Decided from all jobs, known or not, so that a part of them never makes more batches than all.
+        Decided from all jobs, cached or not, so that a part of them never makes more batches than all.
         """
         by_prompt: dict[tuple[int, ...], list[int]] = {}
         for index, job in enumerate(self.jobs):
@@ -382,7 +384,7 @@ class RequestBatches:
         return sorted(groups, key=lambda group: (-len(self._tree(group)), group[0]))
 
     def _parts(self, indices: Sequence[int]) -> Iterator[list[int]]:
-        """Scoring jobs with one prompt, cut so that a row of each part keeps the token budget."""
+        """Splits scoring jobs that share a prompt, so that a row of each part keeps within the token budget."""
         part: list[int] = []
         size = 0
         for index in indices:
@@ -403,11 +405,11 @@ class RequestBatches:
         return self._trees[key]
 
     def _score_batches(self, wanted: Set[int]) -> list[list[tuple[int, ...]]]:
-        """Rows of trees apart from rows of plain sequences, cut by the budget; the first batch needs most memory."""
+        """Batches of tree rows, then of plain rows, within the token budget; the first one needs the most memory."""
         batches: list[list[tuple[int, ...]]] = []
         for trees in (True, False):
             started = False
-            width = 0  # of the batch that is being filled
+            width = 0  # tokens per row of the batch that is being filled
             for group in self._groups:
                 kept = tuple(index for index in group if index in wanted)
                 if (len(group) > 1) != trees or not kept:
@@ -436,10 +438,10 @@ class RequestBatches:
     # ---- answers -----------------------------------------------------------------------------------------------
 
     def answers(self, by_job: Mapping[int, Answer]) -> Answers:
-        """Answers by request from answers by job, which must be complete."""
+        """Answers by request, from answers by job index; every job must have one."""
         by_request: dict[Request, Answer] = {}
         for request, (index, job) in self._job_of.items():
-            answer = by_job[index]  # the tokens of one request may be what was left of another: `cut` is its own
+            answer = by_job[index]  # another request may have the same tokens after truncation, so `cut` is per request
             if isinstance(answer, Generation):
                 by_request[request] = replace(answer, text=self._encoder.decode(answer.ids), cut=job.cut)
             elif isinstance(job, ScoreJob) and isinstance(request, Score | ScoreText):
@@ -461,7 +463,7 @@ def _moved(batch: _Batch, device: torch.device | str, options: dict[str, Any]) -
 def _padded(
     rows: Sequence[Sequence[int] | NDArray[np.int64]], pad_id: int, left: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Token ids [N, T] and attention mask [N, T] from lengths, never from the ids: pad may be a real token."""
+    """Token ids [N, T] and attention mask [N, T], made from lengths, not ids: the pad token may be a real one."""
     width = max(map(len, rows), default=0)
     input_ids = torch.full((len(rows), width), pad_id, dtype=torch.long)
     attention = torch.zeros_like(input_ids)

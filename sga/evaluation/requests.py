@@ -1,7 +1,7 @@
-"""What metrics ask of a model, and the answers: numbers and texts keyed by the request.
+"""Requests of metrics to a model, and its answers: numbers and texts keyed by the request.
 
 Metrics ask how likely an answer or a text is (`Score`, `ScoreText`) and what the model says (`Generate`, `Continue`).
-What several metrics ask for is computed once: `sga.evaluation.request_batches` sees to it.
+A request that several metrics make is computed once: `sga.evaluation.request_batches` sees to it.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from sga.errors import DivergenceError
 
 @dataclass(frozen=True)
 class Score:
-    """Asks for the log-probabilities of an answer's tokens. An empty question makes the answer plain text.
+    """Request for the log-probabilities of an answer's tokens. An empty question makes the answer plain text.
 
     Attributes:
         question: The question, put into the template.
-        answer: The answer, scored with its end-of-sequence token.
-        detail: Also ask for the arg-max hits and for the vocabulary's mean and variance.
+        answer: The answer, scored together with its end-of-sequence token.
+        detail: True to also get arg-max hits, and mean and variance of log p over the vocabulary (Min-K %++).
     """
 
     question: str
@@ -33,9 +33,10 @@ class Score:
 
 @dataclass(frozen=True)
 class ScoreText:
-    """Asks for the log-probabilities of a text's tokens but the first, as MUSE does: no template, no end-of-sequence.
+    """Request for the log-probabilities of all tokens of a text except the first, as in MUSE.
 
-    A text longer than the context is cut to its first `context` tokens; `TokenScores.cut` says so.
+    There is no template and no end-of-sequence token. A text longer than the context is truncated to its first
+    `context` tokens; `TokenScores.cut` says so.
     """
 
     text: str
@@ -44,12 +45,12 @@ class ScoreText:
 
 @dataclass(frozen=True)
 class Generate:
-    """Asks for the greedy answer to a question.
+    """Request for the greedy answer to a question.
 
     Attributes:
         question: The question, put into the template.
-        max_new_tokens: The most tokens of the answer.
-        count_prompt: The prompt's tokens count towards `max_new_tokens` (TOFU's own code).
+        max_new_tokens: Largest number of tokens of the answer.
+        count_prompt: True if the prompt's tokens count towards `max_new_tokens`, as in TOFU's own code.
     """
 
     question: str
@@ -59,15 +60,15 @@ class Generate:
 
 @dataclass(frozen=True)
 class Continue:
-    """Asks for the greedy continuation of plain text, without a template.
+    """Request for the greedy continuation of plain text, without a template.
 
-    A prompt that leaves no room for `max_new_tokens` in the context first loses examples from the front, then its own
-    beginning; `Generation.cut` says so.
+    A prompt that leaves no room for `max_new_tokens` in the context is truncated: examples are dropped from the front,
+    then tokens from its own beginning; `Generation.cut` says so.
 
     Attributes:
         prompt: The text to continue.
-        max_new_tokens: The most tokens of the continuation.
-        examples: Texts that stand before the prompt.
+        max_new_tokens: Largest number of tokens of the continuation.
+        examples: Texts put before the prompt (few-shot examples).
     """
 
     prompt: str
@@ -79,7 +80,7 @@ Request = Score | ScoreText | Generate | Continue
 
 
 def record_score(record: Record, detail: bool = False) -> Score | ScoreText:
-    """Asks for the log-probabilities of a record: of its answer, or of its text."""
+    """Request for the log-probabilities of a record: of its answer or, for a record of plain text, of the text."""
     return ScoreText(record.answer, detail) if record.is_text else Score(record.question, record.answer, detail)
 
 
@@ -88,12 +89,13 @@ class TokenScores:
     """The answer to a `Score` or `ScoreText`.
 
     Attributes:
-        log_probs: [T] log p of each scored token in nats, float64.
-        hits: [T] bool, whether the token is the arg-max; None where no detail was asked for.
-        means: [T] mean of log p over the vocabulary under the model's own distribution there; None as above.
-        variances: [T] its variance; None as above.
-        ends: Whether the last token is the end-of-sequence token.
-        cut: Whether a text was cut to the context.
+        log_probs: Log-probability of each scored token, [T], nats, float64.
+        hits: True for each scored token that is the arg-max, [T], bool; None without detail.
+        means: Mean of log p over the vocabulary under the model's own distribution at each position, [T]; None without
+            detail.
+        variances: Variance of log p at each position, [T]; None without detail.
+        ends: True if the last token is the end-of-sequence token.
+        cut: True if a text was truncated to the context.
     """
 
     log_probs: NDArray[np.float64]
@@ -105,12 +107,12 @@ class TokenScores:
 
     @property
     def avg_nll(self) -> float:
-        """Mean negative log-likelihood per scored token, the end-of-sequence token counted where there is one."""
+        """Mean negative log-likelihood per scored token, nats, with the end-of-sequence token where there is one."""
         return float(-self.log_probs.mean())
 
     @property
     def text(self) -> TokenScores:
-        """The same without the end-of-sequence token; unchanged where there is none, or no other token."""
+        """These scores without the end-of-sequence token; unchanged where there is none, or no other token."""
         if not self.ends or len(self.log_probs) == 1:
             return self
         return TokenScores(
@@ -128,9 +130,9 @@ class Generation:
     """The answer to a `Generate` or `Continue`.
 
     Attributes:
-        ids: The generated tokens, without the one that ended the answer.
-        text: The text of them, special tokens and outer white space removed.
-        cut: Whether the prompt was cut to leave room in the context.
+        ids: Token ids of the generated text, without the token that ended it.
+        text: Decoded text, without special tokens and outer white space.
+        cut: True if the prompt was truncated to leave room in the context.
     """
 
     ids: tuple[int, ...]
@@ -142,17 +144,17 @@ Answer = TokenScores | Generation
 
 
 class Answers:
-    """Answers by request.
+    """Answers of a model by request.
 
     Args:
-        by_request: What there is; scores are under their request without detail.
+        by_request: Answer of each request; a `Score` is looked up without its `detail`.
     """
 
     def __init__(self, by_request: Mapping[Request, Answer]) -> None:
         self._by_request = by_request
 
     def scores(self, request: Score | ScoreText) -> TokenScores:
-        """The token scores that were asked for; with details, if some metric asked for them.
+        """Token scores of a request; with details if some metric requested them.
 
         Raises:
             DivergenceError: a log-probability is NaN or infinite.
@@ -168,7 +170,7 @@ class Answers:
         return found
 
     def generation(self, request: Generate | Continue) -> Generation:
-        """The greedy text that was asked for."""
+        """Greedy text of a request."""
         found = self._by_request.get(request)
         assert isinstance(found, Generation), f"{request} was asked for"
         return found

@@ -1,8 +1,8 @@
-"""Metrics over rows: a number a row goes in, batch by batch, and the value of all rows or of a resample comes out.
+"""Metrics over rows: add numbers per row batch by batch, then get the value on all rows or on bootstrap resamples.
 
-The arithmetic is in `sga.evaluation.metrics`; here is what is kept of each row, and how often a row counts. Rows are
-kept in NumPy arrays, so that logs are scored without torch. `sga.evaluation.accumulated` has the same classes as
-`torchmetrics.Metric`, whose rows are tensors and are gathered from all processes.
+The arithmetic is in `sga.evaluation.metrics`; this module stores the rows and counts each once. Rows are NumPy arrays,
+so that logs are scored without torch. `sga.evaluation.accumulated` has the same classes as `torchmetrics.Metric`, with
+rows in tensors that are gathered from all processes.
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ from sga.evaluation.bootstrap import Bootstrap, harmonic_means
 from sga.evaluation.metrics import MODEL_UTILITY_PARTS, Floats
 
 Column = Any
-"""[N] numbers, one a row: a tensor on any device, an array or a list."""
+"""One number per row, [N]: a tensor on any device, an array or a list."""
 
 Kind = TypeVar("Kind", bound="RowMetric")
 
 LARGEST_ID = 2**53
-"""Ids are kept as float64, which holds every whole number up to here."""
+"""Largest id: ids are stored as float64, which holds every whole number up to here."""
 
 _ROUNDING = 1e-6
-"""What a share may be beyond 0 or 1."""
+"""Rounding error by which a share may be below 0 or above 1."""
 
 
 class RowMetric:
-    """What metrics over rows have in common: their rows.
+    """Base of metrics over rows: stores the rows, and computes values and intervals from them.
 
     Args:
-        set_name: Name of the set that the rows are of. Metrics of one set share its bootstrap resamples. Metrics of
-            several sets have names of their own.
+        set_name: Name of the evaluation set of the rows. Metrics of one set share its bootstrap resamples. A metric of
+            several sets has set names of its own.
     """
 
     columns: ClassVar[tuple[str, ...]]
-    """Names of what is kept of the rows; each is a list of [2·N] numbers, a row's value and then its id or NaN."""
+    """Names of the stored columns; each is a list of arrays [2·N], where a row's value is followed by its id or NaN."""
     counts_rows: ClassVar[bool] = True
     """True for means and AUCs of independent rows, whose interval at an end of their range is Wilson's."""
 
@@ -48,29 +48,29 @@ class RowMetric:
             setattr(self, column, [])
 
     def values(self) -> dict[str, float]:
-        """Values by name, of all rows."""
+        """Values of the metric on all rows, by name."""
         raise NotImplementedError
 
     def draws(self, bootstrap: Bootstrap) -> dict[str, Floats]:
-        """Values of each resample, [resamples], by the names of `values`; names without an interval are left out."""
+        """Values on each resample, [resamples], by the names of `values`; names without an interval are left out."""
         return {}
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Number of rows by the set that they are of."""
+        """Number of rows by evaluation set."""
         return {self.set_name: len(self._rows(self.columns[0]))}
 
     def interval(self, bootstrap: Bootstrap) -> dict[str, tuple[float, float]]:
-        """Percentile intervals by name; docs/metrics.md says what an evaluation does where resamples are all alike."""
+        """Percentile intervals (low, high) by name; for resamples that are all alike see docs/metrics.md."""
         return {name: bootstrap.interval(draws) for name, draws in self.draws(bootstrap).items()}
 
     # ---- rows ------------------------------------------------------------------------------------------------------
 
     def _keep(self, ids: Column | None, **columns: Column) -> None:
-        """Adds rows that belong together.
+        """Adds rows; the columns are aligned, and must have one length.
 
         Raises:
-            UserError: misaligned columns, or ids that are no whole numbers.
+            UserError: the columns differ in length, or ids are not whole numbers.
         """
         arrays = {name: _vector(name, values) for name, values in columns.items()}
         lengths = {len(array) for array in arrays.values()}
@@ -88,11 +88,11 @@ class RowMetric:
         return np.concatenate([np.zeros(0), *getattr(self, column)])
 
     def _rows(self, column: str) -> Floats:
-        """The values of a column, [N]; of rows with the same id the first one.
+        """Values of a column, [N]; the first one of each id.
 
         Raises:
-            UserError: ids for some rows only; or values of one id that are too far apart for one row scored twice, as
-                when each process counts its ids from 0. Half of the rows would otherwise be dropped without a word.
+            UserError: only some rows have ids; or the values of one id are too far apart for one row scored twice, as
+                when each process counts its ids from 0. Rows would otherwise be dropped silently.
         """
         pairs = self._pairs(column).reshape(-1, 2)
         values: Floats = pairs[:, 0]
@@ -104,7 +104,7 @@ class RowMetric:
             raise UserError(f"ids must be given in each update or in none, got {given} ids of {len(ids)} rows")
         _, first, inverse = np.unique(ids, return_index=True, return_inverse=True)
         # bfloat16 in another batch moves a value in its third digit; values of two rows differ by about their spread.
-        with np.errstate(invalid="ignore"):  # what is not finite is refused by the metric
+        with np.errstate(invalid="ignore"):  # the metric itself refuses values that are not finite
             gap = np.abs(values - values[first][inverse])
             allowed = 0.1 * values.std() + 1e-2 * np.abs(values)
         apart = np.flatnonzero(gap > allowed)
@@ -127,7 +127,7 @@ def plain_metric(kind: type[Kind], set_name: str) -> Kind:
 
 
 class MeanRows(RowMetric):
-    """Mean of one number a row: a probability, ROUGE, memorisation, a loss."""
+    """Mean of one number per row: a probability, ROUGE, memorisation, a loss."""
 
     columns = ("value",)
 
@@ -135,11 +135,11 @@ class MeanRows(RowMetric):
         """Adds rows.
 
         Args:
-            value: [N].
-            ids: [N], whole numbers; rows with the same id count once. In each update or in none.
+            value: Number of each row, [N], in any unit.
+            ids: Whole number that identifies each row, [N]; rows with the same id count once. In each update or none.
 
         Raises:
-            UserError: misaligned, or ids that are no whole numbers.
+            UserError: `ids` has another length than `value`, or ids are not whole numbers.
         """
         self._keep(ids, value=value)
 
@@ -165,16 +165,16 @@ class PerplexityRows(RowMetric):
         """Adds sequences.
 
         Args:
-            total_nll: [N], nats, summed over the tokens of a sequence.
-            tokens: [N], number of scored tokens.
-            ids: [N], whole numbers; rows with the same id count once. In each update or in none.
+            total_nll: Negative log-likelihood of each sequence, [N], nats, summed over its tokens.
+            tokens: Number of scored tokens of each sequence, [N].
+            ids: Whole number that identifies each row, [N]; rows with the same id count once. In each update or none.
 
         Raises:
-            UserError: misaligned or not finite, or a sequence without a token.
+            UserError: the columns differ in length, a number is not finite, or a sequence has no token.
         """
         nll, count = _vector("total_nll", total_nll), _vector("tokens", tokens)
         if len(nll) == len(count) > 0:
-            metrics.perplexity(nll, count)  # said with the batch that it is about
+            metrics.perplexity(nll, count)  # checks the batch now, while the error can be traced to it
         self._keep(ids, total_nll=nll, tokens=count)
 
     def values(self) -> dict[str, float]:
@@ -191,10 +191,10 @@ class PerplexityRows(RowMetric):
 
 
 class TruthRatioRows(RowMetric):
-    """TOFU's two Truth Ratio scores: the one of sets to be kept and the one of the forget set.
+    """TOFU's two Truth Ratio scores: one for sets to retain, one for the forget set.
 
-    The values are ``retain`` = mean(max(0, 1 - R)) and ``forget`` = mean(min(R, 1/R)) of the same rows, in [0, 1]. Only
-    the one that the set is for has a meaning; higher is better for both.
+    The values are ``retain`` = mean(max(0, 1 - R)) and ``forget`` = mean(min(R, 1/R)) of the same rows, in [0, 1];
+    higher is better for both. Read the one that the set is for; the other has no meaning.
     """
 
     columns = ("log_ratio",)
@@ -203,11 +203,11 @@ class TruthRatioRows(RowMetric):
         """Adds rows of one set.
 
         Args:
-            log_ratio: [N], log R of `sga.evaluation.metrics.log_truth_ratio`.
-            ids: [N], whole numbers; rows with the same id count once. In each update or in none.
+            log_ratio: Log R of each row, [N], from `sga.evaluation.metrics.log_truth_ratio`.
+            ids: Whole number that identifies each row, [N]; rows with the same id count once. In each update or none.
 
         Raises:
-            UserError: misaligned, or ids that are no whole numbers.
+            UserError: `ids` has another length than `log_ratio`, or ids are not whole numbers.
         """
         self._keep(ids, log_ratio=log_ratio)
 
@@ -225,7 +225,7 @@ class TruthRatioRows(RowMetric):
 
 
 class ForgetQualityRows(RowMetric):
-    """TOFU's Forget Quality, the unlearned model's truth ratios against the retain model's on the same rows.
+    """TOFU's Forget Quality: the unlearned model's truth ratios against the retain model's on the same rows.
 
     The values are ``p_value``, ``log10_p``, ``ks_statistic`` and ``n``, as in `ForgetQualityResult`: higher is better
     for the first two, lower for the third; n is the number of rows that counted. For a reference that was scored on
@@ -238,13 +238,13 @@ class ForgetQualityRows(RowMetric):
         """Adds rows of the forget set.
 
         Args:
-            log_ratio: [N], log R of the unlearned model (`sga.evaluation.metrics.log_truth_ratio`).
-            reference_log_ratio: [N], log R of the retain model on the same rows.
-            ids: [N], whole numbers; rows with the same id count once. In each update or in none. The p-value depends
-                on the number of rows, so a repeated row would change it.
+            log_ratio: Log R of the unlearned model, [N] (`sga.evaluation.metrics.log_truth_ratio`).
+            reference_log_ratio: Log R of the retain model on the same rows, [N].
+            ids: Whole number that identifies each row, [N]; rows with the same id count once. In each update or none.
+                The p-value depends on the number of rows, so a repeated row would change it.
 
         Raises:
-            UserError: misaligned, or ids that are no whole numbers.
+            UserError: the columns differ in length, or ids are not whole numbers.
         """
         self._keep(ids, log_ratio=log_ratio, reference_log_ratio=reference_log_ratio)
 
@@ -253,13 +253,13 @@ class ForgetQualityRows(RowMetric):
         return {name: getattr(found, name) for name in ("p_value", "log10_p", "ks_statistic", "n")}
 
     def direction(self, forget_nll: float, reference_forget_nll: float) -> metrics.Direction:
-        """Why a low value is low, by the mean avg_nll of the forget answers under both models."""
+        """Reason of a low value, by the mean avg_nll (nats per token) of the forget answers under both models."""
         rows = self._rows("log_ratio"), self._rows("reference_log_ratio")
         return metrics.forget_quality(*rows, forget_nll, reference_forget_nll).direction
 
 
 class MembershipRows(RowMetric):
-    """How well a score that is low for members (a loss, Min-K %) tells the forget set from the holdout set.
+    """AUC with which a score that is low for members (a loss, Min-K %) tells the forget set from the holdout set.
 
     The value is `sga.evaluation.metrics.membership_auc` of all rows, in [0, 1], 1 = members recognised perfectly.
     """
@@ -270,13 +270,14 @@ class MembershipRows(RowMetric):
         """Adds rows of the forget set, of the holdout set or of both.
 
         Args:
-            scores: [N], low = member.
-            is_member: [N], true for rows of the forget set; or one value for all of them.
-            ids: [N], whole numbers; rows with the same id in the same set count once. In each update of a set or in
-                none.
+            scores: Score of each row, [N], low = member.
+            is_member: True for each row of the forget set, [N]; or one value for all rows.
+            ids: Whole number that identifies each row, [N]; rows with the same id in the same set count once. In each
+                update of a set or in none.
 
         Raises:
-            UserError: misaligned, `is_member` neither true nor false, or ids that are no whole numbers.
+            UserError: the columns differ in length, `is_member` has values other than true and false, or ids are not
+                whole numbers.
         """
         values = _vector("scores", scores)
         members = np.full(len(values), float(is_member)) if isinstance(is_member, bool) else is_member
@@ -303,9 +304,9 @@ class MembershipRows(RowMetric):
 
 
 class UtilityRows(RowMetric):
-    """TOFU's Model Utility, the harmonic mean of nine means.
+    """TOFU's Model Utility: the harmonic mean of nine means.
 
-    The values are ``model_utility`` and beside it its nine parts by the names in `MODEL_UTILITY_PARTS`, in [0, 1].
+    The values are ``model_utility`` and its nine parts by the names in `MODEL_UTILITY_PARTS`, all in [0, 1].
     """
 
     columns = MODEL_UTILITY_PARTS
@@ -319,18 +320,19 @@ class UtilityRows(RowMetric):
         truth_ratio: Column = (),
         ids: Column | None = None,
     ) -> None:
-        """Adds rows of one set; the three parts may come together or one at a time.
+        """Adds rows of one set; the three parts may be added together or one at a time.
 
         Args:
-            set_name: The set that the rows are from: retain, real_authors or world_facts.
-            probability: [N], exp(-avg_nll) of the answer on retain; on the other two
+            set_name: Name of the rows' set: retain, real_authors or world_facts.
+            probability: Probability of each row, [N]: exp(-avg_nll) of the answer on retain; on the other two
                 p_right / (p_right + sum of p_wrong), each p = exp(-avg_nll).
-            rouge: [N], ROUGE-L recall of the greedy answer.
-            truth_ratio: [N], max(0, 1 - R).
-            ids: [N], whole numbers; rows with the same id in the same set count once. In each update or in none.
+            rouge: ROUGE-L recall of each greedy answer, [N], in [0, 1].
+            truth_ratio: Truth ratio score of each row, [N], max(0, 1 - R).
+            ids: Whole number that identifies each row, [N]; rows with the same id in the same set count once. In each
+                update or none.
 
         Raises:
-            UserError: an unknown set, a value outside [0, 1], or ids that are no whole numbers.
+            UserError: the set is unknown, a value is outside [0, 1], or ids are not whole numbers.
         """
         for part, values in (("probability", probability), ("rouge", rouge), ("truth_ratio", truth_ratio)):
             name = f"{set_name}_{part}"
@@ -344,7 +346,7 @@ class UtilityRows(RowMetric):
 
     @property
     def _sets(self) -> dict[str, str]:
-        """Names of the sets that rows are of, by their names among the parts: other retain rows are resampled apart."""
+        """Evaluation set by its name among the parts; retain rows of another set have resamples of their own."""
         retain = "retain" if self.set_name == "rows" else self.set_name
         return {"retain": retain, "real_authors": "real_authors", "world_facts": "world_facts"}
 
@@ -371,8 +373,8 @@ class UtilityRows(RowMetric):
 
 
 def _vector(name: str, values: Column) -> Floats:
-    """`values` as float64 [N], whatever they are kept in."""
-    if hasattr(values, "detach"):  # a tensor, of a type that NumPy may not have
+    """Converts a tensor, array or list to float64, [N]."""
+    if hasattr(values, "detach"):  # a tensor, perhaps of a type that NumPy does not have (bfloat16)
         values = values.detach().double().cpu().numpy()
     array: Floats = np.asarray(values, dtype=np.float64)
     if array.ndim != 1:
@@ -381,7 +383,7 @@ def _vector(name: str, values: Column) -> Floats:
 
 
 def _ids(ids: Column | None, rows: int) -> Floats:
-    """[N], NaN where there are none."""
+    """Ids as float64, [N]; NaN for each row if there are none."""
     if ids is None:
         return np.full(rows, np.nan)
     given = ids.detach().cpu().numpy() if hasattr(ids, "detach") else np.asarray(ids)

@@ -14,27 +14,27 @@ from sga.evaluation.requests import TokenScores
 from sga.likelihood.forward import attention_mask, logits_at, takes
 
 _CHUNK = {"cpu": 1 << 20, "cuda": 1 << 26}
-"""Numbers of a [positions, vocabulary] block that are looked at together: what fits the processor's cache on a CPU."""
+"""Number of logits in a block [positions, vocabulary], by device type; on a CPU it has to fit the processor's cache."""
 
 
 def score_batch(model: nn.Module, batch: ScoreBatch) -> list[TokenScores]:
-    """Log-probabilities of each job's scored tokens, and details of those that want them, in one forward pass.
+    """Log-probabilities of each job's scored tokens, with details where a job has `detail`, in one forward pass.
 
-    Logits exist at scored positions only, and once where several sequences share a beginning.
+    Logits are computed at scored positions only, and once where several sequences share a beginning.
 
     Args:
         model: A Hugging Face causal language model in eval mode.
-        batch: What to score.
+        batch: The sequences to score, on the model's device.
 
     Returns:
-        One entry per job, in order.
+        One `TokenScores` per job, in order.
     """
     return score_batch_with_hits(model, batch)[0]
 
 
 @torch.no_grad()
 def score_batch_with_hits(model: nn.Module, batch: ScoreBatch) -> tuple[list[TokenScores], list[NDArray[np.bool_]]]:
-    """`score_batch`, and for every job which of its scored tokens are the arg-max, [T]."""
+    """`score_batch`, and for every job the arg-max hits of its scored tokens, [T], bool, with or without detail."""
     arguments: dict[str, Any] = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
     if batch.sees is not None:
         arguments["attention_mask"] = attention_mask(model, batch.sees)
@@ -50,18 +50,18 @@ def score_batch_with_hits(model: nn.Module, batch: ScoreBatch) -> tuple[list[Tok
 
 
 def trees_work(model: nn.Module, batch: ScoreBatch) -> bool:
-    """Whether the model scores a tree of sequences as it scores them one by one.
+    """True if the model scores a tree of sequences as it scores them one by one.
 
-    Tried out, on the tree of the batch with the longest sequence: models differ in the attention masks that they take
-    and in how they count positions, one that ignores either gives numbers that look right, and one that looks back
-    over a window of its own shows it only where a sequence is longer.
+    Tried out on the batch's tree with the longest sequence, because models differ in the attention masks and position
+    ids that they take: a model that ignores either gives plausible but wrong numbers, and a sliding window shows only
+    in a sequence longer than the window.
     """
     if not takes(model, "position_ids"):
         return False
     sample = batch.longest_tree()
     try:
         together = score_batch(model, sample)
-    except Exception as error:  # whatever a model raises that does not know such a mask
+    except Exception as error:  # any error of a model that does not know such a mask
         if is_out_of_memory(error):
             raise
         return False
@@ -75,9 +75,10 @@ def trees_work(model: nn.Module, batch: ScoreBatch) -> bool:
 
 
 def _statistics(logits: Tensor, batch: ScoreBatch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """log p of the targets, arg-max hits, and mean and variance of log p over the vocabulary, each [S].
+    """Log p of the targets, arg-max hits, and mean and variance of log p over the vocabulary, each [S].
 
-    Taken block by block, so that no second [M, V] tensor exists. Mean and variance are right only where `batch.detail`.
+    Computed block by block, so that no second [M, V] tensor exists. Mean and variance are valid only where
+    `batch.detail` is true.
     """
     positions, vocabulary = logits.shape
     device, dtype = logits.device, torch.promote_types(logits.dtype, torch.float32)

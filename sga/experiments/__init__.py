@@ -1,1 +1,1 @@
-"""Several fits that belong together: the demo, sequences of unlearning requests, sweeps."""
+"""Experiments of several fits: the demo, sequences of unlearning requests, sweeps."""

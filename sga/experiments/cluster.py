@@ -1,4 +1,4 @@
-"""Tasks as jobs of a cluster, through submitit: SLURM arrays, of which a job that is preempted is put back."""
+"""Tasks as jobs of a cluster, through submitit: SLURM arrays, with preempted jobs requeued."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from sga.experiments.engine import Job, Pool, run
 from sga.experiments.task import Outcome, Task, outcome
 
 JOBS = "jobs"
-"""Folder, within the experiment's, of what jobs print."""
+"""Name of the folder, within the experiment's, for the output of jobs."""
 
 
 @dataclass(frozen=True)
 class _Work:
-    """What a job does, as submitit takes it."""
+    """Work of one job, in the form that submitit can pickle and requeue."""
 
     task: Task
     folder: Path
@@ -27,7 +27,7 @@ class _Work:
         run([self.task], self.folder)
 
     def checkpoint(self) -> Any:
-        """What is put back when the job runs out of time or is preempted: the same, which goes on where it stopped."""
+        """Requeues the same work if the job runs out of time or is preempted; it then resumes."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
@@ -49,19 +49,19 @@ class _ClusterJob:
 
 
 class Cluster(Pool):
-    """Makes each task in a job.
+    """Pool that runs each task in a cluster job.
 
     Args:
-        kind: ``slurm``, or ``local`` for processes of this machine that stand in for jobs, to try it out.
-        folder: The experiment's.
+        kind: Kind of cluster: ``slurm``, or ``local`` for processes of this machine in place of jobs, to try it out.
+        folder: Folder of the experiment, on a file system that all jobs see.
         workers: Number of jobs at a time.
-        parameters: Parameters of submitit's executor, such as ``timeout_min`` (here 24 hours, if it is not given),
+        parameters: Parameters of submitit's executor, such as ``timeout_min`` (24 hours by default here),
             ``gpus_per_node`` and ``slurm_partition``.
-        ahead: True if SLURM is given all tasks at once, of which it runs `workers` at a time; False if what comes next
-            depends on results.
+        ahead: True to submit all tasks to SLURM at once, which runs `workers` at a time; False if later tasks depend on
+            results of earlier ones.
 
     Raises:
-        UserError: submitit is not installed, there is no SLURM, or it does not know a parameter.
+        UserError: submitit is not installed, there is no SLURM, or submitit does not know a parameter.
     """
 
     def __init__(
@@ -85,15 +85,15 @@ class Cluster(Pool):
             self.executor.update_parameters(**given)
         except (RuntimeError, NameError, TypeError, AssertionError) as error:
             raise UserError(f"--cluster {kind}: {error}") from None
-        self.pause = 10.0 if kind == "slurm" else 1.0  # each look at a job takes several calls to a shared file system
+        self.pause = 10.0 if kind == "slurm" else 1.0  # each poll of a job takes several calls to a shared file system
         self.workers = 1000 if ahead and kind == "slurm" else workers
 
     def batch(self) -> AbstractContextManager[object]:
-        """Submits all jobs that are started within as one array."""
+        """Context within which all started jobs are submitted as one array."""
         context: AbstractContextManager[object] = self.executor.batch(allow_implicit_submissions=True)
         return context
 
     def start(self, task: Task, folder: Path, lock: ExitStack) -> Job:
-        """Submits a task, which its job locks when it begins."""
+        """Submits a task; its job takes the lock when it begins."""
         work = _Work(task, folder.resolve())
         return _ClusterJob(work, self.executor.submit(work))

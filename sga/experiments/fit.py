@@ -1,7 +1,7 @@
 """`python -m sga.experiments.fit VERB OPTIONS`: `sga VERB OPTIONS` that ends with the process that started it.
 
-Otherwise the run of a killed command would go on alone, beside the one that takes its place. A command that is stopped
-asks it to end, so that it writes a checkpoint first.
+Without this, the run of a killed command would continue by itself while the next command starts the same run. A command
+that is stopped asks its runs to end, so that they write a checkpoint first.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import threading
 def end_with_parent() -> None:
     """Ends this process at once when its standard input, a pipe that the parent holds open, is closed.
 
-    What the parent writes there counts as SIGTERM, unless a signal that went to both has come before: `SignalWatch`,
-    which gives both signals back at the first one, would take it for the second one, which ends a run at once.
+    A message from the parent counts as SIGTERM, unless a signal to both processes has arrived before: `SignalWatch`,
+    which restores both handlers at the first signal, would take it for the second one, which ends a run at once.
     """
 
     def watch() -> None:

@@ -1,4 +1,4 @@
-"""Unlearning requests one after the other, each starting from the model that the last one left."""
+"""Sequences of unlearning requests, each starting from the model of the one before."""
 
 from __future__ import annotations
 
@@ -19,16 +19,17 @@ _START = "model.language_model.name_or_path"
 
 
 def read_sequence(path: Path, overrides: Values | None = None) -> list[Task]:
-    """Reads a sequence file; paths of configurations in it are relative to it.
+    """Reads a sequence file as tasks; paths of configurations in it are relative to the file.
 
     Args:
-        path: The file: ``config``, what every request is configured by; ``settings`` on top of it; and either
-            ``folds: n``, for n requests that each forget one of n parts of the forget split, or ``requests``, a list of
-            settings, one for each.
-        overrides: Settings of all requests that win over the file's.
+        path: Path of the file with ``config``, the configuration files of every request; ``settings`` on top of them;
+            and either ``folds: n``, for n requests that each forget one of n parts of the forget split, or
+            ``requests``, a list with the settings of each request.
+        overrides: Settings by dotted name for all requests, which win over the file's.
 
     Raises:
-        UserError: the file is missing or not of this form, or it keeps no model that the next request could start from.
+        UserError: the file is missing or not of this form, or its runs export no model for the next request to start
+            from.
     """
     plan = read_config([path])
     unknown = sorted(set(plan) - _KEYS)
@@ -63,7 +64,7 @@ def _requests(plan: dict[str, Any], path: Path) -> list[Values]:
 
 
 def _kept(config: dict[str, Any]) -> dict[str, Any]:
-    """How the first model is loaded, as far as it holds for those that come out of it too."""
+    """Settings of loading the first model that hold for the models of later requests too."""
     first = config.get("model", {}).get("language_model", {})
     arguments = first.get("init_args") or {}
     if str(first.get("class_path", "")).endswith("LoRA"):  # each request trains an adapter of its own
@@ -73,5 +74,5 @@ def _kept(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def sequence_results(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """One entry per request and evaluation, in order: ``request``, its number, and every metric with step and epoch."""
+    """Entries for each request and evaluation, in order: ``request``, its number, and metrics with step and epoch."""
     return [{"request": number, **line} for number, run in enumerate(runs, start=1) for line in run.evaluations]

@@ -1,6 +1,6 @@
-"""A task: one `sga fit`, or `sga validate`, with its configuration, what it needs, and the state of its run folder.
+"""A task: one `sga fit` or `sga validate`, with its configuration, the tasks it needs, and the state of its run folder.
 
-What an experiment is made of, whether the demo, a sequence or a sweep; `sga.experiments.engine` makes tasks.
+Experiments (the demo, a sequence, a sweep) are lists of tasks; `sga.experiments.engine` runs them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ CONFIG_FILE = "fit.yaml"
 LOG_FILE = "fit.log"
 
 _OLD_STATE_FILES = ("trial.json", "request.json", "step.json")
-"""Names that sweeps, sequences and the demo had for it."""
+"""Earlier names of the state file in sweeps, sequences and the demo, which are still read."""
 
 
 @dataclass(frozen=True)
@@ -32,46 +32,59 @@ class Task:
     """One `sga fit` of an experiment, or one `sga validate`.
 
     Attributes:
-        name: Name of its run folder within the experiment's folder; may have slashes.
-        config: Whole configuration without ``run.folder`` and without what the needs set.
-        needs: Tasks that have to be finished first, by the setting that takes their run folder.
-        key: Hash of all that the result depends on; by default of the configuration and the needs' keys.
-        title: Name of the task in messages; by default its folder's.
-        keep_weights: False if the checkpoints of a finished run are deleted.
-        verb: ``fit`` or ``validate``.
+        name: Name of the run folder within the experiment's folder; may have slashes.
+        config: Whole configuration, without ``run.folder`` and without the settings that `needs` fills.
+        needs: Tasks that have to be finished first, by the setting that gets their run folder; several tasks for a
+            setting that takes a list.
+        key: Hash of everything that the result depends on; by default of the configuration and the needs' keys.
+        title: Name of the task in messages; by default the name of its folder.
+        keep_weights: False to delete the checkpoints of the finished run.
+        verb: Verb that runs the task, ``fit`` or ``validate``.
     """
 
     name: str
     config: dict[str, Any]
-    needs: Mapping[str, Task] = field(default_factory=dict)
+    needs: Mapping[str, Task | tuple[Task, ...]] = field(default_factory=dict)
     key: str = ""
     title: str = ""
     keep_weights: bool = True
     verb: Literal["fit", "validate"] = field(default="fit", kw_only=True)
 
     def __post_init__(self) -> None:
-        needs = {setting: need.key for setting, need in self.needs.items()}
+        needs = {
+            setting: need.key if isinstance(need, Task) else [one.key for one in need]
+            for setting, need in self.needs.items()
+        }
         object.__setattr__(self, "key", self.key or digest([self.config, needs]))
         object.__setattr__(self, "title", self.title or self.name)
 
-    def full_config(self, folder: Path) -> dict[str, Any]:
-        """Configuration of its verb, with the places of its own run folder and of those that it needs.
+    @property
+    def needed(self) -> tuple[Task, ...]:
+        """All tasks of `needs`, in order."""
+        return tuple(one for need in self.needs.values() for one in ((need,) if isinstance(need, Task) else need))
 
-        The places are absolute, so that the same command may go on with it from elsewhere.
+    def full_config(self, folder: Path) -> dict[str, Any]:
+        """Complete configuration, with the paths of the task's own run folder and of those that it needs.
+
+        The paths are absolute, so that the run can be resumed from another working directory.
         """
         folder = folder.resolve()
-        config = applied(self.config, {setting: str(folder / need.name) for setting, need in self.needs.items()})
+        places = {
+            setting: str(folder / need.name) if isinstance(need, Task) else [str(folder / one.name) for one in need]
+            for setting, need in self.needs.items()
+        }
+        config = applied(self.config, places)
         set_value(config, "run.folder", str(folder / self.name))
         return config
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a task ended.
+    """Outcome of a task that has ended.
 
     Attributes:
         reason: Reason of the failure in words; None for a finished run.
-        code: Exit code of the run; 0 for a finished one and where it is not known.
+        code: Exit code of the run; 0 for a finished run or if unknown.
     """
 
     reason: str | None = None
@@ -79,10 +92,10 @@ class Outcome:
 
 
 def with_needs(tasks: Iterable[Task]) -> dict[str, Task]:
-    """Tasks and everything that they need, by key; needs come first."""
+    """Tasks and all tasks that they need, by key; needs come first."""
     found: dict[str, Task] = {}
     for task in tasks:
-        found |= with_needs(task.needs.values()) | {task.key: task}
+        found |= with_needs(task.needed) | {task.key: task}
     return found
 
 
@@ -100,7 +113,7 @@ def read_state(run_folder: Path) -> dict[str, Any]:
 
 
 def outcome(task: Task, folder: Path) -> Outcome | None:
-    """How a task ended by what its run folder says; None if it has not, or if another one's run is there."""
+    """Outcome of a task from its run folder; None if it has not ended, or if the folder belongs to another task."""
     state = read_state(folder / task.name)
     if state.get("key") != task.key or state["state"] == "started":
         return None
@@ -108,15 +121,16 @@ def outcome(task: Task, folder: Path) -> Outcome | None:
 
 
 def check_folder(task: Task, folder: Path, replace: bool) -> None:
-    """Refuses a run folder that is of something else. Only while the task is `held` does that stay so.
+    """Checks that a task's run folder is free or its own. The result is reliable only while the task is `held`.
 
     Args:
-        task: The task.
-        folder: The experiment's.
-        replace: True if a run of another configuration may be deleted; one that no experiment made never is.
+        task: Task to check the run folder of.
+        folder: Folder of the experiment.
+        replace: True to accept a run of another configuration, to be deleted; a run that no experiment made is never
+            accepted.
 
     Raises:
-        UserError: it is such a folder.
+        UserError: the folder has another run, or files that no experiment wrote.
     """
     path = folder / task.name
     state = read_state(path)
@@ -127,9 +141,9 @@ def check_folder(task: Task, folder: Path, replace: bool) -> None:
 
 
 def check_folders(tasks: Iterable[Task], folder: Path, replace: bool) -> None:
-    """Refuses run folders that are of something else, as `check_folder`, before anything runs.
+    """Checks the run folders of all tasks by `check_folder`, before anything runs.
 
-    A folder that another command holds may have no state yet; it is looked at again when it is free.
+    A folder that another command has locked may have no state yet; it is checked again once it is free.
     """
     for task in tasks:
         try:
@@ -146,13 +160,13 @@ def check_folders(tasks: Iterable[Task], folder: Path, replace: bool) -> None:
 
 @contextmanager
 def held(task: Task, folder: Path) -> Iterator[None]:
-    """Keeps other commands from making a task; they may be on other machines.
+    """Lock that keeps other commands, also on other machines, from running a task.
 
-    This lock is held from the look at the state to the end of the run. Beside it, the run itself has the lock of its
-    folder, and may by a moment outlive a command that was killed.
+    The lock is held from reading the state to the end of the run. The run itself has another lock, on its folder, which
+    it may hold for a moment longer than a command that was killed.
 
     Raises:
-        LockedError: another command makes the task, or its run has not ended yet.
+        LockedError: another command is running the task, or its run has not ended yet.
     """
     path = folder / task.name
     with write_lock(path.with_name(f"{path.name}.task"), "--folder"):
@@ -162,7 +176,7 @@ def held(task: Task, folder: Path) -> Iterator[None]:
 
 
 def begin(task: Task, folder: Path) -> bool:
-    """Makes a task's run folder ready for `sga fit`; True if there is a run to go on with. Only while it is `held`."""
+    """Prepares a task's run folder for `sga fit`; True if there is a run to resume. Only while the task is `held`."""
     path = folder / task.name
     state = read_state(path)
     resumed = state.get("key") == task.key
@@ -182,9 +196,9 @@ def begin(task: Task, folder: Path) -> bool:
 
 
 def end(task: Task, folder: Path, ended: Outcome, peak_memory: int) -> None:
-    """Writes down how a run ended, and its peak memory in bytes; the most of several attempts counts.
+    """Writes the outcome of a run and its peak memory in bytes, the largest of several attempts, into its state file.
 
-    Where its folder has been taken away, there is nothing to write.
+    Does nothing if the folder has been deleted.
     """
     path = folder / task.name
     state = read_state(path)

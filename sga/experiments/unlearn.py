@@ -7,6 +7,7 @@ evaluated, it is trained under the rule that needs no retained model, and what w
 from __future__ import annotations
 
 import shutil
+import signal
 import sys
 import textwrap
 import time
@@ -16,10 +17,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sga.attacks.attack import quick_attacks
+from sga.attacks.attack import quick_attack_lines
 from sga.callbacks.first_looks import silent_answers
-from sga.errors import StoppedError, UserError
-from sga.evaluation.handover import NOT_EXTRACTABLE, NOT_RECOGNISED, account
+from sga.errors import Interruption, StoppedError, UserError
+from sga.evaluation.handover import NOT_EXTRACTABLE, NOT_RECOGNISED, Tolerances, account
 from sga.evaluation.table import duration
 from sga.experiments.configuration import Values, digest
 from sga.experiments.engine import InThisProcess, Pool, Processes, run
@@ -28,14 +29,16 @@ from sga.experiments.unlearn_data import UnlearningRecords, look, read_unlearnin
 from sga.experiments.unlearn_pilot import piloted_rate
 from sga.experiments.unlearn_progress import WholeProgress
 from sga.experiments.unlearn_recipe import (
+    BASE,
     FINAL,
     START,
     UNLEARNED,
+    Plan,
     Recipe,
     chosen_recipe,
     exported_model,
     method_config,
-    unlearning_tasks,
+    tolerances_of,
 )
 from sga.experiments.unlearn_result import UnlearnResult
 from sga.runs.folder import Run, load_run
@@ -86,6 +89,7 @@ def unlearn(
     lr: float | None = None,
     group_size: int | None = None,
     settings: Values | None = None,
+    base: str | Path | None = None,
     anyway: bool = False,
     say: Callable[[str], None] | None = None,
 ) -> Unlearned:
@@ -106,6 +110,8 @@ def unlearn(
         lr: Learning rate.
         group_size: K, one forget sample and K − 1 normals.
         settings: Further settings of `sga fit` by dotted name; they win.
+        base: Name or folder of a model that never saw what is to be forgotten, such as the one that `model` was
+            finetuned from. Its membership AUC is what forgetting aims at, in place of 0.5.
         anyway: Train although the model does not seem to know what it is to forget.
         say: What is told each line; None prints it.
 
@@ -129,27 +135,17 @@ def unlearn(
     own = dict(settings or {})
     named = (("trainer.max_epochs", epochs), ("model.optimizer.lr", lr), ("data.group_size", group_size))
     own |= {name: value for name, value in named if value is not None}
-    start = given_model(model, tokenizer, folder)
+    start = _with_settings(given_model(model, tokenizer, folder), own)
     weights = _look(records, start, own, say)
     recipe = chosen_recipe(method, lora, weights, records)
-    files = records.write(folder)
-    tasks = unlearning_tasks(recipe, start, files, weights, own)
-    with WholeProgress() as progress:
-        pool = _pool(tasks[1], progress)
-        ended = run(tasks[:1], folder, pool, retry=True, wait=False, total=len(tasks))
-        _check_ended(ended, tasks[:1])
-        before = load_run(folder / START)
-        _check_answers(before)
-        say(f"model: {_knowledge(before, anyway)}")
-        if recipe.pilot is not None and "model.optimizer.lr" not in own:
-            rate = piloted_rate(recipe.pilot, tasks[1], before, folder, pool, say)
-            tasks = unlearning_tasks(recipe, start, files, weights, {**own, "model.optimizer.lr": rate})
-        for line in _recipe_lines(recipe, tasks[1]):
-            say(line)
-        _check_ended(run(tasks, folder, pool, retry=True, wait=False, total=len(tasks)), tasks)
-    result = UnlearnResult(folder, before, load_run(folder / UNLEARNED), load_run(folder / FINAL))
+    plan = Plan(recipe, start, records.write(folder), weights, own)
+    try:
+        result = _run_plan(plan, None if base is None else str(base), folder, anyway, say)
+    except Interruption as error:
+        name = signal.Signals(error.number).name
+        raise Interruption(error.number, f"stopped by {name}; the same command goes on") from None
     result.write(recipe, records)
-    for line in [*result.lines(), "\nattacks", *quick_attacks(folder / UNLEARNED, lambda line: None).lines()]:
+    for line in [*result.lines(), "\nattacks", *quick_attack_lines(folder / UNLEARNED)]:
         say(line)
     say(f"\n{duration(time.monotonic() - begun)} in all")
     return Unlearned(
@@ -157,7 +153,7 @@ def unlearn(
         result.account.sentence,
         result.account.fit,
         _numbers(result.final.chosen),
-        _numbers(before.chosen),
+        _numbers(result.start.chosen),
         exported_model(folder),
         result.report,
     )
@@ -194,9 +190,10 @@ def evaluate(
         raise UserError(f"evaluate: data must be by forget, retain and holdout, forget at least; got {', '.join(sets)}")
     folder = Path(folder)
     records = read_unlearning_records(*(sets.get(name) for name in ("forget", "retain", "holdout")))
-    start = given_model(model, tokenizer, folder)
+    own = dict(settings or {})
+    start = _with_settings(given_model(model, tokenizer, folder), own)
     recipe = chosen_recipe("ga", 0, None, records)
-    first, *_ = unlearning_tasks(recipe, start, records.write(folder), None, settings or {})
+    first, *_ = Plan(recipe, start, records.write(folder), None, own).tasks()
     task = Task("evaluation", first.config, {}, first.key, "evaluates the model", verb="validate")
     _check_ended(run([task], folder, InThisProcess(lambda line: None), retry=True, wait=False), [task])
     return _numbers(load_run(folder / task.name).chosen)
@@ -233,6 +230,30 @@ def given_model(model: Any, tokenizer: Any, folder: Path) -> dict[str, Any]:
     return {"name_or_path": path, "tokenizer_name_or_path": str(place)}
 
 
+def _with_settings(start: Mapping[str, Any], own: Values) -> dict[str, Any]:
+    """Arguments of `sga.Pretrained` with those that the user's settings have, which are taken out of the settings."""
+    from sga.models.pretrained import Pretrained
+
+    prefix = "model.language_model."
+    found = {**start, **{name: own.pop(prefix + name) for name in _OF_MODEL if prefix + name in own}}
+    file = found.pop("gguf_file", None)
+    if file is not None:
+        found["name_or_path"] = Pretrained(found["name_or_path"], gguf_file=file).location
+    return found
+
+
+_OF_MODEL = (
+    "name_or_path",
+    "revision",
+    "tokenizer_name_or_path",
+    "dtype",
+    "attention",
+    "trust_remote_code",
+    "gguf_file",
+)
+"""Arguments of `sga.Pretrained`, which the starting model's evaluation needs as much as the training."""
+
+
 def _tokenizer_key(tokenizer: Any) -> str:
     if not hasattr(tokenizer, "save_pretrained") or not hasattr(tokenizer, "get_vocab"):
         raise UserError(f"tokenizer must be one of Hugging Face, or where one is, got {type(tokenizer).__name__}")
@@ -250,29 +271,23 @@ def _saved(folder: Path, name: str, given: Any, key: str) -> Path:
     return place
 
 
-def _look(records: UnlearningRecords, start: Mapping[str, Any], own: Values, say: Callable[[str], None]) -> int | None:
-    """Says what the data and the form of its prompts are like; the number of the model's weights, if it can be had."""
+def _look(records: UnlearningRecords, start: Mapping[str, Any], own: Values, say: Callable[[str], None]) -> int:
+    """Says what the data and the form of its prompts are like; the number of the model's weights."""
     from sga.batching.encoding import Encoder
     from sga.batching.templates import AutoTemplate
     from sga.models.pretrained import Pretrained
     from sga.planning.trace import fake_network
 
-    loader = "model.language_model."
-    arguments = {name.removeprefix(loader): value for name, value in own.items() if name.startswith(loader)}
-    wanted = ("revision", "tokenizer_name_or_path", "trust_remote_code", "gguf_file")
-    described = Pretrained(**{**start, **{name: arguments[name] for name in wanted if name in arguments}})
+    described = Pretrained(**start)
     tokenizer = described.tokenizer(())
     template = AutoTemplate().chosen(tokenizer)
     length = min(int(own.get("data.max_length", 512)), described.context() or sys.maxsize)
     for line in look(records, Encoder(tokenizer, template, length)):
         say(f"data: {line}")
-    weights = None
-    if described.gguf_file is None:
-        network = fake_network(described)
-        weights = sum(parameter.numel() for parameter in network.parameters())
-    size = "" if weights is None else f", {weights / 1e6:.3g} million weights"
-    shown = f"template {type(template).__name__}" if "data.template" not in own else f"template {own['data.template']}"
-    say(f"model: {start['name_or_path']}{size}, {shown}")
+    weights = sum(parameter.numel() for parameter in fake_network(described).parameters())
+    given = own.get("data.template")
+    shown = str(given.get("class_path")) if isinstance(given, dict) else str(given or type(template).__name__)
+    say(f"model: {start['name_or_path']}, {weights / 1e6:.3g} million weights, template {shown.removeprefix('sga.')}")
     return weights
 
 
@@ -287,13 +302,13 @@ def _check_answers(before: Run) -> None:
         )
 
 
-def _knowledge(before: Run, anyway: bool) -> str:
+def _knowledge(before: Run, tolerances: Tolerances, anyway: bool) -> str:
     """What the starting model knows of what it is to forget, in words.
 
     Raises:
         UserError: it does not know it.
     """
-    checks = account(before.chosen, before.chosen).checks
+    checks = account(before.chosen, before.chosen, tolerances).checks
     facts = UnlearnResult.facts(before)
     shown = [f"{facts[0]} of {facts[1]} greedy answers say the fact"] if facts is not None and facts[1] else []
     for name, words in (("forget/probability", "probability"), ("forget/rouge_l_recall", "ROUGE-L")):
@@ -319,6 +334,62 @@ _UNRECOGNISED = 0.6
 
 
 # ---- the work -------------------------------------------------------------------------------------------------------
+
+
+def _run_plan(plan: Plan, base: str | None, folder: Path, anyway: bool, say: Callable[[str], None]) -> UnlearnResult:
+    """Makes all runs.
+
+    Raises:
+        UserError: the starting model, or the base model, is not usable.
+        StoppedError: a run failed.
+    """
+    tasks = plan.tasks()
+    before_training = [*([] if base is None else [plan.base_task(base)]), tasks[0]]
+    total = len(before_training) + 2
+    with WholeProgress() as progress:
+        pool = _pool(tasks[1], progress)
+        _check_ended(run(before_training, folder, pool, retry=True, wait=False, total=total), before_training)
+        before = load_run(folder / START)
+        _check_answers(before)
+        found = {} if base is None else base_goals(load_run(folder / BASE), before, anyway)
+        for name, goal in found.items():
+            say(f"base: {name.rpartition('.')[2]} {goal:.2f} is the goal in place of 0.50")
+        tasks = plan.tasks(found)
+        tolerances = tolerances_of(tasks[1].config)
+        say(f"model: {_knowledge(before, tolerances, anyway)}")
+        if plan.recipe.pilot is not None and "model.optimizer.lr" not in plan.own:
+            rate = piloted_rate(plan.recipe.pilot, tasks[1], before, tolerances, folder, pool, say)
+            tasks = plan.tasks({**found, "model.optimizer.lr": rate})
+        for line in _recipe_lines(plan.recipe, tasks[1]):
+            say(line)
+        _check_ended(run(tasks, folder, pool, retry=True, wait=False, total=total), tasks)
+    return UnlearnResult(folder, before, load_run(folder / UNLEARNED), load_run(folder / FINAL), tolerances)
+
+
+def base_goals(base: Run, before: Run, anyway: bool) -> Values:
+    """Settings of the rule by which its goals of membership are a base model's numbers.
+
+    Args:
+        base: Evaluation of a model that never saw what is to be forgotten.
+        before: Evaluation of the starting model.
+        anyway: True if a base model that knows the data as well is accepted.
+
+    Raises:
+        UserError: the base model recognises the data about as well as the starting model, or no membership is measured.
+    """
+    prefix = "handover/all/mia/"
+    names = [name for name in ("loss", "min_k", "pairs") if f"{prefix}{name}" in base.chosen]
+    if not names:
+        raise UserError("--base: there is neither a holdout set nor a wrong answer to measure membership by")
+    found = {name: (base.chosen[f"{prefix}{name}"], before.chosen[f"{prefix}{name}"]) for name in names}
+    if not anyway and all(start - goal <= Tolerances().auc for goal, start in found.values()):
+        goal, start = found[names[0]]
+        raise UserError(
+            f"--base recognises what is to be forgotten ({goal:.2f}) as well as the model does ({start:.2f}): it has "
+            "seen it, or the model has not. Name a model that never saw it, or leave --base out (--anyway goes on)"
+        )
+    field = {"loss": "base_loss_auc", "min_k": "base_min_k_auc", "pairs": "base_pairs"}
+    return {f"stop.rule.tolerances.{field[name]}": goal for name, (goal, _) in found.items()}
 
 
 def _pool(training: Task, progress: WholeProgress) -> Pool:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sga.errors import StoppedError
-from sga.evaluation.handover import account
+from sga.evaluation.handover import Tolerances, account
 from sga.experiments.configuration import applied
 from sga.experiments.engine import Pool, run
 from sga.experiments.task import Task
@@ -48,7 +48,13 @@ class Pilot:
 
 
 def piloted_rate(
-    pilot: Pilot, training: Task, before: Run, folder: Path, pool: Pool, say: Callable[[str], None]
+    pilot: Pilot,
+    training: Task,
+    before: Run,
+    tolerances: Tolerances,
+    folder: Path,
+    pool: Pool,
+    say: Callable[[str], None],
 ) -> float:
     """The learning rate after whose steps the conditions for handing over are violated least; of equals the smallest.
 
@@ -58,6 +64,7 @@ def piloted_rate(
         pilot: What to try.
         training: The training that the rate is for.
         before: Evaluation of the starting model.
+        tolerances: Tolerances of the rule.
         folder: Folder of the experiment.
         pool: Where runs are made.
         say: What is told each line.
@@ -73,7 +80,7 @@ def piloted_rate(
         if reasons.get(task.key) is not None:
             say(f"pilot: learning rate {rate:g} is out: {reasons[task.key]}")
             continue
-        found = account(load_run(folder / task.name).evaluations[-1], before.chosen)
+        found = account(load_run(folder / task.name).evaluations[-1], before.chosen, tolerances)
         rankings[rate] = found.ranking
         say(f"pilot: learning rate {rate:g}, largest violation {found.score:.3g}: {found.sentence}")
     if not rankings:

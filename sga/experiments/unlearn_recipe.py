@@ -11,6 +11,7 @@ from typing import Any
 
 from sga.data.builtin import packaged_path
 from sga.errors import UserError
+from sga.evaluation.handover import Tolerances
 from sga.experiments.configuration import Values, applied, content_digest, digest, mapping_value, read_config
 from sga.experiments.task import Task
 from sga.experiments.unlearn_data import UnlearningRecords
@@ -18,12 +19,13 @@ from sga.experiments.unlearn_pilot import Pilot
 from sga.files import read_yaml
 
 RECIPES = "configs/recipes/unlearn.yaml"
-START, UNLEARNED, FINAL = "start", "unlearned", "final"
-"""Names of the three runs: the starting model evaluated, the training, the exported model evaluated."""
+START, UNLEARNED, FINAL, BASE = "start", "unlearned", "final", "base"
+"""Names of the runs: the starting model evaluated, the training, the exported model and the base model evaluated."""
 
 _SECOND_COPY = 3.0e9
 """Weights up to which the starting model is loaded a second time, to score the answers of the other."""
 _OF_TRAINING = ("loss", "optimizer", "schedule")
+_LIKELIHOODS_ALONE: Values = {"model_utility.generate": False, "fluency.starting_model": None}
 
 
 @dataclass(frozen=True)
@@ -75,11 +77,28 @@ def chosen_recipe(method: str | None, lora: int | None, weights: int | None, rec
     settings["data.reserved"] = records.reserved
     if not rank:
         settings["fluency.starting_model"] = "own" if weights is not None and weights <= _SECOND_COPY else None
+    settings["data.evaluation_rows"], notes = _evaluated_rows(int(table["evaluation_rows"]), records)
     pilot = None
     if not recipe.get("measured"):
+        notes.append(
+            "not measured: no model of this size was tried with it, so that a pilot tries learning rates first"
+        )
         rates = (settings["model.optimizer.lr"] * factor for factor in table["pilot"]["factors"])
         pilot = Pilot(tuple(sorted(rates)), int(table["pilot"]["steps"]))
-    return Recipe(recipe["name"], method, rank, *_fitted(settings, records), pilot)
+    elif method != table["method"]:
+        notes.append(f"measured with {table['method']} alone, not with {method}: try several learning rates (--lr)")
+    settings, of_data = _fitted(settings, records)
+    return Recipe(recipe["name"], method, rank, settings, (*notes, *of_data), pilot)
+
+
+def _evaluated_rows(least: int, records: UnlearningRecords) -> tuple[int | None, list[str]]:
+    """Most rows of a set that evaluations look at, all forget records among them; None for all. And a note on it."""
+    limit = max(least, len(records.sets["forget"]))
+    more = [f"{len(rows)} {name}" for name, rows in records.sets.items() if len(rows) > limit]
+    if not more:
+        return None, []
+    said = f"evaluations look at {limit} of the {' and '.join(more)} records, evenly spaced"
+    return limit, [f"{said} (--set data.evaluation_rows=null: at all)"]
 
 
 def recipe_table() -> dict[str, Any]:
@@ -133,42 +152,77 @@ def method_config(method: str) -> dict[str, Any]:
     return config
 
 
-def unlearning_tasks(
-    recipe: Recipe, start: Mapping[str, Any], files: Mapping[str, str], weights: int | None, own: Values
-) -> tuple[Task, Task, Task]:
-    """The three runs: the starting model evaluated, the training, the exported model evaluated.
+@dataclass(frozen=True)
+class Plan:
+    """What `sga unlearn` runs.
 
-    Args:
+    Attributes:
         recipe: What to train with.
         start: Arguments of `sga.Pretrained` for the starting model.
-        files: Path of each set's records.
-        weights: Number of the model's weights, where it is known.
-        own: The user's settings, which win.
+        files: Path of each set's records, by set.
+        weights: Number of the model's weights; None where it is not known.
+        own: The user's settings of `sga fit` by dotted name, which win over the recipe's.
     """
-    config = applied(method_config(recipe.method), recipe.settings)
-    config["data"]["source"] = {"class_path": "sga.OwnData", "init_args": dict(files)}
-    pretrained = {"class_path": "sga.Pretrained", "init_args": dict(start)}
-    config["model"]["language_model"] = pretrained
-    if recipe.rank:
-        arguments = {**start, "rank": recipe.rank, "alpha": 2 * recipe.rank, "dropout": 0.0}
-        config["model"]["language_model"] = {"class_path": "sga.LoRA", "init_args": arguments}
-    config = applied(config, own)
-    config.get("run", {}).pop("folder", None)
 
-    def evaluated(model: Mapping[str, Any], starting_model: str) -> dict[str, Any]:
+    recipe: Recipe
+    start: Mapping[str, Any]
+    files: Mapping[str, str]
+    weights: int | None
+    own: Values
+
+    def tasks(self, found: Values | None = None) -> tuple[Task, Task, Task]:
+        """The three runs: the starting model evaluated, the training, the exported model evaluated.
+
+        Args:
+            found: Settings of the training that earlier runs told, such as a pilot's learning rate.
+        """
+        config, place = self._config(), str(self.start["name_or_path"])
+        first = _task(START, self._evaluated(config, self.start), place, {}, "looks at the model", "validate")
+        # What the user has set wins, and is in the configuration already.
+        told = {name: value for name, value in (found or {}).items() if name not in self.own}
+        title = f"trains by {self.recipe.method}"
+        training = _task(UNLEARNED, applied(config, told), place, {}, title, "fit")
+        kept = {name: self.start[name] for name in ("dtype", "attention", "trust_remote_code") if name in self.start}
+        needs = {"model.language_model.name_or_path": training}
+        title = "reads the exported model from disk"
+        last = _task(FINAL, self._evaluated(config, kept), place, needs, title, "validate")
+        return first, training, last
+
+    def base_task(self, model: str) -> Task:
+        """The evaluation of a model that never saw what is to be forgotten, by likelihoods alone."""
+        config = applied(self._evaluated(self._config(), {"name_or_path": model}), _LIKELIHOODS_ALONE)
+        return _task(BASE, config, model, {}, "looks at the base model", "validate")
+
+    def _config(self) -> dict[str, Any]:
+        """Configuration of the training."""
+        config = applied(method_config(self.recipe.method), self.recipe.settings)
+        config["data"]["source"] = {"class_path": "sga.OwnData", "init_args": dict(self.files)}
+        language_model = {"class_path": "sga.Pretrained", "init_args": dict(self.start)}
+        if self.recipe.rank:
+            rank = self.recipe.rank
+            arguments = {**self.start, "rank": rank, "alpha": 2 * rank, "dropout": 0.0}
+            language_model = {"class_path": "sga.LoRA", "init_args": arguments}
+        config["model"]["language_model"] = language_model
+        config = applied(config, self.own)
+        config.get("run", {}).pop("folder", None)
+        return config
+
+    def _evaluated(self, config: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, Any]:
+        """Configuration of the evaluation of a model, by its arguments of `sga.Pretrained`."""
         of_model = {name: value for name, value in config["model"].items() if name not in _OF_TRAINING}
-        found = {**config, "model": {**of_model, "language_model": dict(model)}}
-        second = weights is not None and weights <= _SECOND_COPY
-        return applied(found, {"fluency.starting_model": starting_model if second else None})
+        language_model = {"class_path": "sga.Pretrained", "init_args": dict(model)}
+        found = {**config, "model": {**of_model, "language_model": language_model}}
+        # It is loaded by its place alone.
+        plain = not {"revision", "trust_remote_code"} & set(self.start)
+        second = plain and self.weights is not None and self.weights <= _SECOND_COPY
+        return applied(found, {"fluency.starting_model": str(self.start["name_or_path"]) if second else None})
 
-    place = str(start["name_or_path"])
-    first = _task(START, evaluated(pretrained, place), place, {}, "looks at the model", "validate")
-    training = _task(UNLEARNED, config, place, {}, f"trains by {recipe.method}", "fit")
-    kept = {name: start[name] for name in ("dtype", "attention", "trust_remote_code") if name in start}
-    exported = {"class_path": "sga.Pretrained", "init_args": kept}
-    needs = {"model.language_model.name_or_path": training}
-    last = _task(FINAL, evaluated(exported, place), place, needs, "reads the exported model from disk", "validate")
-    return first, training, last
+
+def tolerances_of(config: Mapping[str, Any]) -> Tolerances:
+    """Tolerances of the stopping rule in a configuration; the defaults where it sets none."""
+    rule = (config.get("stop") or {}).get("rule")
+    arguments = (rule.get("init_args") or {}) if isinstance(rule, dict) else {}
+    return Tolerances(**(arguments.get("tolerances") or {}))
 
 
 def _task(name: str, config: dict[str, Any], model: str, needs: dict[str, Task], title: str, verb: Any) -> Task:

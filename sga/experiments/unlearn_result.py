@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from sga.data.records import Record
-from sga.evaluation.handover import Account, Check, account, reported_part
+from sga.evaluation.handover import Account, Check, Tolerances, account, reported_part
 from sga.evaluation.table import fitted_table
 from sga.experiments.task import CONFIG_FILE
 from sga.experiments.unlearn_data import UnlearningRecords, spoken_facts
@@ -18,6 +17,7 @@ from sga.experiments.unlearn_recipe import Recipe
 from sga.files import write_text
 from sga.report.own_data import AnswerPair, OwnDataReport, token_changes
 from sga.runs.folder import Run
+from sga.runs.model_card import model_card
 
 _WIDTH = 80
 _SHOWN = 5
@@ -35,17 +35,19 @@ class UnlearnResult:
         start: The starting model's evaluation.
         training: The training.
         final: The evaluation of the exported model, read from disk again.
+        tolerances: How far each quantity may be from its goal.
     """
 
     folder: Path
     start: Run
     training: Run
     final: Run
+    tolerances: Tolerances = Tolerances()  # noqa: RUF009  (frozen)
 
     @cached_property
     def account(self) -> Account:
         """What the conditions for handing over say of the exported model."""
-        return account(self.final.chosen, self.start.chosen, part=reported_part(self.final.chosen))
+        return account(self.final.chosen, self.start.chosen, self.tolerances, reported_part(self.final.chosen))
 
     @property
     def report(self) -> Path:
@@ -90,23 +92,25 @@ class UnlearnResult:
             [self.start, training, self.final],
         )
         page.write(self.report)
-        write_text(self.model / "README.md", self.card(recipe, records))
+        write_text(self.model / "README.md", self.card(records))
 
     # ---- the table ---------------------------------------------------------------------------------------------
 
     def table(self) -> list[tuple[str, ...]]:
         """Heading and rows: quantity, start, the exported model with its interval, goal, verdict."""
-        before = account(self.start.chosen, self.start.chosen, part=self.account.part)
+        before = account(self.start.chosen, self.start.chosen, self.tolerances, self.account.part)
         lines: list[tuple[str, ...]] = [("", "before", "now", "95 % interval", "goal", "")]
-        for name, wanted, goal in (("forget", -1, "none"), ("retain", 1, "as at the start")):
-            was, now = self.facts(self.start, name), self.facts(self.final, name)
-            if was is not None and now is not None and now[1]:
-                change = wanted * (now[0] - was[0])
-                said = [f"{count} of {rows}" for count, rows in (was, now)]
-                lines.append((f"{name} answers with their fact", *said, "", goal, _word(change > 0, change < 0)))
         for old, new in zip(before.checks, self.account.checks, strict=True):
             if new.value is not None:
                 lines.append(_row(old, new))
+        # Facts come first, and as numbers of answers, unless those of a half are told.
+        for name in ("retain", *(("forget",) if self.account.part == "all" else ())):
+            was, now = self.facts(self.start, name), self.facts(self.final, name)
+            quantity = f"{name} answers with their fact"
+            at = next((index for index, line in enumerate(lines) if line[0] == quantity), None)
+            if at is not None and was is not None and now is not None:
+                _, _, _, *rest = lines.pop(at)
+                lines.insert(1, (quantity, *(f"{count} of {rows}" for count, rows in (was, now)), *rest))
         return lines
 
     def lines(self) -> Iterator[str]:
@@ -167,51 +171,21 @@ class UnlearnResult:
 
     # ---- the card ----------------------------------------------------------------------------------------------
 
-    def card(self, recipe: Recipe, records: UnlearningRecords) -> str:
+    def card(self, records: UnlearningRecords) -> str:
         """The model card: what was forgotten (numbers, no texts), how, with what result, what was not tested."""
-        info, chosen = self.training.info, self.training.chosen
         counts = ", ".join(f"{len(rows)} {name}" for name, rows in records.sets.items())
         heading, *rows = self.table()
-        table = ["| quantity | " + " | ".join(heading[1:-1]) + " | change |", "|" + "---|" * len(heading)]
-        table += ["| " + " | ".join(cell.replace("|", "/") for cell in row) + " |" for row in rows]
-        untested = [f"- {check.says}" for check in self.account.checks if check.value is None]
-        settings = {**info["parameters"], "group size K": info["group_size"], "alternatives": info["alternatives"]}
-        settings |= {"seed": info["seed"], "adapter rank": recipe.rank or "none, all weights", "recipe": recipe.name}
-        settings["optimiser"] = _flat(self.training.config["model"]["optimizer"])
-        settings["batch size"] = self.training.config["data"]["batch_size"]
-        settings["step"] = f"{chosen['step']} of {self.training.evaluations[-1]['step']}"
-        return "\n".join(
-            [
-                "---",
-                "library_name: transformers",
-                "tags: [machine-unlearning]",
-                "---",
-                f"# Unlearned by {recipe.method}",
-                "",
-                f"**{'' if self.account.fit else 'Not fit to be handed over: '}{self.account.sentence}.**",
-                "",
-                f"Made from `{self.start.info['model']}` with the records: {counts}. The records are not in this card.",
-                "",
-                "## Results",
-                "",
-                f"Of this folder's weights, read from disk again; forgetting on {self.account.rows} records.",
-                "",
-                *table,
-                "",
-                "## Settings",
-                "",
-                *(f"- {name}: {value}" for name, value in settings.items()),
-                f"- versions: {_flat(info['versions'])}",
-                "",
-                "## What was not tested",
-                "",
-                *untested,
-                *(f"- {warning}" for warning in records.warnings),
-                f"- {' '.join(_UNTESTED.split())}",
-                "- Another seed: one run cannot tell how much of this is chance.",
-                "",
-            ]
-        )
+        results = [
+            f"Of this folder's weights, read from disk again; forgetting on {self.account.rows} records of {counts}.",
+            "",
+            "| quantity | " + " | ".join(heading[1:-1]) + " | change |",
+            "|" + "---|" * len(heading),
+            *("| " + " | ".join(cell.replace("|", "/") for cell in row) + " |" for row in rows),
+        ]
+        untested = [check.says for check in self.account.checks if check.value is None]
+        untested += records.warnings
+        verdict = f"{'' if self.account.fit else 'Not fit to be handed over: '}{self.account.sentence}."
+        return model_card(self.training, verdict, results, untested)
 
 
 def _row(old: Check, new: Check) -> tuple[str, ...]:
@@ -233,9 +207,3 @@ def _row(old: Check, new: Check) -> tuple[str, ...]:
 
 def _word(better: bool, worse: bool) -> str:
     return "better" if better else "worse" if worse else "unchanged"
-
-
-def _flat(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return ", ".join(f"{name} {_flat(one)}" for name, one in value.items() if one is not None)
-    return str(value)

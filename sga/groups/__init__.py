@@ -1,1 +1,1 @@
-"""A forget sample and its K−1 normal samples: found, written by a language model, checked, and kept in a file."""
+"""Groups of a forget sample and its K−1 normal samples: retrieval, generation, checks, and the group file."""

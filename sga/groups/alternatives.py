@@ -1,8 +1,8 @@
-"""Alternatives: the forget question with another answer, trained on as normals of a second kind.
+"""Alternatives: other answers to the forget question, trained on as a second kind of normal samples.
 
-A neighbour keeps what lies around the forget sample; an alternative says what to answer in its place. No alternative is
-an answer that metrics measure with: training on TOFU's perturbed answers would make truth ratio and forget quality look
-forgotten.
+A neighbour preserves knowledge near the forget sample; an alternative teaches what to answer instead. Alternatives
+never use answers that metrics measure with: training on TOFU's perturbed answers would make truth ratio and forget
+quality look forgotten.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from sga.groups.search import nearest
 from sga.groups.ties import tie_order
 
 _WORD = re.compile(r"\w+(?:['’.,-]\w+)*")
-"""A word; an apostrophe, hyphen, point or comma within it belongs to it ("O'Neill", "3.14")."""
+"""Pattern of a word, including apostrophes, hyphens, points and commas within it ("O'Neill", "3.14")."""
 
 MeasuredAnswers = Mapping[str, Set[str]]
-"""Answers that metrics measure with, by question; both as `spelled`."""
+"""Answers that metrics measure with, by question; both normalised by `spelled`."""
 
 
 def spelled(text: str) -> str:
-    """The text as it is compared: white space, case and Unicode form apart."""
+    """Text normalised for comparison: white space, case and Unicode form do not count."""
     return " ".join(comparable(text).split()).casefold()
 
 
 def measured_answers(benchmark: Benchmark) -> MeasuredAnswers:
-    """Perturbed and paraphrased answers of all evaluation sets, and the true answers, by question."""
+    """Perturbed, paraphrased and true answers of all evaluation sets and forget records, by question."""
     found: dict[str, set[str]] = {}
     for record in (*benchmark.training["forget"], *(r for rows in benchmark.evaluation.values() for r in rows)):
         answers = (record.answer, record.paraphrased_answer, *record.perturbed_answers)
@@ -48,12 +48,12 @@ def measured_answers(benchmark: Benchmark) -> MeasuredAnswers:
 
 @dataclass(frozen=True)
 class Alternatives(ABC):
-    """Gives each forget question other answers. Implementations are frozen dataclasses, chosen by class path.
+    """Source of other answers to the forget questions. Implementations are frozen dataclasses, chosen by class path.
 
     Args:
         count: Number of alternatives in a group. ``group_size`` counts them: a group has K − 1 − count neighbours.
-        pool: Number of answers that each forget question has, from which each epoch draws `count`; null for `count`,
-            the same in every epoch.
+        pool: Number of answers per forget question, from which each epoch draws `count`; null for exactly `count`, the
+            same in every epoch.
     """
 
     count: int = 1
@@ -67,36 +67,35 @@ class Alternatives(ABC):
 
     @property
     def size(self) -> int:
-        """Number of answers that each forget question has."""
+        """Number of answers per forget question."""
         return self.pool or self.count
 
     @abstractmethod
     def answers(
         self, forget: Sequence[Record], pool: Sequence[Record], taken: MeasuredAnswers, seed: int
     ) -> list[list[tuple[str, Origin]]]:
-        """At least `size` different answers to each forget question, with their origin; the first `size` are used.
+        """At least `size` different answers to each forget question, with their origins; the first `size` are used.
 
         Args:
-            forget: The records to forget.
-            pool: The retain records that may be drawn from.
-            taken: Answers that none may be; see `measured_answers`.
+            forget: Records to forget, with a question each.
+            pool: Retain records that answers may be drawn from.
+            taken: Answers that are not allowed, by question, from `measured_answers`.
             seed: Seed of random choices.
 
         Raises:
-            UserError: there are too few.
+            UserError: a forget question has too few allowed answers.
         """
 
 
 @dataclass(frozen=True)
 class NeighborAnswers(Alternatives):
-    """Answers of the retain questions that are most alike in form, by cosine of the embedded questions.
+    """Answers of the retain questions most similar in form, by cosine of the embedded questions.
 
-    Equally near ones are ordered differently for each forget question, or all would be taught the same few answers.
-
-    They have the shape of a right answer and say something else.
+    They have the form of a right answer with another content. Ties are ordered differently for each forget question;
+    otherwise all would be taught the same few answers.
 
     Args:
-        embedder: What makes vectors of questions.
+        embedder: Embedder that turns questions into unit vectors.
     """
 
     embedder: Embedder = TFIDF()  # noqa: RUF009  (frozen)
@@ -104,7 +103,7 @@ class NeighborAnswers(Alternatives):
     _source: ClassVar[str] = "neighbor_answer"
 
     def answer(self, forget: Record, neighbor: Record) -> str | None:
-        """The other answer to a forget question that a retain record gives; None if it gives none."""
+        """Alternative answer to a forget question made from a retain record; None if it gives none."""
         return neighbor.answer
 
     def answers(
@@ -145,12 +144,12 @@ class NeighborAnswers(Alternatives):
 
 @dataclass(frozen=True)
 class SubstitutedAnswers(NeighborAnswers):
-    """The forget answer with the fact of a like retain answer in the place of its own.
+    """The forget answer with its fact replaced by the fact of a similar retain answer.
 
     With "The capital of Norway is Oslo." as the neighbour of "The capital of France is Paris.", the alternative is "The
-    capital of France is Oslo.": the words that question and answer share stay as they are, so that ascent on the forget
-    answer and descent on the alternative differ in the fact alone, as `fact_span` finds it. Where the forget answer has
-    none, the alternative is the neighbour's answer.
+    capital of France is Oslo.": words that question and answer share stay unchanged, so that ascent on the forget
+    answer and descent on the alternative differ only in the fact, as found by `fact_span`. If the forget answer has no
+    fact, the alternative is the neighbour's answer.
     """
 
     _source: ClassVar[str] = "substituted_answer"
@@ -168,11 +167,11 @@ class SubstitutedAnswers(NeighborAnswers):
 
 
 def fact_span(record: Record) -> tuple[int, int] | None:
-    """Start and end, in the answer, of its fact: words that the question lacks; None if it lacks none.
+    """Start and end of an answer's fact, the words that its question lacks; None if the question has all its words.
 
-    Of the runs of such words the one with most names and numbers, from the first to the last of them; where none has
-    any, the run with most words. Of equals the last. A name has a capital; the answer's first word is one only before
-    another name. Words are compared without regard to case.
+    Among the runs of such words, the one with most names and numbers is chosen, and trimmed to span from the first to
+    the last of them; without any, the run with most words. Ties go to the last run. A name has a capital; the answer's
+    first word counts only before another name. Words are compared case-insensitively.
 
     >>> answer = "The telephone was invented by Alexander Graham Bell."
     >>> answer[slice(*fact_span(Record("r", "Who invented the telephone?", answer)))]
@@ -189,7 +188,7 @@ def fact_span(record: Record) -> tuple[int, int] | None:
     for run in runs:
         named = [word for word in run if any(letter.isupper() or letter.isdigit() for letter in word.group())]
         if named and not record.answer[: named[0].start()].strip() and not (len(named) > 1 and named[1] is run[1]):
-            named = named[1:]  # a sentence begins with a capital, whatever the word
+            named = named[1:]  # the first word of a sentence always has a capital
         if named:
             found.append((len(named), 0, named[0].start(), named[-1].end()))
     return max(found)[2:] if found else None
@@ -197,10 +196,10 @@ def fact_span(record: Record) -> tuple[int, int] | None:
 
 @dataclass(frozen=True)
 class RefusalAnswers(Alternatives):
-    """Refusals, drawn at random for each forget question.
+    """Refusals as alternatives, drawn at random for each forget question.
 
     Args:
-        file: A text file with one refusal a line; null takes those that come with the package.
+        file: Path of a text file with one refusal per line; null uses the package's own refusals.
     """
 
     file: str | None = None
@@ -223,11 +222,12 @@ class RefusalAnswers(Alternatives):
 class FileAnswers(Alternatives):
     """Answers from a file of your own, or one that ``sga normals generate --prompt alternative`` wrote.
 
-    JSON Lines, one answer a line: ``{"question": …, "answer": …}`` with a forget question, spelled as in the data; also
-    ``source`` and ``by``, which go to the group file. Of each question the first `count` lines (or `pool`) are used.
+    JSON Lines, one answer per line: ``{"question": …, "answer": …}`` with a forget question, spelled as in the data;
+    optionally ``source`` and ``by``, which go to the group file. The first `count` lines (or `pool`) of each question
+    are used.
 
     Args:
-        file: The file.
+        file: Path of the file, in JSON Lines.
     """
 
     file: str = ""
@@ -247,7 +247,7 @@ class FileAnswers(Alternatives):
             if not all(word is None or isinstance(word, str) for word in words.values()):
                 raise UserError(f"{where}: source, by and prompt must be strings")
             if spelled(question) not in found:
-                continue  # of a question that this run does not forget
+                continue  # a question that this run does not forget
             if spelled(answer) in taken.get(spelled(question), set()):
                 raise UserError(
                     f"{where}: {answer[:60]!r} is the true answer to {question[:50]!r}, or metrics measure with it "
@@ -269,10 +269,10 @@ class FileAnswers(Alternatives):
 def with_alternatives(
     groups: Sequence[Group], alternatives: Alternatives, pool: Sequence[Record], measured: MeasuredAnswers, seed: int
 ) -> list[Group]:
-    """Groups with the alternatives of each forget question; the same arguments give the same groups.
+    """Adds alternatives of each forget question to the groups; the same arguments give the same groups.
 
     Raises:
-        UserError: a forget record is plain text, there are too few answers, or one of them is measured with.
+        UserError: a forget record is plain text, there are too few answers, or metrics measure with one of them.
     """
     forget = [group.forget for group in groups]
     text = next((record.id for record in forget if record.is_text), None)
@@ -291,9 +291,9 @@ def with_alternatives(
 
 
 def with_paraphrased_questions(benchmark: Benchmark) -> Benchmark:
-    """The benchmark with the evaluation set ``forget_paraphrased``: forget questions in another form of sentence.
+    """Adds the evaluation set ``forget_paraphrased``: forget questions in another form of sentence.
 
-    A model that has been taught another answer to a question may still give the true one when it is asked otherwise.
+    A model that was taught another answer to a question may still give the true one to a rephrased question.
     """
     asked = tuple(
         Record(record.id, record.paraphrased_question, record.answer)
@@ -307,7 +307,7 @@ def with_paraphrased_questions(benchmark: Benchmark) -> Benchmark:
 
 
 def check_alternatives(groups: Sequence[Group], measured: MeasuredAnswers) -> None:
-    """Raises a UserError where an alternative is an answer that metrics measure with, or the true one."""
+    """Raises a UserError if an alternative is the true answer, or an answer that metrics measure with."""
     for group in groups:
         for record in group.alternatives:
             if spelled(record.answer) in measured.get(spelled(record.question), set()):

@@ -1,7 +1,6 @@
-"""What is wrong with a normal sample, whatever its source: reasons in words, by rules that are stated.
+"""Checks of normal samples from any source; a failed check gives its reason in words.
 
-The rules on facts, language and refusals are heuristics over surface words. They find what can be found that way; a
-paraphrase of a fact passes.
+The rules on facts, language and refusals are heuristics over surface words. They do not find a paraphrase of a fact.
 """
 
 from __future__ import annotations
@@ -27,24 +26,26 @@ _SENTENCE_END = re.compile(r"[.!?][\"'”’)]*\s+[\"'“‘(]*$")
 _SHINGLE = 3
 _FUNCTION_WORDS = 40
 _RARE_WORDS = 2
-"""Of a 4-gram that is a fact."""
+"""Least number of rare words in a 4-gram that counts as a fact."""
 
 
 @dataclass(frozen=True)
 class Checks:
-    """What a normal sample must satisfy; each rule can be switched off.
+    """Rules that a normal sample must satisfy; each rule can be switched off.
 
     Args:
-        near_duplicate: Refuse normals that have this share of word 3-grams or more in common (Jaccard) with a forget
-            sample or another normal of the group; null refuses exact duplicates alone.
-        facts: Refuse normals that contain distinctive facts of the forget answer: names, numbers of three digits or
-            more, and word 4-grams with two rare words, that stand in the answer and in hardly any record of the pool.
-            Most 4-grams are rare as mere turns of phrase; that two words of one are rare makes it more.
-        rare_share: A fact, or a word, is rare if at most this share of the pool (but at least one record may) has it.
-        length: The answer's words, as multiples of the shortest and of the longest forget answer; null for any length.
-        language: Refuse answers in another script than the forget data, or of eight words or more that have hardly any
-            of its 40 most frequent words.
-        refusal: Refuse what reads like an assistant's refusal.
+        near_duplicate: Jaccard similarity of word 3-grams, in (0, 1], from which on a normal is refused as a duplicate
+            of a forget sample or of another normal of the group; null refuses exact duplicates only.
+        facts: True to refuse normals with distinctive facts of the forget answer: names, numbers of three or more
+            digits, and word 4-grams with two rare words, which occur in the answer and in hardly any record of the
+            pool. Rare 4-grams without rare words are mostly turns of phrase, so they do not count.
+        rare_share: Largest share of the pool's records, in [0, 1], that may contain a fact or a word that counts as
+            rare; one record always may.
+        length: Allowed number of words of the answer, as multiples of the shortest and of the longest forget answer;
+            null for any length.
+        language: True to refuse answers in another script than the forget data, or of eight or more words with hardly
+            any of its 40 most frequent words.
+        refusal: True to refuse answers that read like an assistant's refusal.
     """
 
     near_duplicate: float | None = 0.8
@@ -64,12 +65,12 @@ class Checks:
 
 
 class Checker:
-    """`Checks` made ready for one forget set and one pool.
+    """Checker of normal samples, prepared for one forget set and one pool.
 
     Args:
-        checks: The rules.
-        forget: All that is to be forgotten.
-        pool: The retain records, by which facts and function words are told apart; may be empty.
+        checks: Rules to apply, with their thresholds.
+        forget: All records to forget.
+        pool: Retain records, whose word frequencies tell facts from ordinary words; may be empty.
     """
 
     def __init__(self, checks: Checks, forget: Sequence[Record], pool: Sequence[Record]) -> None:
@@ -94,13 +95,13 @@ class Checker:
         self._usual_share = sum(words[word] for word in self._function_words) / max(1, words.total())
 
     def failures(self, normal: Record, forget: Record, others: Iterable[Record] = (), known: str = "") -> list[str]:
-        """Why `normal` should not stand beside `forget`; empty if nothing is wrong.
+        """Reasons why `normal` should not be a normal of `forget`; empty if it passes.
 
         Args:
-            normal: The sample to look at.
-            forget: Its group's forget sample, one of those that the checker was made for.
-            others: The group's other normals.
-            known: Text whose facts may be said again: the question, where `normal` is another answer to it.
+            normal: Normal sample to check.
+            forget: Forget sample of its group, one of the records that the checker was made for.
+            others: Other normals of the group.
+            known: Text whose facts may be repeated: the question, if `normal` is another answer to it.
         """
         checks, found = self.checks, []
         if normal.content in self._forget:
@@ -129,7 +130,7 @@ class Checker:
         return found
 
     def repeats(self, normal: Record, other: Record) -> bool:
-        """Whether two normals are too alike for one group."""
+        """True if two normals are too similar for one group."""
         if normal.content == other.content:
             return True
         limit = self.checks.near_duplicate
@@ -177,7 +178,7 @@ def _jaccard(a: set[tuple[str, ...]], b: set[tuple[str, ...]]) -> float:
 
 
 def _facts(forget: Sequence[Record], pool: Sequence[Record], limit: int) -> dict[str, set[tuple[str, ...]]]:
-    """Distinctive facts of each forget record's answer, by its id: what at most `limit` records of the pool have."""
+    """Distinctive facts of each forget record's answer, by record id: facts in at most `limit` records of the pool."""
     ordinary = {word for record in (*forget, *pool) for word in _WORD.findall(_text(record)) if word.islower()}
     candidates = {record.id: _fact_candidates(comparable(record.answer), ordinary) for record in forget}
     wanted = set().union(*candidates.values())
@@ -195,15 +196,15 @@ def _facts(forget: Sequence[Record], pool: Sequence[Record], limit: int) -> dict
 
 
 def _terms(record: Record) -> set[tuple[str, ...]]:
-    """What facts are looked for in: words as they are written (May is not may), and word 4-grams in lower case."""
+    """Terms of a record that facts are compared with: words in their case (May is not may), 4-grams in lower case."""
     text = _text(record)
     return {(word,) for word in _WORD.findall(text)} | _grams(_words(text), (4,))
 
 
 def _fact_candidates(answer: str, ordinary: Set[str]) -> set[tuple[str, ...]]:
-    """Capitalised words, numbers of three digits or more, word 4-grams.
+    """Candidates for facts: capitalised words, numbers of three or more digits, and word 4-grams.
 
-    A word that begins a sentence counts only if the data never has it in lower case (`ordinary`).
+    A word at the beginning of a sentence counts only if it never occurs in lower case in the data (`ordinary`).
     """
     found = _grams(_words(answer), (4,))
     for match in _WORD.finditer(answer):
@@ -216,6 +217,6 @@ def _fact_candidates(answer: str, ordinary: Set[str]) -> set[tuple[str, ...]]:
 
 
 def _script(text: str) -> str | None:
-    """The Unicode script of most letters, by the first word of their names; None without a letter."""
+    """Unicode script of most letters, by the first word of their Unicode names; None without a letter."""
     counts = Counter(unicodedata.name(c, "?").split()[0] for c in text[:20000] if c.isalpha())
     return counts.most_common(1)[0][0] if counts else None

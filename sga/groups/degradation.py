@@ -1,6 +1,6 @@
-"""Normal data of a quality that can be dialled down, and a stand-in for text that a language model wrote.
+"""Normal data degraded on purpose, and built-in text in place of text that a language model writes.
 
-For experiments on how much depends on the normal samples. Each is a pairing around another one.
+For experiments on how much results depend on the normal samples. Each class is a pairing around another one.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class MixedNormals(Pairing):
     """Another pairing in which a share of all normals is replaced by random retain records.
 
     Args:
-        share: Of all normals together, from 0 to 1; which ones is drawn from the seed.
-        pairing: The pairing to mix into.
+        share: Share of all normals to replace, in [0, 1]; the seed decides which ones.
+        pairing: Pairing whose normals are partly replaced.
     """
 
     share: float
@@ -55,12 +55,12 @@ class MixedNormals(Pairing):
 class CorruptedNormals(Pairing):
     """Another pairing with a share of its normals' words replaced by words drawn from the retain pool.
 
-    Question and answer are both corrupted. The words are drawn as often as they occur; a record is corrupted in one
-    way, however many groups it is in.
+    Question and answer are both corrupted. Words are drawn with their frequency in the pool; a record is corrupted in
+    the same way in all groups.
 
     Args:
-        rate: Probability of each word, from 0 to 1.
-        pairing: The pairing whose normals are corrupted.
+        rate: Probability that a word is replaced, in [0, 1].
+        pairing: Pairing whose normals are corrupted.
     """
 
     rate: float
@@ -95,10 +95,11 @@ class OffTopicNormals(Pairing):
     """Another pairing in which a share of all normals is replaced by records of another domain.
 
     Args:
-        share: Of all normals together, from 0 to 1; which ones is drawn from the seed.
-        records: JSONL file of the other domain; null takes sums in words ("What is 12 plus 7?"). Do not take what model
-            utility is measured on, such as TOFU's ``world_facts``, for a comparison of utilities: it would be trained.
-        pairing: The pairing to mix into.
+        share: Share of all normals to replace, in [0, 1]; the seed decides which ones.
+        records: Path of a JSONL file of the other domain; null uses sums in words ("What is 12 plus 7?"). If you
+            compare utilities, do not use records that model utility is measured on, such as TOFU's ``world_facts``:
+            they would be trained on.
+        pairing: Pairing whose normals are partly replaced.
     """
 
     share: float
@@ -125,16 +126,16 @@ class OffTopicNormals(Pairing):
 
 @dataclass(frozen=True)
 class FreshAuthors(Pairing):
-    """Normals about fictitious authors that no set of the benchmark knows: a stand-in for what a language model writes.
+    """Normals about fictitious authors who are in no set of the benchmark, in place of text by a language model.
 
-    The built-in generator makes them, so that experiments on generated normals run without a language model; for the
+    The built-in generator makes them, so that experiments on generated normals run without a language model, with the
     built-in authors as benchmark. No model was trained on these people. Each forget record gets the nearest records.
 
     Args:
-        authors: How many are made to choose from.
-        seed: Of the people; the benchmark's own seed would give people who are in it.
-        questions_per_author: Topics of each.
-        nearest: How records are chosen from theirs.
+        authors: Number of authors to generate and choose from.
+        seed: Seed of the generated people; the benchmark's own seed would give people who are in it.
+        questions_per_author: Number of questions about each author.
+        nearest: Pairing by which normals are chosen from their records.
     """
 
     authors: int = 12
@@ -165,7 +166,7 @@ def _replaced(
     another: Callable[[Group], Record],
     origin: Origin,
 ) -> list[Group]:
-    """Groups with round(share · all normals) of the normals replaced, one after the other."""
+    """Replaces round(share · number of all normals) of the groups' normals by `another`, one after the other."""
     changed = list(groups)
     slots = [(row, place) for row, group in enumerate(changed) for place in range(len(group.normals))]
     for slot in sorted(draws.permutation(len(slots))[: round(share * len(slots))].tolist()):

@@ -1,4 +1,4 @@
-"""From texts to unit vectors: TF-IDF, the hidden states of a causal language model, sentence-transformers."""
+"""Embedders of texts as unit vectors: TF-IDF, hidden states of a causal language model, sentence-transformers."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ _BATCH_TOKENS = 4096
 
 
 class Embedder(ABC):
-    """Makes vectors whose cosine is a similarity. Implementations are frozen dataclasses, chosen by class path."""
+    """Embedder whose vectors' cosine is a similarity. Implementations are frozen dataclasses, chosen by class path."""
 
     @abstractmethod
     def fitted(self, pool: Sequence[tuple[str, str]]) -> Embedding:
-        """The embedding, fitted to the pool's questions and answers where it learns from them, its model loaded."""
+        """Embedding function with its model loaded, fitted to the pool's pairs of question and answer if it learns."""
 
 
 @dataclass(frozen=True)
 class TFIDF(Embedder):
-    """Sublinear TF-IDF over word n-grams; vocabulary and document frequencies are the pool's.
+    """Sublinear TF-IDF over word n-grams, with vocabulary and document frequencies of the pool.
 
     Args:
-        ngrams: Longest word n-gram that counts as a term.
+        ngrams: Length in words of the longest n-gram that counts as a term.
     """
 
     ngrams: int = 2
@@ -51,18 +51,19 @@ class TFIDF(Embedder):
 
 @dataclass(frozen=True)
 class ModelStates(Embedder):
-    """Mean over the tokens of a causal language model's hidden states, the pool's mean vector taken off.
+    """Mean over tokens of a causal language model's hidden states, minus the pool's mean vector.
 
-    Without the centring, states of most models lie in a narrow cone and every cosine is near 1 (Ethayarajh, arXiv
+    Without centring, the states of most models lie in a narrow cone and every cosine is near 1 (Ethayarajh, arXiv
     1909.00512).
 
     Args:
-        name_or_path: The model: a name on the Hub, a local folder, or a run folder, whose ``model/`` is taken; null for
-            the one that is to unlearn.
-        layer: 0 is the token embeddings, 1 the first block's output; negative ones count from the last, −1.
-        template: How question and answer become one text; an empty question leaves the answer alone.
-        max_length: Longer texts are cut to so many tokens.
-        device: Where the model runs.
+        name_or_path: Name of the model on the Hub, a local folder, or a run folder with its ``model/``; null for the
+            model that unlearns.
+        layer: Index of the layer whose states are used: 0 for the token embeddings, 1 for the first block's output;
+            negative indices count from the last layer, −1.
+        template: Text made of ``{question}`` and ``{answer}``; for an empty question it is the answer alone.
+        max_length: Number of tokens that longer texts are truncated to.
+        device: Device that the model runs on, such as ``cuda``.
     """
 
     name_or_path: str | None = None
@@ -93,7 +94,7 @@ class ModelStates(Embedder):
             rows = [tokenizer(self._text(*pair), truncation=True, max_length=limit)["input_ids"] for pair in texts]
             order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
             found = np.zeros((len(rows), int(text_config(model).hidden_size)), dtype=np.float32)
-            for batch in _batches(order, [len(row) for row in rows]):  # of like length: little padding
+            for batch in _batches(order, [len(row) for row in rows]):  # similar lengths, so little padding
                 width = max(1, len(rows[batch[-1]]))
                 ids = torch.zeros((len(batch), width), dtype=torch.long)
                 mask = torch.zeros((len(batch), width), dtype=torch.long)
@@ -118,12 +119,12 @@ class ModelStates(Embedder):
 
 @dataclass(frozen=True)
 class SentenceEmbeddings(Embedder):
-    """A sentence-transformers model (extra ``retrieval``).
+    """Embeddings of a sentence-transformers model (extra ``retrieval``).
 
     Args:
-        name_or_path: Name on the Hub or a local folder; environment variables are filled in.
-        batch_size: Texts at a time.
-        device: Where the model runs.
+        name_or_path: Name of the model on the Hub or a local folder; environment variables are expanded.
+        batch_size: Number of texts per forward pass.
+        device: Device that the model runs on, such as ``cuda``.
     """
 
     name_or_path: str
@@ -155,7 +156,7 @@ class SentenceEmbeddings(Embedder):
 
 
 def _batches(order: Sequence[int], lengths: Sequence[int]) -> Iterable[list[int]]:
-    """Cuts indices in ascending order of length into batches of at most `_BATCH_TOKENS`, padding included."""
+    """Splits indices, sorted by length, into batches of at most `_BATCH_TOKENS` tokens, padding included."""
     batch: list[int] = []
     for index in order:
         if batch and (len(batch) + 1) * lengths[index] > _BATCH_TOKENS:

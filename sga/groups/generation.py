@@ -1,7 +1,7 @@
-"""Normal samples written by a language model: prompts, a journal of answers, and what becomes of them.
+"""Normal samples written by a language model: prompts, a journal of answers, and their acceptance.
 
-Every answer goes to the journal the moment it arrives, so that a command that was killed goes on where it stopped. What
-is accepted is decided from the journal alone, in its order: the same journal gives the same normals.
+Every answer is written to the journal as soon as it arrives, so that a killed command can be resumed. Answers are
+accepted from the journal alone, in its order: the same journal gives the same normals.
 """
 
 from __future__ import annotations
@@ -27,16 +27,17 @@ from sga.groups.repair import OnFailure
 from sga.groups.writers import GaveUp, Message, Refused, Reply, Writer
 
 CHARACTERS_PER_TOKEN = 4
-"""A rule of thumb for English, for estimates."""
+"""Rule of thumb for English, for estimates of cost."""
 
 
 @dataclass(frozen=True)
 class PromptTemplate:
-    """A prompt template.
+    """Template of the prompt that requests a normal sample.
 
     Attributes:
-        kind: Whether a question with an answer is asked for, a passage, or another answer to the forget question.
-        system: System message.
+        kind: Kind of text requested: ``qa`` for a question with an answer, ``text`` for a passage, ``alternative`` for
+            another answer to the forget question.
+        system: System message of the chat.
         user: User message, with ``{question}``, ``{answer}``, ``{number}`` and ``{count}`` to be filled in.
     """
 
@@ -50,7 +51,7 @@ class PromptTemplate:
         return _digest([self.kind, self.system, self.user])
 
     def messages(self, forget: Record, number: int, count: int) -> list[Message]:
-        """The chat that asks for normal `number` (from 1) of `count`."""
+        """Chat messages that request normal `number` (from 1) of `count` for a forget record."""
         values = {"question": forget.question, "answer": forget.answer, "number": str(number), "count": str(count)}
 
         def filled(text: str) -> str:
@@ -79,9 +80,10 @@ def read_prompt(path: Path) -> PromptTemplate:
 
 
 def parsed_reply(kind: str, reply: str) -> tuple[str, str] | None:
-    """Question and answer of a reply; None where there are none. JSON, or lines that begin so, fenced or not.
+    """Question and answer parsed from a reply; None if it has none.
 
-    A passage and an alternative are the reply itself, or JSON with an ``answer``, and have no question.
+    A reply may be JSON, or lines that begin with ``Question:`` and ``Answer:``, fenced or not. A passage or an
+    alternative is the whole reply, or JSON with an ``answer``, and has no question.
 
     >>> parsed_reply("qa", '```json\\n{"question": "Who?", "answer": "Ann."}\\n```')
     ('Who?', 'Ann.')
@@ -108,13 +110,13 @@ def parsed_reply(kind: str, reply: str) -> tuple[str, str] | None:
 
 
 class Journal:
-    """Answers as they came, one JSON object a line; only ever appended to. The caller keeps other processes away.
+    """Append-only journal of answers, one JSON object per line. The caller has to lock it against other processes.
 
     Args:
-        path: The file. A line that a kill cut off is taken away when it is opened.
+        path: Path of the file. An incomplete last line, left by a killed process, is removed when the file is opened.
 
     Raises:
-        UserError: a line in the middle is not JSON.
+        UserError: a line before the last one is not JSON.
     """
 
     def __init__(self, path: Path) -> None:
@@ -132,7 +134,7 @@ class Journal:
             raise
 
     def append(self, line: dict[str, Any]) -> None:
-        """Writes a line and returns when it is on the disk."""
+        """Appends a line and returns once it is on the disk."""
         data = (json.dumps(line, ensure_ascii=False) + "\n").encode()
         while data:
             data = data[os.write(self._file, data) :]
@@ -146,15 +148,15 @@ class Journal:
 
 @dataclass
 class Slot:
-    """One normal sample that is wanted.
+    """State of one normal sample to be written.
 
     Attributes:
-        forget: Whose.
-        number: From 1.
-        attempt: Answers that were looked at.
-        normal: What was accepted.
-        refused: The last answer that was not, where it could be read, with its reasons.
-        reason: Why there is no normal, where that is known.
+        forget: Forget record that this normal sample is written for.
+        number: Number of the normal among those of the record, from 1.
+        attempt: Number of answers that were checked so far.
+        normal: Accepted normal sample; None as long as there is none.
+        refused: Last refused answer that could be parsed, with the reasons; None without one.
+        reason: Reason why there is no normal, if known.
     """
 
     forget: Record
@@ -167,34 +169,34 @@ class Slot:
 
 @dataclass
 class Count:
-    """What was spent, as servers say or, where they do not, as estimated from characters."""
+    """Requests and tokens spent, as reported by the server or else estimated from characters."""
 
     requests: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
 
     def add(self, line: dict[str, Any]) -> None:
-        """Adds an answer of the journal."""
+        """Adds the cost of an answer of the journal."""
         self.requests += 1
         self.prompt_tokens += line["prompt_tokens"]
         self.completion_tokens += line["completion_tokens"]
 
 
 REFUSED_IN_A_ROW = 10
-"""Forget samples whose prompts are refused one after the other: then it is not the prompts."""
+"""Number of forget samples refused in a row after which the command ends: the cause cannot be the prompts."""
 SILENT_IN_A_ROW = 2
-"""Forget samples that get no answer at all where there has not been one yet."""
+"""Number of forget samples without any answer, before the first one, after which the command ends."""
 
 
 @dataclass
 class _Row:
-    """Forget samples without an answer since the last answer of this command.
+    """Forget samples that have failed since the last answer of this command.
 
     Attributes:
-        begun: Whether there has been an answer.
-        refused: Ids of those that were refused.
-        silent: Ids of the others.
-        known: Ids of those that an earlier command saw refused; they say nothing new.
+        begun: True once there has been an answer.
+        refused: Ids of forget records whose prompts the server refused.
+        silent: Ids of forget records without any answer.
+        known: Ids of forget records that an earlier command saw refused; they do not count.
     """
 
     begun: bool = False
@@ -207,7 +209,7 @@ class _Row:
         self.refused.clear()
 
     def failed(self, slot: Slot, error: GaveUp) -> None:
-        """Raises a UserError where there is no use in going on."""
+        """Records a failure; raises a UserError if further requests are unlikely to succeed."""
         if isinstance(error, Refused) and slot.forget.id in self.known:
             return
         (self.refused if isinstance(error, Refused) else self.silent).add(slot.forget.id)
@@ -226,17 +228,17 @@ class _Row:
 
 @dataclass
 class NormalGenerator:
-    """Asks a writer for the normals of all forget records, and keeps what passes the checks.
+    """Requests normals of all forget records from a writer, and accepts answers that pass the checks.
 
     Attributes:
-        forget: The records to forget.
-        count: Normals for each.
-        prompt: The template.
-        writer: Who writes.
-        checker: What an answer must satisfy.
-        attempts: Answers that may be asked for until one passes.
-        taken: Contents that no answer may have: of the retain pool.
-        measured: Answers that no alternative may be; see `sga.groups.alternatives.measured_answers`.
+        forget: Records to forget, in order.
+        count: Number of normals for each forget record.
+        prompt: Template of the requests.
+        writer: Language model that answers the requests.
+        checker: Checks that an answer must pass.
+        attempts: Largest number of answers requested for a normal until one passes.
+        taken: Contents of the retain pool, which no answer may repeat.
+        measured: Answers that no alternative may be, from `sga.groups.alternatives.measured_answers`.
     """
 
     forget: Sequence[Record]
@@ -257,16 +259,16 @@ class NormalGenerator:
         self._refused_before: set[str] = set()  # ids of forget records
 
     def key(self, slot: Slot, attempt: int) -> str:
-        """Hash of all that an answer depends on; under it the journal keeps it."""
+        """Key of an answer in the journal: hash of everything that it depends on."""
         messages = self.prompt.messages(slot.forget, slot.number, self.count)
         return _digest([self.writer.identity(), messages, slot.forget.id, slot.number, attempt])
 
     def replay(self, journal: Journal) -> None:
-        """Looks at the answers that are there already."""
+        """Applies the answers that are in the journal already."""
         expected = {self.key(slot, 0): slot for slot in self.slots}
         for line in journal.lines:
             slot = expected.pop(str(line.get("key")), None)
-            if slot is None:  # of another prompt, model or data
+            if slot is None:  # an answer to another prompt, or of another model or other data
                 continue
             if "refused" in line:
                 self._refused_before.add(slot.forget.id)
@@ -276,7 +278,7 @@ class NormalGenerator:
                 expected[self.key(slot, slot.attempt)] = slot
 
     def estimate(self) -> tuple[int, int, int]:
-        """Requests that are open, and tokens to read and to write for them if each passes at once; by characters."""
+        """Number of open requests, and of tokens to read and to write if each passes at once; from characters."""
         slots = [slot for slot in self.slots if self._open(slot)]
         read = sum(
             len(message["content"]) // CHARACTERS_PER_TOKEN
@@ -287,13 +289,13 @@ class NormalGenerator:
         return len(slots), read, written
 
     async def run(self, journal: Journal, progress: Callable[[int], object] = lambda done: None) -> None:
-        """Asks for what is open until each slot has a normal or has failed: one at a time until the first answer.
+        """Requests open normals until each slot has one or has failed; one request at a time until the first answer.
 
         Raises:
-            UserError: no request will succeed.
+            UserError: no further request is likely to succeed.
         """
-        # By number: neighbours are of different forget samples, so that one of them does not look like all.
-        # Those that were refused before come last, so that they keep nobody from going past them.
+        # Ordered by number, so that successive requests belong to different forget samples, and one bad sample does
+        # not look like a general failure. Samples refused before come last, so that the others are tried first.
         before = frozenset(self._refused_before)
         waiting: Iterator[Slot] = iter(
             sorted(filter(self._open, self.slots), key=lambda slot: (slot.forget.id in before, slot.number))
@@ -351,7 +353,7 @@ class NormalGenerator:
         return slot.normal is None and slot.attempt < self.attempts
 
     def _look(self, slot: Slot, line: dict[str, Any]) -> None:
-        """Accepts an answer or says why not."""
+        """Accepts an answer, or records the reasons against it."""
         self.spent.add(line)
         slot.attempt += 1
         pair = parsed_reply(self.prompt.kind, line["text"])
@@ -364,7 +366,7 @@ class NormalGenerator:
             others = [replace(other, question="") for other in others]
         known = slot.forget.question if self.prompt.kind == "alternative" else ""
         reasons = self.checker.failures(normal, slot.forget, others, known)
-        if self.prompt.kind == "alternative":  # the checks have seen the answer alone: its question is to be the same
+        if self.prompt.kind == "alternative":  # checked without its question, which has to equal the forget question
             normal = replace(normal, question=slot.forget.question)
             if spelled(normal.answer) in self.measured.get(spelled(normal.question), set()):
                 reasons.append("is the true answer, or metrics measure with it")
@@ -379,11 +381,12 @@ class NormalGenerator:
         self.taken.add(normal.content)
 
     def groups(self, on_failure: OnFailure) -> tuple[list[Group], list[Slot]]:
-        """The groups, and the slots whose normal was refused or never came.
+        """Groups of the accepted normals, and the slots whose normal was refused or never came.
 
         Args:
-            on_failure: ``keep`` takes the last refused answer, its reasons beside it; ``drop`` leaves it out, and the
-                group is short; ``replace``, whose further attempts have been made, leaves it out too.
+            on_failure: Action for a slot without a normal: ``keep`` uses the last refused answer, with its reasons;
+                ``drop`` leaves it out, so that the group is smaller; ``replace`` also leaves it out here, because its
+                further attempts have been made before.
         """
         model = str(self.writer.identity()["model"])
         failed = [slot for slot in self.slots if slot.normal is None]
@@ -405,11 +408,11 @@ class NormalGenerator:
 
 
 def scored(groups: Sequence[Group]) -> list[Group]:
-    """Gives normals without a score their TF-IDF cosine, document frequencies being those of all groups' texts."""
+    """Fills missing scores of normals with their TF-IDF cosine, with document frequencies over all groups' texts."""
     texts = [(record.question, record.answer) for group in groups for record in (group.forget, *group.normals)]
     try:
         embed = TFIDF().fitted(texts)
-    except UserError:  # not a word in them: nothing to compare
+    except UserError:  # the texts have no words to compare
         return list(groups)
     vectors, row, found = embed(texts), 0, []
     for group in groups:

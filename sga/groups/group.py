@@ -1,4 +1,4 @@
-"""A forget sample with its normal samples and what else a method reads."""
+"""A forget sample with its normal samples and the further samples that a method reads."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from sga.data.records import Record
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a normal sample or an alternative comes from.
+    """Origin of a normal sample or an alternative.
 
     Attributes:
-        source: ``retain`` for a record of the retain pool, which a file need only name; any other word (``generated``,
-            ``edited``, ``corrupted``, …) for text that stands in the file; of an alternative ``neighbor_answer``,
-            ``substituted_answer``, ``refusal``, ``file``, ``generated``, ….
-        by: The embedder that found it, or the model that wrote it.
-        prompt: Hash of the prompt template that it was written by.
-        checks: Reasons for which it would have been refused, had it not been kept by choice.
+        source: Kind of source: ``retain`` for a record of the retain pool, which a file may give by name only; any
+            other word (``generated``, ``edited``, ``corrupted``, …) for text that is in the file; for an alternative
+            ``neighbor_answer``, ``substituted_answer``, ``refusal``, ``file``, ``generated``, ….
+        by: Name of the embedder that found it, or of the model that wrote it; None if unknown.
+        prompt: Hash of the prompt template that it was written with; None without one.
+        checks: Reasons of failed checks, if it was kept in spite of them.
     """
 
     source: str = "retain"
@@ -29,25 +29,25 @@ class Origin:
     checks: tuple[str, ...] = ()
 
 
-AlternativeKind = Literal["refusal", "retain_answer", "normal_answer"]
-"""Another answer to a forget question: a refusal, the answer of a random record of the retain pool, or that of the
-group's most similar normal sample."""
+AlternativeKind = Literal["refusal", "retain_answer", "normal_answer", "data"]
+"""Another answer to a forget question: a refusal, the answer of a random record of the retain pool, that of the group's
+most similar normal sample, or those that ``data.alternatives`` gives."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """A forget sample with its normal samples, and with what else a method reads.
+    """A forget sample with its normal samples, and with the further samples that a method reads.
 
     Attributes:
-        forget: The sample to forget (for plain fine-tuning: the sample to learn).
-        normals: K−1 samples to keep, or a larger pool from which each epoch draws K−1; most similar first.
-        scores: Their similarity to the forget sample, one each; cosine in [−1, 1] for embedders, 0 for random ones,
-            None where nobody has computed one.
-        origins: Where they come from, one each; empty where all are plain records of the retain pool.
-        alternatives: The forget question with another answer: one for methods that ask for it, or several that are
-            trained on as normals of a second kind.
-        alternative_origins: Where the latter come from, one each; empty for the former.
-        retain: Random records of the retain pool that are none of the normals, for methods that ask for them.
+        forget: Sample to forget (in plain fine-tuning: the sample to learn).
+        normals: Normal samples, K−1 of them or a larger pool from which each epoch draws K−1; most similar first.
+        scores: Similarity of each normal to the forget sample: cosine in [−1, 1] for embedders, 0 for random normals,
+            None if not computed.
+        origins: Origin of each normal; empty if all are plain records of the retain pool.
+        alternatives: Forget question with other answers: one for a method whose loss reads it as a stream of its own,
+            or several that are trained on as a second kind of normals.
+        alternative_origins: Origin of each alternative of the second kind; empty otherwise.
+        retain: Random records of the retain pool that are not among the normals, for methods that read them.
     """
 
     forget: Record
@@ -63,7 +63,7 @@ class Group:
         assert len(self.alternative_origins) in (0, len(self.alternatives)), "one each"
 
     def origin(self, index: int) -> Origin:
-        """Where a normal comes from."""
+        """Origin of a normal, by index."""
         return self.origins[index] if self.origins else Origin()
 
 

@@ -1,4 +1,4 @@
-"""Groups as JSON Lines: `pairs.jsonl` of a run, and the files that `sga normals` writes."""
+"""The group file, groups as JSON Lines: `pairs.jsonl` of a run, and the files that `sga normals` writes."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from sga.groups.group import Group, Origin, record_hash
 
 
 def write_groups(path: Path, groups: Sequence[Group], texts: bool = True) -> None:
-    """Writes a normal-data file: JSONL, one forget record with its normals a line.
+    """Writes a group file: JSON Lines, one forget record with its normals per line.
 
-    Each normal has id, hash, score and origin, and its text unless `texts` is False; so has each alternative that is
-    trained on, without a score.
+    Each normal has id, hash, score and origin, and its text unless `texts` is False. Alternatives that are trained on
+    as normals have the same without a score.
     """
 
     def row(record: Record) -> dict[str, Any]:
@@ -42,7 +42,7 @@ def write_groups(path: Path, groups: Sequence[Group], texts: bool = True) -> Non
 
 
 def described(origin: Origin) -> dict[str, Any]:
-    """An origin as a file has it, without what is not known."""
+    """Origin as a JSON object, without unknown fields."""
     found = {"by": origin.by, "prompt": origin.prompt, "checks": list(origin.checks)}
     return {"source": origin.source} | {name: value for name, value in found.items() if value}
 
@@ -57,24 +57,25 @@ def read_groups(
     reserved: Sequence[Record] = (),
     alternatives: int = 0,
 ) -> list[Group]:
-    """Reads a normal-data file back against the records that it names.
+    """Reads a group file and looks up the records that it names.
 
-    A normal with ``source`` ``retain`` is the record of that id, with the hash of the time of pairing. Any other
-    stands in the file with its text; so does one whose text was edited there, whatever its hash says.
+    A normal with ``source`` ``retain`` is the record of that id, with the hash from the time of pairing. Any other
+    normal has its text in the file, and so has one whose text was edited there, whatever its hash.
 
     Args:
-        path: The file.
-        forget: The records to forget; each needs a line.
-        pool: The retain records, without the reserved ones.
-        group_size: K; a line has K−1 normals.
-        pool_size: With it a line has from K−1 to so many.
-        remade: The same groups made again, for files without texts whose normals are not all of the pool.
+        path: Path of the file, in JSON Lines.
+        forget: Records to forget; each needs a line.
+        pool: Retain records, without the reserved ones.
+        group_size: Size K of a group; a line has K−1 normals.
+        pool_size: Largest number of normals of a line, which then has at least K−1; None for exactly K−1.
+        remade: Function that makes the same groups again, for files without texts whose normals are not all retain
+            records; None without it.
         reserved: Retain records that utility is measured on, which no line may have.
-        alternatives: Number of alternatives of a line; a file may have none of them at all, which leaves them out.
+        alternatives: Number of alternatives of a line; a file without any alternatives is also accepted.
 
     Raises:
-        UserError: a line is malformed, names a record that is not there or whose text has changed, is repeated, has
-            another number of normals, a forget or a reserved record among them, or a forget record has no line.
+        UserError: a line is malformed, names a record that does not exist or whose text has changed, is repeated, has
+            a wrong number of normals, or has a forget or reserved record among them; or a forget record has no line.
     """
     forget_by_id, pool_by_id = ({record.id: record for record in records} for records in (forget, pool))
     contents = {record.content: record.id for record in forget}
@@ -92,7 +93,7 @@ def read_groups(
             item.get("source", "retain"), item.get("by"), item.get("prompt"), tuple(item.get("checks") or ())
         )
         record_id, record_hash_ = item["id"], item.get("sha256")
-        if not isinstance(item.get("answer"), str):  # nothing but a name
+        if not isinstance(item.get("answer"), str):  # given by name only
             if origin.source != "retain" and remade is not None:
                 return _named(made(), record_id, item["sha256"], where), origin
             return _named(pool_by_id, record_id, item["sha256"], where), origin
@@ -101,7 +102,7 @@ def read_groups(
         if named is not None and origin.source == "retain" and record_hash(text) == record_hash(named):
             return named, origin
         if origin.source == "retain":
-            # The hash is of the time of pairing: if it fits the text, then it is the data that changed, or is another.
+            # The hash is from the time of pairing: if it matches the text, the data has changed, or is other data.
             if record_hash_ is not None and record_hash_ == record_hash(text):
                 return _named(pool_by_id, record_id, record_hash_, where), origin
             if named is not None and record_hash_ is not None and record_hash_ != record_hash(named):
@@ -111,7 +112,7 @@ def read_groups(
         return only(text, origin, where), origin
 
     def only(text: Record, origin: Origin, where: str) -> Record:
-        """The one record of its id; sequences are encoded by id."""
+        """The single record with this id in the file, because sequences are encoded by id."""
         if text.id in pool_by_id or text.id in forget_by_id:
             raise UserError(f"{where}: {text.id} is the id of another record; give the {origin.source} text its own")
         if own.setdefault(text.id, text).content != text.content:
@@ -191,12 +192,12 @@ def read_groups(
 def _read_alternatives(
     items: Any, forget: Record, made: Callable[[], Mapping[str, Record]], where: str
 ) -> list[tuple[Record, Origin]]:
-    """The alternatives of a line with their origins; a text that is not the one of the hash was edited by hand."""
+    """Alternatives of a line with their origins; a text that does not match its hash was edited by hand."""
     found: list[tuple[Record, Origin]] = []
     try:
         for item in items:
             origin = Origin(item["source"], item.get("by"), item.get("prompt"))
-            if "answer" not in item:  # a run that keeps no texts
+            if "answer" not in item:  # the file of a run that writes no texts
                 record = _named(made(), item["id"], item["sha256"], where)
             else:
                 row = {"question": forget.question, "answer": item["answer"]}
@@ -222,7 +223,7 @@ def _refuse_reserved(reserved: bool, item: Mapping[str, Any], where: str) -> Non
 
 
 def _unscored(item: Mapping[str, Any]) -> bool:
-    """Only text that stands in the file need not have a score."""
+    """True for a normal without a score, which is allowed only if its text is in the file."""
     return item.get("score") is None and "answer" in item
 
 

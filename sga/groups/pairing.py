@@ -1,4 +1,4 @@
-"""Pairing: how the K−1 normal samples of each forget sample are chosen from the retain split, before training."""
+"""Pairing: the choice of K−1 normal samples for each forget sample from the retain split, before training."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ from sga.groups.ties import tie_order
 
 
 class Pairing(ABC):
-    """Chooses normal samples. Implementations are frozen dataclasses, chosen by class path in a config."""
+    """Choice of normal samples. Implementations are frozen dataclasses, chosen by class path in a configuration."""
 
     @abstractmethod
     def pair(self, forget: Sequence[Record], pool: Sequence[Record], count: int, seed: int) -> list[Group]:
-        """Gives each forget record `count` distinct normals; the same arguments give the same groups."""
+        """Groups of each forget record with `count` distinct normals; the same arguments give the same groups."""
 
 
 @dataclass(frozen=True)
 class NearestNormals(Pairing):
-    """The nearest pool records by cosine of embedded question and answer; equals are ordered by `tie_order`.
+    """The nearest pool records by cosine of embedded question and answer, with ties ordered by `tie_order`.
 
     Args:
-        embedder: What makes vectors of texts.
-        diversity: d of maximal marginal relevance, (1 − d)·similarity to the forget sample − d·largest similarity to a
-            normal chosen before; 0 takes the nearest.
-        answer_ceiling: Largest cosine that a normal's answer may have to the forget answer, so that a normal does not
-            teach back what is to be forgotten; null for no ceiling.
-        max_reuse: How many forget samples may share a retain record; null for any number.
-        checks: What each normal must satisfy, else the next candidate takes its place; null checks nothing.
+        embedder: Embedder that turns question and answer into a unit vector.
+        diversity: Weight d of maximal marginal relevance, in [0, 1]: (1 − d)·similarity to the forget sample −
+            d·largest similarity to a normal chosen before; 0 takes the nearest records.
+        answer_ceiling: Largest cosine of a normal's answer to the forget answer, so that a normal does not teach the
+            forget answer again; null for no ceiling.
+        max_reuse: Largest number of forget samples that may share a retain record; null for any number.
+        checks: Rules that each normal must satisfy; if it fails, the next candidate replaces it. Null checks nothing.
     """
 
     embedder: Embedder = TFIDF()  # noqa: RUF009  (frozen)
@@ -112,7 +112,7 @@ class NearestNormals(Pairing):
     def _filter(
         self, forget: Sequence[Record], pool: Sequence[Record], embed: Embedding, checker: Checker | None
     ) -> Callable[[int, int], bool]:
-        """Whether the ceiling and the checks let a forget record (by index) have a pool record."""
+        """Function (forget index, pool index) → True if ceiling and checks allow the pool record as a normal."""
         ceiling, answers = self.answer_ceiling, None
         if ceiling is not None:
             answers = tuple(embed([("", record.answer) for record in records]) for records in (forget, pool))
@@ -129,7 +129,7 @@ class NearestNormals(Pairing):
 
 @dataclass(frozen=True)
 class RandomNormals(Pairing):
-    """Pool records at random, without replacement within a group: the control for every retrieval."""
+    """Random pool records, without replacement within a group: the baseline for every retrieval."""
 
     def pair(self, forget: Sequence[Record], pool: Sequence[Record], count: int, seed: int) -> list[Group]:
         draws = np.random.default_rng([seed, 0x5EED])
@@ -144,7 +144,7 @@ class RandomNormals(Pairing):
 
 
 def with_model(pairing: Pairing, model: str | None) -> Pairing:
-    """A pairing whose embedders by model states, at whatever depth, read the states of `model` unless they name one."""
+    """Sets `model` in all `ModelStates` embedders of a pairing, nested ones too, that do not name a model."""
 
     def bound(value: Any) -> Any:
         if isinstance(value, ModelStates):
@@ -166,20 +166,20 @@ def make_groups(
     pool_size: int | None = None,
     reserved: Sequence[Record] = (),
 ) -> list[Group]:
-    """Pairs every forget record with group_size − 1 records of the pool, or with `pool_size` to draw those from.
+    """Pairs every forget record with group_size − 1 records of the pool, or with `pool_size` records to draw from.
 
     Args:
-        forget: The records to forget.
-        pool: The retain records that normals are drawn from, without the reserved ones.
-        group_size: K.
-        pairing: How normals are chosen.
+        forget: Records to forget, in the order of the groups.
+        pool: Retain records that normals are drawn from, without the reserved ones.
+        group_size: Size K of a group, at least 1; 1 means gradient ascent without normals.
+        pairing: Pairing that chooses the normals.
         seed: Seed of random pairings.
-        pool_size: Normals of each forget record; None for K−1.
+        pool_size: Number of normals of each forget record, from which each epoch draws K−1; None for K−1.
         reserved: Retain records that are set aside, for messages and the check of duplicates.
 
     Raises:
-        UserError: K is below 1 or larger than the pool allows, or a forget record also stands in the pool (same
-            question and answer, white space and case apart): descending on it would undo the forgetting.
+        UserError: K is below 1 or larger than the pool allows, or a forget record is also in the retain data (same
+            question and answer up to white space and case): descending on it would undo the forgetting.
     """
     if group_size < 1:
         raise UserError(f"group_size must be at least 1, got {group_size} (1 is gradient ascent without normal data)")
@@ -214,18 +214,18 @@ def extended(
     refusals: Sequence[str],
     seed: int,
 ) -> list[Group]:
-    """Groups with another answer to each forget question and with random retain samples, where these are asked for.
+    """Adds an alternative answer and random retain samples to each group, as far as the method needs them.
 
-    Each draw follows from (seed, forget record) alone, so that it is the same in every process, epoch and resumed run.
+    Each draw depends on (seed, forget record) alone, so it is the same in every process, epoch and resumed run.
 
     Raises:
-        UserError: a forget record is plain text, which has no question to answer otherwise; there is no normal sample
-            whose answer could be taken; or the pool is too small.
+        UserError: a forget record is plain text, which has no question to answer differently; there is no normal
+            sample whose answer could be used; or the pool is too small.
     """
     found = []
     for group in groups:
         draws = np.random.default_rng([seed, 0xA17E, int(record_hash(group.forget), 16)])
-        if alternative is not None:
+        if alternative not in (None, "data"):
             answer = _alternative_answer(group, alternative, pool, refusals, draws)
             record = Record(f"{group.forget.id}/{alternative}", group.forget.question, answer)
             group = replace(group, alternatives=(record,))

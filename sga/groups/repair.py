@@ -1,4 +1,4 @@
-"""Groups checked, and what becomes of normals that fail: replaced, dropped or kept with their reasons."""
+"""Repair of groups: normals that fail the checks are replaced, dropped, or kept with the reasons."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ OnFailure = Literal["replace", "drop", "keep"]
 
 @dataclass(frozen=True)
 class Failure:
-    """A normal that fails the checks.
+    """A normal sample that fails the checks.
 
     Attributes:
-        forget_id: Its group.
-        normal_id: Itself.
-        reasons: What is wrong with it.
-        outcome: What became of it: ``kept``, ``dropped``, or the id of the record that stands in its place.
+        forget_id: Id of its group's forget record.
+        normal_id: Id of the normal sample.
+        reasons: Reasons of the failed checks, in words.
+        outcome: Outcome of the repair: ``kept``, ``dropped``, or the id of the record that replaces it.
     """
 
     forget_id: str
@@ -38,18 +38,19 @@ def mended(
     pool: Sequence[Record] = (),
     nearest: NearestNormals = NearestNormals(),  # noqa: B008  (frozen)
 ) -> tuple[list[Group], list[Failure]]:
-    """Groups whose normals pass the checks, are gone, or carry their reasons.
+    """Checks all normals of groups, and replaces, drops or marks those that fail; also returns the failures.
 
     Args:
-        groups: Groups of any origin.
-        checker: Made for their forget records.
-        on_failure: ``replace`` takes the nearest retain record that passes and is not in the group; ``drop`` makes the
-            group smaller, which `read_groups` refuses where fewer than K−1 are left; ``keep`` notes the reasons.
-        pool: The retain records, for replacements.
-        nearest: How replacements are found.
+        groups: Groups with normals of any origin.
+        checker: Checker that was made for the groups' forget records.
+        on_failure: Action for a failed normal: ``replace`` uses the nearest retain record that passes and is not in the
+            group; ``drop`` makes the group smaller, which `read_groups` refuses below K−1; ``keep`` records the
+            reasons.
+        pool: Retain records that replacements are chosen from.
+        nearest: Pairing that finds the replacements.
 
     Raises:
-        UserError: there are not enough records that pass to replace those that do not.
+        UserError: too few retain records pass to replace all failed normals.
     """
     found: dict[tuple[int, int], tuple[str, ...]] = {}
     for row, group in enumerate(groups):
@@ -63,7 +64,7 @@ def mended(
     substitutes: dict[int, list[tuple[Record, float | None, Origin]]] = {}
     if on_failure == "replace" and found:
         rows = sorted({row for row, _ in found})
-        # As many candidates that pass as a group has members: enough for those that fail, the others being in it.
+        # As many passing candidates as a group has members suffice, because those that pass are in it already.
         count = min(len(pool), max(len(groups[row].normals) for row in rows))
         found_groups = replace(nearest, checks=checker.checks).pair(
             [groups[row].forget for row in rows], pool, count, 0

@@ -1,4 +1,4 @@
-"""Exact nearest neighbours by cosine, in blocks: the whole [N, M] matrix never exists."""
+"""Exact nearest neighbours by cosine, computed in blocks, without the whole [N, M] matrix in memory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Vectors: TypeAlias = Any
-"""[N, D] rows of length 1 (or 0): a float NumPy array, a memory map, or a SciPy CSR matrix."""
+"""Rows of length 1 (or 0), [N, D]: a float NumPy array, a memory map, or a SciPy CSR matrix."""
 Floats: TypeAlias = NDArray[np.float64]
 Indices: TypeAlias = NDArray[np.int64]
 
@@ -20,25 +20,25 @@ Keys: TypeAlias = NDArray[np.uint64]
 QUERIES_PER_BLOCK = 256
 POOL_PER_BLOCK = 65536
 FAISS_FROM = 100_000
-"""Pool vectors from which on FAISS is used where it is installed."""
+"""Number of pool vectors from which on FAISS is used if it is installed."""
 
 
 @dataclass(frozen=True)
 class Ties:
-    """An order of equally near pool rows that differs from query to query.
+    """Order of equally near pool rows that differs from query to query.
 
-    In pool order, all queries that tie would take the same few rows.
+    In the order of the pool, all queries with ties would get the same few rows.
 
     Attributes:
-        queries: [N], key of each query.
-        pool: [M], key of each pool row.
+        queries: Key of each query, [N], uint64.
+        pool: Key of each pool row, [M], uint64.
     """
 
     queries: Keys
     pool: Keys
 
     def ranks(self, rows: Indices, places: Indices) -> Keys:
-        """Hash of each pair of a query and a pool row: the finaliser of splitmix64 (Steele et al., OOPSLA 2014)."""
+        """Hash of each pair of query and pool row, by the finaliser of splitmix64 (Steele et al., OOPSLA 2014)."""
         mixed: Keys = self.queries[rows] + self.pool[places] * np.uint64(0x9E3779B97F4A7C15)
         mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -54,22 +54,22 @@ def nearest(
     use_faiss: bool | None = None,
     ties: Ties | None = None,
 ) -> tuple[Floats, Indices]:
-    """The `count` pool rows with the largest inner product with each query; of equals the earlier ones, or by `ties`.
+    """Finds the `count` pool rows with the largest inner product with each query; ties by pool order or by `ties`.
 
-    Time is N·M·D; memory is one block of [256, 65536] products beside the vectors.
+    Time is O(N·M·D); memory is one block of [256, 65536] products besides the vectors.
 
     Args:
-        queries: [N, D].
-        pool: [M, D], M at least `count`. A memory map is read block by block.
-        count: How many.
-        decimals: Similarities are rounded to so many digits first, so that what differs only in the order of summation
-            ties.
-        use_faiss: Whether to search with FAISS; None where it is installed, M is large and vectors are dense. FAISS
-            keeps a copy of the pool, and which of several equals at the end of a list it takes is its own affair.
-        ties: Order of equals; None takes those first that stand first in the pool.
+        queries: Unit vectors of the queries, [N, D].
+        pool: Unit vectors of the pool, [M, D], M at least `count`. A memory map is read block by block.
+        count: Number of pool rows per query.
+        decimals: Number of decimals that similarities are rounded to first, so that values that differ only in the
+            order of summation tie.
+        use_faiss: True to search with FAISS; None to use it if it is installed, M is large and vectors are dense. FAISS
+            makes a copy of the pool, and its choice among ties at the end of a list is not specified.
+        ties: Order of ties; None for the order of the pool.
 
     Returns:
-        Similarities [N, count], descending, and pool indices [N, count].
+        Similarities, descending, [N, count], and pool indices, [N, count].
     """
     assert 0 < count <= pool.shape[0], "as many pool rows as are asked for"
     if use_faiss is None:
@@ -93,7 +93,7 @@ def _nearest_of_block(
     places = np.full((rows, count), -1, dtype=np.int64)
     for start in range(0, pool.shape[0], POOL_PER_BLOCK):
         products = similarities(queries, pool[start : start + POOL_PER_BLOCK], decimals)  # [rows, block]
-        # In pool order, what ties with the worst that is kept stands later and loses; only larger ones are looked at.
+        # In pool order a later tie with the worst kept score loses, so only larger scores need a look.
         bar = best[:, -1:]
         if start == 0 and products.shape[1] > count:
             bar = np.partition(products, -count, axis=1)[:, [-count]]
@@ -113,14 +113,14 @@ def _nearest_of_block(
 
 
 def similarities(queries: Vectors, pool: Vectors, decimals: int = 6) -> Any:
-    """Inner products [N, M] of a block, rounded."""
+    """Inner products of a block, [N, M], rounded."""
     products = queries @ pool.T
     dense = products if isinstance(products, np.ndarray) else products.toarray()
     return np.round(dense, decimals, out=dense)
 
 
 def _tie_order(ties: Ties | None, rows: Indices, places: Indices) -> tuple[NDArray[np.generic], ...]:
-    """Keys that equal scores are sorted by, the last one first."""
+    """Sort keys of equal scores for lexsort, the most significant one last."""
     return (places,) if ties is None or not places.size else (places, ties.ranks(rows, places))
 
 
@@ -140,10 +140,10 @@ def _faiss_nearest(
 
 
 def unit(vectors: Any) -> Any:
-    """Dense rows scaled to length 1, rows of zeros left as they are."""
+    """Scales dense rows to length 1; rows of zeros stay unchanged."""
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     return vectors / np.where(lengths > 0, lengths, 1.0)
 
 
 Embedding: TypeAlias = Callable[[Sequence[tuple[str, str]]], Vectors]
-"""From N pairs of question and answer (an empty question: the answer alone) to [N, D] unit vectors."""
+"""Function from N pairs of question and answer (an empty question: the answer alone) to unit vectors [N, D]."""

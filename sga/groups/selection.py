@@ -1,4 +1,4 @@
-"""Which of a forget sample's candidates become its normals: diversity, and a cap on reuse."""
+"""Selection of normals among a forget sample's candidates, with diversity and a cap on reuse."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 Similarity = Callable[[int, Sequence[int]], Any]
-"""What one pool record has with each of several, by their indices."""
+"""Function from a pool index and several others to the similarity with each of them."""
 
 
 def select(
@@ -21,23 +21,23 @@ def select(
     similarity: Similarity | None = None,
     apart: Similarity | None = None,
 ) -> list[list[int]]:
-    """Positions, within each list of candidates, of at most `count` chosen ones, in the order of choice.
+    """Selects at most `count` candidates for each forget sample; returns their positions in the order of choice.
 
-    In each round every forget sample chooses one, so that a cap does not leave the worst to those that stand last.
-    With diversity d the choice is by maximal marginal relevance (Carbonell and Goldstein, SIGIR 1998):
-    (1 − d)·score − d·(largest similarity to what is chosen already); of equals the earlier candidate.
+    Every forget sample chooses one per round, so that a cap on reuse does not leave the worst to the last ones. With
+    diversity d the choice is by maximal marginal relevance (Carbonell and Goldstein, SIGIR 1998):
+    (1 − d)·score − d·(largest similarity to the chosen ones); ties go to the earlier candidate.
 
     Args:
         candidates: Pool indices for each forget sample, best first.
-        scores: Their similarities to it.
-        count: Normals for each forget sample.
-        diversity: d in [0, 1]; 0 takes the nearest.
-        max_reuse: How many forget samples may share a pool record; None for any number.
-        similarity: Between pool records; needed for diversity.
-        apart: Whether a pool record differs enough from others to stand in a group with them; None lets all stand.
+        scores: Similarity of each candidate to its forget sample.
+        count: Number of normals for each forget sample.
+        diversity: Weight d in [0, 1]; 0 takes the nearest.
+        max_reuse: Largest number of forget samples that may share a pool record; None for any number.
+        similarity: Similarity between pool records; needed for diversity above 0.
+        apart: True for each other pool record that a record may share a group with; None allows all.
     """
     chosen: list[list[int]] = [[] for _ in candidates]
-    closest = [np.full(len(one), -np.inf) for one in candidates]  # to what is chosen already
+    closest = [np.full(len(one), -np.inf) for one in candidates]  # largest similarity to a chosen one
     free = [np.ones(len(one), dtype=bool) for one in candidates]
     uses: Counter[int] = Counter()
     for _ in range(count):

@@ -1,4 +1,4 @@
-"""How near the normal samples are to their forget samples."""
+"""Similarity of normal samples to their forget samples."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from sga.groups.group import Group
 
 
 def similarity_of_normals(groups: Sequence[Group], pool: Sequence[Record], rows: int = 5000) -> float | None:
-    """Mean TF-IDF cosine of a forget sample and its normals: one yardstick, whatever chose them.
+    """Mean TF-IDF cosine of forget samples and their normals, which makes pairings by any embedder comparable.
 
     Args:
-        groups: The groups.
-        pool: The retain records, at most `rows` of which, evenly spaced, set the document frequencies.
+        groups: Groups of forget samples with their normals.
+        pool: Retain records for the document frequencies.
+        rows: Largest number of pool records to use, evenly spaced.
 
     Returns:
-        In [0, 1]; None where there is no normal, or the pool has no word.
+        Mean cosine in [0, 1]; None if there is no normal, or the pool has no word.
     """
     pairs = [(group.forget, normal) for group in groups for normal in group.normals]
     some = pool if len(pool) <= rows else [pool[index * len(pool) // rows] for index in range(rows)]

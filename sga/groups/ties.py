@@ -1,4 +1,4 @@
-"""The order of equally near retain records, which differs from forget record to forget record."""
+"""Order of equally near retain records, which differs from forget record to forget record."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from sga.groups.search import Keys, Ties
 
 
 def tie_order(forget: Sequence[Record], pool: Sequence[Record]) -> Ties:
-    """Keys made of the records' texts alone: neither the order of the files nor a run's seed counts.
+    """Order of ties from the records' texts alone, independent of the order of files and of a run's seed.
 
-    Of ten questions "What is the capital of …?" all retained capitals are equally near: by file order, every one of
+    For ten questions "What is the capital of …?" all retained capitals are equally near: in file order, every one of
     them would get the first capital's record and answer.
     """
     return Ties(_hashes(forget), _hashes(pool))

@@ -27,13 +27,13 @@ _SAID_EVERY = 10.0
 
 @dataclass(frozen=True)
 class Reply:
-    """What a writer wrote.
+    """Answer of a writer.
 
     Attributes:
-        text: The text.
-        prompt_tokens: Tokens read; None where the writer does not say.
-        completion_tokens: Tokens written, likewise.
-        cut_off: Whether the limit on tokens ended it.
+        text: The text itself.
+        prompt_tokens: Number of tokens read; None if the writer does not report it.
+        completion_tokens: Number of tokens written; None if the writer does not report it.
+        cut_off: True if the limit on tokens ended the text.
     """
 
     text: str
@@ -43,22 +43,24 @@ class Reply:
 
 
 class GaveUp(Exception):
-    """A request did not succeed in as many tries as were allowed; others may."""
+    """Failure of one request after all its tries; other requests may succeed."""
 
 
 class Refused(GaveUp):
-    """The server takes connections and not this prompt: it is too long, say."""
+    """Refusal of this prompt by a server that works, because it is too long, for example."""
 
 
 class Writer(ABC):
-    """Answers a chat. Implementations are frozen dataclasses, whose fields without a leading underscore are what the
-    text depends on."""
+    """Author of answers to a chat.
+
+    Implementations are frozen dataclasses; their text depends on the fields without a leading underscore.
+    """
 
     concurrency: int
 
     @abstractmethod
     async def write(self, messages: Sequence[Message], seed: int) -> Reply:
-        """One reply.
+        """Returns one reply.
 
         Raises:
             GaveUp: for this request only; `Refused` where the server has looked at it.
@@ -66,18 +68,20 @@ class Writer(ABC):
         """
 
     async def close(self) -> None:
-        """Gives back what is held open."""
+        """Closes connections."""
         return None
 
     @abstractmethod
     def identity(self) -> dict[str, Any]:
-        """What the text depends on, for the hash under which an answer is kept."""
+        """Settings that the text depends on, for the hash under which an answer is kept."""
 
 
 @dataclass
 class _Pace:
-    """When the next request may begin, when the user was last told why, and whether the server has ever been reached;
-    shared by all that are in flight."""
+    """Earliest moment of the next request, moment of the last message, and True once the server has been reached.
+
+    All requests in flight share it.
+    """
 
     not_before: float = 0.0
     said: float = -math.inf
@@ -91,7 +95,7 @@ class _Pace:
             await asyncio.sleep(start - now)
 
     def left(self) -> float:
-        """Seconds until then."""
+        """Seconds until the next request may begin."""
         return max(0.0, self.not_before - time.monotonic())
 
     def pause(self, seconds: float) -> None:
@@ -103,19 +107,19 @@ class Endpoint(Writer):
     """A server that speaks OpenAI's chat completions.
 
     Args:
-        url: Up to and without ``/chat/completions``, such as ``https://api.openai.com/v1``.
-        model: The model's name there.
+        url: Address without ``/chat/completions``, such as ``https://api.openai.com/v1``.
+        model: Name of the model at the endpoint.
         key_variable: Environment variable that holds the key; an unset one sends none. The key itself is never part of
             anything that is written or shown.
-        temperature: Of sampling.
-        max_tokens: Most tokens of a reply.
-        concurrency: Requests in flight at a time.
-        requests_per_minute: Most requests begun in a minute; None for no limit of this side.
-        timeout: Seconds for a whole request; what a server dribbles out for longer counts as failed.
-        tries: How often a request is sent before it is given up for this time.
+        temperature: Temperature of sampling.
+        max_tokens: Largest number of tokens of a reply.
+        concurrency: Number of requests in flight.
+        requests_per_minute: Largest number of requests begun in a minute; None for no limit.
+        timeout: Seconds for a whole request, slow answers included.
+        tries: Number of times that a request is sent before this command gives it up.
         backoff: Seconds before the second try, doubled for each further one, times a random number from 0.5 to 1. A
             server's Retry-After counts instead where it is longer, and holds up all requests.
-        say: Gets a line where a second or more is waited, with the reason; one in ten seconds.
+        say: Function that is given a line with the reason for a wait of a second or more, once in ten seconds.
     """
 
     url: str
@@ -164,63 +168,80 @@ class Endpoint(Writer):
         raise GaveUp(f"{self.tries} tries, the last one: {reason}")
 
     async def _try(self, body: Mapping[str, Any]) -> Reply | str:
-        """A reply, or why there was none this time."""
-        import httpx2
+        """A reply, or the reason why there was none this time."""
+        try:
+            import openai
+        except ImportError:
+            raise UserError("--url needs the package openai: pip install 'sga-unlearning[generate]'") from None
 
         if not self._clients:
-            self._clients.append(
-                httpx2.AsyncClient(
-                    timeout=self.timeout,
-                    limits=httpx2.Limits(max_connections=self.concurrency),
-                    headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
-                )
-            )
+            self._clients.append(self._client())
         try:
             # The library's timeouts are of single reads and writes; this one is of the whole.
-            response = await asyncio.wait_for(
-                self._clients[0].post(f"{self.url.rstrip('/')}/chat/completions", json=body), self.timeout
-            )
-        except (TimeoutError, asyncio.TimeoutError, httpx2.TimeoutException):
+            headers = None if self._key else {"Authorization": openai.Omit()}
+            asked = self._clients[0].chat.completions.with_raw_response.create(**body, extra_headers=headers)
+            response = await asyncio.wait_for(asked, self.timeout)
+        except (TimeoutError, asyncio.TimeoutError, openai.APITimeoutError):
             return f"no answer within {self.timeout:g} s"
-        except httpx2.UnsupportedProtocol as error:
-            raise UserError(f"the endpoint's url: {self._shown(error)}") from None
-        except httpx2.HTTPError as error:
-            said = self._shown(f"{type(error).__name__} {error}")
-            if isinstance(error, httpx2.ConnectError) and not self._pace.reached:
-                raise UserError(f"{self._shown(self.url)} cannot be reached ({said}); check the address") from None
-            return said
+        except openai.APIStatusError as error:
+            return self._refusal(error.response)
+        except openai.APIConnectionError as error:
+            kind, said = type(error.__cause__).__name__, self._shown(error.__cause__)
+            if kind in ("ConnectError", "UnsupportedProtocol") and not self._pace.reached:
+                raise UserError(
+                    f"{self._shown(self.url)} cannot be reached ({kind} {said}); check the address"
+                ) from None
+            return f"{kind} {said}"
         self._pace.reached = True
+        try:
+            value = response.parse()
+            choice, usage = value.choices[0], value.usage
+            if not isinstance(choice.message.content, str) or not choice.message.content.strip():
+                return "an empty answer"
+            return Reply(
+                self._shown(choice.message.content),  # a server that echoes its input does not get the key into a file
+                usage and usage.prompt_tokens,
+                usage and usage.completion_tokens,
+                choice.finish_reason == "length",
+            )
+        except (ValueError, RecursionError, IndexError, TypeError, AttributeError):
+            return f"an answer that is no chat completion{self._page(response)}"
+
+    def _client(self) -> Any:
+        """The client; it neither retries, which is done here, nor sends the forget data where a server redirects."""
+        import openai
+
+        return openai.AsyncOpenAI(
+            base_url=self.url,
+            api_key=self._key or "none",
+            max_retries=0,
+            timeout=self.timeout,
+            http_client=openai.DefaultAsyncHttpxClient(follow_redirects=False),
+        )
+
+    def _refusal(self, response: Any) -> str:
+        """The reason of a status code that asks for another try.
+
+        Raises:
+            Refused: the server does not take this prompt.
+            UserError: the server will take none.
+        """
+        self._pace.reached = True
+        status = f"status {response.status_code}"
         if response.status_code in _PASSING or response.status_code >= 500:
             after = _retry_after(response.headers.get("retry-after"))
             self._pace.pause(after)
             asked = f", which asks for {after:g} s (Retry-After)" if after else ""
-            return f"status {response.status_code}{asked}{self._page(response)}"
-        if response.status_code != 200:
-            said = self._page(response) or f": {self._shown(response.text)[:300]!r}"
-            refusal = f"status {response.status_code}{said}"
-            if response.status_code not in _FINAL:
-                raise Refused(f"refused with {refusal}")
-            raise UserError(
-                f"{self._shown(self.url)} refuses with {refusal}; check url, model and the key in ${self.key_variable}"
-            )
-        try:
-            value = response.json()
-            choice = value["choices"][0]
-            text = choice["message"]["content"]
-            usage = value.get("usage") or {}
-            if not isinstance(text, str) or not text.strip():
-                return "an empty answer"
-            return Reply(
-                self._shown(text),  # a server that echoes what it was sent does not get the key into a file
-                usage.get("prompt_tokens"),
-                usage.get("completion_tokens"),
-                choice.get("finish_reason") == "length",
-            )
-        except (ValueError, RecursionError, KeyError, IndexError, TypeError, AttributeError):
-            return f"an answer that is no chat completion{self._page(response)}"
+            return f"{status}{asked}{self._page(response)}"
+        said = status + (self._page(response) or f": {self._shown(response.text)[:300]!r}")
+        if response.status_code not in _FINAL:
+            raise Refused(f"refused with {said}")
+        raise UserError(
+            f"{self._shown(self.url)} refuses with {said}; check url, model and the key in ${self.key_variable}"
+        )
 
     def _page(self, response: Any) -> str:
-        """How a web page begins that came in the place of an answer: of a proxy, say, or of an address without /v1."""
+        """Beginning of a web page that came in place of an answer, as from a proxy or an address without /v1."""
         text = self._shown(response.text).lstrip()
         return f" (a web page: {' '.join(text.split())[:80]!r})" if text.startswith("<") else ""
 
@@ -235,12 +256,12 @@ class Endpoint(Writer):
         return os.environ.get(self.key_variable, "").strip()
 
     def _shown(self, words: object) -> str:
-        """Words without the key."""
+        """Words with the key replaced by ``[key]``."""
         return str(words).replace(self._key, "[key]") if self._key else str(words)
 
     async def close(self) -> None:
         while self._clients:
-            await self._clients.pop().aclose()
+            await self._clients.pop().close()
 
 
 def _retry_after(value: str | None) -> float:
@@ -265,9 +286,9 @@ class LocalModel(Writer):
 
     Args:
         model: Name on the Hub, local folder or run folder.
-        temperature: Of sampling.
-        max_tokens: Most tokens of a reply.
-        device: Where it runs.
+        temperature: Temperature of sampling.
+        max_tokens: Largest number of tokens of a reply.
+        device: Device that the model runs on.
     """
 
     model: str
@@ -287,9 +308,11 @@ class LocalModel(Writer):
         import torch
 
         from sga.models.causality import check_causal
+        from sga.models.noise import hide_noise
         from sga.models.pretrained import Pretrained
 
         if not self._loaded:
+            hide_noise()
             described = Pretrained(self.model)
             tokenizer = described.tokenizer(())
             network = described.network(tokenizer).to(self.device).eval()  # type: ignore[arg-type]

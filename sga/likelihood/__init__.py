@@ -1,1 +1,1 @@
-"""Negative log-likelihoods of a batch under a causal language model: what losses read."""
+"""Negative log-likelihoods of a batch under a causal language model, which losses read."""

@@ -1,4 +1,4 @@
-"""What losses read: a model's numbers at the answer tokens of a batch, by group and by role."""
+"""A model's numbers at the answer tokens of a batch, by group and by role, which losses read."""
 
 from __future__ import annotations
 
@@ -12,21 +12,23 @@ from sga.groups.roles import columns_of
 
 @dataclass(frozen=True)
 class AnswerTokens:
-    """B groups of C sequences with M answer tokens in all, the end-of-sequence tokens counted; row b·C + c is
+    """Numbers of B groups of C sequences with M answer tokens in all, end-of-sequence tokens included; row b·C + c is
     sequence c of group b.
 
     Attributes:
         roles: Role of each of the C columns.
-        token_nll: [M], −log p of each answer token, nats.
-        targets: [M], the answer tokens.
-        rows: [M], the sequence that each belongs to; rising.
-        lengths: [B, C], answer tokens of each sequence.
-        sequence_lengths: [B, C], all its tokens, the prompt's too.
-        logits: [M, V] that predict the answer tokens; None unless the loss asks for them.
-        hidden: [M, H], a block's output at the answer tokens; None unless the loss asks for it.
-        mean_lengths: As in `sga.batching.batch.Batch`.
-        reference_nll: [B, C], what the starting model gives as `total_nll`; NaN where the loss does not ask for it.
-        reference: The starting model's numbers for the columns of some roles; None unless the loss asks for them.
+        token_nll: Negative log-probability of each answer token, [M], nats.
+        targets: Token ids of the answer tokens, [M].
+        rows: Row of the sequence that each answer token belongs to, [M], ascending.
+        lengths: Number of answer tokens of each sequence, [B, C].
+        sequence_lengths: Number of all tokens of each sequence, [B, C], prompt included.
+        logits: Logits that predict the answer tokens, [M, V]; None unless the loss needs them.
+        hidden: Output of a block at the answer tokens, [M, H]; None unless the loss needs it.
+        mean_lengths: Mean number of answer tokens for the role of each of the C columns, over all groups of the
+            optimiser step; None if these groups are the whole step.
+        reference_nll: Negative log-likelihood of each answer under the starting model, [B, C], nats, summed over
+            tokens; NaN for roles for which the loss does not need it.
+        reference: Starting model's numbers for the columns of some roles; None unless the loss needs them.
     """
 
     roles: tuple[str, ...]
@@ -42,17 +44,17 @@ class AnswerTokens:
     mean_lengths: tuple[float, ...] | None = None
 
     def total(self, values: Tensor) -> Tensor:
-        """Sums over each sequence's answer tokens, [M] -> [B, C]."""
+        """Sums values over each sequence's answer tokens, [M] -> [B, C]."""
         sums = torch.zeros(self.lengths.numel(), dtype=values.dtype, device=values.device)
         return sums.index_add(0, self.rows, values).view_as(self.lengths)  # [B*C] -> [B, C]
 
     def mean(self, values: Tensor) -> Tensor:
-        """Means over each sequence's answer tokens, [M] -> [B, C]."""
+        """Averages values over each sequence's answer tokens, [M] -> [B, C]."""
         return self.total(values) / self.lengths
 
     def token_mean(self, values: Tensor) -> Tensor:
-        """Each sequence's part in a mean over tokens, [M] -> [B, C]: the mean of a role's parts over the groups of an
-        optimiser step, and over its columns, is the mean over all answer tokens that this role has in the step."""
+        """Part of each sequence in a mean over tokens, [M] -> [B, C]: averaged over the groups of an optimiser step and
+        the columns of a role, the parts give the mean over all answer tokens of this role in the step."""
         total = self.total(values)
         if self.mean_lengths is not None:
             return total / total.new_tensor(self.mean_lengths)
@@ -62,7 +64,7 @@ class AnswerTokens:
 
     @property
     def places(self) -> Tensor:
-        """Place of each answer token in its answer, counted from 0, [M]."""
+        """Position of each answer token in its answer, from 0, [M]."""
         lengths = self.lengths.flatten()  # [B, C] -> [B*C]
         return torch.arange(len(self.rows), device=self.rows.device) - (lengths.cumsum(0) - lengths)[self.rows]
 
@@ -73,30 +75,30 @@ class AnswerTokens:
 
     @property
     def mean_nll(self) -> dict[str, Tensor]:
-        """Mean of `nll` over groups and the columns of each role, by role."""
+        """Mean of `nll` over groups and columns, by role, nats per token."""
         columns = {role: columns_of(self.roles, [role]) for role in dict.fromkeys(self.roles)}
-        nll = self.nll.unbind(dim=1)  # columns, without an index that a GPU is waited for
+        nll = self.nll.unbind(dim=1)  # columns, without an index tensor, which would synchronise with the GPU
         return {role: torch.stack([nll[column] for column in chosen]).mean() for role, chosen in columns.items()}
 
     @property
     def total_nll(self) -> Tensor:
-        """Negative log-likelihood of each sequence, [B, C], nats."""
+        """Negative log-likelihood of each sequence, [B, C], nats, summed over its answer tokens."""
         return self.total(self.token_nll)
 
     @property
     def log_ratio(self) -> Tensor:
-        """log p − log p_ref of each sequence, [B, C], nats."""
+        """Difference log p − log p_ref of each sequence, [B, C], nats."""
         assert self.reference_nll is not None, "the loss's needs name reference_nll"
         return self.reference_nll.to(self.token_nll) - self.total_nll
 
     @property
     def log_probabilities(self) -> Tensor:
-        """log p of every token of the vocabulary at each answer token, [M, V]."""
+        """Log-probabilities of the whole vocabulary at each answer token, [M, V], nats."""
         assert self.logits is not None, "the loss's needs name logits"
         return self.logits.log_softmax(dim=-1)
 
     def of(self, *roles: str) -> AnswerTokens:
-        """The columns of some roles alone, in their order."""
+        """The numbers of the columns with some roles alone, in order."""
         columns = columns_of(self.roles, roles)
         assert columns, f"there is a sequence of role {' or '.join(roles)}"
         if len(columns) == len(self.roles):

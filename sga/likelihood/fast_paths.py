@@ -1,7 +1,7 @@
-"""Try-outs of what makes a training step fast on a GPU: attention by length, compiled blocks.
+"""Try-outs of faster training steps on a GPU: attention by length, and compiled blocks.
 
-Both compute what the plain path computes, rounded elsewhere, so each is compared with it, values and gradients, on the
-run's own model, device and precision before the first step; one that is wrong or does not run is left out.
+Both compute the same as the plain path up to rounding. Each is compared with it in values and gradients, on the run's
+own model, device and precision, before the first step; a path that is wrong or fails is not used.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ BY_LENGTH = ForwardOptions(packing=True, by_length=True)
 
 
 def take_lengths(model: nn.Module, batch: Batch, autocast: Autocast) -> str | None:
-    """Exchanges a model's attention for one that takes packed sequences by their lengths, if that is right.
+    """Switches a model to attention by the lengths of packed sequences, if that gives the right numbers.
 
-    For a model that `packed_options` has found to keep packed sequences apart by a mask.
+    Call it for a model that `packed_options` has found able to read packed sequences.
 
     Args:
         model: A Hugging Face causal language model.
-        batch: A few sequences.
+        batch: Batch of a few sequences to compare on.
         autocast: Context manager of the training's precision.
 
     Returns:
-        None if it is exchanged; else what is wrong, or an empty text if there is nothing to try.
+        None if the model was switched; otherwise the fault in words, or an empty text if there was nothing to try.
     """
     if not attention.can_switch(model):
         return ""
@@ -45,7 +45,7 @@ def take_lengths(model: nn.Module, batch: Batch, autocast: Autocast) -> str | No
         dtype = _working_type(model)
         if not attention.available(device, dtype):
             return ""
-        # Both in any case: under FSDP2 all processes have to make the same forward passes.
+        # Always both: under FSDP2 all processes have to make the same forward passes.
         kernel = _tried(lambda: _kernel_fault(model, batch, device, dtype))
         fault = _tried(lambda: _model_fault(model, batch))
     fault = kernel or fault
@@ -55,16 +55,16 @@ def take_lengths(model: nn.Module, batch: Batch, autocast: Autocast) -> str | No
 
 
 def take_compiled(model: nn.Module, batch: Batch, options: ForwardOptions, autocast: Autocast) -> str | None:
-    """Compiles a model's blocks, and leaves them so if they say what they said before.
+    """Compiles a model's blocks if they give the same numbers then.
 
     Args:
         model: A Hugging Face causal language model.
-        batch: A few sequences.
-        options: How batches are fed to the model in training.
+        batch: Batch of a few sequences to compare on.
+        options: Way in which training feeds batches to the model.
         autocast: Context manager of the training's precision.
 
     Returns:
-        None if the blocks are compiled; else what is wrong.
+        None if the blocks are compiled; otherwise the fault in words.
     """
     blocks = transformer_blocks(model)
     some = [weight for block in (blocks[0], blocks[-1]) for weight in block.parameters() if weight.requires_grad]
@@ -73,7 +73,7 @@ def take_compiled(model: nn.Module, batch: Batch, options: ForwardOptions, autoc
         torch.manual_seed(0)
         with context(), torch.enable_grad():
             nll = sequence_nll(model, batch, options)
-            weights = torch.linspace(-1, 2, nll.numel(), device=nll.device).to(nll)  # as losses give, of either sign
+            weights = torch.linspace(-1, 2, nll.numel(), device=nll.device).to(nll)  # of either sign, as in losses
             found = torch.autograd.grad((nll.flatten() * weights).sum(), some, allow_unused=True) if some else ()
         gradients = [part.flatten().float() for part in found if part is not None]
         return [nll.detach().float(), *([torch.cat(gradients)] if gradients else [])]
@@ -84,13 +84,13 @@ def take_compiled(model: nn.Module, batch: Batch, options: ForwardOptions, autoc
         plain = outcome(autocast, options)
         with autocast():
             half = _working_type(model).itemsize < 4
-        # What is exact: single precision, where that can be had; in half precision gradients are off by some percent.
+        # Single precision is the reference where possible, because half precision gradients are off by some percent.
         rounded = half and some and some[0].dtype == torch.float32
         exact = outcome(nullcontext, ForwardOptions()) if rounded else plain
         compile_blocks(model)
         try:
             found = outcome(autocast, options)
-        except Exception as error:  # whatever a compiler raises, the lack of one included
+        except Exception as error:  # any error of a compiler, or the lack of one
             if isinstance(error, torch.OutOfMemoryError):
                 raise
             fault: str | None = _failed(error)
@@ -113,7 +113,7 @@ def _working_type(model: nn.Module) -> torch.dtype:
 
 
 def _kernel_fault(model: nn.Module, batch: Batch, device: torch.device, dtype: torch.dtype) -> str | None:
-    """What the kernel does wrong on random numbers of the model's sizes and the batch's lengths."""
+    """Fault of the kernel on random numbers with the model's sizes and the batch's lengths; None if it is right."""
     config = text_config(model)
     heads = config.num_attention_heads
     groups = getattr(config, "num_key_value_heads", None) or heads
@@ -150,14 +150,14 @@ def _model_fault(model: nn.Module, batch: Batch) -> str | None:
 
 
 def _off(theirs: Tensor, ours: Tensor) -> float:
-    """Distance of numbers from others, as a share of the norm of the others."""
+    """Norm of the difference of two tensors, relative to the norm of `ours`."""
     return float((theirs.float() - ours.float()).norm() / ours.float().norm().clamp(min=1e-12))
 
 
 def _difference(
     found: Sequence[Tensor], plain: Sequence[Tensor], names: Sequence[str], *tolerances: float
 ) -> str | None:
-    """What is further off than it may be, with one tolerance for all or one for each; None if nothing is."""
+    """Fault if a tensor is off by more than its tolerance (one for all, or one each); None if none is."""
     every = tolerances if len(tolerances) > 1 else tolerances * len(names)
     for name, theirs, ours, tolerance in zip(names, found, plain, every, strict=False):
         off = _off(theirs, ours)
@@ -167,7 +167,7 @@ def _difference(
 
 
 def _tried(look: Callable[[], str | None]) -> str | None:
-    """What is found, whatever is raised on a device or a size that a kernel was not made for included."""
+    """Result of a check; an exception, such as for a size that a kernel does not support, counts as a fault."""
     try:
         return look()
     except torch.OutOfMemoryError:

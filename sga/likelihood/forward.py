@@ -25,18 +25,18 @@ from sga.models.text_config import text_config
 
 
 def logits_at(model: nn.Module, places: Tensor, **arguments: Any) -> Tensor:
-    """Logits at chosen places, in their order.
+    """Logits at chosen positions, in their order.
 
-    The language-model head sees these M places and no others: what it is given is cut on the way in, so that
-    whatever the model does after it (scaling, soft-capping) is done as always.
+    The language-model head gets these M positions only: its input is reduced by a hook, so that operations of the model
+    after the head (scaling, soft-capping) still apply.
 
     Args:
-        model: A Hugging Face causal language model, or anything that is called like one.
-        places: [M], in the flattened [R·T].
-        arguments: Arguments of the forward pass, ``input_ids`` [R, T] among them.
+        model: A Hugging Face causal language model, or any callable with its interface.
+        places: Indices of the positions in the flattened [R·T], [M].
+        arguments: Arguments of the forward pass, including ``input_ids`` [R, T].
 
     Returns:
-        [M, V], in the type in which the model gives them.
+        Logits, [M, V], in the model's own type.
     """
     head = head_of(model)
     if head is None:
@@ -48,14 +48,14 @@ def logits_at(model: nn.Module, places: Tensor, **arguments: Any) -> Tensor:
 
 
 def head_of(model: nn.Module) -> nn.Module | None:
-    """The language-model head; None where a model has no single one."""
+    """The language-model head; None if a model has no single one."""
     found: nn.Module | None = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None  # type: ignore[no-untyped-call]
     return found
 
 
 @contextmanager
 def cut_to_places(head: nn.Module, places: Tensor) -> Iterator[None]:
-    """Within it the head is given M places only, [R, T, H] -> [1, M, H]."""
+    """Context in which the head gets M positions only, [R, T, H] -> [1, M, H]."""
 
     def cut(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return (inputs[0].flatten(0, 1)[places][None], *inputs[1:])
@@ -72,24 +72,27 @@ def at_least_float32(values: Tensor) -> Tensor:
 
 
 def takes(model: nn.Module, argument: str) -> bool:
-    """Whether the model's forward pass has an argument of this name."""
+    """True if the model's forward pass has an argument of this name."""
     return argument in inspect.signature(model.forward).parameters
 
 
 @dataclass(frozen=True)
 class ForwardOptions:
-    """How a model reads batches; of no consequence for what it says but for rounding.
+    """Way of feeding batches to the model (packing, chunked logits, fused head).
+
+    It affects speed and memory; results agree up to rounding.
 
     Attributes:
-        packing: Whether several sequences stand in a row; see `sga.batching.packing`.
-        room: Most tokens of such a row, where that is more than the longest sequence has; 0 finds it out. Where
-            attention takes the sequences' lengths instead of a mask of whole rows, all go in one row.
-        by_length: True if packed rows are one row, whose sequences attention is told the lengths of in place of a mask;
-            the model's attention is `sga.models.attention.NAME` then.
-        given_mask: Whether the model is given a mask of what sees what. Most make it from the positions themselves.
-        max_logits: Most logits (answer tokens times vocabulary) that exist at a time; where there are more, the head
-            is run on parts of the answer tokens, and once more in the backward pass. None has no limit.
-        fused: What gives the answer tokens' likelihoods in place of the head, however many; None takes the head.
+        packing: True to put several sequences into a row; see `sga.batching.packing`.
+        room: Largest number of tokens of a packed row, if more than the longest sequence has; 0 chooses it. A model
+            with flash or flex attention, which needs no mask of whole rows, gets a single row.
+        by_length: True to use a single packed row with the sequences' lengths in place of a mask; the model's attention
+            has to be `sga.models.attention.NAME`.
+        given_mask: True to pass the model a mask of the tokens that each token sees. Most models make it from the
+            positions themselves.
+        max_logits: Largest number of logits (answer tokens times vocabulary) in memory at a time; beyond it the head
+            runs on chunks of the answer tokens, and again in the backward pass. None for no limit.
+        fused: Fused head that computes the answer tokens' likelihoods without logits; None uses the head.
     """
 
     packing: bool = False
@@ -103,15 +106,15 @@ class ForwardOptions:
 def sequence_nll(model: nn.Module, batch: Batch, options: ForwardOptions = ForwardOptions()) -> Tensor:
     """Mean negative log-likelihood of each sequence's answer tokens, in one forward pass for all groups.
 
-    nll = −(1/T)·Σ_t log p(a_t | prompt, a_<t), the end-of-sequence token counted.
+    nll = −(1/T)·Σ_t log p(a_t | prompt, a_<t), with the end-of-sequence token included.
 
     Args:
-        model: A Hugging Face causal language model, or anything that is called like one.
-        batch: B groups of K sequences.
-        options: How batches are fed to the model.
+        model: A Hugging Face causal language model, or any callable with its interface.
+        batch: Batch of B groups of K sequences.
+        options: Way of feeding the batch to the model.
 
     Returns:
-        [B, K], nats per token.
+        Mean negative log-likelihood of each sequence, [B, K], nats per token.
     """
     return answer_tokens(model, batch, options=options).nll
 
@@ -123,16 +126,16 @@ def answer_tokens(
     hidden_layer: int | None = None,
     options: ForwardOptions = ForwardOptions(),
 ) -> AnswerTokens:
-    """What the model says about a batch's answer tokens, in one forward pass for all groups.
+    """The model's numbers at a batch's answer tokens, in one forward pass for all groups.
 
-    A sequence that stands in the batch more than once is read once.
+    A sequence that occurs in the batch more than once is computed once.
 
     Args:
-        model: A Hugging Face causal language model, or anything that is called like one.
-        batch: B groups of K sequences.
-        keep_logits: Whether the logits are wanted: M rows of the vocabulary's size.
-        hidden_layer: The block, counted from 0, whose output is wanted; negative ones count from the last.
-        options: How batches are fed to the model.
+        model: A Hugging Face causal language model, or any callable with its interface.
+        batch: Batch of B groups of K sequences.
+        keep_logits: True to return the logits too, [M, V].
+        hidden_layer: Index of the block, from 0, whose output is returned too; negative indices count from the last.
+        options: Way of feeding the batch to the model.
     """
     once = distinct(model, batch)
     if once is not None:
@@ -170,7 +173,7 @@ def answer_tokens(
 
 
 def _attends_by_length(model: nn.Module) -> bool:
-    """Whether attention takes the lengths of packed sequences instead of a mask of a whole row."""
+    """True for flash and flex attention, which use the lengths of packed sequences instead of a mask of whole rows."""
     name = str(getattr(text_config(model), "_attn_implementation", ""))
     return "flash" in name or "flex" in name
 
@@ -181,7 +184,7 @@ def _hidden_size(model: nn.Module) -> int | None:
 
 
 def _without_logits(head: nn.Module, targets: Tensor, options: ForwardOptions) -> Callable[[Tensor], Tensor] | None:
-    """The targets' nll [M] as a function of hidden states [M, H], never all logits at once; None where they may be."""
+    """Function from hidden states [M, H] to the targets' nll [M] without all logits at once; None if they may exist."""
     fused = options.fused
     if fused is not None:
         assert isinstance(head, nn.Linear), "see fused_head"
@@ -198,10 +201,10 @@ def vocabulary_size(head: nn.Module) -> int:
 
 @contextmanager
 def in_place_of_logits(head: nn.Module, nll: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Within it the head gives a function of its hidden states, [1, M, H] -> [1, M, 1], in place of logits.
+    """Context in which the head returns a function of its hidden states, [1, M, H] -> [1, M, 1], in place of logits.
 
-    Right only where nothing is done to the logits after the head, see `chunks_work`. Within the model's forward pass,
-    where sharded weights are whole.
+    Valid only for a model that does nothing to the logits after the head, see `chunks_work`. The function runs inside
+    the model's forward pass, where sharded weights are gathered.
     """
     forward = head.forward
     head.forward = lambda hidden: nll(hidden[0])[None, :, None]
@@ -212,7 +215,7 @@ def in_place_of_logits(head: nn.Module, nll: Callable[[Tensor], Tensor]) -> Iter
 
 
 def _in_chunks(forward: Callable[[Tensor], Tensor], targets: Tensor, step: int, hidden: Tensor) -> Tensor:
-    """The targets' nll [M] from hidden states [M, H]; each part's logits are let go and made again for gradients."""
+    """The targets' nll [M] from hidden states [M, H]; each chunk's logits are freed and recomputed for gradients."""
 
     def nll(hidden: Tensor, wanted: Tensor) -> Tensor:
         return functional.cross_entropy(at_least_float32(forward(hidden)), wanted, reduction="none")
@@ -222,7 +225,7 @@ def _in_chunks(forward: Callable[[Tensor], Tensor], targets: Tensor, step: int, 
 
 
 def fused_nll(fused: FusedHead, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """The targets' nll [M] from hidden states [M, H] and the head's weight, in the type in which it would multiply."""
+    """The targets' nll [M] from hidden states [M, H] and the head's weight, in the type of the plain head's product."""
     device = hidden.device.type
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
@@ -232,14 +235,14 @@ def fused_nll(fused: FusedHead, hidden: Tensor, weight: Tensor, targets: Tensor)
 
 
 def attention_mask(model: nn.Module, sees: Tensor) -> Tensor:
-    """A mask of which token sees which, [R, T, T], in the form that the model's attention takes, [R, 1, T, T]."""
+    """Converts a mask of the tokens that each token sees, [R, T, T], to the form of attention, [R, 1, T, T]."""
     dtype = next(model.parameters()).dtype
     return torch.zeros(sees.shape, dtype=dtype, device=sees.device).masked_fill(~sees, torch.finfo(dtype).min)[:, None]
 
 
 @contextmanager
 def _block_outputs(model: nn.Module, layer: int | None) -> Iterator[list[Tensor]]:
-    """Collects a block's output [N, T, H] in forward passes that are made within it."""
+    """Context that collects a block's output [N, T, H] in forward passes."""
     found: list[Tensor] = []
     if layer is None:
         yield found

@@ -1,4 +1,4 @@
-"""The head and its cross-entropy in one function that keeps no logits: Liger's, where it is installed."""
+"""Fused head: the head and its cross-entropy in one function without logits in memory, by Liger if installed."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class FusedHead:
-    """What takes the place of a head whose logits are read for targets' negative log-likelihoods only.
+    """Replacement of a head whose logits are needed for the targets' negative log-likelihoods only.
 
     Attributes:
-        name: Package and version that it is from.
-        nll: Of hidden states [M, H], the head's weight [V, H] and targets [M]; [M], nats, one for each target, with
-            gradients for the first two.
+        name: Name and version of the package that it comes from.
+        nll: Function from hidden states [M, H], the head's weight [V, H] and targets [M] to the nll of each target,
+            [M], nats, with gradients for the first two.
     """
 
     name: str
@@ -25,10 +25,10 @@ class FusedHead:
 
 
 def fused_head(head: nn.Module | None) -> FusedHead | None:
-    """Liger's function, where the package is installed (extra ``liger``) and the head is one for it, on a Hopper GPU.
+    """Liger's fused head on a Hopper GPU, if the package is installed (extra ``liger``) and supports the head.
 
-    Elsewhere the function is PyTorch on 512 tokens at a time, slower than logits in parts. It takes no bias, and gives
-    float32 at most. Whether it is right there, `sga.likelihood.tryouts.fused_fault` finds out.
+    On other devices its function is plain PyTorch on 512 tokens at a time, slower than our chunks. It supports no bias,
+    and at most float32. `sga.likelihood.tryouts.fused_fault` checks that its numbers are right.
     """
     if type(head) is not nn.Linear or head.bias is not None or head.weight.dtype == torch.float64:
         return None
@@ -36,7 +36,7 @@ def fused_head(head: nn.Module | None) -> FusedHead | None:
         return None
     try:
         from liger_kernel.ops import LigerFusedLinearScaledCrossEntropyFunction as function
-    except ImportError:  # not there, or older than 0.8.2
+    except ImportError:  # not installed, or older than 0.8.2
         return None
 
     def nll(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
-"""Sequences that stand in a batch more than once, which the model has to read only once.
+"""Repeated sequences of a batch, which the model reads only once.
 
 Groups of a small data set share their neighbours: of eight groups with six neighbours each, drawn from twenty records,
-more than half of the neighbours are repetitions. What the model says of them is the same, and their gradients add up.
+more than half of the neighbours are repetitions. Their numbers are the same, and their gradients add up.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from sga.models.text_config import text_config
 
 @dataclass(frozen=True)
 class Distinct:
-    """The sequences of a batch, each once.
+    """The distinct sequences of a batch.
 
     Attributes:
-        batch: U groups of one sequence.
-        place: [B*K], the row in there of each of the batch's sequences.
+        batch: Batch of U groups of one sequence each.
+        place: Row in that batch of each sequence of the whole batch, [B*K].
     """
 
     batch: Batch
     place: Tensor
 
     def repeated(self, once: AnswerTokens, batch: Batch) -> AnswerTokens:
-        """What the model says about the whole batch.
+        """Expands the model's numbers on the distinct sequences to the whole batch.
 
         Args:
-            once: What it says about each sequence once.
-            batch: The whole batch.
+            once: Numbers of each distinct sequence.
+            batch: Whole batch, with its repetitions.
         """
         lengths = once.lengths.flatten()  # [U, 1] -> [U]
         own = lengths[self.place]  # [B*K]
@@ -60,11 +60,11 @@ class Distinct:
 
 
 def distinct(model: nn.Module, batch: Batch) -> Distinct | None:
-    """The batch's sequences, each once; None where none is known to be repeated, or dropout makes each reading another.
+    """Distinct sequences of a batch; None if none is known to be repeated, or if dropout makes repetitions differ.
 
     Args:
-        model: The model that is to read them.
-        batch: B groups of K sequences.
+        model: Model that will read them, checked for dropout.
+        batch: Batch of B groups of K sequences.
     """
     if batch.keys is None or batch.bounds is None or (model.training and _drops(model)):
         return None
@@ -93,7 +93,7 @@ def distinct(model: nn.Module, batch: Batch) -> Distinct | None:
 
 
 def _drops(model: nn.Module) -> bool:
-    """Whether something of the model is dropped at random in training."""
+    """True if the model has dropout."""
     config: Any = text_config(model)
     settings = {} if config is None else vars(config)
     rates = [value for name, value in settings.items() if "drop" in name]

@@ -1,4 +1,4 @@
-"""What a model turns out to be capable of, tried out on a batch before training: packing, chunks, a fused head."""
+"""Try-outs before training of what a model supports: packing, chunked logits, a fused head."""
 
 from __future__ import annotations
 
@@ -45,19 +45,19 @@ def tried_options(
     autocast: Callable[[], AbstractContextManager[Any]],
     compiled: bool = False,
 ) -> ForwardOptions:
-    """How batches are fed to a model in training: what is wanted, less what the model turns out to be incapable of.
+    """Way of feeding batches to a model in training: the requested options without those that it does not support.
 
     Args:
-        model: A Hugging Face causal language model, or anything that is called like one.
-        sample: A few sequences of the training data, one a group.
-        packing: True if several sequences are to share a row.
-        max_logits: Largest number of logits that may exist at a time; None for no limit.
-        agreed: True if something is true in all processes, from whether it is true in this one.
+        model: A Hugging Face causal language model, or any callable with its interface.
+        sample: Batch of a few sequences of the training data, one per group.
+        packing: True to put several sequences into a row.
+        max_logits: Largest number of logits in memory at a time; None for no limit.
+        agreed: Function that returns True if its argument is true in all processes.
         autocast: Context manager of the training's precision.
-        compiled: True if the blocks are to be compiled, where they give the same numbers then.
+        compiled: True to compile the blocks if they give the same numbers then.
 
     Raises:
-        UserError: the model is no causal one, or cannot be trained in this way.
+        UserError: the model is not causal, or cannot be trained in this way.
     """
     options = _read_options(model, sample, packing, max_logits, agreed, autocast)
     if compiled:
@@ -80,7 +80,7 @@ def _read_options(
     agreed: Callable[[bool], bool],
     autocast: Callable[[], AbstractContextManager[Any]],
 ) -> ForwardOptions:
-    """`tried_options` but for compilation."""
+    """Options of `tried_options` except compilation."""
     lengths = sample.attention_mask.sum(dim=1).tolist()
     rows = [ids[:length] for ids, length in zip(sample.input_ids.tolist(), lengths, strict=True)]
     check_causal(model, rows[0])
@@ -125,30 +125,30 @@ def _read_options(
 
 
 def lone_logits(model: nn.Module, ids: Sequence[int], last: int) -> Tensor:
-    """What the model says at the last places of a single sequence, [last, V]: what it is to say of it in any batch."""
+    """Logits at the last positions of a sequence on its own, [last, V], which any batch should reproduce."""
     row = torch.tensor([list(ids)], device=next(model.parameters()).device)
     places = torch.arange(len(ids) - last, len(ids), device=row.device)
     return logits_at(model, places, input_ids=row, attention_mask=torch.ones_like(row))
 
 
 def same_logits(model: nn.Module, found: Tensor, expected: Tensor) -> bool:
-    """Whether two tensors of logits, [..., V], differ by rounding alone.
+    """True if two tensors of logits, [..., V], differ by rounding alone.
 
-    Rounding makes 1e-6 of their norm in float32 and 1e-2 in half precision, more where experts are chosen; a context
-    that is lost, shifted or not one's own makes 0.3 and more.
+    Rounding changes 1e-6 of their norm in float32 and 1e-2 in half precision, more in mixtures of experts; a missing,
+    shifted or foreign context changes 0.3 and more.
     """
     first = next(model.parameters())
     half = min(first.dtype.itemsize, found.dtype.itemsize) < 4 or torch.is_autocast_enabled(first.device.type)
-    one, two = (at_least_float32(logits).clamp(min=-1e4) for logits in (found, expected))  # −∞ for what never occurs
+    one, two = (at_least_float32(logits).clamp(min=-1e4) for logits in (found, expected))  # −∞ for impossible tokens
     size = (two - two.mean(dim=-1, keepdim=True)).norm()
     return not bool((one - two).norm() > (0.1 if half else 1e-3) * size)  # NaN is what a diverged model says anyway
 
 
 @torch.no_grad()
 def padding_works(model: nn.Module, sequences: Sequence[Sequence[int]]) -> bool:
-    """Whether the model says of sequences of unequal lengths in one batch, padded on the right, what it says alone.
+    """True if the model gives sequences in a batch, padded on the right, the same logits as each on its own.
 
-    Tried out on the sequences. Of causal models few do not: some scale positions by the longest sequence of a batch
+    Tried out on the given sequences. Few causal models fail; some scale positions by the longest sequence of a batch
     (LongRoPE).
     """
     width, device = max(map(len, sequences)), next(model.parameters()).device
@@ -156,7 +156,7 @@ def padding_works(model: nn.Module, sequences: Sequence[Sequence[int]]) -> bool:
     lengths = torch.tensor([len(ids) for ids in sequences], device=device)
     mask = (torch.arange(width, device=device) < lengths[:, None]).long()
     last = min(4, int(lengths.min()))
-    ends = torch.arange(len(rows), device=device) * width + lengths  # beyond each sequence, in the flattened rows
+    ends = torch.arange(len(rows), device=device) * width + lengths  # index after each sequence in the flattened rows
     places = (ends[:, None] - torch.arange(last, 0, -1, device=device)).flatten()
     together = torch.split(logits_at(model, places, input_ids=rows, attention_mask=mask), last)  # [N*last, V]
     return all(
@@ -166,10 +166,10 @@ def padding_works(model: nn.Module, sequences: Sequence[Sequence[int]]) -> bool:
 
 @torch.no_grad()
 def packed_options(model: nn.Module, batch: Batch) -> ForwardOptions | None:
-    """How the model can read packed sequences and say of each what it says of it alone; None if it cannot.
+    """Options with which the model gives packed sequences the same numbers as each on its own; None if there are none.
 
-    Tried out on a batch of several sequences: a model that does not look at positions sees the sequences before one's
-    own and gives numbers that look right.
+    Tried out on a batch of several sequences, because a model that ignores positions sees the preceding sequences of a
+    row and gives plausible but wrong numbers.
     """
     if not takes(model, "position_ids"):
         return None
@@ -180,10 +180,10 @@ def packed_options(model: nn.Module, batch: Batch) -> ForwardOptions | None:
 
 @torch.no_grad()
 def _check_trainable(model: nn.Module, batch: Batch) -> None:
-    """Refuses a model that asks for more in training than in evaluation, such as rows of certain lengths.
+    """Refuses a model that has further requirements in training, such as rows of certain lengths.
 
     Raises:
-        UserError: with what the model says.
+        UserError: the model's forward pass fails in training mode; quotes its message.
     """
     training = model.training
     model.train()
@@ -207,7 +207,7 @@ def _padding_works_in_training(model: nn.Module, rows: Sequence[Sequence[int]]) 
 
 @torch.no_grad()
 def chunks_work(model: nn.Module, batch: Batch) -> bool:
-    """Whether the head's logits are the model's; some scale or cap them afterwards."""
+    """True if the head's logits are the model's logits; some models scale or cap them afterwards."""
     return head_of(model) is not None and _says_the_same(model, batch, ForwardOptions(max_logits=1))
 
 
@@ -219,33 +219,33 @@ def _says_the_same(model: nn.Module, batch: Batch, options: ForwardOptions) -> b
         half = logits_at(model, layout.predicting[:1], **layout.arguments).dtype.itemsize < 4  # whatever weights are in
         try:
             found = sequence_nll(model, batch, options)
-        except (RuntimeError, TypeError, ValueError, IndexError) as error:  # of a model that does not know such input
+        except (RuntimeError, TypeError, ValueError, IndexError) as error:  # errors of a model without such input
             if isinstance(error, torch.OutOfMemoryError):
                 raise
             return False
     finally:
         model.train(training)
-    # Rounding makes 1e-6 of a mean over tokens in float32; another sequence's tokens in sight make 1e-3 and more.
+    # Rounding changes 1e-6 of a mean over tokens in float32; visible tokens of other sequences change 1e-3 and more.
     tolerance = 3e-2 if half else 3e-5
     return torch.allclose(found, alone, rtol=tolerance, atol=tolerance)
 
 
 _TRIED = 2500
-"""Most answer tokens of a try-out: kernels take 512 or 1024 at a time, and add up gradients over such parts."""
+"""Largest number of answer tokens of a try-out: more than one chunk of kernels, which take 512 or 1024 at a time."""
 
 
 @torch.no_grad()
 def fused_fault(model: nn.Module, batch: Batch, fused: FusedHead, max_logits: int) -> str | None:
-    """What a fused head does wrong in the place of this model's, on the batch's device; None if nothing.
+    """Fault of a fused head in place of the model's head, on the batch's device; None if it is right.
 
-    To be called under the autocast that training has, for a model of which `chunks_work`. Value and gradients are
-    compared with the plain head's, each token with a weight of its own, negative or positive, as losses give them:
-    another function of Liger's (``reduction="none"``) has given right values, and gradients as if all tokens had the
-    first one's weight (https://github.com/linkedin/Liger-Kernel/issues/968).
+    Call it under the autocast of training, for a model for which `chunks_work` is true. Values and gradients are
+    compared with the plain head's, with a different weight for each token, negative or positive, as in losses: another
+    function of Liger's (``reduction="none"``) gave right values, but gradients as if all tokens had the first one's
+    weight (https://github.com/linkedin/Liger-Kernel/issues/968).
     """
     head, layout = head_of(model), padded(batch)
     assert isinstance(head, nn.Linear), "see fused_head"
-    # Other tokens than the answer's: where a model is certain of the right one, gradients are nothing but rounding.
+    # Other tokens than the answer's: gradients of tokens that the model is certain of are nothing but rounding.
     targets = batch.input_ids[batch.answer_mask].roll(1)
     count = min(_TRIED, max(64, max_logits // vocabulary_size(head)))
     again = torch.arange(count, device=targets.device) % len(targets)
@@ -278,9 +278,9 @@ def _fault(fused: FusedHead, hidden: Tensor, weight: Tensor, targets: Tensor) ->
 
     try:
         found = outcome(lambda hidden, weight: fused_nll(fused, hidden, weight, targets))
-    except Exception as error:  # whatever a kernel raises on a device or a type that it was not made for
+    except Exception as error:  # any error of a kernel on a device or type that it does not support
         return f"failed ({type(error).__name__}: {' '.join(str(error).split()):.300})"
-    # Rounding makes 1e-6 of a norm in float32 and, logits up to 100, 1e-2 in bfloat16; a wrong weight makes 1.
+    # Rounding changes 1e-6 of a norm in float32 and, with logits up to 100, 1e-2 in bfloat16; a wrong weight changes 1.
     tolerance = 3e-2 if functional.linear(hidden[:1], weight).dtype.itemsize < 4 else 3e-5
     names = ("values", "gradients of hidden states", "gradients of the head's weight")
     for name, ours, theirs in zip(names, outcome(plain), found, strict=True):

@@ -1,4 +1,4 @@
-"""The methods: a loss is a scalar from what the model says about groups' answers, and sees numbers, never a model.
+"""The unlearning methods: a loss is a scalar from the model's numbers on groups of answers, and never sees a model.
 
-docs/methods.md lists them with equation, needs and cost, and shows how one of your own is added.
+docs/methods.md lists them with equation, needs and cost, and shows how to add your own.
 """

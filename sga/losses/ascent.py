@@ -19,16 +19,16 @@ from sga.rates.smoothing import check_smoothing_rate, smoothing_vector
 
 
 class WeighingLoss(Loss, ABC):
-    """A loss w_f·ℓ_f + w_n·ℓ̄_n whose two weights follow from one number, fixed or set by a policy as training goes.
+    """Base of losses w_f·ℓ_f + w_n·ℓ̄_n with both weights given by one number, fixed or set by a policy in training.
 
-    Normals are neighbours and, where the data has them, alternatives in the last columns. They count alike unless
-    alternatives have a number of their own.
+    Normal samples are neighbours and, if the data has them, alternatives in the last columns. Both have the same weight
+    unless alternatives have their own number.
     """
 
     parameter: str
-    """Name of that number among the arguments."""
+    """Name of the number among the arguments, such as ``smoothing_rate``."""
     alternative_parameter: str
-    """Name of the alternatives' own number."""
+    """Name of the alternatives' own number among the arguments."""
 
     def __init__(
         self, setting: float | RatePolicy, of_alternatives: float | None = None, average: Average = "sequence"
@@ -46,7 +46,7 @@ class WeighingLoss(Loss, ABC):
                 f"which sets one {self.parameter} for all normals: leave {self.alternative_parameter} out, or fix both"
             )
         self.of_alternatives = of_alternatives
-        """The alternatives' own number, where they have one."""
+        """The alternatives' own number; None if they count as all normals."""
         if isinstance(setting, RatePolicy) and setting.parameter not in (None, self.parameter):
             other = {"smoothing_rate": SmoothedGradientAscent, "normal_weight": GradientDifference}
             cure = f"; use it with {other[setting.parameter].__name__}" if setting.parameter in other else ""
@@ -82,7 +82,7 @@ class WeighingLoss(Loss, ABC):
 
     @abstractmethod
     def weights(self, group_size: int, value: float) -> tuple[float, float]:
-        """The weights w_f of ℓ_f and w_n of ℓ̄_n that a number means."""
+        """Weights w_f of ℓ_f and w_n of ℓ̄_n for a value of the number and groups of K = `group_size`."""
 
     def check_group_size(self, group_size: int) -> None:
         if self.policy is not None and self.policy.dynamic and group_size < 2:
@@ -92,7 +92,7 @@ class WeighingLoss(Loss, ABC):
             )
 
     def _number(self, value: float | None) -> float:
-        """The number to weigh with: the one given, or else the fixed one."""
+        """The given number, or else the fixed one."""
         if value is not None:
             return value
         if isinstance(self._setting, RatePolicy):
@@ -103,12 +103,13 @@ class WeighingLoss(Loss, ABC):
 
 
 class SmoothedGradientAscent(WeighingLoss):
-    """Ascends the forget sample and, for r < 0, descends on its normal samples, with weights from label smoothing.
+    """Ascends on the forget sample and, for r < 0, descends on its normal samples, with weights from label smoothing.
 
     L = mean over groups of −Σ_k y_k·nll_k, y = `smoothing_vector(K, r)`:
     the forget weight is −(1 − r(K−1)/K), each normal weight −r/K. r = 0 and K = 1 are gradient ascent to the last bit.
     For r ≤ 0 the gradient is parallel to that of gradient difference with λ = `equivalent_normal_weight(K, r)` < 1.
-    Alternatives may have a rate r_a of their own: their weights are −r_a/K, and y still sums to 1.
+    Alternatives may have a rate r_a of their own: their weights are −r_a/K, and y still sums to 1. With `unit_ascent`
+    the loss is L/y_0 = −ℓ_f + λ·ℓ̄_n.
 
     Source: Pang et al., arXiv 2510.22376. Differs from the paper's Algorithm in sign only where the paper contradicts
     its own label vector; see docs/smoothing-rate.md.
@@ -121,17 +122,21 @@ class SmoothedGradientAscent(WeighingLoss):
         smoothing_rate: RatePolicy | float = -0.8,
         alternative_rate: float | None = None,
         average: Average = "sequence",
+        unit_ascent: bool = False,
     ) -> None:
         """Checks the rates; r > 0 is allowed and warned about once.
 
         Args:
-            smoothing_rate: r in (−∞, 1], or a policy that sets it as training goes, such as sga.MarginRate. The
-                paper's best fixed values are between −0.8 and −8.
-            alternative_rate: r_a in (−∞, 1], the rate of the alternatives among the normals; null for r, which is
-                label smoothing as published.
+            smoothing_rate: Smoothing rate r in (−∞, 1], or a policy that sets it during training, such as
+                sga.MarginRate. The paper's best fixed values are between −0.8 and −8.
+            alternative_rate: Rate r_a in (−∞, 1] of the alternatives among the normals; null for r, which is label
+                smoothing as published.
             average: Mean per sequence, or over all answer tokens of an optimiser step.
+            unit_ascent: Divide the loss by y_0, so that the forget sample has weight −1 whatever the rate: a rate that
+                moves is then no schedule of the learning rate in disguise.
         """
         super().__init__(smoothing_rate, alternative_rate, average)
+        self.unit_ascent = unit_ascent
         highest = smoothing_rate.bounds[1] if isinstance(smoothing_rate, RatePolicy) else smoothing_rate
         for name, rate in ((self.parameter, highest), (self.alternative_parameter, alternative_rate)):
             if rate is None:
@@ -147,21 +152,21 @@ class SmoothedGradientAscent(WeighingLoss):
         self.uses_normals = smoothing_rate != 0 or alternative_rate not in (None, 0)
 
     def weights(self, group_size: int, value: float) -> tuple[float, float]:
-        """−(1 − ρ) and −ρ with ρ = r(K−1)/K."""
+        """−(1 − ρ) and −ρ with ρ = r(K−1)/K; with `unit_ascent` both are divided by 1 − ρ."""
         check_smoothing_rate(value)
         rho = value * (group_size - 1) / group_size
-        return -(1 - rho), -rho
+        return (-1.0, -rho / (1 - rho)) if self.unit_ascent else (-(1 - rho), -rho)
 
     def forward(self, nll: Tensor, smoothing_rate: float | None = None, alternatives: int = 0) -> Tensor:
         # [B, K] -> []; the last `alternatives` columns are alternatives
         vector = smoothing_vector(nll.shape[1], self._number(smoothing_rate), alternatives, self.alternative_rate)
-        weights = -vector.to(nll)  # [K]
+        weights = -(vector / vector[0] if self.unit_ascent else vector).to(nll)  # [K]
         # The forget column apart: r = 0 adds exact zeros to what GradientAscent computes, and is equal to the last bit.
         return (weights[0] * nll[:, 0] + (weights[1:] * nll[:, 1:]).sum(dim=1)).mean()
 
 
 class GradientAscent(Loss):
-    """Ascends the forget sample and ignores normal data: L = mean over groups of −nll_0. Diverges if not stopped.
+    """Ascends on the forget sample and ignores normal data: L = mean over groups of −nll_0. Diverges if not stopped.
 
     Source: TOFU, Maini et al., arXiv 2401.06121.
     """
@@ -182,7 +187,7 @@ class GradientAscent(Loss):
 
 
 class GradientDifference(WeighingLoss):
-    """Ascends the forget sample and descends on the mean of its normal samples with a free weight.
+    """Ascends on the forget sample and descends on the mean of its normal samples with a free weight.
 
     L = mean over groups of −nll_0 + λ·mean_k nll_k, k = 1..K−1. λ = 1 is TOFU's gradient difference (on normal samples
     of our choice instead of random retain samples) and the limit r → −∞ of Smoothed Gradient Ascent; λ > 1 is beyond
@@ -201,9 +206,9 @@ class GradientDifference(WeighingLoss):
         """Checks the weights.
 
         Args:
-            normal_weight: λ ≥ 0, the weight of the normal samples' mean nll, or a policy that sets it as training goes,
-                such as sga.MarginWeight. With `alternative_weight` it is that of the neighbours' mean nll.
-            alternative_weight: λ_a ≥ 0, the weight of the alternatives' mean nll; null takes them as normals like any
+            normal_weight: Weight λ ≥ 0 of the normal samples' mean nll, or a policy that sets it during training, such
+                as sga.MarginWeight. With `alternative_weight` it applies to the neighbours' mean nll only.
+            alternative_weight: Weight λ_a ≥ 0 of the alternatives' mean nll; null counts them as normals like any
                 other.
             average: Mean per sequence, or over all answer tokens of an optimiser step.
         """
@@ -220,7 +225,7 @@ class GradientDifference(WeighingLoss):
             )
 
     def weights(self, group_size: int, value: float) -> tuple[float, float]:
-        """−1 and λ."""
+        """Weights −1 and λ."""
         check_finite(0, normal_weight=value)
         return -1.0, value
 
@@ -234,7 +239,7 @@ class GradientDifference(WeighingLoss):
 
 
 class FineTuning(Loss):
-    """Descends on every sequence alike: L = mean of nll. Trains target and retain models (group_size 1)."""
+    """Descends on every sequence equally: L = mean of nll. Trains target and retain models (group_size 1)."""
 
     def __init__(self, average: Average = "sequence") -> None:
         """Checks the setting.

@@ -1,7 +1,7 @@
-"""What a loss is and what it may ask for.
+"""Base classes of losses, and the needs that a loss declares.
 
-Three kinds, each a few lines to add: a `Loss` reads nll [B, K]; a `TokenLoss` reads everything in `AnswerTokens`; a
-`RetainingLoss` is a TokenLoss that gives its forget term and has the usual retain terms beside it.
+There are three kinds, each a few lines to add: a `Loss` reads nll [B, K]; a `TokenLoss` reads everything in
+`AnswerTokens`; a `RetainingLoss` is a TokenLoss that defines its forget term and adds one of the usual retain terms.
 """
 
 from __future__ import annotations
@@ -21,23 +21,24 @@ from sga.rates.policies import RatePolicy
 
 RetainTerm = Literal["nll", "kl", "reverse_kl"]
 Average = Literal["sequence", "token"]
-"""What losses average over: a sequence's tokens and then groups, or all answer tokens of an optimiser step."""
+"""Kind of mean in a loss: over each sequence's tokens and then groups, or over all answer tokens of an optimiser step.
+"""
 
 
 @dataclass(frozen=True)
 class Needs:
-    """What a loss reads besides the nll of forget and normal samples; nothing that is not named here is computed.
+    """Needs of a loss besides the nll of forget and normal samples; only what is named here is computed.
 
     Attributes:
-        alternative: Another answer to each forget question, in a column of role ``alternative``.
-        retain: How many retain samples are drawn at random for each group, in columns of role ``retain``.
+        alternative: Kind of another answer to each forget question, in a column of role ``alternative``; None for none.
+        retain: Number of random retain samples for each group, in columns of role ``retain``.
         reference_nll: Roles whose answers the starting model scores once, before training.
-        reference: Roles whose sequences the starting model reads at every step: a second model in memory.
-        logits: Whether the [M, V] logits are kept, the reference's too.
-        hidden_layer: The block, counted from 0, whose output at the answer tokens is read.
-        trained_layers: The only blocks that are trained; None trains everything.
-        trained_weights: How the names of the only weights end that are trained in these blocks; None trains all.
-        whole: Roles whose sequences are read from their second token on, the prompt's tokens with the answer's.
+        reference: Roles whose sequences the starting model reads at every step, which takes a second model in memory.
+        logits: True to provide the [M, V] logits, also of the reference.
+        hidden_layer: Index of the block, from 0, whose output at the answer tokens is provided; None for none.
+        trained_layers: Indices of the blocks to train; None trains the whole model.
+        trained_weights: Ending of the names of the weights to train in these blocks; None trains all.
+        whole: Roles whose sequences count from their second token on, prompt tokens included.
     """
 
     alternative: AlternativeKind | None = None
@@ -52,26 +53,29 @@ class Needs:
 
 
 class Loss(nn.Module):
-    """A scalar from nll [B, K]: the mean negative log-likelihood (nats per answer token) of each of B groups' forget
-    sample (column 0) and of its K−1 normal samples. It is a mean over groups, so that micro-batches change nothing.
+    """A scalar from nll [B, K], the mean negative log-likelihood (nats per answer token) of each of B groups' forget
+    sample (column 0) and of its K−1 normal samples. It is a mean over groups, so that micro-batches do not change it.
 
-    Subclasses set `uses_normals` to False where the columns after the first do not matter; the module then leaves
-    those sequences out of the forward pass.
+    Subclasses set `uses_normals` to False if they read column 0 only; the module then leaves the other sequences out
+    of the forward pass.
     """
 
     uses_normals: bool = True
     mean_over: Average = "sequence"
-    """``token`` makes `mean` and `nll` parts of a mean over all answer tokens that a role has in an optimiser step, as
-    published trainers take it of a batch."""
+    """Kind of mean; ``token`` makes `mean` and `nll` parts of a mean over all answer tokens of a role in an optimiser
+    step, as published trainers average over a batch."""
 
     def average_over(self, average: Average) -> None:
-        """Sets `mean_over`; raises a UserError where it is neither."""
+        """Sets `mean_over`; raises a UserError for any other name."""
         if average not in get_args(Average):
             raise UserError(f"average must be sequence or token, got {average!r}")
         self.mean_over = average
 
     def mean(self, tokens: AnswerTokens, values: Tensor) -> Tensor:
-        """Means as `mean_over` names them, [M] -> [B, C]: what they are over groups is a term of the loss."""
+        """Means per sequence of values per answer token, of the kind `mean_over`, [M] -> [B, C].
+
+        The mean of the result over groups is a term of the loss.
+        """
         return tokens.mean(values) if self.mean_over == "sequence" else tokens.token_mean(values)
 
     def nll(self, tokens: AnswerTokens) -> Tensor:
@@ -80,23 +84,29 @@ class Loss(nn.Module):
 
     @property
     def needs(self) -> Needs:
-        """What is to be computed for this loss."""
+        """Needs of this loss besides the nll of forget and normal samples."""
         return Needs()
 
     @property
     def policy(self) -> RatePolicy | None:
-        """What sets this loss's number as training goes; None where it is fixed or there is none."""
+        """Policy that sets the loss's number during training; None if it is fixed, or there is none."""
         return None
 
     def check_group_size(self, group_size: int) -> None:
-        """Raises a UserError where this loss cannot work with groups of K = `group_size`."""
+        """Raises a UserError if this loss cannot work with groups of K = `group_size`."""
 
     def check_alternatives(self, count: int) -> None:
         """Raises a UserError where this loss cannot work with `count` alternatives among a group's normals."""
-        if count:
+        if count and self.needs.alternative != "data":
             raise UserError(
                 f"{type(self).__name__} has no use for alternatives among the normals, which are for "
-                "SmoothedGradientAscent and GradientDifference: leave --data.alternatives out"
+                "SmoothedGradientAscent and GradientDifference, and for DPO and its like with --model.loss.alternative "
+                "data: leave --data.alternatives out"
+            )
+        if not count and self.needs.alternative == "data":
+            raise UserError(
+                f"{type(self).__name__} with alternative data takes the answers of --data.alternatives, and there are "
+                "none: set it, or give alternative another value"
             )
 
     def roles(self, step: int) -> tuple[str, ...]:
@@ -104,13 +114,13 @@ class Loss(nn.Module):
         return (FORGET, NORMAL) if self.uses_normals else (FORGET,)
 
     def of(self, tokens: AnswerTokens, *settings: float) -> Tensor:
-        """The loss of what a model says; `settings` is the policy's number, where there is a policy."""
+        """Loss of a model's numbers on a batch; `settings` is the policy's number, if there is a policy."""
         loss: Tensor = self(self.nll(tokens), *settings)
         return loss
 
 
 class TokenLoss(Loss):
-    """A scalar from `AnswerTokens`; its `forward` takes them and gives the mean over groups."""
+    """A scalar from `AnswerTokens`; its `forward` takes them and returns the mean over groups."""
 
     def of(self, tokens: AnswerTokens, *settings: float) -> Tensor:
         loss: Tensor = self(tokens)
@@ -118,14 +128,14 @@ class TokenLoss(Loss):
 
 
 class RetainingLoss(TokenLoss, ABC):
-    """γ·L_forget + α·L_retain, the latter over the group's normal samples.
+    """Base of losses γ·L_forget + α·L_retain, with L_retain over the group's normal samples.
 
     L_retain is ``nll``, the mean of their nll; ``kl``, KL(p_ref ‖ p_θ); or ``reverse_kl``, KL(p_θ ‖ p_ref), both
     averaged over answer tokens, with p_ref of the starting model.
     """
 
     forget_roles: tuple[str, ...] = (FORGET,)
-    """What `forget` reads."""
+    """Roles of the sequences that `forget` reads."""
 
     def __init__(
         self, retain: RetainTerm | None, forget_weight: float, retain_weight: float, average: Average = "sequence"
@@ -140,7 +150,7 @@ class RetainingLoss(TokenLoss, ABC):
 
     @abstractmethod
     def forget(self, tokens: AnswerTokens) -> Tensor:
-        """The forget term of each group, [B, 1]."""
+        """The forget term of each group, [B, 1], or of each of its alternatives, [B, M]."""
 
     @property
     def needs(self) -> Needs:
@@ -161,7 +171,7 @@ class RetainingLoss(TokenLoss, ABC):
         return loss
 
     def retained(self, normal: AnswerTokens) -> Tensor:
-        """The retain term of each normal sample, [B, C]."""
+        """Retain term of each normal sample, [B, C]."""
         if self.retain == "nll":
             return self.nll(normal)
         assert normal.reference is not None, "the loss's needs name the reference of normal samples"
@@ -171,7 +181,7 @@ class RetainingLoss(TokenLoss, ABC):
 
 
 def check_normals(loss: Loss, group_size: int) -> None:
-    """Raises a UserError where there are no normal samples."""
+    """Raises a UserError if groups have no normal samples."""
     if group_size < 2:
         raise UserError(
             f"{type(loss).__name__} needs normal samples: group_size must be at least 2, got {group_size} "

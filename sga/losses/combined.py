@@ -1,4 +1,4 @@
-"""Ascent on the forget sample beside other terms: in turn, with a divergence, other answers or retain samples."""
+"""Ascent on the forget sample combined with other terms: alternating, a divergence, other answers, retain samples."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from sga.losses.base import Average, Needs, RetainingLoss, TokenLoss, check_norm
 
 
 class Alternating(TokenLoss):
-    """Ascends the forget sample at one optimiser step and descends on its normal samples at the next, in turn.
+    """Alternates between ascent on the forget sample and descent on its normal samples, one optimiser step each.
 
-    L = mean over groups of −nll_0 at even steps, and of mean_k nll_k at odd ones. An epoch makes half as many forget
-    passes as other methods make: train for twice as many. Source: the motivation of Pang et al., arXiv 2510.22376.
+    L = mean over groups of −nll_0 at even steps, and of mean_k nll_k at odd ones. An epoch has half as many forget
+    passes as with other methods, so train for twice as many epochs. Source: the motivation of Pang et al., arXiv
+    2510.22376.
     """
 
     def __init__(self, average: Average = "sequence") -> None:
@@ -43,7 +44,7 @@ class Alternating(TokenLoss):
 
 
 class KLMinimization(RetainingLoss):
-    """Ascends the forget sample and holds the normal samples' predictions where the starting model has them.
+    """Ascends on the forget sample and keeps predictions on normal samples near the starting model's.
 
     L = mean over groups of −nll_0 + α·KL(p_ref ‖ p_θ) on normal samples, averaged over the tokens of question and
     answer, all but the first.
@@ -55,8 +56,8 @@ class KLMinimization(RetainingLoss):
         """Checks the settings.
 
         Args:
-            retain_weight: α, the weight of the divergence.
-            average: Over which tokens of a normal sample the divergence is averaged, and its logged nll with it.
+            retain_weight: Weight α of the divergence.
+            average: Part of a normal sample over whose tokens the divergence, and the logged nll, is averaged.
                 ``sequence``, question and answer, is the paper's definition; ``answer`` is cheaper.
         """
         super().__init__("kl", 1.0, retain_weight)
@@ -73,7 +74,7 @@ class KLMinimization(RetainingLoss):
 
 
 class LLMU(RetainingLoss):
-    """Ascent, unrelated answers to the forget question, and a divergence on normal samples.
+    """Combines ascent, descent on an unrelated answer to the forget question, and a divergence on normal samples.
 
     L = mean over groups of −γ·nll_0 + μ·nll(forget question, other answer) + α·KL(p_ref ‖ p_θ) on normal samples.
     Source: Yao et al., arXiv 2310.10683. Compared with kevinyaobytedance/llm_unlearn at 1143a5b6, which draws five
@@ -93,10 +94,11 @@ class LLMU(RetainingLoss):
         """Checks the weights.
 
         Args:
-            forget_weight: γ, the weight of the ascent.
-            mismatch_weight: μ, the weight of the other answer.
-            retain_weight: α, the weight of the divergence.
-            alternative: Which other answer.
+            forget_weight: Weight γ of the ascent.
+            mismatch_weight: Weight μ of the other answer's nll.
+            retain_weight: Weight α of the divergence.
+            alternative: Kind of the other answer: a refusal, the answer of a random retain record, that of the most
+                similar normal sample, or (data) those of --data.alternatives.
         """
         super().__init__("kl", forget_weight, retain_weight)
         check_finite(0, mismatch_weight=mismatch_weight)
@@ -114,7 +116,7 @@ class LLMU(RetainingLoss):
 
 
 class SmoothedGradientDifference(TokenLoss):
-    """Smoothed Gradient Ascent with descent on retain samples that are drawn apart from the normal samples.
+    """Smoothed Gradient Ascent with additional descent on random retain samples other than the normal samples.
 
     L = L_SGA(r) + α·mean nll of `retain_samples` random records of the retain split for each group. At r = 0 it is
     TOFU's gradient difference on random retain samples. Source: L_SGA of Pang et al., arXiv 2510.22376, with the retain
@@ -131,9 +133,9 @@ class SmoothedGradientDifference(TokenLoss):
         """Checks the settings.
 
         Args:
-            smoothing_rate: r in (−∞, 1].
-            retain_weight: α, the weight of the retain samples' mean nll.
-            retain_samples: How many there are for each group; the same ones in every epoch.
+            smoothing_rate: Smoothing rate r in (−∞, 1].
+            retain_weight: Weight α of the retain samples' mean nll.
+            retain_samples: Number of retain samples for each group; the same ones in every epoch.
             average: Mean per sequence, or over all answer tokens of an optimiser step.
         """
         super().__init__()

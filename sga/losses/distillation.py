@@ -1,4 +1,4 @@
-"""Distillation towards a distribution in which the forget token is missing."""
+"""Distillation towards a distribution in which the forget token is suppressed."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ class UNDIAL(RetainingLoss):
         """Checks the settings.
 
         Args:
-            penalty: b, what is taken from the forget token's logit.
-            retain: What holds the normal samples; null leaves them out.
-            forget_weight: γ, the weight of the distillation.
-            retain_weight: α, the weight of the retain term.
+            penalty: Amount b subtracted from the forget token's logit.
+            retain: Kind of retain term on the normal samples (``nll``, ``kl``, ``reverse_kl``); null for none.
+            forget_weight: Weight γ of the distillation.
+            retain_weight: Weight α of the retain term.
             average: Mean per sequence, or over all answer tokens of an optimiser step.
         """
         super().__init__(retain, forget_weight, retain_weight, average)
@@ -57,7 +57,7 @@ class UNDIAL(RetainingLoss):
 
 
 class CEU(RetainingLoss):
-    """CE-U: descends towards the model's own predictions with the forget token left out.
+    """CE-U: distils the model's own predictions with the forget token left out.
 
     L = γ·mean over groups and tokens of the cross-entropy to softmax(z with z_y = −∞), the target without gradient, +
     α·L_retain. Source: Yang, arXiv 2503.01224. Compared with open-unlearning at 2231e313, which leaves out the first
@@ -74,10 +74,10 @@ class CEU(RetainingLoss):
         """Checks the settings.
 
         Args:
-            skipped_tokens: How many tokens at the beginning of a forget answer are left out.
-            retain: What holds the normal samples; null leaves them out.
-            forget_weight: γ, the weight of the cross-entropy.
-            retain_weight: α, the weight of the retain term.
+            skipped_tokens: Number of tokens at the beginning of a forget answer that do not count.
+            retain: Kind of retain term on the normal samples (``nll``, ``kl``, ``reverse_kl``); null for none.
+            forget_weight: Weight γ of the cross-entropy.
+            retain_weight: Weight α of the retain term.
         """
         super().__init__(retain, forget_weight, retain_weight)
         check_finite(0, skipped_tokens=skipped_tokens)
@@ -96,7 +96,7 @@ class CEU(RetainingLoss):
 
 
 def without_target(logits: Tensor, targets: Tensor, penalty: float) -> Tensor:
-    """softmax(z − b·onehot(y)) without gradient, [M, V].
+    """Distribution softmax(z − b·onehot(y)) without gradient, [M, V].
 
     >>> without_target(torch.zeros(1, 3), torch.tensor([2]), math.inf)
     tensor([[0.5000, 0.5000, 0.0000]])
@@ -107,5 +107,5 @@ def without_target(logits: Tensor, targets: Tensor, penalty: float) -> Tensor:
 
 
 def _cross_entropy(tokens: AnswerTokens, target: Tensor) -> Tensor:
-    """−Σ_v target_v·log p_v at each answer token, [M]."""
+    """Cross-entropy −Σ_v target_v·log p_v at each answer token, [M], nats."""
     return -(target * tokens.log_probabilities).sum(dim=-1)

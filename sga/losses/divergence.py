@@ -1,4 +1,4 @@
-"""Forgetting as maximising an f-divergence between two answers."""
+"""Forgetting by maximising an f-divergence between two answers."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ DIVERGENCES: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tens
     "jensen_shannon": (lambda x: math.log(2) - softplus(-x), lambda u: -(2 - u.exp()).log()),
     "pearson": (lambda x: x, lambda u: u * u / 4 + u),
 }
-"""The variational function g* and the conjugate f* of each divergence, as arXiv 2410.11143 has them."""
+"""Variational function g* and conjugate f* of each divergence, as in arXiv 2410.11143."""
 
 
 class FLAT(TokenLoss):
-    """Makes another answer to the forget question likely and the forget answer unlikely, weighed by an f-divergence.
+    """Makes another answer to the forget question likely and the forget answer unlikely, weighted by an f-divergence.
 
     L = mean over groups of −g*(P_good) + f*(g*(P_bad)), where P is the mean over an answer's tokens of their
     probability, good the other answer and bad the forget answer. No retain data.
@@ -44,9 +44,10 @@ class FLAT(TokenLoss):
         """Checks the settings.
 
         Args:
-            divergence: Which f.
-            alternative: The good answer.
-            average: Over which positions P is averaged. ``answer`` is the paper's definition; ``sequence`` counts each
+            divergence: Name of the f-divergence.
+            alternative: Kind of the good answer: a refusal, the answer of a random retain record, or that of the most
+                similar normal sample.
+            average: Positions over which P is averaged. ``answer`` is the paper's definition; ``sequence`` counts each
                 prompt position as 0, as the published code does (which counts padding too).
         """
         super().__init__()

@@ -1,4 +1,4 @@
-"""Other answers in place of the forget answer, and preferences against it."""
+"""Descent on other answers than the forget answer, and preferences against it."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ class PreferenceOptimization(RetainingLoss):
         """Checks the settings.
 
         Args:
-            alternative: Which answer is learned: a refusal, the answer of a random retain record, or that of the most
-                similar normal sample.
-            retain: What holds the normal samples; null leaves them out.
+            alternative: Kind of answer to learn: a refusal, the answer of a random retain record, that of the most
+                similar normal sample, or (data) those of --data.alternatives.
+            retain: Kind of retain term on the normal samples (``nll``, ``kl``, ``reverse_kl``); null for none.
             forget_weight: Weight of the other answer's nll.
-            retain_weight: α, the weight of the retain term.
+            retain_weight: Weight α of the retain term.
             average: Mean per sequence, or over all answer tokens of an optimiser step.
         """
         super().__init__(retain, forget_weight, retain_weight, average)
@@ -70,9 +70,9 @@ class Mismatch(PreferenceOptimization):
         """Checks the settings.
 
         Args:
-            retain: What holds the normal samples; null leaves them out.
+            retain: Kind of retain term on the normal samples (``nll``, ``kl``, ``reverse_kl``); null for none.
             forget_weight: Weight of the other answer's nll.
-            retain_weight: α, the weight of the retain term.
+            retain_weight: Weight α of the retain term.
             average: Mean per sequence, or over all answer tokens of an optimiser step.
         """
         super().__init__("retain_answer", retain, forget_weight, retain_weight, average)
@@ -102,12 +102,13 @@ class DPO(RetainingLoss):
         """Checks the settings.
 
         Args:
-            beta: β, the inverse temperature.
-            alternative: Which answer is preferred.
-            retain: What holds the normal samples; null leaves them out.
-            forget_weight: γ, the weight of the preference term.
-            retain_weight: α, the weight of the retain term.
-            average: The retain term's mean: per sequence, or over all answer tokens of an optimiser step.
+            beta: Inverse temperature β, above 0.
+            alternative: Kind of preferred answer, as for PreferenceOptimization. Of several of --data.alternatives
+                each is preferred to the forget answer, and the term is their mean.
+            retain: Kind of retain term on the normal samples (``nll``, ``kl``, ``reverse_kl``); null for none.
+            forget_weight: Weight γ of the preference term.
+            retain_weight: Weight α of the retain term.
+            average: Kind of mean in the retain term: per sequence, or over all answer tokens of an optimiser step.
         """
         super().__init__(retain, forget_weight, retain_weight, average)
         check_finite(above=0, beta=beta)
@@ -118,12 +119,12 @@ class DPO(RetainingLoss):
         return replace(super().needs, alternative=self.alternative, reference_nll=self.forget_roles)
 
     def forget(self, tokens: AnswerTokens) -> Tensor:
-        margin = tokens.of(ALTERNATIVE).log_ratio - tokens.of(FORGET).log_ratio  # [B, 1]
+        margin = tokens.of(ALTERNATIVE).log_ratio - tokens.of(FORGET).log_ratio  # [B, M] - [B, 1]
         return -logsigmoid(self.beta * margin) / self.beta
 
 
 class NPO(RetainingLoss):
-    """The half of DPO that rejects: ascent that fades out where a sample has become less likely than it was.
+    """The rejecting half of DPO: ascent that fades out as a sample becomes less likely than under the starting model.
 
     L = γ·mean over groups of −(2/β)·log σ(−β·log(p/p_ref)(forget)) + α·L_retain, with log p summed over answer tokens.
     For β → 0 its gradient is that of ascent on the summed nll. Source: Eq. 3 of Zhang et al., arXiv 2404.05868, whose
@@ -142,11 +143,11 @@ class NPO(RetainingLoss):
         """Checks the settings.
 
         Args:
-            beta: β, the inverse temperature.
-            retain: What holds the normal samples; null leaves them out.
-            forget_weight: γ, the weight of the preference term.
-            retain_weight: α, the weight of the retain term.
-            average: The retain term's mean: per sequence, or over all answer tokens of an optimiser step.
+            beta: Inverse temperature β, above 0.
+            retain: Kind of retain term on the normal samples (``nll``, ``kl``, ``reverse_kl``); null for none.
+            forget_weight: Weight γ of the preference term.
+            retain_weight: Weight α of the retain term.
+            average: Kind of mean in the retain term: per sequence, or over all answer tokens of an optimiser step.
         """
         super().__init__(retain, forget_weight, retain_weight, average)
         check_finite(above=0, beta=beta)
@@ -161,7 +162,7 @@ class NPO(RetainingLoss):
 
 
 class SimNPO(RetainingLoss):
-    """NPO without a reference: the length-normalised nll and a margin take its place.
+    """NPO with the length-normalised nll and a margin in place of the reference model.
 
     L = γ·mean over groups of −(2/β)·log σ(β·nll_0 − δ) + α·L_retain. The defaults are the paper's for TOFU forget10.
     Source: Fan et al., arXiv 2410.07163. Compared with OPTML-Group/Unlearn-Simple at a7782fcf (whose README has these
@@ -181,13 +182,13 @@ class SimNPO(RetainingLoss):
         """Checks the settings.
 
         Args:
-            beta: β, the inverse temperature.
-            margin: δ, the reward margin.
-            scaled_margin: Whether β multiplies the margin too.
-            retain: What holds the normal samples; null leaves them out.
-            forget_weight: γ, the weight of the preference term.
-            retain_weight: α, the weight of the retain term.
-            average: The retain term's mean: per sequence, or over all answer tokens of an optimiser step.
+            beta: Inverse temperature β, above 0.
+            margin: Reward margin δ, at least 0.
+            scaled_margin: True to multiply the margin by β too, as published code does.
+            retain: Kind of retain term on the normal samples (``nll``, ``kl``, ``reverse_kl``); null for none.
+            forget_weight: Weight γ of the preference term.
+            retain_weight: Weight α of the retain term.
+            average: Kind of mean in the retain term: per sequence, or over all answer tokens of an optimiser step.
         """
         super().__init__(retain, forget_weight, retain_weight, average)
         check_finite(above=0, beta=beta)

@@ -16,7 +16,7 @@ from sga.losses.base import Needs, TokenLoss, check_normals
 
 
 class RMU(TokenLoss):
-    """Steers a block's output on forget answers to a random direction and holds it on normal answers.
+    """Steers a block's output on forget answers to a random direction and preserves it on normal answers.
 
     L = mean over groups and answer tokens of ‖h(x_f) − c·u‖² + α·‖h(x_n) − h_ref(x_n)‖², u a random unit vector with
     entries drawn from [0, 1) before normalisation. The paper forgets plain texts, all of whose tokens count (here all
@@ -39,14 +39,14 @@ class RMU(TokenLoss):
         """Checks the settings.
 
         Args:
-            layer: The block whose output is steered, counted from 0; negative ones count from the last.
-            trained_layers: The blocks that are trained; null takes `layer` and the two before it.
-            trained_weights: How the names of the weights end that alone are trained in these blocks, such as
+            layer: Index of the block whose output is steered, from 0; negative indices count from the last block.
+            trained_layers: Indices of the blocks to train; null for `layer` and the two before it.
+            trained_weights: Ending of the names of the weights to train in these blocks, such as
                 ``mlp.down_proj.weight`` (Llama) in published code; null trains all of them.
-            steering: c, the length of the vector that forget answers are steered to.
-            retain_weight: α, the weight of what holds the normal samples.
-            norm: Whether squares are summed or averaged over the hidden size.
-            seed: Seed of u.
+            steering: Length c of the vector that forget answers are steered to.
+            retain_weight: Weight α of the term on normal samples.
+            norm: Reduction of squares over the hidden size, ``sum`` or ``mean``.
+            seed: Seed of the random direction u.
         """
         super().__init__()
         check_finite(0, steering=steering, retain_weight=retain_weight)
@@ -75,7 +75,7 @@ class RMU(TokenLoss):
         check_normals(self, group_size)
 
     def direction(self, size: int) -> Tensor:
-        """u, [size]."""
+        """The random unit vector u, [size]."""
         u = torch.rand(size, dtype=torch.float64, generator=torch.Generator().manual_seed(self.seed))
         return functional.normalize(u, dim=0)
 

@@ -1,4 +1,4 @@
-"""Ascent whose tokens are weighed by their probability."""
+"""Ascent with tokens weighted by their probability."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sga.losses.base import Average, RetainingLoss, RetainTerm
 
 
 class WGA(RetainingLoss):
-    """Weighted gradient ascent: tokens that the model no longer predicts are left alone.
+    """Weighted gradient ascent: tokens that the model no longer predicts hardly count.
 
     L = γ·mean over groups and tokens of −p^β·ce + α·L_retain, the weight p^β without gradient. β = 0 is gradient
     ascent.
@@ -30,10 +30,10 @@ class WGA(RetainingLoss):
         """Checks the settings.
 
         Args:
-            beta: β, the power of the token's probability.
-            retain: What holds the normal samples; null leaves them out.
-            forget_weight: γ, the weight of the ascent.
-            retain_weight: α, the weight of the retain term.
+            beta: Power β of the token's probability in its weight, at least 0.
+            retain: Kind of retain term on the normal samples (``nll``, ``kl``, ``reverse_kl``); null for none.
+            forget_weight: Weight γ of the ascent.
+            retain_weight: Weight α of the retain term.
             average: Mean per sequence, or over all answer tokens of an optimiser step.
         """
         super().__init__(retain, forget_weight, retain_weight, average)
@@ -47,7 +47,7 @@ class WGA(RetainingLoss):
 
 
 class SatImp(RetainingLoss):
-    """Ascent on tokens between saturation and importance: neither still certain nor already forgotten.
+    """Ascent with weights for saturation (not yet forgotten) and importance (not certain) of tokens.
 
     L = γ·mean over groups and tokens of −p^β1·(1 − p)^β2·ce + α·L_retain, the weights without gradient.
     Source: Yang et al., arXiv 2505.11953. Compared with tmlr-group/SatImp at 35ecbe22 and open-unlearning at 19a6141d:
@@ -66,11 +66,11 @@ class SatImp(RetainingLoss):
         """Checks the settings.
 
         Args:
-            beta1: β1, the power of the token's probability (saturation).
-            beta2: β2, the power of its complement (importance).
-            retain: What holds the normal samples; null leaves them out.
-            forget_weight: γ, the weight of the ascent.
-            retain_weight: α, the weight of the retain term.
+            beta1: Power β1 of the token's probability p in its weight (saturation).
+            beta2: Power β2 of 1 − p in its weight (importance).
+            retain: Kind of retain term on the normal samples (``nll``, ``kl``, ``reverse_kl``); null for none.
+            forget_weight: Weight γ of the ascent.
+            retain_weight: Weight α of the retain term.
             average: Mean per sequence, or over all answer tokens of an optimiser step.
         """
         super().__init__(retain, forget_weight, retain_weight, average)

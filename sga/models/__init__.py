@@ -1,1 +1,1 @@
-"""Where a model comes from (pretrained, small, adapters, combinations of models) and how it is sharded."""
+"""Sources of models (pretrained, small, adapters, combinations of models), and sharding."""

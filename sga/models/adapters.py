@@ -1,7 +1,7 @@
-"""Low-rank adapters (LoRA, DoRA) by PEFT: a few weights beside frozen ones, saved alone and merged into them.
+"""Low-rank adapters (LoRA, DoRA) by PEFT: a few weights beside frozen ones, saved both alone and merged.
 
-The layers are put into the Hugging Face model itself, which stays what it is: its head, blocks, checkpointing and
-generation are found where they always are. PEFT is imported where an adapter is made (extra ``lora``).
+The layers are injected into the Hugging Face model itself, so its head, blocks, checkpointing and generation work as
+usual. PEFT (extra ``lora``) is imported only when an adapter is made.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ ADAPTER = "default"
 class LoRA(Pretrained):
     """A Hugging Face model with frozen weights and a trainable low-rank adapter: W·x + (alpha/rank)·B·A·x.
 
-    A is random and B zero, so that training starts from the model itself. A run leaves the adapter alone in
-    ``adapter/``, in PEFT's format, and the model with the adapter merged into its weights in ``model/``. Sources: Hu et
+    A is random and B zero, so that training starts from the model itself. A run writes the adapter alone to
+    ``adapter/``, in PEFT's format, and the model with the adapter merged into its weights to ``model/``. Sources: Hu et
     al., arXiv 2106.09685; DoRA: Liu et al., arXiv 2402.09353.
     """
 
@@ -50,23 +50,24 @@ class LoRA(Pretrained):
         attention: Literal["sdpa", "eager", "flash_attention_2"] | None = None,
         trust_remote_code: bool = False,
     ) -> None:
-        """Notes where the model is and what the adapter is like. Defaults are TOFU's (``config/forget_lora.yaml``).
+        """Stores the settings of model and adapter. Defaults are TOFU's (``config/forget_lora.yaml``).
 
         Args:
-            name_or_path: As for `Pretrained`.
-            rank: Rows of A and columns of B, at least 1.
-            alpha: The adapter's output is multiplied with alpha/rank.
-            dropout: Share of the adapter's inputs that is dropped in training, in [0, 1). 0 for a mixture of experts
-                whose experts get an adapter, see docs/speed-and-memory.md.
-            target_modules: Names of the layers that get an adapter, such as q_proj and v_proj; null takes every linear
-                layer but the language-model head.
-            dora: Also train the norm of each row of the weights (DoRA): more memory and time.
-            revision: As for `Pretrained`.
-            tokenizer_name_or_path: As for `Pretrained`.
-            dtype: Type of the frozen weights, which do not move, so that bfloat16 loses no updates; the adapter's are
-                float32 in any case.
-            attention: As for `Pretrained`.
-            trust_remote_code: As for `Pretrained`.
+            name_or_path: Name on the Hub, a local folder in Hugging Face format, or a run folder of this program with
+                its ``model/``.
+            rank: Rank of the adapter, the number of rows of A and columns of B, at least 1.
+            alpha: Numerator of the factor alpha/rank on the adapter's output.
+            dropout: Share of the adapter's inputs that is dropped in training, in [0, 1). Set 0 for a mixture of
+                experts whose experts get an adapter, see docs/speed-and-memory.md.
+            target_modules: Names of the layers that get an adapter, such as q_proj and v_proj; null for every linear
+                layer except the language-model head.
+            dora: True to also train the norm of each row of the weights (DoRA), which takes more memory and time.
+            revision: Branch, tag or commit on the Hub.
+            tokenizer_name_or_path: Location of the tokenizer; null if it is beside the model.
+            dtype: Type of the frozen weights; bfloat16 loses no updates, because they do not change. The adapter's
+                weights are always float32.
+            attention: Implementation of attention; null for sdpa, or eager for a model without sdpa.
+            trust_remote_code: True to run Python code that comes with the model. Only for sources that you trust.
         """
         check_numbers(1, rank=rank, alpha=alpha)
         check_numbers(0, below=1, dropout=dropout)
@@ -82,7 +83,7 @@ class LoRA(Pretrained):
         return self.prepared(super().network(tokenizer))
 
     def prepared(self, network: PreTrainedModel) -> PreTrainedModel:
-        """The network with an adapter put into it, which alone can be trained."""
+        """The network with an adapter injected, in which only the adapter can be trained."""
         from peft import LoraConfig
 
         config = LoraConfig(
@@ -97,7 +98,7 @@ class LoRA(Pretrained):
         try:
             network.add_adapter(config, ADAPTER)
         except ValueError as error:
-            if "ParamWrapper" in str(error):  # PEFT's name for an adapter on a tensor of weights that is no layer
+            if "ParamWrapper" in str(error):  # PEFT's name for an adapter on a weight tensor that is not a layer
                 raise UserError(
                     f"the experts of {self.name_or_path!r} are tensors of weights, of which an adapter has no dropout "
                     "and no DoRA: set --model.language_model.dropout 0 and dora false, or leave the experts out with "
@@ -122,7 +123,7 @@ class LoRA(Pretrained):
 
 
 def _unfit(network: PreTrainedModel) -> list[str]:
-    """Linear layers that no adapter goes with: those that give more than a product, and those that read no text."""
+    """Names of linear layers unfit for an adapter: those that return more than a product, or do not read text."""
     decoder: Any = network.get_decoder()  # type: ignore[no-untyped-call]
     text = {id(module) for module in decoder.modules()} if isinstance(decoder, nn.Module) else set()
     blocks = {id(module) for module in transformer_blocks(network).modules()}
@@ -136,17 +137,17 @@ def _unfit(network: PreTrainedModel) -> list[str]:
 
 @torch.no_grad()
 def _gives_a_product(layer: nn.Linear) -> bool:
-    """Whether a linear layer gives what one gives; routers made from one give choices and weights of experts."""
+    """True if a linear layer returns a product; routers derived from one return choices and weights of experts."""
     if type(layer).forward is nn.Linear.forward:
         return True
     try:
         return isinstance(layer(layer.weight[:1]), Tensor)
-    except Exception:  # it is given something else in its place
+    except Exception:  # a layer with another kind of input
         return False
 
 
 def _frozen_matrices(network: PreTrainedModel) -> list[str]:
-    """Weights of the blocks, by their names without the block's number, that neither are an adapter's nor have one."""
+    """Weight matrices of the blocks that have no adapter and belong to none, by their names without block number."""
     found: dict[str, None] = {}
     for block in transformer_blocks(network):
         layers: list[Any] = [layer for layer in block.modules() if hasattr(layer, "get_base_layer")]
@@ -159,12 +160,12 @@ def _frozen_matrices(network: PreTrainedModel) -> list[str]:
 
 
 def _adapted_weight(layer: Any) -> str:
-    """What the weight is called that a layer of PEFT's adapts; experts are several tensors of one module."""
+    """Name of the weight that a PEFT layer adapts; experts have several weight tensors in one module."""
     return str(getattr(layer, "parameter_name", "weight"))
 
 
 def _plain(name: str) -> str:
-    """What a parameter of an adapted network is called without the adapter.
+    """Name of an adapted network's parameter in the network without the adapter.
 
     >>> _plain("layers.0.mlp.experts.base_layer.base_layer.down_proj")
     'layers.0.mlp.experts.down_proj'
@@ -173,7 +174,7 @@ def _plain(name: str) -> str:
 
 
 def _check_tied(network: PreTrainedModel) -> None:
-    """Refuses adapters on embeddings that the head shares: merged, the two would no longer be one matrix."""
+    """Refuses adapters on embeddings tied to the head: after merging, the two would no longer be one matrix."""
     head: Any = network.get_output_embeddings()  # type: ignore[no-untyped-call]
     embeddings: Any = network.get_input_embeddings()
     adapted = [hasattr(layer, "base_layer") for layer in (head, embeddings)]
@@ -186,12 +187,12 @@ def _check_tied(network: PreTrainedModel) -> None:
 
 
 def has_adapter(network: nn.Module) -> bool:
-    """Whether the network has an adapter that `adapter_off` can switch off."""
+    """True if the network has an adapter that `adapter_off` can switch off."""
     return bool(getattr(network, "peft_config", None)) or hasattr(network, "disable_adapter")
 
 
 def adapter_settings(network: nn.Module) -> dict[str, Any]:
-    """What an adapted network computes besides its weights, for a hash of it; nothing without an adapter."""
+    """Settings of a network's adapters that change its output besides the weights, for hashing; empty without one."""
     return {
         name: {"rank": config.r, "alpha": config.lora_alpha, "dora": config.use_dora}
         for name, config in (getattr(network, "peft_config", None) or {}).items()
@@ -199,7 +200,7 @@ def adapter_settings(network: nn.Module) -> dict[str, Any]:
 
 
 def is_adapter_weight(name: str) -> bool:
-    """Whether a parameter of an adapted network, by its name, is the adapter's.
+    """True if a parameter of an adapted network, given by name, belongs to the adapter.
 
     >>> is_adapter_weight("model.layers.0.self_attn.q_proj.lora_A.default.weight")
     True
@@ -211,13 +212,12 @@ def is_adapter_weight(name: str) -> bool:
 
 @contextmanager
 def adapter_off(network: nn.Module) -> Iterator[None]:
-    """Within it, an adapted network is the one that it was made from; others stay as they are.
+    """Context in which an adapted network computes without its adapter; other networks are unchanged.
 
-    PEFT's own switch also takes gradients away from the adapter and gives them to all of it afterwards, which a loss
-    that trains some blocks only, or a strategy that has wrapped the parameters, must not meet; so the flag behind that
-    switch is set.
+    Sets the flag behind PEFT's own switch, because the switch also freezes the adapter and afterwards unfreezes all of
+    it, which breaks losses that train some blocks only, and strategies that have wrapped the parameters.
     """
-    own: Any = getattr(network, "disable_adapter", None)  # of PEFT's wrapper around a model, in a loop of one's own
+    own: Any = getattr(network, "disable_adapter", None)  # PEFT's wrapper around a model, in a user's own loop
     if own is not None:
         with own():
             yield
@@ -233,7 +233,7 @@ def adapter_off(network: nn.Module) -> Iterator[None]:
 
 
 def _layers(network: nn.Module) -> list[Any]:
-    """The layers that have an adapter."""
+    """Layers of the network that have an adapter."""
     if not getattr(network, "peft_config", None):
         return []
     from peft.tuners.tuners_utils import BaseTunerLayer
@@ -243,21 +243,21 @@ def _layers(network: nn.Module) -> list[Any]:
 
 @torch.no_grad()
 def save_merged(network: PreTrainedModel, folder: Path, weights: Mapping[str, Tensor]) -> None:
-    """Writes a plain model that computes what an adapted one does; that one is not changed by a single bit.
+    """Writes a plain model with the adapter merged into its weights; the network itself stays unchanged to the bit.
 
     W + (alpha/rank)·B·A is rounded to the type of the weights. Takes memory on the CPU for the whole model, and on the
     weights' device for one further layer.
 
     Args:
-        network: Whose weights may be in parts.
-        folder: Where to.
-        weights: The network's state dict with whole tensors.
+        network: Adapted network, whose weights may be sharded.
+        folder: Path of the folder to write, in Hugging Face format.
+        weights: State dict of the network with whole tensors.
     """
     state = {_plain(name): value.cpu() for name, value in weights.items() if not is_adapter_weight(name)}
     adapted = {id(layer) for layer in _layers(network)}
     for name, layer in network.named_modules():
         if id(layer) in adapted:
-            # Merging writes into them. As the copy's memo they stand in for parts, which are not copied with gradients.
+            # Merging writes into these clones. As the memo of deepcopy they replace shards, which cannot be copied.
             whole: dict[int, Any] = {
                 id(part): nn.Parameter(weights[f"{name}.{key}"].clone(), part.requires_grad)
                 for key, part in layer.named_parameters()

@@ -1,7 +1,7 @@
-"""Attention that takes packed sequences by their lengths, and reads a key-value cache without copying it.
+"""Attention by the lengths of packed sequences, and decoding attention that does not copy the key-value cache.
 
-Registered with transformers under `NAME`. Packed rows need no mask then: PyTorch's variable-length kernel
-(`torch.nn.attention.varlen`, from 2.10) looks at pairs of tokens of one sequence only. Everything else is `sdpa`.
+Registered with transformers under `NAME`. Packed rows then need no mask: PyTorch's variable-length kernel
+(`torch.nn.attention.varlen`, from 2.10) computes pairs of tokens of the same sequence only. All other cases use `sdpa`.
 """
 
 from __future__ import annotations
@@ -37,25 +37,26 @@ def attention_forward(
     max_length_q: int | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """Attention of one layer, called by transformers' models.
+    """Attention of one layer, with the signature by which transformers' models call it.
 
     Args:
-        module: The attention layer.
-        query: [R, H, T, D].
-        key: [R, G, S, D]; G divides H.
-        value: [R, G, S, D].
-        attention_mask: Which token sees which; not read where lengths are given.
-        scaling: Factor of the scores; None for 1/√D.
-        dropout: Share of the weights that are dropped; with lengths only 0.
-        cu_seq_lens_q: Where each sequence of a single packed row begins, and where the last one ends, int32.
-        max_length_q: Number that no sequence is longer than.
+        module: Attention layer that calls it.
+        query: Queries, [R, H, T, D].
+        key: Keys, [R, G, S, D]; G divides H.
+        value: Values, [R, G, S, D].
+        attention_mask: Mask of the tokens that each token sees; ignored if lengths are given.
+        scaling: Factor on the scores; None for 1/√D.
+        dropout: Share of attention weights that are dropped; has to be 0 with lengths.
+        cu_seq_lens_q: Index of the beginning of each sequence of a single packed row, and of the end of the last one,
+            int32.
+        max_length_q: Upper bound of the sequences' lengths in tokens.
         options: Further arguments of the model, such as ``sliding_window``.
 
     Returns:
-        [R, T, H, D], and None for weights that are never made.
+        Attention output, [R, T, H, D], and None in place of attention weights.
 
     Raises:
-        ValueError: lengths are given together with something that is not computed by length.
+        ValueError: lengths are given together with an option that attention by length does not support.
     """
     if cu_seq_lens_q is None:
         groups = key.shape[1]
@@ -73,19 +74,19 @@ def attention_forward(
 def by_length(
     query: Tensor, key: Tensor, value: Tensor, begins: Tensor, longest: int, scaling: float | None, window: int | None
 ) -> Tensor:
-    """Causal attention within each of several sequences that stand one after the other.
+    """Causal attention within each of several concatenated sequences.
 
     Args:
-        query: [T, H, D].
-        key: [T, G, D]; G divides H.
-        value: [T, G, D].
-        begins: Where each sequence begins, and where the last one ends, int32.
-        longest: Number that no sequence is longer than.
-        scaling: Factor of the scores; None for 1/√D.
+        query: Queries, [T, H, D].
+        key: Keys, [T, G, D]; G divides H.
+        value: Values, [T, G, D].
+        begins: Index of the beginning of each sequence, and of the end of the last one, int32.
+        longest: Upper bound of the sequences' lengths in tokens.
+        scaling: Factor on the scores; None for 1/√D.
         window: Number of tokens that a token sees, itself included; None for all.
 
     Returns:
-        [T, H, D].
+        Attention output, [T, H, D].
     """
     device = query.device.type
     if torch.is_autocast_enabled(device):
@@ -120,7 +121,7 @@ def _by_kernel(
 def one_by_one(
     query: Tensor, key: Tensor, value: Tensor, begins: Tensor, scaling: float | None, window: int | None
 ) -> Tensor:
-    """`by_length` in plain PyTorch: what the kernel is compared with, and what a CPU takes."""
+    """`by_length` in plain PyTorch, for CPUs and as the reference for the kernel."""
     found = []
     sizes = begins.diff().tolist()
     split = (torch.split(part.transpose(0, 1), sizes, dim=1) for part in (query, key, value))  # of [H, T, D]
@@ -137,7 +138,7 @@ def one_by_one(
 def _one_token(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None, dropout: float
 ) -> Tensor:
-    """One new token a row: heads that share keys stand as rows of one head, so that no key is copied."""
+    """Attention of one new token per row: heads that share keys become rows of one head, so that no key is copied."""
     rows, heads, _, size = query.shape
     packed = query.view(rows, key.shape[1], -1, size)  # [R, H, 1, D] -> [R, G, H/G, D]
     found = functional.scaled_dot_product_attention(packed, key, value, mask, dropout, scale=scaling)
@@ -145,7 +146,7 @@ def _one_token(
 
 
 def can_switch(model: nn.Module) -> bool:
-    """Whether a model's attention is `sdpa` and can be exchanged for this one."""
+    """True if a model's attention is `sdpa` and can be replaced by this one."""
     return (
         isinstance(model, PreTrainedModel)
         and getattr(text_config(model), "_attn_implementation", None) in ("sdpa", NAME)
@@ -154,17 +155,17 @@ def can_switch(model: nn.Module) -> bool:
 
 
 def available(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether there is a kernel for attention by length in a type of numbers, on a device."""
+    """True if there is a kernel for attention by length on this device and in this type."""
     if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
         return False
     return torch.cuda.get_device_capability(device) >= (8, 0) and _KERNEL.find()
 
 
 class _Kernel:
-    """PyTorch's function for attention by length, found where it is first wanted: importing it takes a second.
+    """PyTorch's function for attention by length, imported when it is first needed, which takes a second.
 
     Attributes:
-        function: The function; None until it is found, and before torch 2.10.
+        function: Function of PyTorch; None before `find`, and for torch before 2.10.
         takes: Names of its arguments, which change with torch's version.
     """
 
@@ -173,7 +174,7 @@ class _Kernel:
         self.takes: frozenset[str] = frozenset()
 
     def find(self) -> bool:
-        """Whether there is one."""
+        """Imports the function; returns True if this version of torch has it."""
         try:
             from torch.nn.attention.varlen import varlen_attn
         except ImportError:
@@ -187,7 +188,7 @@ _KERNEL = _Kernel()
 
 @contextmanager
 def switched(model: nn.Module) -> Iterator[None]:
-    """Within it a model for which `can_switch` takes this attention."""
+    """Context in which a model, for which `can_switch` is true, uses this attention."""
     assert isinstance(model, PreTrainedModel)
     before = text_config(model)._attn_implementation
     model.set_attn_implementation(NAME)

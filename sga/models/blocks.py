@@ -1,4 +1,4 @@
-"""The transformer blocks of a model: where they are, and which of them are trained."""
+"""The transformer blocks of a model, and freezing of those that a loss does not train."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from sga.errors import UserError
 
 
 def transformer_blocks(model: nn.Module) -> nn.ModuleList:
-    """The transformer blocks: the outermost list of modules, in which each block may hold further ones (experts).
+    """The transformer blocks: the outermost list of modules (blocks may contain further lists, of experts).
 
-    Of a multimodal model those of its language model, whatever else has blocks.
+    In a multimodal model they are the blocks of its language model.
 
     Raises:
-        UserError: the model holds none.
+        UserError: the model has no list of modules.
     """
     decoder: Any = model.get_decoder() if isinstance(model, PreTrainedModel) else None  # type: ignore[no-untyped-call]
-    for part in (decoder, model):  # where the decoder that a model names holds no blocks, the model does
-        for module in part.modules() if isinstance(part, nn.Module) else ():  # the outer before the inner
+    for part in (decoder, model):  # the model itself if its decoder has no blocks
+        for module in part.modules() if isinstance(part, nn.Module) else ():  # outer modules before inner ones
             if isinstance(module, nn.ModuleList):
                 return module
     raise UserError(f"{type(model).__name__} has no list of blocks, so that no hidden layer can be named")
@@ -33,13 +33,13 @@ def check_layers(
     trained_layers: Sequence[int] | None = None,
     trained_weights: str | None = None,
 ) -> None:
-    """Freezes all but the blocks that a loss trains, and all but some weights of theirs, where it names any.
+    """Checks the blocks that a loss names, and freezes all weights except those that it trains.
 
     Args:
-        model: The model, with its blocks in one list.
-        hidden_layer: Number of the block whose output the loss reads, from 0; negative numbers count from the last.
-        trained_layers: Numbers of the blocks that are trained; None trains all of the model.
-        trained_weights: Ending of the names of the weights that are trained in these blocks; None for all of them.
+        model: Model with its blocks in one list.
+        hidden_layer: Index of the block whose output the loss reads, from 0; negative indices count from the last.
+        trained_layers: Indices of the blocks to train; None trains the whole model.
+        trained_weights: Ending of the names of the weights to train in these blocks; None for all of them.
 
     Raises:
         UserError: a loss names a block that the model does not have, or weights that a block does not have.
@@ -68,5 +68,5 @@ def check_layers(
                     f"no weight of layer {layer} has a name that ends in {trained_weights!r}; there are "
                     f"{', '.join(names)}; set --model.loss.trained_weights"
                 )
-        for parameter in model.parameters():  # what an adapter has frozen stays so
+        for parameter in model.parameters():  # weights frozen by an adapter stay frozen
             parameter.requires_grad_(parameter.requires_grad and id(parameter) in trained)

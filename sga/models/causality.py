@@ -1,4 +1,4 @@
-"""Whether a model is a causal one: encoders can be loaded as language models and give numbers that look right."""
+"""Check that a model is causal: encoders can be loaded as language models, and give plausible but wrong numbers."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from torch import Tensor, nn
 from sga.errors import UserError
 
 _PROBED = 5
-"""Tokens of the text that is looked at."""
+"""Number of tokens of the text that is tried out."""
 
 
 @torch.no_grad()
 def check_causal(model: nn.Module, ids: Sequence[int]) -> None:
-    """Refuses a model in which a token sees those after it, such as BERT without ``is_decoder``.
+    """Refuses a model in which tokens see later ones, such as BERT without ``is_decoder``.
 
-    Such a model has read the answer that it is asked for. Two texts that differ in their last token go through it; what
-    is said before that token has to be the same but for rounding.
+    Such a model would see the answer that it has to predict. Two texts that differ in their last token are passed
+    through it; the logits before that token have to agree up to rounding.
 
     Args:
         model: A Hugging Face language model on any device.
-        ids: Any tokens of the model's, at least one.
+        ids: Token ids of the model, any, at least one.
 
     Raises:
-        UserError: it is no causal language model.
+        UserError: the model is not a causal language model.
     """
     device = next(model.parameters()).device
     text = (list(ids) * _PROBED)[:_PROBED]
@@ -37,8 +37,8 @@ def check_causal(model: nn.Module, ids: Sequence[int]) -> None:
         said: Tensor = model(input_ids=rows, attention_mask=torch.ones_like(rows), use_cache=False).logits[:, :-1]
     finally:
         model.train(training)
-    one, two = said.float().clamp(min=-1e4)  # [T-1, V]; −∞ is what some models say of tokens that they never use
-    # Rounding makes 1e-6 of the logits' spread in float32 and 1e-2 in half precision.
+    one, two = said.float().clamp(min=-1e4)  # [T-1, V]; some models give −∞ to tokens that they never use
+    # Rounding changes 1e-6 of the logits' spread in float32 and 1e-2 in half precision.
     half = said.dtype.itemsize < 4 or next(model.parameters()).dtype.itemsize < 4
     if float((one - two).abs().max()) > (0.1 if half else 1e-4) * max(float(one.std()), 1e-6):
         raise UserError(

@@ -1,4 +1,4 @@
-"""Models that are made of two others: task vectors and contrasted decoding."""
+"""Models made of two others: task vectors and contrasted decoding."""
 
 from __future__ import annotations
 
@@ -20,18 +20,19 @@ from sga.models.text_config import text_config
 
 
 class TaskVector(LanguageModel):
-    """The model without the direction in which fine-tuning on the forget data moves it: θ − a·(θ_tuned − θ).
+    """The model minus the direction in which fine-tuning on the forget data moves it: θ − a·(θ_tuned − θ).
 
     Source: Ilharco et al., arXiv 2212.04089.
     """
 
     def __init__(self, name_or_path: str, tuned: str, scale: float = 5.0) -> None:
-        """Notes where the models are.
+        """Stores the locations of the two models; nothing is loaded yet.
 
         Args:
-            name_or_path: The model that is to forget, as for `Pretrained`.
-            tuned: The same after fine-tuning on the forget data: a run folder of FineTuning, say.
-            scale: a. 5 is what the paper of MUSE takes.
+            name_or_path: Name or path of the model that has to forget; see `Pretrained`.
+            tuned: Name or path of the same model after fine-tuning on the forget data, such as a run folder of
+                FineTuning.
+            scale: Factor a on the difference of the weights; MUSE's paper uses 5.
         """
         if not math.isfinite(scale):
             raise UserError(f"scale must be a finite number, got {scale}")
@@ -59,22 +60,23 @@ class TaskVector(LanguageModel):
 
 
 class WhosHarryPotter(LanguageModel):
-    """A decoder over two models: logits v_b − a·ReLU(v_r − v_b), v_r of the model reinforced on the forget data.
+    """A decoder over two models: logits v_b − a·ReLU(v_r − v_b), with v_r of a model reinforced on the forget data.
 
-    What the reinforced model says more than the base is taken to be what is to be forgotten. It is evaluated as any
-    model and cannot be trained or exported. Source: Eldan and Russinovich, arXiv 2310.02238, whose second half,
-    fine-tuning on the predictions of this decoder, is left out.
+    Tokens that the reinforced model predicts more strongly than the base count as forget knowledge, and are lowered.
+    You can evaluate it like any model, but not train or export it. Source: Eldan and Russinovich, arXiv 2310.02238,
+    without its second half, fine-tuning on the predictions of this decoder.
     """
 
     trainable = False
 
     def __init__(self, name_or_path: str, reinforced: str, strength: float = 1.0) -> None:
-        """Notes where the models are.
+        """Stores the locations of the two models; nothing is loaded yet.
 
         Args:
-            name_or_path: The model that is to forget, as for `Pretrained`.
-            reinforced: The same after fine-tuning on the forget data: a run folder of FineTuning, say.
-            strength: a, at least 0.
+            name_or_path: Name or path of the model that has to forget; see `Pretrained`.
+            reinforced: Name or path of the same model after fine-tuning on the forget data, such as a run folder of
+                FineTuning.
+            strength: Factor a on the lowered logits, at least 0.
         """
         if not (math.isfinite(strength) and strength >= 0):
             raise UserError(f"strength must be a finite number of at least 0, got {strength}")
@@ -99,7 +101,7 @@ class WhosHarryPotter(LanguageModel):
 
 
 class ContrastedModel(PreTrainedModel):  # type: ignore[no-untyped-call]  # of __init_subclass__
-    """The decoder of `WhosHarryPotter` as a model: called like one, and with a key-value cache for both."""
+    """The decoder of `WhosHarryPotter` with the interface of a model, and one key-value cache for both models."""
 
     _supports_sdpa = True
     _supports_flash_attn = True
@@ -108,14 +110,14 @@ class ContrastedModel(PreTrainedModel):  # type: ignore[no-untyped-call]  # of _
         super().__init__(base.config)
         self.base, self.reinforced, self.strength = base, reinforced, strength
         self.generation_config = base.generation_config
-        # Both models write to one cache, the second one to layers of its own beyond the first one's.
+        # Both models write to one cache, the second one to layers after those of the first one.
         for module in reinforced.modules():
             place: Any = getattr(module, "layer_idx", None)
             if place is not None:
                 module.layer_idx = place + text_config(base).num_hidden_layers
 
     def get_output_embeddings(self) -> None:
-        """There is no single head that could be given fewer positions."""
+        """None, because there is no single head that could get fewer positions."""
 
     def forward(
         self,
@@ -132,12 +134,12 @@ class ContrastedModel(PreTrainedModel):  # type: ignore[no-untyped-call]  # of _
                 attention_mask=attention_mask,
                 position_ids=position_ids,
                 past_key_values=past_key_values,
-                use_cache=bool(use_cache) and past_key_values is not None,  # one of its own has no room for two models
+                use_cache=bool(use_cache) and past_key_values is not None,  # a model's own cache lacks the layers
                 logits_to_keep=logits_to_keep,
             ).logits
             return found
 
-        # The base second: its layers come first in the cache, and tell both how much has been read before.
+        # The base runs second: its layers come first in the cache, and give both models the length read so far.
         reinforced = logits(self.reinforced)
         base = logits(self.base)
         return CausalLMOutput(logits=base - self.strength * (reinforced - base).relu())

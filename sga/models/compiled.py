@@ -1,4 +1,4 @@
-"""Transformer blocks compiled by torch.compile, one by one: the same code for all, and hooks on the head outside."""
+"""Transformer blocks compiled one by one by torch.compile: they share code, and hooks on the head stay outside."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from sga.models.blocks import transformer_blocks
 
 
 def compile_blocks(model: nn.Module) -> None:
-    """Compiles a model's blocks, which happens when they are first called."""
-    # Training, evaluation and try-outs have variants; beyond PyTorch's limit of 8 a block would run uncompiled.
+    """Marks a model's blocks for compilation, which happens when they are first called."""
+    # Training, evaluation and try-outs need variants; beyond PyTorch's limit of 8 a block would run uncompiled.
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
     if any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules()):
         torch._inductor.config.fallback_random = True  # the same dropout as without compilation
@@ -27,20 +27,21 @@ def compile_blocks(model: nn.Module) -> None:
 
 
 def _with_gradient(module: nn.Module, inputs: Any, output: Tensor) -> None:
-    """Beside frozen embeddings (LoRA) the first block would be a variant of its own: its input has no gradients."""
+    """Hook that makes the first block's input require gradients; with frozen embeddings (LoRA) it would otherwise need
+    a variant of its own."""
     if torch.is_grad_enabled() and isinstance(output, Tensor) and not output.requires_grad:
         output.requires_grad_()
 
 
 def leave_uncompiled(model: nn.Module) -> None:
-    """Undoes `compile_blocks`."""
+    """Undoes `compile_blocks`; the blocks run eagerly again."""
     for block in transformer_blocks(model):
         block._compiled_call_impl = None
 
 
 @contextmanager
 def uncompiled(model: nn.Module) -> Iterator[None]:
-    """Within it the blocks run as they are written: shapes that come once are not worth compiling for."""
+    """Context in which the blocks run eagerly, for shapes that occur once and are not worth compiling for."""
     blocks = list(transformer_blocks(model))
     calls = [block._compiled_call_impl for block in blocks]
     leave_uncompiled(model)

@@ -1,6 +1,6 @@
-"""Language models of the Hugging Face Hub or of a local folder, and what any source of a model has to offer.
+"""Language models of the Hugging Face Hub or of a local folder, and the interface of all sources of models.
 
-All sources are light descriptions; weights are loaded or drawn only when `network` is called.
+Sources are light descriptions; weights are loaded or drawn only when `network` is called.
 """
 
 from __future__ import annotations
@@ -36,23 +36,28 @@ class LanguageModel(ABC):
     """A causal language model and its tokenizer, described but not yet loaded."""
 
     trainable: ClassVar[bool] = True
-    """False where it can only be evaluated."""
+    """False for a model that can only be evaluated."""
     trains_all_weights: ClassVar[bool] = True
-    """False where the loaded weights are frozen, so that their type loses no updates."""
+    """False if the loaded weights are frozen, so that a low-precision type loses no updates."""
     trains_tokenizer: ClassVar[bool] = False
-    """True where the tokenizer is trained on the data, so that it holds words of what is to be forgotten."""
+    """True if the tokenizer is trained on the data, so that it contains words of the forget data."""
+
+    @property
+    def location(self) -> str:
+        """Place of the model, by which it can be given again; the class's name where it has none."""
+        return str(getattr(self, "name_or_path", type(self).__name__))
 
     @abstractmethod
     def tokenizer(self, texts: Iterable[str]) -> PreTrainedTokenizerBase:
-        """The tokenizer; `texts` is what one is trained on where the model has none of its own."""
+        """The tokenizer; a model without one trains it on `texts`."""
 
     @abstractmethod
     def network(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-        """The model with its weights, for use with `tokenizer`."""
+        """Loads or draws the model's weights, for use with `tokenizer`."""
 
     @abstractmethod
     def context(self) -> int | None:
-        """The most tokens that the model takes, None where it does not say; known without loading weights."""
+        """Length of the context in tokens, None if the model does not say; known without loading weights."""
 
 
 class Pretrained(LanguageModel):
@@ -68,21 +73,25 @@ class Pretrained(LanguageModel):
         trust_remote_code: bool = False,
         gguf_file: str | None = None,
     ) -> None:
-        """Notes where the model is; environment variables in paths (``$SGA_MODELS/…``) are filled in.
+        """Stores the location of the model; environment variables in paths (``$SGA_MODELS/…``) are expanded.
 
         Args:
             name_or_path: Name on the Hub, a local folder in Hugging Face format, or a run folder of this program, whose
-                ``model/`` is taken.
+                ``model/`` is taken. With ``/FILE.gguf`` at its end, the same as `gguf_file` FILE.gguf in that place.
             revision: Branch, tag or commit on the Hub.
-            tokenizer_name_or_path: Where the tokenizer is, if not beside the model.
+            tokenizer_name_or_path: Location of the tokenizer; null if it is beside the model.
             dtype: Type of the weights. Keep float32 and train under bf16 autocast (``--trainer.precision bf16-mixed``):
-                with pure bfloat16 weights small updates round to nothing.
-            attention: Implementation of attention; null takes sdpa, and eager for a model that has no sdpa.
-            trust_remote_code: Run Python code that comes with the model. Only for sources that you trust.
-            gguf_file: Name of a GGUF file in that place, such as ``SmolLM2-135M-Instruct.Q4_1.gguf``, from which model
-                and tokenizer are read. Its weights become ordinary ones of `dtype`, and are exported as such. Needs the
-                package gguf (``pip install 'sga-unlearning[gguf]'``).
+                with pure bfloat16 weights small updates are rounded away.
+            attention: Implementation of attention; null for sdpa, or eager for a model without sdpa.
+            trust_remote_code: True to run Python code that comes with the model. Only for sources that you trust.
+            gguf_file: Name of a GGUF file in the model's folder or repository, such as
+                ``SmolLM2-135M-Instruct.Q4_1.gguf``, to read model and tokenizer from; null without one. Its weights are
+                converted to ordinary ones of `dtype`, and exported as such. Needs the package gguf
+                (``pip install 'sga-unlearning[gguf]'``).
         """
+        if gguf_file is None and name_or_path.endswith(".gguf"):
+            place, _, gguf_file = name_or_path.rpartition("/")
+            name_or_path = place or "."
         if gguf_file is not None and find_spec("gguf") is None:
             raise UserError("gguf_file needs the package gguf: pip install 'sga-unlearning[gguf]'")
         self.name_or_path = _model_location(name_or_path, gguf_file)
@@ -95,15 +104,19 @@ class Pretrained(LanguageModel):
         self.trust_remote_code = trust_remote_code
         self.gguf_file = gguf_file
 
+    @property
+    def location(self) -> str:
+        return self.name_or_path if self.gguf_file is None else f"{self.name_or_path}/{self.gguf_file}"
+
     def tokenizer(self, texts: Iterable[str]) -> PreTrainedTokenizerBase:
         try:
             tokenizer = AutoTokenizer.from_pretrained(
                 self.tokenizer_name_or_path,
                 revision=self.revision,
                 trust_remote_code=self.trust_remote_code,
-                **(self._gguf if self.tokenizer_name_or_path == self.name_or_path else {}),
+                **(self.gguf_arguments if self.tokenizer_name_or_path == self.name_or_path else {}),
             )
-        except Exception as error:  # whatever transformers makes of a damaged or foreign folder
+        except Exception as error:  # transformers has no common error for a damaged or foreign folder
             raise _unreadable("tokenizer", self.tokenizer_name_or_path, error) from error
         assert isinstance(tokenizer, PreTrainedTokenizerBase)
         return tokenizer
@@ -111,7 +124,10 @@ class Pretrained(LanguageModel):
     def context(self) -> int | None:
         try:
             config = AutoConfig.from_pretrained(
-                self.name_or_path, revision=self.revision, trust_remote_code=self.trust_remote_code, **self._gguf
+                self.name_or_path,
+                revision=self.revision,
+                trust_remote_code=self.trust_remote_code,
+                **self.gguf_arguments,
             )
         except Exception as error:
             raise _unreadable("model", self.name_or_path, error) from error
@@ -119,8 +135,8 @@ class Pretrained(LanguageModel):
         return int(positions) if positions else None
 
     @property
-    def _gguf(self) -> dict[str, str]:
-        """What transformers' loaders have to know of a GGUF file; nothing without one."""
+    def gguf_arguments(self) -> dict[str, str]:
+        """Arguments of transformers' loaders that name the GGUF file; empty without one."""
         return {} if self.gguf_file is None else {"gguf_file": self.gguf_file}
 
     def network(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
@@ -134,7 +150,7 @@ class Pretrained(LanguageModel):
                 attn_implementation=self.attention,
                 trust_remote_code=self.trust_remote_code,
                 output_loading_info=True,
-                **self._gguf,
+                **self.gguf_arguments,
             )
         except torch.OutOfMemoryError:
             raise
@@ -159,7 +175,7 @@ class Pretrained(LanguageModel):
             )
         assert isinstance(network, PreTrainedModel)
         if self.gguf_file is not None:
-            # The weights are ordinary ones by now; transformers refuses to save what it takes for quantised.
+            # The weights are ordinary ones by now, but transformers refuses to save a model marked as quantised.
             if hasattr(network.config, "quantization_config"):
                 del network.config.quantization_config
             network.hf_quantizer = None  # type: ignore[assignment]
@@ -175,22 +191,22 @@ class Pretrained(LanguageModel):
 
 
 def _is_about_attention(error: Exception) -> bool:
-    """Whether transformers refuses an implementation of attention, or lacks the package for it."""
+    """True if transformers refuses an implementation of attention, or lacks the package for it."""
     return isinstance(error, ValueError | ImportError) and any(
         word in str(error) for word in ("scaled_dot_product_attention", "attn_implementation", "Flash", "flash_attn")
     )
 
 
 def _unreadable(what: str, location: str, error: Exception) -> UserError:
-    """What is said of files of a model that cannot be read; code that came with them has not been run."""
+    """Error for files of a model that cannot be read; code that came with them has not been run."""
     said = " ".join(str(error).split()) or type(error).__name__
-    if isinstance(error, pickle.UnpicklingError):  # whose own advice is to run it
+    if isinstance(error, pickle.UnpicklingError):  # its own message advises to run the code
         said = "its weights are a pickle that holds more than numbers, and may run code; take them as safetensors"
     return UserError(f"no {what} could be loaded from {location!r}: {said:.400}")
 
 
 def _model_location(name_or_path: str, gguf_file: str | None = None, of_tokenizer: bool = False) -> str:
-    """Fills in environment variables, finds a run folder's model, and says early where a local path leads nowhere."""
+    """Expands environment variables, finds a run folder's model, and refuses a local path that does not exist."""
     location = os.path.expanduser(os.path.expandvars(name_or_path))
     if "$" in location:
         raise UserError(f"model {name_or_path!r}: an environment variable in it is not set")

@@ -1,8 +1,8 @@
-"""Fully sharded data parallelism (FSDP2): weights, gradients and optimiser states in parts, one on each device.
+"""Fully sharded data parallelism (FSDP2): weights, gradients and optimiser states are sharded over the devices.
 
 Each process trains on its own groups as under DDP. The weights of a block are gathered when its forward or backward
-pass begins and let go afterwards; gradients are averaged while they are cut into parts again. While a model answers
-evaluation requests every device holds the whole of it, so that processes may take different numbers of forward passes.
+pass begins and freed afterwards; gradients are averaged while they are sharded again. During an evaluation every device
+holds the whole model, so that processes may make different numbers of forward passes.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ class FullyShardedStrategy(ModelParallelStrategy):
     """Lightning's strategy for FSDP2 with all processes in one data-parallel group: ``--trainer.strategy fsdp2``.
 
     A checkpoint is one file with whole weights and optimiser states, gathered in the first process's main memory, as
-    under DDP: it is replaced in one go, is read without running code that comes with it (the index of a folder of parts
-    is a pickle), and one device can evaluate it.
+    under DDP: it is replaced atomically, can be read without running code from it (the index of a sharded checkpoint is
+    a pickle), and can be evaluated on one device.
     """
 
     def __init__(self, process_group_backend: str | None = None, timeout: timedelta = timedelta(minutes=30)) -> None:
-        """Notes the settings.
+        """Stores the settings of the process group.
 
         Args:
-            process_group_backend: nccl, gloo or another; null takes the device's usual one.
-            timeout: After how long a process that waits for another one gives up.
+            process_group_backend: Name of the backend, such as nccl or gloo; null for the device's default.
+            timeout: Time after which a process that waits for another one gives up.
         """
         super().__init__(
             tensor_parallel_size=1,
@@ -56,7 +56,7 @@ class FullyShardedStrategy(ModelParallelStrategy):
         super().setup_environment()
 
     def setup(self, trainer: pl.Trainer) -> None:
-        # Weights that were gathered in inference mode could not be trained afterwards.
+        # Weights gathered in inference mode could not be trained afterwards.
         loops = (trainer.fit_loop.epoch_loop.val_loop, trainer.validate_loop, trainer.test_loop, trainer.predict_loop)
         for loop in loops:
             loop.inference_mode = False
@@ -67,14 +67,14 @@ StrategyRegistry.register("fsdp2", FullyShardedStrategy, description="Fully shar
 
 
 def check_strategy(trainer: pl.Trainer, language_model: LanguageModel) -> None:
-    """Refuses ways to use several devices under which results have not been shown to be right.
+    """Refuses strategies for several devices under which results are not known to be right.
 
     Args:
-        trainer: With the strategy and the precision.
-        language_model: What is trained or evaluated.
+        trainer: Trainer with its strategy and precision.
+        language_model: Model to be trained or evaluated.
 
     Raises:
-        UserError: the strategy, its precision, or the model under it.
+        UserError: the strategy is not supported, or does not support the precision or the model.
     """
     strategy = trainer.strategy
     if isinstance(strategy, SingleDeviceStrategy | DDPStrategy):
@@ -99,14 +99,14 @@ def check_strategy(trainer: pl.Trainer, language_model: LanguageModel) -> None:
 
 
 def _check_adapter(language_model: LoRA, precision: str) -> None:
-    """Refuses types of weights that do not go into parts together."""
+    """Refuses types of weights that cannot be sharded together."""
     if language_model.dora and precision == "bf16-mixed":
         raise UserError(
             "DoRA does not go with --trainer.strategy fsdp2 and --trainer.precision bf16-mixed, under which the norms "
             "that it trains would be rounded to bfloat16 wherever they are gathered, and small changes of theirs lost; "
             "take --trainer.precision 32-true, with --model.language_model.dtype bfloat16 for less memory"
         )
-    # From 2.8 on PyTorch asks for one type among the trained weights of a block only.
+    # From 2.8 on PyTorch needs one type only among the trained weights of a block.
     two_types = language_model.dtype == "bfloat16" and precision in ("32-true", "bf16-mixed")
     if two_types and torch.__version__ < "2.8":
         raise UserError(
@@ -116,20 +116,20 @@ def _check_adapter(language_model: LoRA, precision: str) -> None:
 
 
 def shard(network: nn.Module, strategy: object, precision: str | None, trained: bool = True) -> None:
-    """Cuts the weights of each block, and of the rest together, into parts; only under `FullyShardedStrategy`.
+    """Shards the weights of each block, and the remaining ones together; does nothing under another strategy.
 
-    Under ``bf16-mixed`` the parts stay float32, and so does what optimisers see; weights are rounded to bfloat16 as
-    they are gathered, which halves what is sent, and gradients are summed in float32. Norms and the residual stream are
-    bfloat16 then, where autocast by itself (one device, DDP) leaves them float32.
+    Under ``bf16-mixed`` shards and optimisers' weights are float32; weights are rounded to bfloat16 when they are
+    gathered, which halves the traffic, and gradients are summed in float32. Norms and the residual stream are then
+    bfloat16, while plain autocast (one device, DDP) leaves them float32.
 
-    An adapter is cut with the block that it stands in. Frozen weights have no gradients to be sent, and may be of
-    another type than the adapter: each is gathered in its own, or under the two bfloat16 precisions both in bfloat16.
+    An adapter is sharded with its block. Frozen weights have no gradients to exchange, and may have another type than
+    the adapter: each is gathered in its own type, or under the two bfloat16 precisions both in bfloat16.
 
     Args:
-        network: A model whose blocks are in a list.
-        strategy: The trainer's.
-        precision: The trainer's.
-        trained: False where no backward pass follows.
+        network: Model with its blocks in a list.
+        strategy: Strategy of the trainer; only `FullyShardedStrategy` shards.
+        precision: Precision of the trainer, by Lightning's name.
+        trained: False if the model is only evaluated; its remaining weights are then resharded after each forward pass.
     """
     if not isinstance(strategy, FullyShardedStrategy):
         return
@@ -139,17 +139,17 @@ def shard(network: nn.Module, strategy: object, precision: str | None, trained: 
         policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     for block in transformer_blocks(network):
         fully_shard(block, mesh=mesh, mp_policy=policy)
-    # Tied embeddings are in the rest twice, and in one part. A backward pass needs the rest again at once.
+    # Tied embeddings are twice in the rest, and in one shard. A backward pass needs the rest again at once.
     fully_shard(network, mesh=mesh, mp_policy=policy, reshard_after_forward=None if trained else True)
 
 
 def is_sharded(network: nn.Module) -> bool:
-    """Whether `shard` has cut the model's weights into parts."""
+    """True if `shard` has sharded the model's weights."""
     return isinstance(network, FSDPModule)
 
 
 def gather(network: nn.Module) -> None:
-    """Makes the whole of a sharded model's weights stay on each device until `scatter`; nothing for other models."""
+    """Gathers all weights of a sharded model on each device until `scatter`; does nothing for other models."""
     for module in _parts(network):
         if module is not network:
             module.set_reshard_after_forward(False, recurse=False)
@@ -157,7 +157,7 @@ def gather(network: nn.Module) -> None:
 
 
 def scatter(network: nn.Module) -> None:
-    """Undoes `gather`, and what a forward pass without a backward pass leaves gathered."""
+    """Undoes `gather`, and frees weights left gathered by a forward pass without a backward pass."""
     for module in _parts(network):
         if module is not network:
             module.set_reshard_after_forward(True, recurse=False)
@@ -169,10 +169,10 @@ def _parts(network: nn.Module) -> list[Any]:
 
 
 def whole_weights(network: nn.Module) -> dict[str, Tensor]:
-    """A model's state dict with whole tensors, every process has to call it.
+    """State dict of a model with whole tensors; every process has to call it.
 
     Returns:
-        On the CPU and in the first process where weights were in parts; the others get an empty one then.
+        The state dict. If the weights were sharded, it is on the CPU in the first process, and empty in the others.
     """
     if not is_sharded(network):
         return network.state_dict()
@@ -180,17 +180,17 @@ def whole_weights(network: nn.Module) -> dict[str, Tensor]:
     first: dict[nn.Parameter, str] = {}
     for name, parameter in network.named_parameters(remove_duplicate=False):
         first.setdefault(parameter, name)
-        if weights:  # tied weights are one tensor again, as those who write models expect
+        if weights:  # tied weights become one tensor again, as writers of models expect
             weights[name] = weights[first[parameter]]
     return weights
 
 
 def load_whole_weights(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Loads a state dict with whole tensors, that of the first process; every process has to call it.
+    """Loads the first process's state dict with whole tensors; every process has to call it.
 
     Args:
-        module: Whose weights may be in parts.
-        weights: In other processes than the first one it may be empty where weights are in parts.
+        module: Module to load into, whose weights may be sharded.
+        weights: State dict with whole tensors; for a sharded module it may be empty in all processes but the first.
     """
     if any(isinstance(parameter, DTensor) for parameter in module.parameters()):
         options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)

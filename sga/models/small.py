@@ -1,4 +1,4 @@
-"""A small Llama with random weights and a tokenizer of its own, for runs without a download."""
+"""A small Llama with random weights and its own tokenizer, for runs without a download."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ class SmallLlama(LanguageModel):
         vocabulary: int = 4096,
         context: int = 512,
     ) -> None:
-        """Notes the sizes.
+        """Checks and stores the sizes.
 
         Args:
             hidden_size: Width of the residual stream; a multiple of `heads`.
-            layers: Transformer blocks.
-            heads: Attention heads.
-            vocabulary: Most tokens that the tokenizer learns, the three special ones included.
-            context: Most tokens of a sequence.
+            layers: Number of transformer blocks.
+            heads: Number of attention heads.
+            vocabulary: Largest number of tokens that the tokenizer learns, its three special tokens included.
+            context: Largest number of tokens of a sequence.
         """
         sizes = {"hidden_size": hidden_size, "layers": layers, "heads": heads, "vocabulary": vocabulary}
         check_numbers(1, **sizes, context=context)
@@ -72,7 +72,7 @@ class SmallLlama(LanguageModel):
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int, context: int) -> PreTrainedTokenizerFast:
-    """Trains a byte-level BPE tokenizer that puts ``<s>`` in front of a sequence; the same texts give the same one."""
+    """Trains a byte-level BPE tokenizer that begins sequences with ``<s>``; the same texts give the same tokenizer."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
     def as_list() -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""The language model's part of a configuration: of a multimodal model it is one of several."""
+"""The language model's part of a configuration, which for a multimodal model is one of several parts."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from torch import nn
 
 
 def text_config(of: object) -> Any:
-    """Where the sizes of the language model are written down; None without a configuration.
+    """Configuration with the sizes of the language model; None without a configuration.
 
-    A checkpoint that also reads images or sound has a configuration for each of its parts, and vocabulary, hidden size,
-    layers, positions and window stand in that of the text.
+    A model that also reads images or sound has a configuration for each of its parts; vocabulary, hidden size, layers,
+    positions and window are in the one for text.
 
     Args:
-        of: A model or a configuration of Hugging Face's.
+        of: Model or configuration of Hugging Face.
     """
     config: Any = getattr(of, "config", None) if isinstance(of, nn.Module) else of
     take: Any = getattr(config, "get_text_config", None)

@@ -1,4 +1,4 @@
-"""What a training run takes, added up: memory of each device by what it is for, disk, operations."""
+"""Estimate of a training run's cost: memory of each device by use, disk, operations."""
 
 from __future__ import annotations
 
@@ -24,26 +24,27 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A run, as far as its memory and time depend on it.
+    """Settings of a run that its memory and time depend on.
 
     Attributes:
-        language_model: Which model, with or without adapter.
-        needs: What the loss reads.
-        precision: Lightning's name of it.
-        checkpointing: Whether activations are computed again in the backward pass.
-        devices: How many.
-        sharded: Whether weights, gradients and states are divided over the devices; otherwise each has all of them.
-        gpu: Whether the device is one; optimisers work on all parameters at once there.
-        rows: Sequences of a group that go through the model.
-        pass_rows: Sequences of a group in one forward pass: fewer where the backward pass is split.
-        split: Whether the gradients of forget and normal samples are held apart (dynamic rates).
-        micro_batch_size: Groups of a forward pass on each device.
-        batch_size: Groups of a step over all devices.
-        length: Tokens of the longest sequence, to which the others are padded.
-        fill: Tokens of a forward pass, as a share of all its sequences at that length: with packed rows they are fewer.
-        answer_length: Answer tokens of a sequence, on average.
-        step_tokens: Tokens of a step over all devices, padding included; None for all of length `length`.
-        optimizer_bytes: Bytes of the optimiser's states for each trainable weight.
+        language_model: Model to train, with or without adapter.
+        needs: Needs of the loss, which may add a reference model or logits.
+        precision: Name of the precision, as for Lightning's trainer.
+        checkpointing: True if activations are recomputed in the backward pass.
+        devices: Number of devices.
+        sharded: True if weights, gradients and optimiser states are sharded over the devices.
+        gpu: True if the devices are GPUs, on which optimisers update all parameters at once.
+        rows: Number of sequences of a group that go through the model.
+        pass_rows: Number of sequences of a group in one forward pass; below `rows` if the backward pass is split.
+        split: True if the gradients of forget and normal samples are kept separately (dynamic rates).
+        micro_batch_size: Number of groups of a forward pass on each device.
+        batch_size: Number of groups of an optimiser step over all devices.
+        length: Length in tokens of the longest sequence, to which the others are padded.
+        fill: Tokens of a forward pass relative to all its sequences padded to `length`, in (0, 1]; below 1 with packed
+            rows.
+        answer_length: Mean number of answer tokens of a sequence.
+        step_tokens: Number of tokens of a step over all devices, padding included; None for all sequences at `length`.
+        optimizer_bytes: Bytes of optimiser states per trainable weight.
     """
 
     language_model: Pretrained
@@ -67,7 +68,7 @@ class PlannedRun:
 
 @dataclass(frozen=True)
 class EstimateLine:
-    """One use of memory: its name, bytes on each device, and how they are counted."""
+    """One use of memory: its name, its size in bytes on each device, and how the size is counted."""
 
     name: str
     size: float
@@ -76,17 +77,17 @@ class EstimateLine:
 
 @dataclass(frozen=True)
 class RunEstimate:
-    """What a run takes.
+    """Estimated cost of a run.
 
     Attributes:
-        parameters: Weights of the model, an adapter's included.
-        trainable: Those that are trained.
+        parameters: Number of weights of the model, including an adapter's.
+        trainable: Number of trained weights.
         lines: Memory of each device by use.
-        peak: The most of it at any time; less than the lines' sum where not all are in use at once.
-        checkpoint: Bytes of ``checkpoints/last.ckpt``; while a new one is written there are two.
-        export: Bytes of the weights in ``model/``.
-        adapter: Bytes of the weights in ``adapter/``; 0 without one.
-        flops: Operations of a step on each device.
+        peak: Peak memory of each device in bytes; less than the sum of the lines if they are not all in use at once.
+        checkpoint: Size of ``checkpoints/last.ckpt`` in bytes; there are two while a new one is written.
+        export: Size of the weights in ``model/`` in bytes.
+        adapter: Size of the weights in ``adapter/`` in bytes; 0 without an adapter.
+        flops: Number of floating-point operations of a step on each device.
     """
 
     parameters: int
@@ -100,10 +101,11 @@ class RunEstimate:
 
 
 def estimate_run(request: PlannedRun) -> RunEstimate:
-    """Adds up. The formulas stand in docs/speed-and-memory.md, section Planning.
+    """Estimates the cost of a run; the formulas are in docs/speed-and-memory.md, section Planning.
 
     Raises:
-        UserError: the model has no configuration, no gradient checkpointing where it is asked for, or no such layer.
+        UserError: the model has no configuration, lacks a layer that the loss names, or does not support requested
+            gradient checkpointing.
     """
     network = _network(request)
     shares = request.devices if request.sharded else 1
@@ -155,7 +157,7 @@ def estimate_run(request: PlannedRun) -> RunEstimate:
             "backward pass", max(0.0, passes - casts - traced.activations - traced.logits), "most at once, beyond these"
         ),
     ]
-    # In an optimiser step no activations are left; PyTorch's own take all parameters at once on a GPU.
+    # In an optimiser step no activations are left; PyTorch's optimisers update all parameters at once on a GPU.
     at_once = request.gpu and request.optimizer_bytes != EIGHT_BIT
     step = (gradients if at_once else max(map(_one, trainable))) / shares
     adapter = _bytes([p for name, p in network.named_parameters() if is_adapter_weight(name)])
@@ -178,7 +180,7 @@ def estimate_run(request: PlannedRun) -> RunEstimate:
 
 
 def cheaper_runs(request: PlannedRun) -> dict[str, PlannedRun]:
-    """Requests that take less memory, by the option that makes them."""
+    """Variants of a run that take less memory, by the command-line option for each."""
     found: dict[str, PlannedRun] = {}
     if not request.checkpointing:
         found["--model.gradient_checkpointing true"] = replace(request, checkpointing=True)
@@ -215,14 +217,14 @@ def _network(request: PlannedRun) -> PreTrainedModel:
     if request.checkpointing:
         try:
             enable: Any = getattr(network, "activation_checkpointing_enable", network.gradient_checkpointing_enable)
-            enable()  # the name in later transformers, where the older one warns
+            enable()  # its name in later transformers, where the older name warns
         except ValueError as error:
             raise UserError(f"--model.gradient_checkpointing: {error}") from error
     return network
 
 
 def _gathered(network: PreTrainedModel, precision: str) -> int:
-    """Bytes of the weights that `sga.models.sharding.shard` leaves whole at one time while a step lasts."""
+    """Size in bytes of the weights that `sga.models.sharding.shard` has gathered at the same time during a step."""
 
     def size(module: nn.Module) -> int:
         return sum(p.numel() * (2 if precision == "bf16-mixed" else p.element_size()) for p in module.parameters())

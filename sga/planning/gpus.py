@@ -1,4 +1,4 @@
-"""What GPUs can do, by their data sheets: memory, matrix products, bandwidth."""
+"""GPUs by their data sheets: memory, rate of matrix products, bandwidth."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ gradient checkpointing 0.31 of what a large matrix product reached there, 785 TF
 
 @dataclass(frozen=True)
 class GPU:
-    """One GPU.
+    """One model of GPU with its data sheet's numbers.
 
     Attributes:
-        name: What `--gpu` calls it.
-        memory: Bytes, a GB being 1e9 of them; the driver may show a few percent more.
-        half: Operations a second of dense bfloat16 or float16 matrix products that are summed up in float32.
-        single: The same of float32 without TF32, which is PyTorch's default.
-        bandwidth: Bytes a second that memory delivers.
-        devices: Names that the driver gives it, without NVIDIA, Tesla or GeForce before them.
-        bfloat16: Whether it computes in bfloat16; where not, such products run as float32.
+        name: Name for the option `--gpu`.
+        memory: Memory in bytes, with 1e9 bytes per GB; the driver may show a few percent more.
+        half: Rate of dense bfloat16 or float16 matrix products summed in float32 (operations per second).
+        single: Rate of float32 matrix products without TF32, PyTorch's default (operations per second).
+        bandwidth: Bandwidth of the memory in bytes per second.
+        devices: Names that the driver reports, without NVIDIA, Tesla or GeForce in front.
+        bfloat16: True if it computes in bfloat16; otherwise such products run as float32.
     """
 
     name: str
@@ -35,10 +35,10 @@ class GPU:
     bfloat16: bool = True
 
     def matrix_rate(self, precision: str) -> float:
-        """Operations a second in a precision by Lightning's name.
+        """Rate of matrix products in a precision by Lightning's name (operations per second).
 
         Raises:
-            UserError: float64, of which there is nothing here.
+            UserError: the precision is float64, for which the table has no rates.
         """
         if precision.startswith("64"):
             raise UserError(f"--gpu {self.name} has no rate for --trainer.precision {precision}; give --flops RATE")
@@ -81,7 +81,7 @@ GPUS = (
 
 
 def known_gpu(name: str) -> GPU | None:
-    """The GPU of a name, `--gpu`'s or the driver's, in any case; None of an unknown one.
+    """GPU by a name for `--gpu` or the driver's name, case-insensitively; None if unknown.
 
     >>> known_gpu("NVIDIA GeForce RTX 4090").name, known_gpu("NVIDIA GeForce RTX 4090 Laptop GPU")
     ('rtx4090', None)
@@ -94,10 +94,10 @@ def known_gpu(name: str) -> GPU | None:
 
 
 def named_gpu(name: str) -> GPU:
-    """The GPU that `--gpu` names.
+    """GPU by a name for `--gpu`.
 
     Raises:
-        UserError: it is not in the table.
+        UserError: the name is not in the table.
     """
     found = known_gpu(name)
     if found is None:

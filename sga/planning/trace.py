@@ -1,9 +1,9 @@
-"""One forward and backward pass over shapes alone: how much memory is alive when, and how many operations it takes.
+"""Trace of one forward and backward pass over shapes alone: memory over time, and number of operations.
 
-The model is made of fake tensors, which have a type and a shape and no numbers, so that a model of any size is traced
-in seconds on any machine. Every operation that autograd and autocast really do is seen, of any architecture, with
-adapters and gradient checkpointing. For Llama's blocks the result agrees with what one finds by hand in the way of
-Korthikanti et al., arXiv 2205.05198, section 4 (a test does so).
+The model is made of fake tensors, which have a type and a shape but no numbers, so that a model of any size is traced
+in seconds on any machine. The trace sees every operation that autograd and autocast perform, for any architecture, with
+adapters and gradient checkpointing. For Llama's blocks the result agrees with a calculation by hand as in Korthikanti
+et al., arXiv 2205.05198, section 4 (a test checks this).
 """
 
 from __future__ import annotations
@@ -37,23 +37,23 @@ def _attention_backward_flops(gradient: Any, query: Any, key: Any, value: Any, *
 
 _FLOPS: dict[Any, Any] = {
     **flop_registry,
-    # PyTorch counts those of a GPU's attention only.
+    # PyTorch counts operations of attention on a GPU only.
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: shape_wrapper(_attention_flops),  # type: ignore[no-untyped-call]
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: shape_wrapper(_attention_backward_flops),  # type: ignore[no-untyped-call]
 }
-"""Operations by kind of product, from the shapes of what goes in."""
+"""Functions that count the operations of each kind of product from the shapes of its inputs."""
 
 
 @dataclass(frozen=True)
 class Trace:
-    """Bytes beside weights, gradients and optimiser states, and operations, of a micro-batch's two passes.
+    """Memory of a micro-batch's two passes, besides weights, gradients and optimiser states, and operations.
 
     Attributes:
-        casts: bfloat16 copies of weights that are alive at the end of the forward pass.
-        activations: Everything else that is alive then, the logits excepted.
-        logits: Logits at answer positions with what cross-entropy adds to them.
-        peak: The most that was alive at any time, all of the above included.
-        flops: Operations of both passes (2 for each multiplication and addition of a matrix product).
+        casts: Size of the bfloat16 copies of weights at the end of the forward pass, in bytes.
+        activations: Size of all other tensors at that time except the logits, in bytes.
+        logits: Size of the logits at answer positions and of cross-entropy's own tensors, in bytes.
+        peak: Largest size of all these together at any time, in bytes.
+        flops: Number of operations of both passes (2 for each multiplication and addition of a matrix product).
     """
 
     casts: int
@@ -64,7 +64,7 @@ class Trace:
 
 
 class _Live(TorchDispatchMode):
-    """Counts the bytes of storages that operations make, from when they are made until they are freed."""
+    """Counter of the bytes of storages that operations allocate, from allocation until they are freed."""
 
     def __init__(self, known: Iterable[Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -106,16 +106,17 @@ class _Live(TorchDispatchMode):
 
 
 def fake_network(language_model: Pretrained) -> PreTrainedModel:
-    """The model without weights, with its adapter if it has one.
+    """The model with fake tensors in place of weights, with its adapter if it has one.
 
     Raises:
-        UserError: there is no configuration, or none of a causal language model.
+        UserError: the model has no configuration of a causal language model.
     """
     try:
         config = AutoConfig.from_pretrained(
             language_model.name_or_path,
             revision=language_model.revision,
             trust_remote_code=language_model.trust_remote_code,
+            **language_model.gguf_arguments,
         )
         with torch.device("meta"):
             network: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
@@ -135,7 +136,7 @@ def fake_network(language_model: Pretrained) -> PreTrainedModel:
 
 
 def _make_fake(network: nn.Module) -> None:
-    """Puts fake tensors of the CPU in the place of those without a device; shared ones stay shared."""
+    """Replaces tensors on the meta device by fake tensors of the CPU; shared ones stay shared."""
     made: dict[int, Any] = {}
     with FakeTensorMode(allow_non_fake_inputs=True):
         for module in network.modules():
@@ -152,19 +153,19 @@ def _make_fake(network: nn.Module) -> None:
 
 
 def trace(network: PreTrainedModel, rows: int, length: int, answers: int, autocast: bool) -> Trace:
-    """Traces the passes of a micro-batch, as `sga.likelihood.forward.answer_tokens` makes them.
+    """Traces the passes of a micro-batch as in `sga.likelihood.forward.answer_tokens`.
 
     Args:
-        network: From `fake_network`.
-        rows: Sequences N.
-        length: Tokens T of each, padding included.
-        answers: Answer tokens M of all of them.
-        autocast: Whether matrix products are computed in bfloat16 under autocast.
+        network: Network of fake tensors, from `fake_network`.
+        rows: Number N of sequences.
+        length: Length T of each sequence in tokens, padding included.
+        answers: Number M of answer tokens of all sequences.
+        autocast: True to compute matrix products in bfloat16 under autocast.
     """
     network.train()
     mode = next(network.parameters()).fake_mode  # type: ignore[attr-defined]
     with mode:
-        # As if an earlier micro-batch had left gradients, so that a new one is what is alive for a moment.
+        # Gradients exist as after an earlier micro-batch, so that a new gradient is temporary.
         for parameter in network.parameters():
             parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
         gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
@@ -187,7 +188,7 @@ def trace(network: PreTrainedModel, rows: int, length: int, answers: int, autoca
 
 
 def _loss(network: PreTrainedModel, hidden: Tensor, answers: int) -> Tensor:
-    """Mean nll of M answer tokens; which ones they are makes no difference to shapes."""
+    """Mean nll of M answer tokens; shapes do not depend on the choice of tokens."""
     head: Any = network.get_output_embeddings()  # type: ignore[no-untyped-call]
     logits: Tensor = head(hidden.flatten(0, 1)[:answers].clone()).float()  # [N, T, H] -> [M, H] -> [M, V]
     return functional.cross_entropy(logits, torch.zeros(answers, dtype=torch.long), reduction="none").mean()

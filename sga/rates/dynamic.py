@@ -7,11 +7,12 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Adam, AdamW, Optimizer
 
-from sga.errors import DivergenceError
+from sga.errors import DivergenceError, UserError
 from sga.rates.geometry import Geometry, total
-from sga.rates.policies import RatePolicy, RateState
-from sga.rates.split_backward import SplitGradients
+from sga.rates.policies import DynamicRate, RatePolicy, RateState
+from sga.rates.split_backward import Metric, SplitGradients
 
 NORMAL_PART = "normal_part"
 """Name under which a step in two parts gives ℓ̄_n, the mean over all normals, to `TrainingRate.log`; never logged."""
@@ -23,7 +24,7 @@ class Weighing(Protocol):
     parameter: str
 
     def weights(self, group_size: int, value: float) -> tuple[float, float]:
-        """The weights w_f of ℓ_f and w_n of ℓ̄_n that a number means."""
+        """Weights w_f of ℓ_f and w_n of ℓ̄_n that a number stands for."""
 
 
 class TrainingRate:
@@ -34,8 +35,8 @@ class TrainingRate:
     `decide` and `log`.
 
     Args:
-        policy: The rule or schedule.
-        loss: The loss whose weights follow from the number.
+        policy: Rule or schedule that sets the number.
+        loss: Loss whose weights follow from the number.
     """
 
     def __init__(self, policy: RatePolicy, loss: Weighing) -> None:
@@ -44,9 +45,41 @@ class TrainingRate:
         """State of the policy, kept in checkpoints; its `value` is the number in force."""
         self.geometry: dict[str, Geometry] = {}
         """Inner products by layer, of the last step at which the policy looked at gradients."""
+        self.values: list[float] = []
+        """Number in force at each optimiser step so far."""
         self._split: SplitGradients | None = None
         self._weights: tuple[float, float] | None = None
-        self._group_size = 0
+        self._group_size, self._share = 0, 1.0
+        self._metric: Metric | None = None
+
+    def check(self, total_steps: int, optimizer: Optimizer, micro_batches: int, processes: int) -> None:
+        """Refuses what the policy cannot work with, before anything runs.
+
+        Args:
+            total_steps: Number of optimiser steps of the whole run.
+            optimizer: An optimiser like the run's.
+            micro_batches: Number of micro-batches of a whole step in each process.
+            processes: Number of processes.
+
+        Raises:
+            UserError: the policy cannot set the number of so many steps; it reads Adam's metric under another
+                optimiser; or it corrects for noise with one micro-batch or several processes.
+        """
+        self.policy.check_steps(total_steps)
+        if not isinstance(self.policy, DynamicRate):
+            return
+        name = type(self.policy).__name__
+        if self.policy.metric == "adam" and not isinstance(optimizer, (Adam, AdamW)):
+            raise UserError(
+                f"{name} with metric adam reads the second moments of torch.optim.Adam or AdamW, got "
+                f"{type(optimizer).__name__}: take one of the two, or metric euclidean"
+            )
+        if self.policy.noise_corrected and (micro_batches < 2 or processes > 1):
+            raise UserError(
+                f"{name} with noise_corrected compares the micro-batches of a step in one process, got {micro_batches} "
+                f"in each of {processes}: set --data.micro_batch_size to at most half of data.batch_size, and "
+                "--trainer.devices 1"
+            )
 
     def splits(self, step: int) -> bool:
         """True if the gradients of this step's forget and normal samples are wanted apart."""
@@ -56,20 +89,32 @@ class TrainingRate:
         """Number in force at a step that is not split; `decide` makes it the state's."""
         return self.policy.decide(self.state, step, total_steps, None).value
 
-    def begin(self, network: nn.Module) -> None:
+    def begin(self, network: nn.Module, group_size: int, share: float, optimizer: Optimizer) -> None:
         """Notes the parameters of a model before its forward pass, after which FSDP shows whole ones, not its parts.
 
         Args:
             network: Model whose parameters are trained.
+            group_size: Group size K.
+            share: Share of the micro-batch in the step's mean loss.
+            optimizer: The run's optimiser.
         """
         if self._split is None:
             self._split = SplitGradients(network.named_parameters())
+            self._metric = adam_metric(optimizer) if self._dynamic.metric == "adam" else None
+        elif self._dynamic.noise_corrected:
+            self._split.set_apart(group_size, self._share, self._metric)
+        self._share = share
+
+    @property
+    def _dynamic(self) -> DynamicRate:
+        assert isinstance(self.policy, DynamicRate), "others ask for no gradients"
+        return self.policy
 
     def backward(self, forget: Tensor, scaler: Any) -> None:
         """Adds the gradient of ℓ_f to a copy beside the parameters' ``grad``, where it waits for `decide`.
 
         Args:
-            forget: ℓ_f, with the micro-batch's share of the step; a scalar.
+            forget: Mean forget loss ℓ_f times the micro-batch's share of the step; a scalar.
             scaler: Gradient scaler of fp16; None otherwise.
         """
         assert self._split is not None, "`begin` came before the forward pass"
@@ -90,9 +135,9 @@ class TrainingRate:
         """Decides on the number of this step and, if its backward pass was split, adds the parts into ``grad``.
 
         Args:
-            step: Number of optimiser steps that were taken.
+            step: Number of optimiser steps taken so far.
             total_steps: Number of optimiser steps of the whole run.
-            group_size: K.
+            group_size: Group size K.
             average: True if backward passes average gradients over processes, as under DDP.
             broadcast: Function that gives all processes the first one's numbers, so that none decides otherwise for a
                 last bit.
@@ -106,7 +151,12 @@ class TrainingRate:
         if split is not None:
             if average:
                 split.average()
-            self.geometry = broadcast(split.geometry(group_size, 1.0 if scaler is None else scaler.get_scale()))
+            scale = 1.0 if scaler is None else scaler.get_scale()
+            if self._dynamic.noise_corrected:
+                split.set_apart(group_size, self._share, self._metric)
+                split.restore()
+            found = split.geometry(group_size, scale, self._metric)
+            self.geometry = broadcast(split.without_noise(found, scale) if self._dynamic.noise_corrected else found)
             geometry = total(self.geometry.values())
             if not geometry.finite:
                 if scaler is None:
@@ -115,12 +165,13 @@ class TrainingRate:
                 return
         self.state = self.policy.decide(self.state, step, total_steps, geometry)
         assert self.state.value is not None, "a policy decides"
+        self.values[step:] = [self.state.value]
         self._weights, self._group_size = self.loss.weights(group_size, self.state.value), group_size
         if split is not None:
             split.combine(*self._weights)
 
     def log(self, step: MutableMapping[str, Tensor | float]) -> dict[str, float]:
-        """The number in force under all its names and, if it is dynamic, what it follows from, as of the last look.
+        """Number in force under all its names; of a dynamic policy also the gradients' numbers, last read.
 
         Args:
             step: Logged means over the step's groups; of a step in two parts `NORMAL_PART` gives way to the loss.
@@ -151,8 +202,33 @@ class TrainingRate:
         return values
 
 
+def adam_metric(optimizer: Optimizer) -> Metric | None:
+    """P = 1/(√v̂ + ε) of Adam's next update by parameter, from the second moments so far; None before its first step.
+
+    A parameter that has had no gradient has no moments, and counts as if P were 1.
+
+    Args:
+        optimizer: Adam or AdamW.
+    """
+    if not optimizer.state:
+        return None
+    groups = {parameter: group for group in optimizer.param_groups for parameter in group["params"]}
+
+    def diagonal(parameter: nn.Parameter) -> Tensor | None:
+        state, group = optimizer.state.get(parameter), groups[parameter]
+        if not state:
+            return None
+        moment = state["max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"]
+        found: Tensor = (
+            (moment / (1 - group["betas"][1] ** float(state["step"]))).sqrt().add_(group["eps"]).reciprocal_()
+        )
+        return found
+
+    return diagonal
+
+
 def gradient_diverged(step: int) -> DivergenceError:
-    """What is raised for a gradient that is no number."""
+    """Exception for a gradient that holds NaN or infinity."""
     return DivergenceError(
         f"a gradient is no longer a number at step {step}: training diverged; lower the learning rate, or stop earlier "
         "(--trainer.max_epochs)"

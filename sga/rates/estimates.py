@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from sga.evaluation.bootstrap import Bootstrap
 from sga.rates.geometry import Geometry
-from sga.rates.policies import DynamicRate, MarginRate, MarginWeight, MinNormRate, PaperRate, RateState
+from sga.rates.policies import DynamicRate, MarginRate, MarginWeight, MinNormRate, NormRatio, PaperRate, RateState
 from sga.rates.smoothing import equivalent_normal_weight, equivalent_smoothing_rate
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class RateRule:
     policy: DynamicRate
 
     def proposal(self, geometry: Geometry) -> float:
-        """Its number before any clamp; where it has none, ±∞: what it goes to when it ceases to have one."""
+        """Number that the rule asks for before any clamp; its limit, ±∞, where it has no answer."""
         found = self.policy.propose(geometry)
         if found is not None:
             return found
@@ -40,17 +40,19 @@ class RateRule:
             return math.copysign(math.inf, -geometry.forget_dot_u)
         if isinstance(self.policy, MarginWeight):  # ‖ḡ_n‖ → 0
             return math.copysign(math.inf, geometry.inner)
+        if isinstance(self.policy, NormRatio):
+            return math.inf
         return -math.inf  # c → n
 
     def rate(self, number: float, group_size: int) -> float:
-        """Its number as r: −∞ where no r reaches it."""
+        """The rule's number as r; −∞ where no r reaches it."""
         if self.policy.parameter != "normal_weight":
             return number
         rate = equivalent_smoothing_rate(group_size, number)
         return -math.inf if rate is None else rate
 
     def weight(self, number: float, group_size: int) -> float:
-        """Its number as λ: −∞ where the forget sample would be descended on."""
+        """The rule's number as λ; −∞ where the forget sample would be descended on."""
         if self.policy.parameter == "normal_weight":
             return number
         if number == -math.inf:
@@ -59,7 +61,7 @@ class RateRule:
 
 
 def rules(margins: Sequence[float], own: DynamicRate | None = None) -> list[RateRule]:
-    """All rules, the margin ones for each m, that of `BEST_MARGIN`, and the configuration's own if it is another."""
+    """All rules: the margin ones for each m, that of `BEST_MARGIN`, and the configuration's own if it is another."""
     found = [RateRule("paper", PaperRate()), RateRule("min_norm", MinNormRate())]
     found += [RateRule(f"margin({m:g})", MarginRate(margin=m)) for m in margins]
     found += [RateRule(f"margin_lambda({m:g})", MarginWeight(margin=m)) for m in dict.fromkeys((*margins, BEST_MARGIN))]
@@ -73,9 +75,9 @@ class IntervalEstimate:
     """A number with its bootstrap interval over groups.
 
     Attributes:
-        value: The number; infinite where it has no finite value.
+        value: Estimate of the number; infinite where it has no finite value.
         low: Lower end of the interval; infinite where the interval is open.
-        high: Upper end, likewise.
+        high: Upper end of the interval; infinite likewise.
     """
 
     value: float
@@ -83,7 +85,7 @@ class IntervalEstimate:
     high: float
 
     def holds(self, number: float) -> bool:
-        """Whether the interval contains a number."""
+        """True if the interval contains a number."""
         return self.low <= number <= self.high
 
     def __add__(self, shift: float) -> IntervalEstimate:
@@ -92,20 +94,20 @@ class IntervalEstimate:
 
 @dataclass(frozen=True)
 class RuleEstimates:
-    """What a rule asks for.
+    """Numbers that a rule asks for.
 
     Attributes:
-        rule: Which.
-        rate: r from the mean gradients over the sample.
-        weight: The same as λ.
-        rate_noise_free: r from unbiased estimates of the inner products.
-        weight_noise_free: The same as λ.
-        batch_rate: r at the inner products that a step of the configured batch size has on average.
-        batch_weight: The same as λ.
-        applied: The number that its policy would apply to the sample's gradients, in the policy's own terms.
-        clamped: Whether a clamp held there.
-        answered: Whether the rule has an answer for the sample's gradients.
-        answered_share: Share of resamples for which it has one.
+        rule: Rule with its policy.
+        rate: Smoothing rate r from the mean gradients over the sample.
+        weight: Normal weight λ that `rate` is equivalent to.
+        rate_noise_free: Smoothing rate r from unbiased estimates of the inner products.
+        weight_noise_free: Normal weight λ that `rate_noise_free` is equivalent to.
+        batch_rate: Smoothing rate r at the inner products that a step of the configured batch size has on average.
+        batch_weight: Normal weight λ that `batch_rate` is equivalent to.
+        applied: Number that the rule's policy would apply to the sample's gradients, r or λ as the policy has it.
+        clamped: True if a bound of the policy changed that number.
+        answered: True if the rule has an answer for the sample's gradients.
+        answered_share: Share of resamples for which the rule has an answer, in [0, 1].
     """
 
     rule: RateRule
@@ -123,17 +125,17 @@ class RuleEstimates:
 
 @dataclass(frozen=True)
 class GeometryEstimates:
-    """Geometry of some parameters.
+    """Geometry of the gradients in some parameters.
 
     Attributes:
         sample: Inner products of the mean gradients over the sample.
-        noise_free: Unbiased estimates of those of the expected gradients.
-        batch: What a step of the configured batch size has on average.
-        cosine: Of the sample's gradients.
-        cosine_noise_free: From the unbiased estimates.
-        interference: c/n of the sample, the λ below which the normal loss rises; infinite where n is not positive.
-        interference_noise_free: From the unbiased estimates.
-        sign: ⟨g_f, u⟩/‖g_f‖², whose sign is the paper's advice on the sign of r; from the unbiased estimates.
+        noise_free: Unbiased estimates of the inner products of the expected gradients.
+        batch: Inner products that a step of the configured batch size has on average.
+        cosine: Cosine of the sample's gradients.
+        cosine_noise_free: Cosine from the unbiased estimates.
+        interference: Ratio c/n of the sample, the λ below which the normal loss rises; infinite unless n is positive.
+        interference_noise_free: Ratio c/n from the unbiased estimates.
+        sign: Ratio ⟨g_f, u⟩/‖g_f‖² from the unbiased estimates; its sign is the paper's advice on the sign of r.
     """
 
     sample: Geometry
@@ -160,9 +162,9 @@ class Estimator:
     """Estimates from Gram matrices with one set of resamples, so that rules and layers belong together.
 
     Args:
-        chunks: C.
-        batch_size: Groups of a training step.
-        bootstrap: Where resamples come from.
+        chunks: Number of chunks C.
+        batch_size: Number of groups of a training step.
+        bootstrap: Source of the resamples.
     """
 
     def __init__(self, chunks: int, batch_size: int, bootstrap: Bootstrap) -> None:
@@ -185,7 +187,7 @@ class Estimator:
         )
 
     def rules(self, gram: Gram, chosen: Iterable[RateRule]) -> list[RuleEstimates]:
-        """What each rule asks for, with intervals."""
+        """Numbers that each rule asks for, with intervals."""
         sample, noise_free = self._draws(gram, gram.groups), self._draws(gram, math.inf)
         batch, size = gram.geometry(self.batch_size), gram.group_size
         found = []
@@ -218,7 +220,7 @@ class Estimator:
         return found
 
     def _draws(self, gram: Gram, groups: float) -> list[Geometry]:
-        """The estimate first, then its resamples."""
+        """Estimate, followed by its resamples."""
         return [gram.geometry(groups), *gram.resampled(self.counts, groups)]
 
     def _estimate(self, number: Callable[[Geometry], float], draws: Sequence[Geometry]) -> IntervalEstimate:
@@ -233,7 +235,7 @@ class Estimator:
 
 
 def total_gram(grams: Mapping[str, Gram]) -> Gram:
-    """The Gram matrices over all parameters from those of the layers."""
+    """Gram matrices over all parameters from those of the layers."""
     first, *others = grams.values()
     for other in others:
         first = first + other

@@ -32,10 +32,10 @@ class Geometry:
     Unbiased estimates of the squares may be negative where there is nothing but noise; the norm is 0 then.
 
     Attributes:
-        forget_squared: ‖g_f‖².
-        normal_squared: n = ‖ḡ_n‖².
-        inner: c = ⟨ḡ_n, g_f⟩. Positive where forgetting would hurt the normal data.
-        group_size: K, at least 2.
+        forget_squared: Squared norm ‖g_f‖².
+        normal_squared: Squared norm n = ‖ḡ_n‖².
+        inner: Inner product c = ⟨ḡ_n, g_f⟩, positive where forgetting would hurt the normal data.
+        group_size: Group size K, at least 2.
     """
 
     forget_squared: float
@@ -52,19 +52,27 @@ class Geometry:
             self.group_size,
         )
 
+    def __mul__(self, factor: float) -> Geometry:
+        return Geometry(
+            self.forget_squared * factor, self.normal_squared * factor, self.inner * factor, self.group_size
+        )
+
+    def __sub__(self, other: Geometry) -> Geometry:
+        return self + other * -1
+
     @property
     def finite(self) -> bool:
-        """Whether both gradients hold nothing but numbers."""
+        """True if neither gradient holds NaN or infinity."""
         return math.isfinite(self.forget_squared + self.normal_squared + self.inner)
 
     @property
     def forget_norm(self) -> float:
-        """‖g_f‖."""
+        """Norm ‖g_f‖."""
         return 0.0 if self.forget_squared < 0 else math.sqrt(self.forget_squared)
 
     @property
     def normal_norm(self) -> float:
-        """‖ḡ_n‖."""
+        """Norm ‖ḡ_n‖."""
         return 0.0 if self.normal_squared < 0 else math.sqrt(self.normal_squared)
 
     @property
@@ -75,12 +83,12 @@ class Geometry:
 
     @property
     def forget_dot_u(self) -> float:
-        """⟨g_f, u⟩ = (K−1)/K·(c − ‖g_f‖²); its sign is the paper's advice on the sign of r."""
+        """Inner product ⟨g_f, u⟩ = (K−1)/K·(c − ‖g_f‖²); its sign is the paper's advice on the sign of r."""
         return self._share * (self.inner - self.forget_squared)
 
     @property
     def u_squared(self) -> float:
-        """‖u‖² = ((K−1)/K)²·(n − 2c + ‖g_f‖²); at least 0."""
+        """Squared norm ‖u‖² = ((K−1)/K)²·(n − 2c + ‖g_f‖²); at least 0."""
         return self._share**2 * max(0.0, self.normal_squared - 2 * self.inner + self.forget_squared)
 
     @property
@@ -137,6 +145,18 @@ def margin_weight(geometry: Geometry, margin: float) -> float | None:
     return margin + geometry.inner / geometry.normal_squared
 
 
+def norm_ratio(geometry: Geometry) -> float | None:
+    """The weight λ = ‖g_f‖/‖ḡ_n‖ of normalised gradient difference; None where ḡ_n = 0.
+
+    −g_f + λ·ḡ_n is ‖g_f‖·(ḡ_n/‖ḡ_n‖ − g_f/‖g_f‖). To first order neither loss moves the wrong way, whatever the angle:
+    ⟨ḡ_n, −g_f + λ·ḡ_n⟩ = ‖g_f‖·‖ḡ_n‖·(1 − cos) ≥ 0. Source: Bu et al., arXiv 2410.22086 (NGDiff).
+
+    >>> norm_ratio(Geometry(9.0, 4.0, 0.0, group_size=4))
+    1.5
+    """
+    return geometry.forget_norm / geometry.normal_norm if geometry.normal_norm > 0 else None
+
+
 # ---- from gradients -------------------------------------------------------------------------------------------------
 
 
@@ -146,22 +166,26 @@ def geometry_by_layer(
     normal: Sequence[Tensor | None],
     group_size: int,
     scale: float = 1.0,
+    metric: Iterable[Tensor | None] | None = None,
 ) -> dict[str, Geometry]:
     """Inner products per layer, accumulated in float64; `total` makes them one.
 
     Args:
         names: Parameter names, as ``named_parameters`` gives them.
-        forget: g_f by parameter; None stands for zero.
-        normal: ḡ_n by parameter; None stands for zero.
-        group_size: K.
-        scale: What both gradients are multiplied with (a gradient scaler's factor); divided out.
+        forget: Gradient g_f by parameter; None stands for zero.
+        normal: Gradient ḡ_n by parameter; None stands for zero.
+        group_size: Group size K.
+        scale: Factor that both gradients are multiplied with (a gradient scaler's); divided out.
+        metric: Diagonal P of an inner product ⟨a, P·b⟩ by parameter, None for ones; None as a whole is the usual one.
     """
     import torch  # not at the top: what is computed from inner products needs none of it
 
     layers = [layer_of(name) for name in names]
     pairs = list(zip(forget, normal, strict=True))
     some = next((part for pair in pairs for part in pair if part is not None), None)
-    if some is not None and some.device.type == "cuda":
+    if metric is not None:
+        products = torch.stack([_products(f, n, p) for (f, n), p in zip(pairs, metric, strict=True)])
+    elif some is not None and some.device.type == "cuda":
         products = _products_in_float32(pairs, some.device)
     else:
         products = torch.stack([_products(f, n) for f, n in pairs]) if pairs else torch.zeros(0, 3)
@@ -178,11 +202,11 @@ def gram_by_layer(names: Sequence[str], rows: Sequence[Tensor], columns: Sequenc
 
     Args:
         names: Parameter names, as ``named_parameters`` gives them.
-        rows: For each parameter R gradients, [R, numel].
-        columns: For each parameter S gradients, [S, numel]; may be `rows` itself.
+        rows: Gradients by parameter, [R, numel] each.
+        columns: Gradients by parameter, [S, numel] each; may be `rows` itself.
 
     Returns:
-        [R, S] for each layer, on the CPU.
+        Matrix [R, S] of each layer, on the CPU.
     """
     found: dict[str, Tensor] = {}
     for name, left, right in zip(names, rows, columns, strict=True):
@@ -192,7 +216,7 @@ def gram_by_layer(names: Sequence[str], rows: Sequence[Tensor], columns: Sequenc
 
 
 def total(geometries: Iterable[Geometry]) -> Geometry:
-    """The geometry over all parameters from those of its parts, of which there is at least one."""
+    """Geometry over all parameters from those of its parts, of which there is at least one."""
     first, *others = geometries
     for other in others:
         first = first + other
@@ -248,8 +272,8 @@ def _products_in_float32(pairs: Sequence[tuple[Tensor | None, Tensor | None]], d
     return torch.cat([found[:, :2].square(), found[:, 2:]], dim=1)
 
 
-def _products(forget: Tensor | None, normal: Tensor | None) -> Tensor:
-    """‖g_f‖², ‖ḡ_n‖² and ⟨ḡ_n, g_f⟩ of one parameter, [3]."""
+def _products(forget: Tensor | None, normal: Tensor | None, metric: Tensor | None = None) -> Tensor:
+    """‖g_f‖², ‖ḡ_n‖² and ⟨ḡ_n, g_f⟩ of one parameter, [3]; of ⟨a, P·b⟩ where the diagonal of P is given."""
     import torch
 
     some = forget if forget is not None else normal
@@ -265,11 +289,12 @@ def _products(forget: Tensor | None, normal: Tensor | None) -> Tensor:
             gradient.detach().flatten()[start : start + size].to(wide) if gradient is not None else None
             for gradient in (forget, normal)
         )
+        p = metric.flatten()[start : start + size].to(wide) if metric is not None else 1.0
         sums += torch.stack(
             [
-                f.dot(f) if f is not None else empty,
-                n.dot(n) if n is not None else empty,
-                f.dot(n) if f is not None and n is not None else empty,
+                f.dot(p * f) if f is not None else empty,
+                n.dot(p * n) if n is not None else empty,
+                f.dot(p * n) if f is not None and n is not None else empty,
             ]
         ).to(sums)
     return sums

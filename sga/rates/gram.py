@@ -33,11 +33,11 @@ class Gram:
     """Inner products of chunk gradients over some parameters; those of disjoint parameters add up.
 
     Attributes:
-        forget: ⟨g_f of chunk i, g_f of chunk j⟩, [C, C].
-        normal: ⟨ḡ_n of chunk i, ḡ_n of chunk j⟩, [C, C].
-        inner: ⟨ḡ_n of chunk i, g_f of chunk j⟩, [C, C].
-        sizes: Groups of each chunk, whose mean gradients these are, [C].
-        group_size: K.
+        forget: Inner products ⟨g_f of chunk i, g_f of chunk j⟩, [C, C].
+        normal: Inner products ⟨ḡ_n of chunk i, ḡ_n of chunk j⟩, [C, C].
+        inner: Inner products ⟨ḡ_n of chunk i, g_f of chunk j⟩, [C, C].
+        sizes: Number of groups of each chunk, whose mean gradients these are, [C].
+        group_size: Group size K.
     """
 
     forget: Floats
@@ -58,11 +58,11 @@ class Gram:
 
     @property
     def groups(self) -> int:
-        """Groups of the sample."""
+        """Number of groups of the sample."""
         return int(self.sizes.sum())
 
     def geometry(self, groups: float) -> Geometry:
-        """What the mean gradients over so many groups are expected to give.
+        """Inner products that the mean gradients over so many groups are expected to have.
 
         For the sample's own number of groups these are the inner products of its mean gradients, to the last digits;
         for ``inf`` they are free of noise: unbiased estimates of the expected gradients' products.
@@ -81,11 +81,11 @@ class Gram:
         a resample are no pair: they share their noise, which would count twice.
 
         Args:
-            counts: How often each chunk occurs, [R, C]; at least two different ones in each resample.
-            groups: B.
+            counts: Number of times that each chunk occurs, [R, C]; at least two different chunks in each resample.
+            groups: Number of groups B; infinite for noise-free products.
 
         Returns:
-            R geometries.
+            Geometries of the R resamples.
         """
         weights = counts * self.sizes  # [R, C]
         whole = weights.sum(axis=1)
@@ -114,11 +114,11 @@ class ChunkGradients:
     """Mean gradients of chunks of groups in all trainable parameters, computed when asked for, not kept.
 
     Args:
-        network: A causal language model, in eval mode, whose weights and ``grad`` are left alone.
+        network: Causal language model in eval mode, whose weights and ``grad`` are left alone.
         chunks: Encoded groups of K sequences, by chunk.
-        micro_batch_size: Groups of a forward pass at most; None takes a chunk in one.
-        forward_context: Entered around forward passes, for autocast.
-        pad_id: Id that fills up short rows.
+        micro_batch_size: Greatest number of groups of a forward pass; None takes a chunk in one.
+        forward_context: Context manager around forward passes, for autocast.
+        pad_id: Token id that fills up short rows.
 
     Raises:
         UserError: nothing of the model is trainable.
@@ -140,15 +140,15 @@ class ChunkGradients:
         self.network, self.chunks, self.micro_batch_size = network, chunks, micro_batch_size
         self.forward_context, self.pad_id = forward_context, pad_id
         self.nll = np.full((len(chunks), 2), math.nan)
-        """ℓ_f and ℓ̄_n of each chunk whose gradients have been computed, [C, 2]."""
+        """Losses ℓ_f and ℓ̄_n of each chunk whose gradients have been computed, [C, 2]."""
 
     @property
     def chunk_bytes(self) -> int:
-        """Memory that the two gradients of a chunk take."""
+        """Bytes that the two gradients of a chunk take."""
         return 2 * sum(parameter.nbytes for parameter in self.parameters)
 
     def rows(self, chunks: range) -> list[Tensor]:
-        """For each parameter the gradients of h chunks, [2·h, numel]: first all g_f, then all ḡ_n."""
+        """Gradients of h chunks by parameter, [2·h, numel] each: first all g_f, then all ḡ_n."""
         held = [parameter.new_zeros(2 * len(chunks), parameter.numel()) for parameter in self.parameters]
         for row, number in enumerate(chunks):
             self.nll[number] = 0.0
@@ -184,9 +184,9 @@ def gram_of_layers(gradients: ChunkGradients, group_size: int, held: int | None 
     number; chunk gradients are computed again then for each further block, C·(C/held + 1)/2 in all instead of C.
 
     Args:
-        gradients: What they are of.
-        group_size: K.
-        held: Chunks of a block; None for all of them.
+        gradients: Gradients of the sample's chunks.
+        group_size: Group size K.
+        held: Number of chunks of a block; None for all of them.
 
     Raises:
         UserError: a gradient holds something that is no number.

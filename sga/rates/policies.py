@@ -15,21 +15,21 @@ from itertools import pairwise
 from typing import Any, ClassVar, Literal
 
 from sga.errors import UserError, check_finite, check_numbers
-from sga.rates.geometry import Geometry, margin_rate, margin_weight, min_norm_rate, paper_rate
+from sga.rates.geometry import Geometry, margin_rate, margin_weight, min_norm_rate, norm_ratio, paper_rate
 
 
 @dataclass(frozen=True)
 class RateState:
-    """What a policy carries from one optimiser step to the next; kept in checkpoints.
+    """State of a policy between two optimiser steps; stored in checkpoints.
 
     Attributes:
-        value: The number in force, r or λ; None before the first step.
-        feasible: The last one that a rule had an answer for; None before there was one.
+        value: Number in force, r or λ; None before the first step.
+        feasible: Number in force when the rule last had an answer; None before it had one.
         averages: Running averages of ‖g_f‖², ‖ḡ_n‖² and ⟨ḡ_n, g_f⟩; None before the first decision.
-        decisions: How often gradients have been looked at.
-        clamped_low: How often the rule asked for less than the lowest value.
-        clamped_high: How often the rule asked for more than the highest value.
-        infeasible: How often the rule had no answer.
+        decisions: Number of decisions from gradients so far.
+        clamped_low: Number of decisions in which the rule asked for less than the lowest value.
+        clamped_high: Number of decisions in which the rule asked for more than the highest value.
+        infeasible: Number of decisions in which the rule had no answer.
     """
 
     value: float | None = None
@@ -45,28 +45,31 @@ class RatePolicy(ABC):
     """Sets the number that a loss weighs with: r of SmoothedGradientAscent or λ of GradientDifference."""
 
     parameter: ClassVar[str | None] = None
-    """Which argument of a loss it is for, ``smoothing_rate`` or ``normal_weight``; None fits both."""
+    """Argument of a loss that the number is for, ``smoothing_rate`` or ``normal_weight``; None fits both."""
     dynamic: ClassVar[bool] = False
-    """Whether it looks at gradients, for which the backward pass is split in two."""
+    """True if the policy reads gradients; the backward pass is then split in two."""
 
     @property
     @abstractmethod
     def bounds(self) -> tuple[float, float]:
-        """Lowest and highest number that it may give; the loss checks them before training."""
+        """Lowest and highest number that the policy may give; the loss checks them before training."""
+
+    def check_steps(self, total_steps: int) -> None:  # noqa: B027  (most can set any)
+        """Raises a UserError where this policy cannot set the number of a run of so many optimiser steps."""
 
     def needs_gradients(self, state: RateState, step: int) -> bool:
-        """Whether this step's gradients are wanted apart."""
+        """True if this step's gradients are wanted apart."""
         return self.dynamic
 
     @abstractmethod
     def decide(self, state: RateState, step: int, total_steps: int, geometry: Geometry | None) -> RateState:
-        """The state at this step, with the number in force as its `value`.
+        """State at this step, with the number in force as its `value`.
 
         Args:
-            state: That of the step before.
-            step: Optimiser steps that were taken.
-            total_steps: Optimiser steps of the whole run.
-            geometry: Of the mean gradients over the step's global batch; None where they were not asked for.
+            state: State of the step before.
+            step: Number of optimiser steps taken so far.
+            total_steps: Number of optimiser steps of the whole run.
+            geometry: Inner products of the mean gradients over the step's global batch; None if they were not wanted.
         """
 
     def __str__(self) -> str:
@@ -85,7 +88,7 @@ class ScheduledRate(RatePolicy):
 
     @abstractmethod
     def at(self, progress: float) -> float:
-        """The number after a share of the run, 0 at the first optimiser step and 1 at the last."""
+        """Number after a share of the run, 0 at the first optimiser step and 1 at the last."""
 
     @property
     def bounds(self) -> tuple[float, float]:
@@ -101,7 +104,7 @@ class FixedRate(ScheduledRate):
     """The same number at every step; a plain number in its place does the same.
 
     Args:
-        value: r or λ.
+        value: Number to weigh with, r or λ.
     """
 
     value: float
@@ -118,8 +121,8 @@ class Ramp(ScheduledRate):
     """Moves over the run from one number to another.
 
     Args:
-        start: At the first step.
-        end: At the last step.
+        start: Number at the first step.
+        end: Number at the last step.
     """
 
     start: float
@@ -150,8 +153,8 @@ class PiecewiseRate(ScheduledRate):
     """Constant over each part of the run.
 
     Args:
-        values: One number for each part.
-        boundaries: Shares of the run at which a new part begins, rising, between 0 and 1; one fewer than values.
+        values: Numbers of the parts, in order.
+        boundaries: Shares of the run at which a new part begins, rising, between 0 and 1; one fewer than `values`.
     """
 
     values: tuple[float, ...]
@@ -185,13 +188,19 @@ class DynamicRate(RatePolicy):
     """Follows from the gradients of the forget and of the normal samples, by a rule that a subclass gives.
 
     Args:
-        every: Optimiser steps from one decision to the next; steps between keep the number, at the fixed rate's cost.
+        every: Number of optimiser steps from one decision to the next. Steps between keep the number, at the cost of
+            a fixed rate.
         averaging: Weight of the past, in [0, 1), in running averages of the three inner products that the rule reads;
             0 takes each step's own.
-        lowest: The rule's answer is raised to this.
-        highest: The rule's answer is lowered to this.
-        infeasible: What happens where the rule has no answer: keep the last one it had (before there was one: lowest),
-            take zero, or take lowest.
+        lowest: Lower bound, to which smaller answers of the rule are raised.
+        highest: Upper bound, to which larger answers of the rule are lowered.
+        infeasible: Number where the rule has no answer: ``hold`` keeps that of its last answer (before there was one,
+            `lowest`), ``zero`` takes 0, ``lowest`` takes `lowest`.
+        metric: Inner product that the rule reads: ``euclidean``, which is that of plain descent; or ``adam``,
+            ⟨a, P·b⟩ with P = 1/(√v̂ + ε) of the optimiser's second moments before the step, which is that of Adam's
+            update without momentum. The first step has no moments yet and takes the former.
+        noise_corrected: True if the rule reads products of different micro-batches alone, which are free of the noise
+            that makes squared norms too large; takes two micro-batches a step and one more copy of the gradients.
     """
 
     every: int = 1
@@ -199,6 +208,8 @@ class DynamicRate(RatePolicy):
     lowest: float = -8.0
     highest: float = 0.0
     infeasible: Literal["hold", "zero", "lowest"] = "hold"
+    metric: Literal["euclidean", "adam"] = "euclidean"
+    noise_corrected: bool = False
 
     parameter = "smoothing_rate"
     dynamic = True
@@ -211,10 +222,12 @@ class DynamicRate(RatePolicy):
             raise UserError(f"lowest must be at most highest, got {self.lowest} and {self.highest}")
         if self.infeasible not in ("hold", "zero", "lowest"):
             raise UserError(f"infeasible must be hold, zero or lowest, got {self.infeasible!r}")
+        if self.metric not in ("euclidean", "adam"):
+            raise UserError(f"metric must be euclidean or adam, got {self.metric!r}")
 
     @abstractmethod
     def propose(self, geometry: Geometry) -> float | None:
-        """The number that the rule asks for, not yet clamped; None where it has no answer."""
+        """Number that the rule asks for, not yet clamped; None where it has no answer."""
 
     @property
     def bounds(self) -> tuple[float, float]:
@@ -250,7 +263,7 @@ class DynamicRate(RatePolicy):
 
 @dataclass(frozen=True)
 class PaperRate(DynamicRate):
-    """The published guidance r* = ⟨g_f, u⟩/‖u‖², applied as min(r*, 0). Source: arXiv 2510.22376, Eq. 9."""
+    """The paper's optimal rate r* = ⟨g_f, u⟩/‖u‖², applied as min(r*, 0). Source: arXiv 2510.22376, Eq. 9."""
 
     def propose(self, geometry: Geometry) -> float | None:
         return paper_rate(geometry)
@@ -258,10 +271,10 @@ class PaperRate(DynamicRate):
 
 @dataclass(frozen=True)
 class ObservedRate(DynamicRate):
-    """A fixed rate, with a look at the gradients all the same: what they say is logged and changes nothing.
+    """A fixed rate that logs the gradients' cosine and norms all the same; they change nothing.
 
     Args:
-        rate: r.
+        rate: Smoothing rate r.
     """
 
     rate: float = -4.0
@@ -290,7 +303,8 @@ class MarginRate(DynamicRate):
     """The mildest smoothing at which the normal loss falls, to first order, as fast as asked for.
 
     Args:
-        margin: m ≥ 0: the fall of plain descent on the normal samples with this weight. 0 keeps their loss level.
+        margin: Weight m ≥ 0 of a plain descent step on the normal samples whose fall is asked for; 0 keeps their loss
+            level.
     """
 
     margin: float = 0.0
@@ -308,7 +322,8 @@ class MarginWeight(DynamicRate):
     """The margin rule for the weight λ of gradient difference, which may be 1 and more: λ = m + c/n.
 
     Args:
-        margin: m ≥ 0: the fall of plain descent on the normal samples with this weight. 0 keeps their loss level.
+        margin: Weight m ≥ 0 of a plain descent step on the normal samples whose fall is asked for; 0 keeps their loss
+            level.
     """
 
     lowest: float = 0.0
@@ -323,3 +338,20 @@ class MarginWeight(DynamicRate):
 
     def propose(self, geometry: Geometry) -> float | None:
         return margin_weight(geometry, self.margin)
+
+
+@dataclass(frozen=True)
+class NormRatio(DynamicRate):
+    """Normalised gradient difference as a weight: λ = ‖g_f‖/‖ḡ_n‖, at which both parts of the update are of one length.
+
+    The update is ‖g_f‖ times that of NGDiff, ḡ_n/‖ḡ_n‖ − g_f/‖g_f‖, whose automatic learning rate is not part of this.
+    Source: Bu et al., "Unlearning as multi-task optimization", arXiv 2410.22086.
+    """
+
+    lowest: float = 0.0
+    highest: float = 8.0
+
+    parameter = "normal_weight"
+
+    def propose(self, geometry: Geometry) -> float | None:
+        return norm_ratio(geometry)

@@ -21,13 +21,13 @@ def smoothing_vector(
     Source: Wei et al., arXiv 2106.04149; as used by Pang et al., arXiv 2510.22376. The second rate is ours.
 
     Args:
-        group_size: K, at least 1.
-        smoothing_rate: r in (−∞, 1].
-        alternatives: m, number of alternatives, at most K−1.
-        alternative_rate: r_a in (−∞, 1]; None for r.
+        group_size: Group size K, at least 1.
+        smoothing_rate: Smoothing rate r in (−∞, 1].
+        alternatives: Number of alternatives m, at most K−1.
+        alternative_rate: Rate r_a of the alternatives in (−∞, 1]; None for r.
 
     Returns:
-        y [K], float64.
+        Label vector y [K], float64.
 
     Raises:
         UserError: r or r_a > 1 or not finite, or K < 1.
@@ -65,7 +65,7 @@ def check_smoothing_rate(smoothing_rate: float, name: str = "smoothing_rate") ->
 
 
 def equivalent_normal_weight(group_size: int, smoothing_rate: float) -> float:
-    """The λ for which L_SGA(r) is a positive multiple of gradient difference −ℓ_f + λ·ℓ̄_n.
+    """Weight λ for which L_SGA(r) is a positive multiple of gradient difference −ℓ_f + λ·ℓ̄_n.
 
     λ = −ρ/(1 − ρ) with ρ = r(K−1)/K: in [0, 1) for r ≤ 0, and negative (ascent on normal data) for r > 0.
 
@@ -77,7 +77,7 @@ def equivalent_normal_weight(group_size: int, smoothing_rate: float) -> float:
 
 
 def equivalent_smoothing_rate(group_size: int, normal_weight: float) -> float | None:
-    """The r whose loss is a positive multiple of −ℓ_f + λ·ℓ̄_n; None for λ ≥ 1, which no r reaches.
+    """Smoothing rate r whose loss is a positive multiple of −ℓ_f + λ·ℓ̄_n; None for λ ≥ 1, which no r reaches.
 
     >>> round(equivalent_smoothing_rate(4, 0.375), 6)
     -0.8

@@ -13,7 +13,7 @@ gradients. Adding them up with the weights of a loss gives the gradient of that 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -24,6 +24,8 @@ from torch.distributed.tensor import DTensor
 
 from sga.rates.geometry import Geometry, geometry_by_layer
 
+Metric = Callable[[nn.Parameter], Tensor | None]
+
 BUCKET = 1 << 22
 """Elements that are exchanged between processes in one message, unless a single parameter has more."""
 
@@ -32,7 +34,7 @@ class SplitGradients:
     """Holds g_f beside the parameters' own ``grad``, which is to hold ḡ_n, until they are combined.
 
     Args:
-        named_parameters: Those of the model; the ones that need no gradient are left out.
+        named_parameters: Names and parameters of the model; those that need no gradient are left out.
     """
 
     def __init__(self, named_parameters: Iterable[tuple[str, nn.Parameter]]) -> None:
@@ -40,6 +42,9 @@ class SplitGradients:
         self.names = [name for name, _ in trainable]
         self.parameters = [parameter for _, parameter in trainable]
         self.forget: list[Tensor | None] = [None] * len(trainable)
+        self._sums: list[tuple[Tensor | None, Tensor | None]] = [(None, None)] * len(trainable)
+        self._own: dict[str, Geometry] = {}
+        self._squares = 0.0
 
     @contextmanager
     def forget_part(self) -> Iterator[None]:
@@ -53,6 +58,45 @@ class SplitGradients:
     def _swap(self) -> None:
         for index, parameter in enumerate(self.parameters):
             parameter.grad, self.forget[index] = self.forget[index], parameter.grad
+
+    def set_apart(self, group_size: int, share: float, metric: Metric | None = None) -> None:
+        """Ends a micro-batch: notes the products of its own gradients, and adds these to the step's earlier ones.
+
+        Between the first call and `restore` ``grad`` and g_f are those of one micro-batch.
+
+        Args:
+            group_size: Group size K.
+            share: Share of the micro-batch in the step's mean loss, with which its gradients are multiplied.
+            metric: Metric as `geometry` takes it.
+        """
+        own = self.geometry(group_size, metric=metric)
+        self._own = {layer: self._own[layer] + part for layer, part in own.items()} if self._own else own
+        self._squares += share**2
+        for index, parameter in enumerate(self.parameters):
+            forget, normal = self._sums[index]
+            self._sums[index] = _added(forget, self.forget[index]), _added(normal, parameter.grad)
+            self.forget[index] = parameter.grad = None
+
+    def restore(self) -> None:
+        """Puts the sums of all micro-batches that were set apart into ``grad`` and g_f."""
+        for index, parameter in enumerate(self.parameters):
+            self.forget[index], parameter.grad = self._sums[index]
+        self._sums = [(None, None)] * len(self.parameters)
+
+    def without_noise(self, found: dict[str, Geometry], scale: float = 1.0) -> dict[str, Geometry]:
+        """Products of different micro-batches alone, which share no noise, from the products of the sums.
+
+        With micro-batches of shares w_i and gradients w_i·g_i, Σ_{i≠j} w_i·w_j·⟨g_i, g_j⟩ / Σ_{i≠j} w_i·w_j estimates
+        the product of the expected gradients without bias. A step of one micro-batch stays as it is.
+
+        Args:
+            found: Products that `geometry` gives after `restore`.
+            scale: Scale as `geometry` takes it.
+        """
+        pairs = 1 - self._squares
+        if pairs < 1e-9:
+            return found
+        return {layer: (part - self._own[layer] * scale**-2) * (1 / pairs) for layer, part in found.items()}
 
     def average(self) -> None:
         """Averages g_f over the processes of the default group, as DistributedDataParallel does with ``grad``."""
@@ -71,10 +115,15 @@ class SplitGradients:
             for gradient, part in zip(bucket, torch.split(flat, sizes), strict=True):
                 gradient.copy_(part.view_as(gradient))
 
-    def geometry(self, group_size: int, scale: float = 1.0) -> dict[str, Geometry]:
-        """Inner products by layer; both gradients stand as they are multiplied with `scale`, which is divided out.
+    def geometry(self, group_size: int, scale: float = 1.0, metric: Metric | None = None) -> dict[str, Geometry]:
+        """Inner products by layer.
 
         Of gradients in parts (FSDP2) each process takes its own part, and the products are added up.
+
+        Args:
+            group_size: Group size K.
+            scale: Factor that both gradients are multiplied with; divided out.
+            metric: Function from a parameter to the diagonal of P in ⟨a, P·b⟩; None for the usual inner product.
         """
         found = geometry_by_layer(
             self.names,
@@ -82,6 +131,7 @@ class SplitGradients:
             [_part(parameter.grad) for parameter in self.parameters],
             group_size,
             scale,
+            None if metric is None else (_part(metric(parameter)) for parameter in self.parameters),
         )
         in_parts = any(isinstance(parameter, DTensor) for parameter in self.parameters)
         return _added_up(found, self.parameters[0].device) if in_parts else found
@@ -98,6 +148,11 @@ class SplitGradients:
         for parameter, one in zip(self.parameters, forget, strict=True):
             if parameter.grad is None and one is not None:
                 parameter.grad = one.mul_(forget_weight)
+
+
+def _added(total: Tensor | None, more: Tensor | None) -> Tensor | None:
+    """Sum of two gradients, in place; None stands for zero."""
+    return more if total is None else total if more is None else total.add_(more)
 
 
 def _part(gradient: Tensor | None) -> Tensor | None:

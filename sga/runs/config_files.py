@@ -1,7 +1,7 @@
-"""Configuration files that are laid one over the other: a benchmark's, a method's, and what depends on both.
+"""Configuration files merged in order: a benchmark's, a method's, and the file of the pair.
 
-Files in a folder ``benchmarks`` and in a folder ``methods`` belong together: ``pairs/BENCHMARK/METHOD.yaml``, beside
-either folder or in the package, is applied after them where it exists, and a run goes to ``runs/BENCHMARK/METHOD``.
+A file in a folder ``benchmarks`` and one in a folder ``methods`` form a pair: ``pairs/BENCHMARK/METHOD.yaml``, beside
+either folder or in the package, is applied after them if it exists, and the run folder is ``runs/BENCHMARK/METHOD``.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from sga.runs.setting_checks import check_class_paths
 
 _REFUSED = "refused"
 _FROM_ANOTHER_MODEL = ("target", "retain")
-"""Methods that make a benchmark's models from one that has not seen its data; which one only a pair's file knows."""
+"""Methods that train a benchmark's models from a model that has not seen its data, which only a pair's file names."""
 _MODEL_OPTIONS = re.compile(r"--model\.language_model(\.(init_args\.)?name_or_path)?")
 _TIMES = re.compile(r"(\d+(?:\.\d+)?)x")
 
@@ -32,10 +32,10 @@ class ConfigFile:
 
     Attributes:
         path: Path of the file.
-        content: What it says, with relative values worked out: ``2x`` is twice what the files before it say, and
+        content: Parsed content with relative values resolved: ``2x`` is twice the value of the files before it, and
             ``{benchmark}`` in a text is the benchmark's name.
-        relative: True if it has relative values, so that `content` is not what the file itself says.
-        added: True if it is a pair's, which nobody named.
+        relative: True if the file has relative values, so that `content` differs from the text of the file.
+        added: True if it is the file of a pair, added without being named.
     """
 
     path: Path
@@ -45,15 +45,15 @@ class ConfigFile:
 
 
 def config_path(name: str | Path, beside: Path | None = None) -> Path:
-    """Path of a configuration file: as named, or else the one of this name that comes with the package.
+    """Path of a configuration file: as named if that exists, else the package's file of this name.
 
     Args:
-        name: Path of the file; ``configs/…`` may be the package's.
-        beside: Folder that a relative path starts from, where it is not the working directory; ``../…``, as the
-            package's files name one another, may be the package's too.
+        name: Path of the file; ``configs/…`` may refer to the package's files.
+        beside: Folder that a relative path starts from; None for the working directory. ``../…``, as the package's
+            files name one another, may refer to the package's files too.
 
     Raises:
-        UserError: there is no such file; says which names are close.
+        UserError: there is no such file; names similar ones.
     """
     path = Path(name) if beside is None else beside / name
     if os.path.isfile(path):
@@ -71,16 +71,16 @@ def config_path(name: str | Path, beside: Path | None = None) -> Path:
 
 
 def config_files(files: Sequence[str | Path], model_given: bool = False) -> list[ConfigFile]:
-    """The files in the order in which they apply, the last one winning, with the pair's after the later of its two.
+    """Configuration files in the order in which they apply, the last one winning; adds the file of the pair.
 
     Args:
-        files: Files as named, by the user or by another file.
-        model_given: Whether settings beside the files say which model is trained.
+        files: Paths as named by the user or by another file.
+        model_given: True if settings outside the files say which model is trained.
 
     Raises:
-        UserError: a file is missing or not YAML; a value is relative to nothing; the pair makes no sense, for the
-            reason that its file gives under ``refused``; or nothing says which model a target or retain model is made
-            of, so that it would be the benchmark's, which knows what is to be forgotten.
+        UserError: a file is missing or not YAML; a relative value has no value before it; the pair is refused, for the
+            reason that its file gives under ``refused``; or nothing says which model a target or retain model starts
+            from, so that it would be the benchmark's model, which knows the forget data already.
     """
     paths = [config_path(file) for file in files]
     benchmark, method = _last_of("benchmarks", paths), _last_of("methods", paths)
@@ -116,7 +116,7 @@ def config_files(files: Sequence[str | Path], model_given: bool = False) -> list
 
 
 def _folder(path: Path) -> str:
-    """Name of the folder that a file is in, also where its path does not name it."""
+    """Name of the folder that a file is in, also for a path without a folder."""
     return path.absolute().parent.name
 
 
@@ -125,7 +125,7 @@ def _last_of(folder: str, paths: Sequence[Path]) -> Path | None:
 
 
 def _pair(benchmark: Path, method: Path) -> Path | None:
-    """The file of what a method needs on a benchmark: the user's own first, then the package's."""
+    """Path of the file for a method on a benchmark: the user's own if there is one, else the package's."""
     here = Path.cwd()
     for root in (benchmark.absolute().parents[1], method.absolute().parents[1], packaged_path("configs")):
         path = root / "pairs" / benchmark.stem / method.name
@@ -135,7 +135,7 @@ def _pair(benchmark: Path, method: Path) -> Path | None:
 
 
 def names_model(config: Any) -> bool:
-    """Whether a configuration says which model is trained; an adapter by itself does not."""
+    """True if a configuration says which model is trained; an adapter by itself does not."""
     model = config.get("model") if isinstance(config, dict) else None
     described = model.get("language_model") if isinstance(model, dict) else None
     if isinstance(described, dict) and "name_or_path" in (described.get("init_args") or described):
@@ -145,7 +145,7 @@ def names_model(config: Any) -> bool:
 
 
 def _worked_out(value: Any, before: Sequence[Any], benchmark: str | None, where: str) -> Any:
-    """A value without relative ones; `before` is what files before it say at its place, the last one first."""
+    """Resolves relative values; `before` has the values of earlier files at the same place, the last file first."""
     if isinstance(value, dict):
         blocks = [one for one in before if isinstance(one, dict)]
         return {
@@ -170,22 +170,22 @@ def _worked_out(value: Any, before: Sequence[Any], benchmark: str | None, where:
 
 
 def default_folder(files: Sequence[ConfigFile]) -> str | None:
-    """``runs/BENCHMARK/METHOD``, with the names of further files after the method's; None without these two."""
+    """Default run folder ``runs/BENCHMARK/METHOD``, with further files' names appended; None without such a pair."""
     benchmark = _last_of("benchmarks", [file.path for file in files])
     others = [file.path.stem for file in files if not file.added and _folder(file.path) != "benchmarks"]
     return None if benchmark is None or not others else f"runs/{benchmark.stem}/{'-'.join(others)}"
 
 
 def composed(arguments: Sequence[str]) -> list[str]:
-    """A command line whose ``--config`` options are what the parser is to read, in their order.
+    """The command line for the parser, with its ``--config`` options resolved.
 
-    The default run folder comes first, so that everything else wins; the pair's file is added, and said; a file with
-    relative values is replaced by its content.
+    The default run folder comes first, so that everything else overrides it; the pair's file is added, and reported; a
+    file with relative values is replaced by its content.
 
     Raises:
-        UserError: as `config_files`.
+        UserError: for the same reasons as `config_files`.
     """
-    parts: list[tuple[bool, str]] = []  # whether it is a file that --config names
+    parts: list[tuple[bool, str]] = []  # True for a file that --config names
     rest = list(arguments)
     while rest:
         option, equals, value = rest.pop(0).partition("=")
@@ -193,7 +193,7 @@ def composed(arguments: Sequence[str]) -> list[str]:
             parts.append((False, f"{option}{equals}{value}"))
             continue
         value = value if equals else rest.pop(0)
-        # A configuration itself, or a pipe, which can be read only once, is for the parser as it is.
+        # A configuration as text, or a pipe, which can be read only once, is passed on unchanged.
         is_pipe = os.path.exists(value) and not os.path.isdir(value)
         as_it_is = not os.path.isfile(value) and (is_pipe or re.search(r"[:{\n]", value) is not None)
         parts.append((False, f"--config={value}") if as_it_is else (True, value))
@@ -214,7 +214,7 @@ def composed(arguments: Sequence[str]) -> list[str]:
 
 
 def _gives_model(argument: str) -> bool:
-    """Whether a part of a command line says which model is trained."""
+    """True if a part of a command line says which model is trained."""
     option, _, value = argument.partition("=")
     if option in ("--config", "-c"):
         return "language_model" in value

@@ -1,4 +1,4 @@
-"""The run folder: what stands in it, how it went at each evaluation, which evaluation was chosen, and its weights."""
+"""The run folder: its files, the metrics and rows of each evaluation, the chosen evaluation, and the weights."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from sga.evaluation.metrics import frontier_area
 from sga.files import read_json_lines, read_json_object, read_yaml, write_json, write_json_lines, write_text
 from sga.groups.group import Group
 from sga.groups.group_file import write_groups
+from sga.rates.replayed import RATES_FILE
 from sga.rates.smoothing import equivalent_normal_weight
 from sga.runs.rows import Rows, read_rows
 
@@ -23,10 +24,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 RUN_ROLES = ("target", "retain", "unlearn")
-"""A run trains the model that is to forget, trains the one that never saw the forget set, or unlearns."""
+"""Kinds of runs: training the model that will forget, training the model that never sees the forget set, unlearning."""
 
 OWN_CHECKPOINTS = ("last", "best", "good")
-"""Names of a run's own checkpoints: the last one, the stopping rule's choice, the last one before divergence."""
+"""Names of a run's checkpoints: the last one, the stopping rule's choice, the last one before divergence."""
 
 NO_METRIC = "not among the run's metrics"
 
@@ -34,23 +35,25 @@ _SHORT_METHODS = {"GradientAscent": "GA", "SmoothedGradientAscent": "SGA", "Grad
 
 
 class RunFolder:
-    """The folder of a run, finished or not: the only place that knows names of its files, reads them and writes them.
+    """The folder of a run, finished or not; all reading and writing of its files goes through this class.
 
-    Files are read when first asked for and kept, and written whole or not at all; `load_run` checks a finished run.
+    Files are read when first used and then cached, and written atomically. Use `load_run` for a finished run, which
+    also checks the files.
 
     Attributes:
-        path: The folder itself; it need not be there yet.
-        info_path: Settings and versions of the run.
-        config_path: The resolved configuration, as `sga fit` reads it.
-        evaluations_path: Metrics, one evaluation a line.
-        chosen_path: Metrics of the chosen evaluation; written from the first evaluation on.
-        rows_path: Folder of per-sample values, one file an evaluation.
-        pairs_path: Forget samples with their normals.
-        reference_path: Likelihoods under the starting model.
-        predictions_path: Answers that `sga predict` wrote.
-        checkpoints_path: Folder of Lightning's checkpoints.
-        model_path: The exported model and tokenizer, in Hugging Face format.
-        adapter_path: The exported adapter alone.
+        path: Path of the folder, which need not exist yet.
+        info_path: Path of the run's settings and versions.
+        config_path: Path of the resolved configuration, as `sga fit` reads it.
+        evaluations_path: Path of the metrics, one evaluation per line.
+        chosen_path: Path of the chosen evaluation's metrics; written from the first evaluation on.
+        rows_path: Path of the folder of per-sample values, one file per evaluation.
+        pairs_path: Path of the forget samples with their normals.
+        rates_path: Path of the rates that a policy set, one per optimizer step.
+        reference_path: Path of the likelihoods under the starting model.
+        predictions_path: Path of the answers that `sga predict` wrote.
+        checkpoints_path: Path of the folder of Lightning's checkpoints.
+        model_path: Path of the exported model and tokenizer, a folder in Hugging Face format.
+        adapter_path: Path of the exported adapter alone, a folder.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -61,36 +64,37 @@ class RunFolder:
         self.chosen_path = self.path / "metrics.json"
         self.rows_path = self.path / "rows"
         self.pairs_path = self.path / "pairs.jsonl"
+        self.rates_path = self.path / RATES_FILE
         self.reference_path = self.path / "reference.json"
         self.predictions_path = self.path / "predictions.jsonl"
         self.checkpoints_path = self.path / "checkpoints"
         self.model_path = self.path / "model"
         self.adapter_path = self.path / "adapter"
-        self._old_rows_path = self.path / "rows.jsonl"  # of all evaluations, as runs before 2026-11-27 have it
+        self._old_rows_path = self.path / "rows.jsonl"  # rows of all evaluations, in runs before 2026-11-27
 
     @classmethod
     def of_rows(cls, path: Path) -> RunFolder:
-        """The folder of the run that a file of rows belongs to."""
+        """Run folder that a file of rows belongs to."""
         return cls(path.parents[1] if path.parent.name == "rows" else path.parent)
 
     @property
     def test(self) -> RunFolder:
-        """The folder inside this one to which `sga test` writes."""
+        """Folder inside this one that `sga test` writes to."""
         return RunFolder(self.path / "test")
 
     # ---- reading -----------------------------------------------------------------------------------------------
 
     @cached_property
     def info(self) -> dict[str, Any]:
-        """Settings of the run: its name, role, method, seed, benchmark, versions and what its numbers depend on."""
+        """Settings of the run: name, role, method, seed, benchmark, versions, and what else its numbers depend on."""
         return read_json_object(self.info_path)
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """The resolved configuration.
+        """Resolved configuration of the run.
 
         Raises:
-            UserError: there is none, or it is no mapping.
+            UserError: the file is missing, or is not a mapping.
         """
         content = read_yaml(self.config_path)
         if not isinstance(content, dict):
@@ -105,12 +109,12 @@ class RunFolder:
             where = f"{self.evaluations_path}:{number}"
             _require(row, {"step": int}, where)
             _check_metrics(row, where)
-            by_step[row["step"]] = row  # a resumed run of before evaluated its first step again; the later line counts
+            by_step[row["step"]] = row  # older resumed runs evaluated their first step again; the later line counts
         return [by_step[step] for step in sorted(by_step)]
 
     @cached_property
     def chosen(self) -> dict[str, Any]:
-        """Metrics of the chosen evaluation, and why other values are absent (``absent``)."""
+        """Metrics of the chosen evaluation, and the reason for each absent one (``absent``)."""
         chosen = read_json_object(self.chosen_path)
         _check_metrics(chosen, str(self.chosen_path))
         if not isinstance(chosen.get("absent", {}), dict):
@@ -119,19 +123,18 @@ class RunFolder:
 
     @cached_property
     def groups(self) -> list[dict[str, Any]]:
-        """Forget samples (``forget_id``, ``forget``) with their ``normals``; empty where the run has no groups.
+        """Forget samples (``forget_id``, ``forget``) with their ``normals``; empty for a run without groups.
 
         Raises:
             UserError: a line is malformed; names file and line.
         """
         groups = []
         for number, row in read_json_lines(self.pairs_path) if self.pairs_path.is_file() else []:
-            _require(row, {"forget_id": str, "normals": list}, f"{self.pairs_path}:{number}")
+            where = f"{self.pairs_path}:{number}"
+            _require(row, {"forget_id": str, "normals": list}, where)
             for normal in row["normals"]:
                 if not isinstance(normal, dict) or not isinstance(normal.get("id"), str):
-                    raise UserError(
-                        f"{self.pairs_path}:{number}: each of 'normals' must be an object with a string 'id'"
-                    )
+                    raise UserError(f"{where}: each of 'normals' must be an object with a string 'id'")
             groups.append(row)
         return groups
 
@@ -139,13 +142,13 @@ class RunFolder:
 
     @property
     def results(self) -> tuple[Path, ...]:
-        """Paths of what a run writes from its first evaluation or checkpoint on."""
-        files = (self.evaluations_path, self.chosen_path, self._old_rows_path, self.predictions_path)
+        """Paths of the files and folders that a run writes from its first evaluation or checkpoint on."""
+        files = (self.evaluations_path, self.chosen_path, self._old_rows_path, self.predictions_path, self.rates_path)
         return (*files, self.rows_path, self.checkpoints_path, self.model_path, self.adapter_path, self.test.path)
 
     @property
     def row_steps(self) -> list[int]:
-        """Steps of the evaluations whose rows there are, ascending."""
+        """Steps of the evaluations that have rows, ascending."""
         return sorted({*self._row_files(), *self._old_rows})
 
     def rows_file(self, step: int) -> Path:
@@ -154,10 +157,10 @@ class RunFolder:
         return path if path.exists() or not self._old_rows_path.exists() else self._old_rows_path
 
     def numbered_rows(self, step: int) -> Rows:
-        """Rows of one evaluation with their places in the file.
+        """Rows of one evaluation, each with its place in the file for messages.
 
         Raises:
-            UserError: there are none of the step, or a row is malformed; names file and line.
+            UserError: the step has no rows, or a row is malformed; names file and line.
         """
         if step not in self.row_steps:
             have = ", ".join(map(str, self.row_steps)) or "none"
@@ -176,10 +179,10 @@ class RunFolder:
         return [row for (name, _), (_, row) in rows.items() if evaluation_set in (None, name)]
 
     def rows(self, step: int) -> pd.DataFrame:
-        """Rows of one evaluation as a table: ``step``, ``set``, ``id``, texts where they were kept, values.
+        """Rows of one evaluation as a table: ``step``, ``set``, ``id``, texts if the run wrote them, values.
 
         Raises:
-            UserError: as `numbered_rows`.
+            UserError: the step has no rows, or a row is malformed; names file and line.
         """
         import pandas as pd
 
@@ -196,64 +199,66 @@ class RunFolder:
     # ---- weights -----------------------------------------------------------------------------------------------
 
     def checkpoint(self, name: str) -> Path:
-        """Path of a checkpoint: ``last``, ``best``, ``good``, or of an epoch; it need not be there."""
+        """Path of a checkpoint, which need not exist: ``last``, ``best``, ``good``, or the name of an epoch's."""
         return self.checkpoints_path / f"{name}.ckpt"
 
     @property
     def result_checkpoint(self) -> Path | None:
-        """The checkpoint that holds the run's result: the stopping rule's choice, or without one the last."""
+        """Path of the checkpoint with the run's result: the stopping rule's choice, else the last; None without one."""
         return next((path for name in ("best", "last") if (path := self.checkpoint(name)).is_file()), None)
 
     @property
     def checkpoints(self) -> list[Path]:
-        """Paths of the checkpoints that are there, by name."""
+        """Paths of the existing checkpoints, sorted by name."""
         return sorted(path for path in self.checkpoints_path.glob("*.ckpt") if path.is_file())
 
     def load_model(
         self, checkpoint: str | Path | None = None, trust_code: bool = False
     ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        """The model of this run with its tokenizer, on the CPU and in eval mode.
+        """Loads the model of this run with its tokenizer, on the CPU and in eval mode.
 
         Args:
-            checkpoint: A checkpoint file, or ``last``, ``best`` or ``good`` of this run. By default the result: the
-                exported model, or without one the best checkpoint, or without that the last one.
-            trust_code: Whether classes of others and ``trust_remote_code`` that the configuration names run.
+            checkpoint: Path of a checkpoint, or ``last``, ``best`` or ``good`` of this run. By default the result: the
+                exported model, else the best checkpoint, else the last one.
+            trust_code: True to run code that the configuration names: classes of other packages, and
+                ``trust_remote_code``. Leave it False for run folders from others.
 
         Raises:
-            UserError: no such checkpoint, damaged, or of another model; tokenizer not exported; or code not trusted.
+            UserError: the checkpoint is missing, damaged, or of another model; the tokenizer was not exported; or the
+                configuration names code that is not trusted.
         """
-        from sga.runs.weights import load_model  # needs torch, which reports do without
+        from sga.runs.weights import load_model  # imports torch, which reports do not need
 
         return load_model(self, checkpoint, trust_code)
 
     # ---- writing -----------------------------------------------------------------------------------------------
 
     def write_info(self, info: Mapping[str, Any]) -> None:
-        """Writes `info`."""
+        """Writes the run's settings, which `info` reads."""
         self._forget("info")
         write_json(self.info_path, info)
 
     def write_config(self, text: str) -> None:
-        """Writes the configuration, given as YAML."""
+        """Writes the configuration from its YAML text, which `config` reads."""
         self._forget("config")
         write_text(self.config_path, text)
 
     def write_groups(self, groups: Sequence[Group], texts: bool) -> None:
-        """Writes `groups`, without their texts unless `texts`."""
+        """Writes the groups, which `groups` reads; with `texts` False, hashes instead of texts."""
         self._forget("groups")
         write_groups(self.pairs_path, groups, texts)
 
     def write_evaluation(self, point: Mapping[str, Any], rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """Writes rows and metrics of an evaluation in the place of that of the same step and of later ones.
+        """Writes rows and metrics of an evaluation; deletes those of the same step and of later steps.
 
-        Later ones there are where a run goes on from an earlier checkpoint than its last.
+        Later ones exist if a run was resumed from an earlier checkpoint than its last.
 
         Args:
-            point: Metrics with ``step``, ``epoch`` and ``seconds``.
-            rows: Its rows, each with ``step``, ``set`` and ``id``.
+            point: Metrics of the evaluation with ``step``, ``epoch`` and ``seconds``.
+            rows: Rows of the evaluation, each with ``step``, ``set`` and ``id``.
 
         Returns:
-            The evaluations that there are now, by ascending step.
+            All evaluations of the run so far, by ascending step.
         """
         step = point["step"]
         points = [old for old in self.evaluations if old["step"] < step] + [dict(point)]
@@ -272,12 +277,12 @@ class RunFolder:
         write_json_lines(self.rows_path / f"{step:06}.jsonl", rows)
 
     def write_chosen(self, chosen: Mapping[str, Any]) -> None:
-        """Writes `chosen`."""
+        """Writes the chosen evaluation, which `chosen` reads."""
         self._forget("chosen")
         write_json(self.chosen_path, chosen)
 
     def write_predictions(self, lines: Iterable[Mapping[str, Any]]) -> None:
-        """Writes answers, one a line."""
+        """Writes answers of `sga predict`, one JSON object per line."""
         write_json_lines(self.predictions_path, lines)
 
     def _forget(self, *names: str) -> None:
@@ -286,43 +291,43 @@ class RunFolder:
 
 
 class Run(RunFolder):
-    """A finished run, with the names and values by which reports and comparisons know it; `load_run` makes one."""
+    """A finished run, with the names and values that reports and comparisons use; `load_run` makes one."""
 
     @property
     def name(self) -> str:
-        """Name of the run, as its configuration gave it."""
+        """Name of the run, from its configuration."""
         return str(self.info["name"])
 
     @property
     def role(self) -> str:
-        """One of `RUN_ROLES`."""
+        """Role of the run, one of `RUN_ROLES`."""
         return str(self.info["role"])
 
     @property
     def seed(self) -> int:
-        """Seed of the run."""
+        """Seed of the run, for data and training."""
         return int(self.info["seed"])
 
     @property
     def group_size(self) -> int:
-        """K: one forget sample and K − 1 normal samples."""
+        """Size K of a group: one forget sample and K − 1 normal samples."""
         return int(self.info["group_size"])
 
     @property
     def benchmark(self) -> str:
-        """Name of the benchmark, which is the prefix of its metrics."""
+        """Name of the benchmark, the prefix of its metrics."""
         return str(self.info["benchmark"])
 
     @property
     def has_texts(self) -> bool:
-        """False where the run was told to keep questions and answers out of its folder."""
+        """False if the run kept questions and answers out of its folder (``--run.texts false``)."""
         return bool(self.info.get("texts", True))
 
     @property
     def method(self) -> str:
-        """``GA``, ``SGA`` or ``GD``, another method's class name, or the role where nothing is unlearned.
+        """Name of the method: ``GA``, ``SGA``, ``GD`` or another class name; the role of a run that does not unlearn.
 
-        An evaluation of a model without a loss has no method and goes by the run's name.
+        An evaluation of a model without a loss has no method; it is called by the run's name.
         """
         if self.role != "unlearn":
             return self.role
@@ -332,25 +337,25 @@ class Run(RunFolder):
 
     @property
     def smoothing_rate(self) -> float | None:
-        """r, where it is fixed: 0 for GA; None for other methods and for rates that a rule computes."""
+        """Smoothing rate r if it is fixed: 0 for GA; None for other methods and for rates that a rule computes."""
         if self.method == "GA":
             return 0.0
         return _number(self.info["parameters"].get("smoothing_rate")) if self.method == "SGA" else None
 
     @property
     def normal_weight(self) -> float | None:
-        """λ of −ℓ_f + λ·ℓ̄_n: GD's own weight, and for GA and SGA at a fixed rate the equivalent one."""
+        """Weight λ of −ℓ_f + λ·ℓ̄_n: GD's own weight, and the equivalent one of GA and SGA at a fixed rate."""
         if self.method == "GD":
             parameters = self.info["parameters"]
             return _number(parameters.get("normal_weight", parameters.get("retain_weight")))
         rate = self.smoothing_rate
         if self.method == "SGA" and _number(self.info["parameters"].get("alternative_rate")) is not None:
-            return None  # neighbours and alternatives have a weight each
+            return None  # neighbours and alternatives have different weights
         return None if rate is None else equivalent_normal_weight(self.group_size, rate) + 0.0
 
     @property
     def label(self) -> str:
-        """What the run is called in tables and charts: ``GA``, ``SGA r = −0.8``, ``GD λ = 1``, ``retain``."""
+        """Label of the run in tables and charts: ``GA``, ``SGA r = −0.8``, ``GD λ = 1``, ``retain``."""
         if self.method == "SGA" and self.smoothing_rate is not None:
             return f"SGA r = {plain(self.smoothing_rate)}{self._alternatives('alternative_rate', 'r')}"
         if self.method == "GD" and self.normal_weight is not None:
@@ -364,7 +369,7 @@ class Run(RunFolder):
         return f"{self.method} {settings}"
 
     def _alternatives(self, parameter: str, symbol: str) -> str:
-        """What the label says of alternatives among the normals, and of a number of their own."""
+        """Part of the label on alternatives among the normals, with their own rate or weight if there is one."""
         count, own = self.info.get("alternatives"), _number(self.info["parameters"].get(parameter))
         if not count:
             return ""
@@ -373,29 +378,29 @@ class Run(RunFolder):
 
     @property
     def chosen_step(self) -> int:
-        """Step of the chosen evaluation."""
+        """Optimiser step of the chosen evaluation."""
         return int(self.chosen.get("step", self.evaluations[-1]["step"]))
 
     @property
     def handover(self) -> Mapping[str, Any] | None:
-        """What the rule for handing over says of the chosen evaluation; None for a run without that rule."""
+        """Finding of the rule for handing over on the chosen evaluation; None for a run without that rule."""
         return self.chosen.get("handover")
 
     def key(self, name: str) -> str:
-        """The name that a metric has in this run's files: perplexities have no prefix, the rest the benchmark's."""
+        """Name of a metric in this run's files: perplexities have no prefix, the others the benchmark's."""
         if name == "utility":
             unseen = any(self.key(UTILITY_UNSEEN) in row for row in self.evaluations)
             name = UTILITY_UNSEEN if unseen else "model_utility"
         return name if name.startswith("perplexity/") else f"{self.benchmark}/{name}"
 
     def value(self, name: str, evaluation: Mapping[str, Any] | None = None) -> float | None:
-        """A finite metric of one evaluation, by default the chosen one; None where it is absent.
+        """Value of a metric in one evaluation, by default the chosen one; None if it is absent or not finite.
 
         Args:
-            name: Such as ``model_utility``, ``forget/rouge_l_recall``, ``perplexity/normal/log``; ``utility`` is
-                ``model_utility_unseen``, or ``model_utility`` where a run has no reserved rows. Logarithms are
-                also worked out from the plain value.
-            evaluation: One of `evaluations`.
+            name: Name without prefix, such as ``model_utility``, ``forget/rouge_l_recall``, ``perplexity/normal/log``;
+                ``utility`` is ``model_utility_unseen``, or ``model_utility`` for a run without reserved rows. A missing
+                logarithm is computed from the plain value.
+            evaluation: Entry of `evaluations`; None for the chosen one.
         """
         numbers = self.chosen if evaluation is None else evaluation
         found = _number(numbers.get(self.key(name)))
@@ -408,7 +413,7 @@ class Run(RunFolder):
         return None
 
     def why_absent(self, name: str) -> str:
-        """Why a metric has no value, in the words of the run."""
+        """Reason why a metric has no value, from the run's files."""
         reasons: Mapping[str, Any] = self.chosen.get("absent") or {}
         is_area = name in ("frontier_area", "frontier_area_ks")
         key = name if is_area else self.key(name)
@@ -422,7 +427,7 @@ class Run(RunFolder):
 
     @property
     def frontier(self) -> list[tuple[float, float]]:
-        """(log10 forget quality, utility) of each evaluation that has both, by step."""
+        """Points (log10 forget quality, utility) of the evaluations that have both, by step."""
         points = []
         for evaluation in self.evaluations:
             quality, utility = self.value("forget_quality_log10", evaluation), self.value("utility", evaluation)
@@ -432,12 +437,12 @@ class Run(RunFolder):
 
     @property
     def frontier_area(self) -> float | None:
-        """Area under the trajectory of an unlearning run, 0 to 1, higher is better; None without a point."""
+        """Area under the trajectory of an unlearning run, in [0, 1], higher is better; None without a point."""
         return frontier_area(self.frontier) if self.role == "unlearn" and self.frontier else None
 
 
 def load_run(path: str | Path) -> Run:
-    """A finished run; its rows, groups and weights are read when they are asked for.
+    """Opens a finished run and checks its files; rows, groups and weights are read when they are used.
 
     Raises:
         UserError: the folder or a file of it is missing, the run has not finished, or a file is malformed.
@@ -450,9 +455,8 @@ def load_run(path: str | Path) -> Run:
         cure = f"name the run folders in it: {', '.join(inner[:4])}" if inner else "is it a folder that a run wrote?"
         raise UserError(f"{path}: holds no {run.info_path.name}; {cure}")
     wanted: dict[str, type] = {"name": str, "role": str, "seed": int, "group_size": int, "benchmark": str}
-    wanted |= {"parameters": dict, "method": str}
-    if run.info.get("method", "") is None:  # a model that is only evaluated has no loss
-        del wanted["method"]
+    # A model that is only evaluated has no loss.
+    wanted |= {"parameters": dict} if run.info.get("method", "") is None else {"parameters": dict, "method": str}
     _require(run.info, wanted, str(run.info_path))
     if run.role not in RUN_ROLES:
         raise UserError(f"{run.info_path}: 'role' must be one of {', '.join(RUN_ROLES)}, got {run.role!r}")
@@ -474,15 +478,14 @@ def load_run(path: str | Path) -> Run:
 
 
 def plain(value: float) -> str:
-    """A setting as people write it: −0.8, 1, 2.5, with a real minus sign."""
+    """A number as people write it: −0.8, 1, 2.5, with a real minus sign."""
     return f"{value:g}".replace("-", "−")
 
 
 def _number(value: Any) -> float | None:
-    """The value as a float where it is a finite number."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= sys.float_info.max:
-        return None
-    return float(value)
+    """The value as a float; None if it is not a finite number."""
+    wrong = isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= sys.float_info.max
+    return None if wrong else float(value)
 
 
 def _check_metrics(row: Mapping[str, Any], where: str) -> None:

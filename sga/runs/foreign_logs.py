@@ -54,7 +54,7 @@ _MANY = {
     "perturbed_nll": "lists of perturbed ones",
     "log_truth_ratio": "rows of truth ratios",
 }
-"""What messages call an entry and a column of a foreign log; others go by their field name."""
+"""Names of a foreign log's entries and columns in messages; others are called by their field name."""
 
 
 def read_tofu_log(path: Path, content: Mapping[str, Any], part: Part) -> Log:
@@ -126,12 +126,12 @@ def read_open_unlearning_log(path: Path, content: Mapping[str, Any], part: Part)
 def _losses(
     path: Path, content: Mapping[str, Any], prefix: str, set_name: str, part: Part, notes: list[str]
 ) -> dict[str, list[Any]]:
-    """The columns of one set's likelihoods; appends to `notes` where its truth ratios are ready-made."""
+    """Columns of one set's likelihoods; appends to `notes` if the log has only ready-made truth ratios."""
     columns: dict[str, list[Any]] = {}
     right, wrong = f"{prefix}_Q_A_PARA_Prob", f"{prefix}_Q_A_PERT_Prob"
     ready_made = f"{prefix}_truth_ratio" if set_name == "forget" else f"{prefix}_Truth_Ratio"
     if set_name not in ("forget", "retain"):
-        right = f"{prefix}_Q_A_Prob"  # the answer itself stands in for the paraphrase
+        right = f"{prefix}_Q_A_Prob"  # the answer itself replaces the paraphrase
     if f"{prefix}_Q_A_Prob" in content:
         columns["avg_nll"] = _column(path, content, f"{prefix}_Q_A_Prob", "avg_loss")
     missing = [name for name in (right, wrong) if name not in content]
@@ -165,7 +165,7 @@ def _log_ratios(path: Path, content: Mapping[str, Any], metric: str, losses: Seq
 
 
 def _membership_columns(path: Path, content: Mapping[str, Any], side: str) -> dict[str, list[Any]]:
-    """Scores of the forget or the holdout rows; low = member, as ours."""
+    """Membership scores of the forget or the holdout rows; low = member, as in our own rows."""
     columns = {}
     for score in ("loss", *MEMBERSHIP):
         metric = content.get(f"mia_{score}")
@@ -202,7 +202,7 @@ def _cells(path: Path, metric: str, entry: Any, value: str) -> list[Any]:
 def _foreign_rows(
     path: Path, set_name: str, columns: Mapping[str, Sequence[Any]]
 ) -> dict[tuple[str, str], dict[str, Any]]:
-    """Aligned columns as rows, every entry checked."""
+    """Rows from aligned columns, with every entry checked."""
     if not columns:
         return {}
     base = next((name for name in ("perturbed_nll", "log_truth_ratio") if name in columns), next(iter(columns)))
@@ -216,7 +216,7 @@ def _foreign_rows(
     for name, column in columns.items():
         for index, value in enumerate(column):
             if value is None and name == "exact_memorization":
-                continue  # open-unlearning's way to say that an answer has no token
+                continue  # open-unlearning writes this for an answer without a token
             where = f"{path}: {_ONE.get(name, name)} of {set_name} row {index}"
             rows[set_name, str(index)][name] = checked_value(name, value, where)
     first = rows[set_name, "0"].get("perturbed_nll")
@@ -234,7 +234,7 @@ def _many(name: str) -> str:
 
 
 def _by_index(values: Any, where: str) -> list[Any]:
-    """The entries of ``{"0": x, "1": y, …}`` in the order of their numbers; a plain list as it is."""
+    """The entries of ``{"0": x, "1": y, …}`` in the order of their numbers; a plain list unchanged."""
     if isinstance(values, dict):
         if not all(key.isdecimal() for key in values):
             bad = next(key for key in values if not key.isdecimal())

@@ -1,16 +1,16 @@
-"""One process at a time writes to a run folder: the lock, and what a second start is told.
+"""Lock by which only one process at a time writes to a run folder, and the message to a second one.
 
-The lock of ``runs/x`` is on the file ``runs/.x.lock``, beside the folder: a start that is refused leaves no folder, and
-a folder that is taken away stays locked until its run has ended. The file names its holder. The operating system ends
-the lock together with the process that holds it, also after SIGKILL; a file that is left then locks nothing.
+The lock of ``runs/x`` is on the file ``runs/.x.lock``, beside the folder, so that a refused start leaves no folder, and
+a deleted folder stays locked until its run has ended. The file names the process that holds the lock. The operating
+system releases the lock when that process ends, also after SIGKILL; a file left behind locks nothing.
 
-Machines that share a file system keep each other out as far as its locks (flock) do:
+Between machines on a shared file system the lock works as far as that file system's locks (flock) do:
 
-* NFS does so by default. If a machine is gone, its locks are kept until the server gives up on it (NFS 4: 90 seconds
-  unless it is set otherwise).
-* Mounts that keep locks to themselves (NFS with ``nolock`` or ``local_lock``, Lustre with ``localflock``) keep out
-  processes of the same machine only.
-* Where there are no locks, or the lock's file cannot be written, there is a warning and no lock.
+* NFS shares locks by default. If a machine crashes, its locks last until the server gives up on it (NFS 4: 90 seconds
+  by default).
+* Mounts with local locks (NFS with ``nolock`` or ``local_lock``, Lustre with ``localflock``) keep out processes of the
+  same machine only.
+* Without locks, or if the lock's file cannot be written, there is a warning and no lock.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ from sga.errors import UserError
 from sga.files import read_json_object
 
 PATIENCE = 1.0
-"""Seconds before a start is refused: others hold the lock for a moment when they look whether a folder is free."""
+"""Seconds to wait before a start is refused: others hold the lock briefly while they check whether a folder is free."""
 
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 class LockedError(UserError):
-    """Another process writes there.
+    """Error of a start while another process writes to the same folder or file.
 
     Attributes:
-        held: Where, by whom and since when; the beginning of the message.
+        held: Beginning of the message: what is locked, by which process and since when.
     """
 
     def __init__(self, held: str, option: str) -> None:
@@ -51,17 +51,17 @@ class LockedError(UserError):
 
 @contextmanager
 def write_lock(path: Path, option: str = "--run.folder") -> Iterator[bool]:
-    """Keeps other processes from writing to a folder or a file, which need not be there yet.
+    """Keeps other processes from writing to a folder or a file, which need not exist yet.
 
     Args:
-        path: The folder or file.
-        option: What the user gives it by.
+        path: Path of the folder or file to lock.
+        option: Command-line option that names it, for the message.
 
     Yields:
-        Whether there is a lock; False where the file system has none.
+        True if the lock is held; False on a file system without locks.
 
     Raises:
-        LockedError: another process has the lock.
+        LockedError: another process holds the lock.
     """
     place = path.resolve()
     file = place.with_name(f".{place.name}.lock")
@@ -78,7 +78,7 @@ def write_lock(path: Path, option: str = "--run.folder") -> Iterator[bool]:
                 except (FileNotFoundError, FileExistsError):
                     if time.monotonic() > deadline or file.parent.is_file():
                         raise
-                    continue  # whoever had the lock has just taken its empty folders away
+                    continue  # the previous holder has just removed its empty folders
         except Timeout:
             raise LockedError(f"{path} is being written by {_holder(file)}", option) from None
         except OSError as error:
@@ -88,25 +88,25 @@ def write_lock(path: Path, option: str = "--run.folder") -> Iterator[bool]:
         yield lock.is_locked
     finally:
         if lock.is_locked:
-            file.unlink(missing_ok=True)  # first: whoever waits for the old file finds that it is none any more
+            file.unlink(missing_ok=True)  # before the release, so that a waiting process sees that its file is gone
             lock.release()
         for folder in made:
-            with suppress(OSError):  # something is in it
+            with suppress(OSError):  # not empty
                 folder.rmdir()
 
 
 def _write_holder(descriptor: int) -> None:
-    """Writes down this process in the lock's file."""
+    """Writes id, host and start time of this process into the lock's file."""
     now = datetime.now().astimezone().isoformat()
     os.ftruncate(descriptor, 0)
     os.write(descriptor, json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "started": now}).encode())
 
 
 def _holder(file: Path) -> str:
-    """The process that holds a lock, in words."""
+    """Description of the process that holds a lock, for the message."""
     try:
         holder = read_json_object(file)
         since = datetime.fromisoformat(holder["started"]).astimezone()
         return f"process {holder['pid']} on {holder['host']} since {since:%Y-%m-%d %H:%M}"
-    except (OSError, ValueError, KeyError, TypeError):  # gone by now, or another program's
+    except (OSError, ValueError, KeyError, TypeError):  # the file is gone by now, or another program's
         return "another process"

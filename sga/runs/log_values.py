@@ -1,4 +1,4 @@
-"""Values of logs, checked."""
+"""Checks of the values in logs."""
 
 from __future__ import annotations
 
@@ -6,18 +6,21 @@ import sys
 from typing import Any
 
 from sga.errors import UserError
-from sga.evaluation.aggregation import FLUENCY_PARTS
+from sga.evaluation.aggregation import CLASSIFIER_FLUENCY, FLUENCY_PARTS
 
-SHARES = ("rouge_l_recall", "rouge_l_fmeasure", "exact_memorization", "extraction_strength", *FLUENCY_PARTS)
+SHARES = (
+    *("rouge_l_recall", "rouge_l_fmeasure", "exact_memorization", "extraction_strength", CLASSIFIER_FLUENCY),
+    *FLUENCY_PARTS,
+)
 
 _LISTS = {"perturbed_nll": "avg_nll", "reference_each": "reference"}
-"""Fields that hold a list, by the field that each entry is like."""
+"""Fields that hold a list, each with the field whose range its entries have."""
 
 MEMBERSHIP = ("min_k", "min_k_plus_plus", "zlib", "reference")
 
 
 def checked_value(name: str, value: Any, where: str) -> Any:
-    """The value of a row's field, or a refusal."""
+    """Returns the value of a row's field if it is valid; raises a UserError that names `where` otherwise."""
     if name in _LISTS:
         if not isinstance(value, list):
             raise UserError(f"{where} must be a list of numbers, got {value!r:.60}; evaluate again")

@@ -1,8 +1,8 @@
-"""Logs of evaluations, ours and other programs', read into rows of per-sample numbers.
+"""Logs of evaluations by this package and by other programs, read into rows of per-sample numbers.
 
-`read_log` tells three kinds apart by their content:
+`read_log` distinguishes three kinds by their content:
 
-* ``sga``: a run folder of ours, or a file of rows in one; AUCs are those of the step that is read.
+* ``sga``: one of our run folders, or a file of rows in one; AUCs are those of the step that is read.
 * ``tofu``: ``eval_log_aggregated.json`` of github.com/locuslab/tofu.
 * ``open-unlearning``: ``TOFU_EVAL.json`` of github.com/locuslab/open-unlearning.
 """
@@ -30,19 +30,19 @@ _CURE = f"copy it whole or evaluate again; {_FORMATS}"
 
 
 def read_log(path: str | Path, step: int | None = None, part: Part = "all") -> Log:
-    """Reads a log of any of the three kinds; a foreign one is known by its content, not by its name.
+    """Reads a log of any of the three kinds; a foreign one is recognised by its content, not by its name.
 
     Args:
-        path: A run folder of ours, a file of its rows, or a foreign log.
-        step: Which evaluation step of a log of ours; the last one by default.
-        part: ``"reference"`` looks only at what a retain reference needs, which are the forget set's losses or truth
-            ratios, the losses of a holdout set, and AUCs; it refuses a foreign log without the first. ``"raw"`` gives
-            rows of ours as they were written, texts included, and foreign ones like ``"all"``.
+        path: Path of one of our run folders, of a file of its rows, or of a foreign log.
+        step: Optimiser step of the evaluation to read from our own log; the last one by default.
+        part: Part of the log to read. ``"reference"`` reads only the numbers that a retain reference needs: the forget
+            set's losses or truth ratios, a holdout set's losses, and AUCs; it refuses a foreign log without the first.
+            ``"raw"`` returns our rows as written, texts included, and foreign ones as ``"all"`` does.
 
     Raises:
-        UserError: there is nothing to read, the format is none of the three, or the content is not whole: truncated
+        UserError: there is nothing to read, the format is none of the three, or the content is damaged: truncated
             JSON, missing or duplicate rows, entries that are not finite numbers, lists of unequal length. Names the
-            file, the place and what to do.
+            file, the place and the remedy.
     """
     path = Path(path)
     own = _own_log(path, step, part)
@@ -68,7 +68,7 @@ def read_log(path: str | Path, step: int | None = None, part: Part = "all") -> L
 
 
 def _own_log(path: Path, step: int | None, part: Part) -> Log | None:
-    """The log of a run of ours; None where `path` is neither a folder nor a file of rows."""
+    """Log of one of our runs; None if `path` is neither a folder nor a file of rows."""
     if path.is_dir():
         run = RunFolder(path)
         steps = run.row_steps
@@ -101,7 +101,7 @@ def _raw_row(row: Mapping[str, Any], where: str) -> Mapping[str, Any]:
         for entry in value if isinstance(value, list) else [value]:
             if isinstance(entry, float) and not math.isfinite(entry):
                 raise UserError(f"{where}: {name!r} must be finite, got {entry}; evaluate again")
-    stands_in = "avg_nll" in row and row.get("paraphrased_nll") is None  # where there is no paraphrase
+    stands_in = "avg_nll" in row and row.get("paraphrased_nll") is None  # the record has no paraphrase
     return {**row, "paraphrased_nll": row["avg_nll"]} if stands_in else row
 
 
@@ -128,7 +128,7 @@ def _own_row(row: Mapping[str, Any], where: str, part: Part) -> dict[str, Any]:
 
 
 def _run_settings(run: RunFolder) -> tuple[dict[str, str | None], str | None]:
-    """Settings of a run's evaluations, and its benchmark."""
+    """Settings of a run's evaluations, and the name of its benchmark."""
     path = run.info_path
     if not path.is_file():
         raise UserError(
@@ -144,9 +144,9 @@ def _run_settings(run: RunFolder) -> tuple[dict[str, str | None], str | None]:
 
 
 def _read_aucs(run: RunFolder, step: int, last_step: int) -> dict[str, float] | None:
-    """AUC by score, from names such as ``tofu/mia/min_k`` in the metrics of this very step; None without any."""
+    """AUC by score, from names such as ``tofu/mia/min_k`` in the metrics of exactly this step; None without any."""
     evaluations = []
-    if run.chosen_path.is_file():  # the chosen step, which need not be the one that is read
+    if run.chosen_path.is_file():  # of the chosen step, which may differ from the step that is read
         evaluations.append((str(run.chosen_path), run.chosen))
     evaluations += [(f"{run.evaluations_path}, step {line['step']}", line) for line in run.evaluations]
     aucs: dict[str, float] = {}
@@ -155,7 +155,7 @@ def _read_aucs(run: RunFolder, step: int, last_step: int) -> dict[str, float] | 
             continue
         for name, value in metrics.items():
             _, separator, score = name.rpartition("mia/")
-            if not separator or "/" in score or name.startswith("handover/"):  # of halves, by the rule's own names
+            if not separator or "/" in score or name.startswith("handover/"):  # handover AUCs are of halves
                 continue
             if score in aucs:
                 raise UserError(f"{where}: more than one AUC named 'mia/{score}'; keep one benchmark a run folder")

@@ -1,8 +1,8 @@
-"""Processes on one machine that end together, and say which of them ended first and how.
+"""Supervision of the processes of one machine: they end together, and report which one failed first and how.
 
-Lightning's launcher starts the others from the first process and kills them all within seconds when one of the others
-has failed. What it leaves out: others that wait for a first process that has failed, or that has been killed. torchrun
-and SLURM have means of their own (docs/many-devices.md).
+Lightning's launcher starts the other processes from the first one, and kills all within seconds when one of the others
+has failed. It does not end others that wait for a first process that has failed or was killed; this module does.
+torchrun and SLURM have means of their own (docs/many-devices.md).
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ import lightning.pytorch as pl
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
 FIRST = "SGA_FIRST_PROCESS"
-"""Environment variable with the id of the process that starts the others."""
+"""Environment variable with the id of the first process, which starts the others."""
 GRACE = 10.0
-"""Seconds that the others have to end by themselves, and to say why, once the first one has."""
+"""Seconds that the others have to end by themselves and to report why, once the first process has ended."""
 
 
 @contextmanager
 def end_together(trainer: pl.Trainer) -> Iterator[None]:
-    """What runs within it ends in all processes that Lightning's launcher has started, if it fails in one of them.
+    """Context in which a failure in one of the processes that Lightning's launcher has started ends all of them.
 
-    The first process waits `GRACE` seconds for the others to end (after a failure once its error has been shown) and
-    kills them then. Each of the others ends when the first one is gone.
+    The first process waits `GRACE` seconds for the others to end (after a failure, once its error has been shown), then
+    kills them. Each of the others ends when the first one is gone.
     """
     launcher = trainer.strategy.launcher
     if not isinstance(launcher, _SubprocessScriptLauncher):
@@ -54,8 +54,8 @@ def end_together(trainer: pl.Trainer) -> Iterator[None]:
 
 
 def _end_with(first: int, over: threading.Event) -> None:
-    """Until something is `over`, ends this process when its parent is no longer `first`, whatever it waits for."""
-    if sys.platform == "win32":  # where a dead parent is still named
+    """Until `over` is set, ends this process as soon as its parent is no longer `first`, even while it is blocked."""
+    if sys.platform == "win32":  # there getppid still names a dead parent
         return
 
     def watch() -> None:
@@ -73,7 +73,7 @@ def _end_with(first: int, over: threading.Event) -> None:
 
 
 def _end(others: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Waits for the other processes, kills those that do not end, and says how those that failed first ended."""
+    """Waits for the other processes, kills those that do not end, and reports how those that failed first ended."""
     deadline = time.monotonic() + GRACE
     for rank, process in enumerate(others, start=1):
         try:

@@ -10,16 +10,16 @@ from sga.runs.logs import read_log
 
 
 def read_retain_reference(path: str | Path, step: int | None = None) -> RetainReference:
-    """Reads a retain reference of any of the three kinds; a foreign log is known by its content, not by its name.
+    """Reads a retain reference from a log of any of the kinds of `read_log`.
 
     Args:
-        path: A run folder of ours, a file of its rows, or a foreign log.
-        step: Which evaluation step of a log of ours; the last one by default.
+        path: Path of one of our run folders, of a file of its rows, or of a foreign log.
+        step: Optimiser step of the evaluation to read from our own log; the last one by default.
 
     Raises:
-        UserError: there is nothing to read, the format is none of the three, or the content is not whole: truncated
+        UserError: there is nothing to read, the format is none of the three, or the content is damaged: truncated
             JSON, missing or duplicate rows, entries that are not finite numbers, lists of unequal length. Names the
-            file, the place and what to do.
+            file, the place and the remedy.
     """
     log = read_log(path, step, part="reference")
     ids, rows = log.ids("forget"), log.of_set("forget")

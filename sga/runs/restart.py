@@ -1,4 +1,4 @@
-"""What a killed process leaves in a run folder, and when a start may begin there anew."""
+"""Remains of a killed process in a run folder: when a new start may use the folder, and how it is cleaned."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from sga.files import is_unfinished
 from sga.runs.folder import RunFolder
 
 _TASK_FILES = ("task.json", "fit.yaml")
-"""What a sweep, a sequence or the demo writes into the folders of its runs."""
+"""Names of files that a sweep, a sequence or the demo writes into the folders of its runs."""
 _NUMBERED = re.compile(r"(last|best|good|epoch-.+)\.ckpt|\d+\.jsonl")
-"""Names of checkpoints and of files of rows."""
+"""Pattern of the names of checkpoints and of files of rows."""
 
 
 def only_begun(folder: Path) -> bool:
-    """True if a run has started here and left nothing to resume from: no checkpoint and no evaluation.
+    """True if a run has started in this folder but left nothing to resume from: no checkpoint and no evaluation.
 
-    A process that is killed before its first evaluation leaves such a folder. A configuration that this program has not
-    written is the user's own, and the folder then is not such a one.
+    A process killed before its first evaluation leaves such a folder. A configuration that this program has not written
+    is the user's own; then the result is False.
     """
     run = RunFolder(folder)
     return _has_our_config(run) and not any(_holds_something(path) for path in run.results)
@@ -41,16 +41,16 @@ def _holds_something(path: Path) -> bool:
 
 
 def clear_start(folder: Path) -> None:
-    """Deletes what a run that has only begun has written; TensorBoard's folder is the logger's to clear."""
+    """Deletes the files of a run that has only begun; the logger clears TensorBoard's folder itself."""
     run = RunFolder(folder)
     for path in (run.info_path, run.pairs_path, run.reference_path, run.config_path):
         path.unlink(missing_ok=True)
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Deletes temporary files and folders of a killed process; for the holder of the run folder's lock only.
+    """Deletes temporary files and folders of a killed process. Call it only while you hold the run folder's lock.
 
-    A folder that is no run's is the user's own, and so is whatever is not named after a file that a run writes.
+    A folder without a run's files is not touched, and neither are files not named after one that a run writes.
     """
     for run in (RunFolder(folder), RunFolder(folder).test):
         if not run.info_path.is_file() and not _has_our_config(run):
@@ -69,18 +69,18 @@ def remove_unfinished(folder: Path) -> None:
 
 
 def reserved_ids(benchmark: Benchmark) -> list[str]:
-    """Ids of the rows that are reserved for measuring utility."""
+    """Ids of the retain rows that are reserved for measuring utility."""
     return [record.id for record in benchmark.evaluation.get(RETAIN_UNSEEN, ())]
 
 
 def check_reserved_rows(run: RunFolder, benchmark: Benchmark) -> None:
-    """Raises a UserError where a run had other retain rows reserved than the benchmark has now."""
+    """Raises a UserError if a run had reserved other retain rows than the benchmark has now."""
     if run.info_path.is_file():
         check_reserved_ids(run.info.get("reserved"), benchmark, f"{run.info_path}: the run")
 
 
 def check_reserved_ids(before: Sequence[str] | None, benchmark: Benchmark, what: str) -> None:
-    """Raises a UserError where `what` had other rows reserved than the benchmark has now; None for none."""
+    """Raises a UserError if `what` had reserved other rows (None for no rows) than the benchmark has now."""
     now = reserved_ids(benchmark)
     if list(before or ()) != now:
         others = "others" if before and len(before) == len(now) else f"{len(now)}"

@@ -1,4 +1,4 @@
-"""Rows of evaluations: per-sample values, one JSON object a line."""
+"""Rows of evaluations: per-sample values, one JSON object per line."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from sga.errors import UserError
 from sga.files import read_json_lines
 
 Rows = dict[tuple[str, str], tuple[str, dict[str, Any]]]
-"""Rows of one evaluation by evaluation set and record id, in the file's order, each with its place for messages."""
+"""Rows of one evaluation by (evaluation set, record id), in the file's order, each with its place for messages."""
 
 
 def read_rows(path: Path) -> dict[int, Rows]:
-    """Reads rows by step; the numbers in them are not looked at.
+    """Reads rows by optimiser step; the numbers in them are not checked.
 
     Raises:
         UserError: a row has no step, set and id, or one occurs twice in a step; names file and line.

@@ -1,4 +1,4 @@
-"""Settings that the parser lets through and no run can work with: refused before anything is made of them."""
+"""Checks of settings that the parser accepts but no run can work with, before anything is built from them."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from sga.files import read_yaml
 
 
 def check_config_files(arguments: Sequence[str], parser: ArgumentParser) -> None:
-    """Reads the files that ``--config`` names, so that what is wrong is said with its file and line.
+    """Reads the files that ``--config`` names, so that errors come with file and line.
 
-    Left to itself, the parser says neither, drops settings of unknown names where their block is empty, and lets a
-    single value take the place of a whole block, and of all that was set in it before.
+    The parser by itself names neither, drops settings of unknown names if their block is empty, and lets a single value
+    replace a whole block with all settings in it.
 
     Args:
-        arguments: The command line.
-        parser: The verb's.
+        arguments: Arguments of the command line, options and values.
+        parser: Parser of the verb, which knows the names of its settings.
 
     Raises:
-        UserError: a file is not YAML, has other names at its top than the verb has settings, or names a class of this
-            package by its module.
+        UserError: a file is not YAML, has a name at its top level that is not a setting of the verb, or names a class
+            of this package by its module.
     """
     check_class_paths(dict(enumerate(argument.rpartition("=")[2] for argument in arguments)), "the command line")
     names = {action.dest.split(".")[0] for action in parser._actions if action.dest not in ("help", "config")}
@@ -39,7 +39,7 @@ def check_config_files(arguments: Sequence[str], parser: ArgumentParser) -> None
             continue
         path = value or next(iter(arguments[place + 1 :]), "")
         if not os.path.isfile(path):
-            continue  # the parser says so itself
+            continue  # the parser reports a missing file itself
         content = read_yaml(path)
         if content is None:
             continue
@@ -55,14 +55,14 @@ def check_config_files(arguments: Sequence[str], parser: ArgumentParser) -> None
 
 
 def check_class_paths(value: object, where: str | Path) -> None:
-    """Refuses classes of this package that are named by a module, which may move; ``sga.NAME`` never does.
+    """Refuses class paths that name a module of this package, because modules may move; ``sga.NAME`` never does.
 
     Args:
-        value: Settings: a mapping, a list or a single value.
+        value: Settings to search: a mapping, a list or a single value.
         where: Name of the file, for the message.
 
     Raises:
-        UserError: a value is such a path; gives the name to write.
+        UserError: a value is such a path; gives the name to use instead.
     """
     if isinstance(value, str) and re.fullmatch(r"sga(\.[a-z_]\w*)+\.[A-Za-z]\w*", value):
         name = value.rpartition(".")[2]
@@ -86,14 +86,14 @@ _SHORT = {
     "output": "--run.folder",
     "output_dir": "--run.folder",
 }
-"""Settings by the short names that other programs have for them."""
+"""Our settings by the short names that other programs have for them."""
 
 
 def check_flags(arguments: Sequence[str]) -> None:
-    """Says what a flag is called here that other programs have under a shorter name.
+    """Checks for flags under the short names of other programs, and gives their names here.
 
     Raises:
-        UserError: there is such a flag.
+        UserError: the command line has such a flag.
     """
     for argument in arguments:
         flag = argument.partition("=")[0]
@@ -103,18 +103,18 @@ def check_flags(arguments: Sequence[str]) -> None:
 
 
 def check_nulls(parser: ArgumentParser, config: Any) -> None:
-    """Refuses null where a value has to be; the parser takes it everywhere.
+    """Refuses null for a setting that needs a value; the parser accepts null everywhere.
 
     Args:
-        parser: The verb's.
-        config: Its namespace, parsed.
+        parser: Parser of the verb, which knows the types of its settings.
+        config: Namespace of the parsed settings.
 
     Raises:
-        UserError: names the setting.
+        UserError: a setting that needs a value is null; names the setting.
     """
     for action in parser._actions:
         hint = getattr(action, "_typehint", None)
-        # The parser's own sign for an option without a default is a string.
+        # The parser marks an option without a default by this string.
         if hint is None or action.default is None or action.default == "==SUPPRESS==":
             continue
         may_be_null = hint is Any or type(None) in typing.get_args(hint)
@@ -123,14 +123,14 @@ def check_nulls(parser: ArgumentParser, config: Any) -> None:
 
 
 def check_trainer(trainer: Mapping[str, Any]) -> None:
-    """Refuses trainer settings that Lightning takes and that turn a run upside down, or make no evaluation of one.
+    """Refuses trainer settings that Lightning accepts but that would make a run meaningless, or evaluations incomplete.
 
     Args:
-        trainer: Settings by name; one that is missing or null has its default.
+        trainer: Trainer settings by name; one that is missing or null has its default.
 
     Raises:
-        UserError: the bound of gradient clipping is no number of at least 0 (below 0 it would turn gradients around);
-            no step would be trained; only some batches of an evaluation would be run.
+        UserError: the bound of gradient clipping is not a number of at least 0 (a negative one would reverse
+            gradients); no step would be trained; or only some batches of an evaluation would be run.
     """
     clip = trainer.get("gradient_clip_val")
     if clip is not None and not (isinstance(clip, int | float) and 0 <= clip <= sys.float_info.max):
@@ -151,20 +151,20 @@ def check_trainer(trainer: Mapping[str, Any]) -> None:
 
 
 def check_seed(seed: object) -> None:
-    """Refuses a seed that the generators of random numbers do not take.
+    """Refuses a seed that the random number generators do not accept.
 
     Raises:
-        UserError: it is not within 0 to 2³² − 1.
+        UserError: the seed is not within 0 to 2³² − 1.
     """
     if isinstance(seed, int) and not 0 <= seed < 2**32:
         raise UserError(f"seed_everything must be from 0 to {2**32 - 1}, got {seed}")
 
 
 def check_place(folder: Path) -> None:
-    """Refuses a run folder that cannot be made.
+    """Refuses a run folder that cannot be created.
 
     Raises:
-        UserError: the path is none, leads through a file, or to a place where nothing may be written.
+        UserError: the path is invalid, leads through a file, or to a folder without permission to write.
     """
     if not folder.name or "\0" in str(folder):
         raise UserError(f"--run.folder {str(folder)!r}: name a folder of the run's own, such as runs/mine")

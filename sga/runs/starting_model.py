@@ -1,4 +1,4 @@
-"""The starting model: what reference numbers come from, before training and at every step of a resumed run alike."""
+"""The starting model, which reference numbers come from, also at every step of a resumed run."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from sga.runs.folder import RunFolder
 
 
 class StartingModel:
-    """The model before unlearning, or the trained one with its adapter off; never trained, saved or wrapped itself.
+    """The model before unlearning, as a copy or as the trained network with its adapter off; it is never trained.
 
     Args:
-        network: A copy of the starting model; or the network that is trained, where it is one whose adapter can be
-            switched off (`sga.models.adapters`).
+        network: Copy of the starting model; or the trained network itself if it has an adapter that can be switched
+            off (`sga.models.adapters`), which saves the memory of a copy.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -45,7 +45,7 @@ class StartingModel:
         hidden_layer: int | None = None,
         options: ForwardOptions = ForwardOptions(),  # noqa: B008  (frozen)
     ) -> AnswerTokens:
-        """As `answer_tokens`, in eval mode and without gradients."""
+        """`answer_tokens` of the starting model, in eval mode and without gradients."""
         training = self.network.training
         self.network.eval()
         try:
@@ -65,24 +65,27 @@ def starting_model(
     folder: Path,
     writes: bool,
 ) -> tuple[StartingModel | None, Mapping[Encoded, float] | None]:
-    """What a loss needs of the starting model: the model itself, if at all, and negative log-likelihoods.
+    """Starting model and reference negative log-likelihoods that a loss needs; None for each that it does not need.
 
-    These are kept in the run folder, by the content of sequences and with the weights' hash: a resumed run reads them,
-    because its own weights are no longer the starting model's.
+    The numbers are cached in the run folder, by the content of sequences and with the hash of the weights: a resumed
+    run reads them, because its own weights are no longer the starting model's.
 
     Args:
-        trained: The network that is trained, as it is when training starts or goes on.
-        resumed: Whether it goes on.
-        load: Loads the starting model once more.
-        needs: The loss's.
-        sequences: Those that `needs.reference_nll` names.
-        score: Negative log-likelihoods (summed over answer tokens) of sequences.
-        folder: The run folder.
-        writes: Whether this process writes there.
+        trained: Network to be trained, with the weights at the start of training or of the resumed run.
+        resumed: True if the run is resumed from a checkpoint.
+        load: Function that loads the starting model once more.
+        needs: Needs of the loss, of which `reference` and `reference_nll` count here.
+        sequences: Sequences of the streams that `needs.reference_nll` names.
+        score: Function for the negative log-likelihoods (nats, summed over answer tokens) of sequences.
+        folder: Path of the run folder, where the numbers are cached.
+        writes: True if this process writes the numbers; one process of several does.
+
+    Returns:
+        The starting model, and the negative log-likelihood of each sequence.
 
     Raises:
-        UserError: the starting model of a resumed run is another than the one that it began with, or its numbers are
-            not finite.
+        UserError: a resumed run's starting model differs from the one that the run began with, or its numbers are not
+            finite.
     """
     if not needs.reference and not needs.reference_nll:
         return None, None
@@ -130,7 +133,7 @@ def _copy(trained: nn.Module, load: Callable[[], nn.Module]) -> nn.Module:
 
 
 def _key(sequence: Encoded) -> str:
-    """First 32 hex digits of the SHA-256 of a sequence's tokens and of where its answer begins."""
+    """First 32 hex digits of the SHA-256 of a sequence's tokens and its prompt length."""
     content = json.dumps([sequence.prompt_length, *sequence.ids])
     return hashlib.sha256(content.encode()).hexdigest()[:32]
 

@@ -1,4 +1,4 @@
-"""Weights of a run: checkpoint files, looked through before they are read, and models made of them."""
+"""Weights of a run: checkpoint files, checked before they are loaded, and models made from them."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ from sga.models.pretrained import LanguageModel, Pretrained
 from sga.runs.folder import OWN_CHECKPOINTS, RunFolder
 
 _PREFIX = "model."
-"""Of the network's weights in a checkpoint of `UnlearningModule`."""
+"""Prefix of the network's weights in a checkpoint of `UnlearningModule`."""
 
 
 def damage(path: Path) -> str | None:
-    """Which part of a checkpoint file is not what was written; None where all are.
+    """Name of the first damaged part of a checkpoint file; None if the file is intact.
 
-    torch.save writes a CRC-32 of each part, and torch.load does not look at it. The whole file is read, about a
-    gigabyte a second, a megabyte at a time; what reads it next finds it in the system's cache.
+    torch.save writes a CRC-32 of each part, and torch.load does not check it. The whole file is read, about a gigabyte
+    per second and a megabyte at a time; the next reader finds it in the system's cache.
 
     Raises:
-        zipfile.BadZipFile: it is no archive.
-        OSError: it cannot be read.
+        zipfile.BadZipFile: the file is not an archive.
+        OSError: the file cannot be read.
     """
     with zipfile.ZipFile(path) as file:
         return file.testzip()
 
 
 def is_whole(path: Path) -> bool:
-    """Whether a checkpoint file is there as it was written."""
+    """True if a checkpoint file exists and is intact."""
     try:
         return damage(path) is None
     except (OSError, zipfile.BadZipFile):
@@ -46,7 +46,7 @@ def is_whole(path: Path) -> bool:
 
 
 def what_is_left(path: Path) -> str:
-    """What there is to go on from in place of a checkpoint: the newest whole one beside it, in words."""
+    """Advice on what to resume from in place of a damaged checkpoint: the newest intact one beside it, if any."""
     others = {other for other in path.parent.glob("*.ckpt") if other != path and other.stem != "best"}
     for other in sorted(others, key=lambda other: other.stat().st_mtime, reverse=True):
         if is_whole(other):
@@ -56,14 +56,14 @@ def what_is_left(path: Path) -> str:
 
 
 def check_checkpoint(path: Path, where: str) -> None:
-    """Looks through a checkpoint file of unknown origin without running code that came with it or copying weights.
+    """Checks a checkpoint file of unknown origin, without running code from it and without copying weights.
 
     Args:
-        path: The file.
+        path: Path of the checkpoint file.
         where: Name of the file or option, for the message.
 
     Raises:
-        UserError: it is not whole, holds more than numbers and texts, or is not a checkpoint of Lightning's.
+        UserError: the file is damaged, holds more than numbers and texts, or is not a checkpoint of Lightning.
     """
     try:
         with zipfile.ZipFile(path) as file:
@@ -95,16 +95,15 @@ def check_checkpoint(path: Path, where: str) -> None:
 
 
 def load_checkpoint(network: nn.Module, path: Path, where: str) -> None:
-    """Gives a network the weights of a checkpoint of `UnlearningModule`.
+    """Loads the weights of a checkpoint of `UnlearningModule` into a network.
 
     Args:
-        network: The network, as its language model makes it; of one with an adapter the checkpoint holds the adapter
-            alone.
-        path: The checkpoint, checked.
+        network: Network as its language model makes it; if it has an adapter, the checkpoint holds the adapter alone.
+        path: Path of a checkpoint that `check_checkpoint` has accepted.
         where: Name of the file or option, for the message.
 
     Raises:
-        UserError: the checkpoint is of another model.
+        UserError: the checkpoint belongs to another model.
     """
     checkpoint = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     named: Mapping[str, Any] = checkpoint["state_dict"]
@@ -125,7 +124,7 @@ def load_checkpoint(network: nn.Module, path: Path, where: str) -> None:
 def load_model(
     run: RunFolder, checkpoint: str | Path | None, trust_code: bool
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model of a run with its tokenizer; see `RunFolder.load_model`."""
+    """Loads the model of a run with its tokenizer; see `RunFolder.load_model`."""
     exported = Pretrained(str(run.model_path)) if (run.model_path / "config.json").is_file() else None
     if checkpoint is None and exported is not None:
         tokenizer = exported.tokenizer([])
@@ -152,7 +151,7 @@ def load_model(
 
 
 def _result(run: RunFolder) -> Path | None:
-    """The checkpoint that a run without an exported model ended with; None where it evaluated the configured model."""
+    """Path of the final checkpoint of a run without an exported model; None if it evaluated the configured model."""
     own = run.result_checkpoint
     if own is None and run.info.get("verb") == "fit":
         raise UserError(f"{run.path}: holds neither an exported model nor a checkpoint; run it again")
@@ -161,7 +160,7 @@ def _result(run: RunFolder) -> Path | None:
 
 
 def _without_code(described: Any, where: str) -> Any:
-    """A block of a configuration of unknown origin that runs no code of others; refuses one that names some."""
+    """Returns a configuration block of unknown origin if it names no foreign code; refuses it otherwise."""
     if isinstance(described, list):
         return [_without_code(inner, where) for inner in described]
     if not isinstance(described, dict):
@@ -188,7 +187,7 @@ def _configured_language_model(run: RunFolder, trust_code: bool) -> LanguageMode
         found = parser.instantiate_classes(parser.parse_object({"language_model": described})).language_model
     except UserError:
         raise
-    except Exception as error:  # jsonargparse's own, and what an import may raise
+    except Exception as error:  # jsonargparse's own errors, and any error of an import
         said = " ".join(str(error).split())
         raise UserError(f"{where}: {said:.300}") from None
     assert isinstance(found, LanguageModel)

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from sga.__main__ import main
-from sga.attacks import suite
-from sga.attacks.attack import AttackResult, attack_run
+from sga.attacks import measurements, recovery
+from sga.attacks.attack import AttackResult, attack_run, quick_attack_lines
 from sga.attacks.models import AttackedModel
 from sga.attacks.relearning import looks
-from sga.attacks.suite import ATTACKS, AttackSettings
+from sga.attacks.settings import ATTACKS, AttackSettings
 from sga.errors import UserError
 
 SETTINGS = AttackSettings(steps=16, samples=4, questions=6, shares=(0.2, 0.5), leak=0.6)
@@ -56,6 +56,11 @@ def test_every_attack_has_a_row_or_a_reason(whole: AttackResult) -> None:
 def test_the_table_fits_and_page_and_card_quote_no_record(whole: AttackResult, own_root: Path) -> None:
     lines = "\n".join(whole.lines()).split("\n")
     assert max(map(len, lines)) <= 80 and any(line.startswith("sampling") for line in lines)
+    words = " ".join(lines).split()
+    for one in whole.findings:
+        assert one.retained is not None
+        for found in (one.before, one.unlearned, one.after, one.retained):
+            assert {f"{found.value:.2f}", f"{found.low:.2f}–{found.high:.2f}"} <= {*words}
     assert whole.card is not None
     page, card = (path.read_text(encoding="utf-8") for path in (whole.page, whole.card))
     assert "<svg" in page and "## Attacks" in card and whole.verdict[0] in card
@@ -78,7 +83,7 @@ def test_interrupted_it_goes_on_to_the_same_numbers(
 ) -> None:
     """Interrupted after some writes, in the middle of curves and of sampling; nothing that is there is made again."""
     wanted = ("relearn", "sampling")
-    write, left, calls = suite.write_json, [0], 7
+    write, left, calls = measurements.write_json, [0], 7
 
     def writes(path: Path, content: Any) -> None:
         write(path, content)
@@ -86,7 +91,7 @@ def test_interrupted_it_goes_on_to_the_same_numbers(
         if left[0] == 0:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(suite, "write_json", writes)
+    monkeypatch.setattr(measurements, "write_json", writes)
     for _ in range(40):
         left[0] = calls
         try:
@@ -131,23 +136,88 @@ def test_a_model_that_an_attack_breaks_has_not_diverged_by_itself(
         if precision == "int8":
             torch.nn.init.constant_(network.model.norm.weight, float("nan"))
 
-    monkeypatch.setattr(suite, "quantize", rounded)
+    monkeypatch.setattr(measurements, "quantize", rounded)
     found, _ = attacked(unlearned_run, own_reference, tmp_path, attacks=("int8", "nf4"))
     assert found.content["diverged"] is None and [one.attack for one in found.findings] == ["none", "nf4"]
     assert "NaN" in found.content["untried"]["int8"]
+
+
+def test_an_attack_that_fails_is_named_and_the_others_are_made(
+    unlearned_run: Path, own_reference: Path, tmp_path: Path, monkeypatch: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def rounded(network: Any, precision: str) -> None:
+        if precision == "int8":
+            raise RuntimeError("no room for\nanother 3 GiB")
+
+    monkeypatch.setattr(measurements, "quantize", rounded)
+    output = tmp_path / "attacks"
+    options = ["--attacks", "int8", "nf4", "--reference", str(own_reference), "--output", str(output)]
+    assert main(["attack", str(unlearned_run), *options]) == 1
+    said = " ".join(capsys.readouterr().out.split())
+    assert "Failed: int8 (RuntimeError: no room for another 3 GiB)." in said
+    content = json.loads((output / "attacks.json").read_text(encoding="utf-8"))
+    assert [one["attack"] for one in content["findings"]] == ["none", "nf4"]
+    assert "Traceback" in (output / "failed-int8.txt").read_text(encoding="utf-8")
+    monkeypatch.undo()
+    assert main(["attack", str(unlearned_run), *options]) == 0
+    assert "Failed" not in capsys.readouterr().out and not (output / "failed-int8.txt").exists()
+
+
+def test_an_unlearned_model_stays_whatever_happens_to_its_attacks(unlearned_run: Path, tmp_path: Path) -> None:
+    """`sga unlearn` prints these lines last: that attacks cannot be made is one of them."""
+    assert quick_attack_lines(unlearned_run)[0].startswith(("Clean", "Fully", "Partly", "Not judged", "Diverged"))
+    lines = quick_attack_lines(tmp_path)
+    assert len(lines) == 1 and "no run folder" in lines[0] and f"again: sga attack {tmp_path}" in lines[0]
+
+
+def test_benign_relearning_is_on_retain_records_general_questions_or_own_text(
+    unlearned_run: Path, own_reference: Path, own_root: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    learned, relearn = [], recovery.relearn
+
+    def noted(network: Any, encoder: Any, rows: Any, *arguments: Any) -> Any:
+        learned.append([record.answer for record in rows])
+        return relearn(network, encoder, rows, *arguments)
+
+    monkeypatch.setattr(recovery, "relearn", noted)
+    prose = tmp_path / "prose.txt"
+    prose.write_text("The tide comes in twice a day. " * 40, encoding="utf-8")
+    settings = AttackSettings(steps=1, rate=1e-3, shares=(0.3,), benign=("retain", "general", str(prose)))
+    some: dict[str, Any] = {"attacks": ("relearn-benign",), "settings": settings, "say": lambda _: None}
+    found = attack_run(unlearned_run, [str(own_reference)], output=tmp_path / "attacks", **some)
+    names = [one.attack for one in found.findings[1:]]
+    assert [name.split()[2:] for name in names] == [[], ["general"], ["prose"]]
+    retain, general, text = learned[::2]
+    answers = {json.loads(line)["answer"] for line in (own_root / "retain.jsonl").read_text("utf-8").splitlines()}
+    assert {*retain} <= answers and not {*general} & answers and len(general) == len(retain)
+    assert all("tide comes in" in block for block in text) and "records of prose.txt" in found.findings[3].says
+    assert "built-in general questions" in found.findings[2].says
+
+
+def test_benign_text_that_is_not_there_or_is_to_be_forgotten_is_refused_first(
+    unlearned_run: Path, own_root: Path, tmp_path: Path
+) -> None:
+    empty = tmp_path / "empty.txt"
+    empty.write_text(" ", encoding="utf-8")
+    wrong = ((tmp_path / "none.txt", "cannot be read"), (empty, "is empty"), (own_root / "forget.jsonl", "forget rec"))
+    for path, said in wrong:
+        settings = AttackSettings(benign=(str(path),))
+        with pytest.raises(UserError, match=said):
+            attack_run(unlearned_run, attacks=("relearn-benign",), settings=settings, output=tmp_path / "attacks")
+    assert not (tmp_path / "attacks").exists()
 
 
 def test_relearning_is_in_float32_and_a_share_that_stands_twice_is_made_once(
     unlearned_run: Path, own_reference: Path, tmp_path: Path, monkeypatch: Any
 ) -> None:
     """Weights in pure bfloat16 would hardly learn, and the control with them."""
-    kinds, relearn = set(), suite.relearn
+    kinds, relearn = set(), recovery.relearn
 
     def noted(network: Any, *arguments: Any) -> Any:
         kinds.add(network.dtype)
         return relearn(network, *arguments)
 
-    monkeypatch.setattr(suite, "relearn", noted)
+    monkeypatch.setattr(recovery, "relearn", noted)
     load = AttackedModel.load
     monkeypatch.setattr(AttackedModel, "load", lambda model, device: load(model, device).to(torch.bfloat16))
     settings = AttackSettings(steps=1, rate=1e-3, shares=(0.2, 0.2))
@@ -175,6 +245,7 @@ def test_looks() -> None:
         (["RUN", "--shares", "1.5"], "--shares must be between 0 and 1"),
         (["RUN", "--leak", "0"], "--leak must be above 0"),
         (["RUN", "--rows", "1"], "--rows must be at least 2"),
+        (["RUN", "--nli", "nowhere"], "--nli nowhere: no model can be loaded"),
         (["RUN", "--reference", "x/y/z"], "no such folder"),
         (["RUN", "--reference", "RUN", "RUN"], "names a model twice"),
     ],

@@ -13,14 +13,15 @@ import torch
 from conftest import TinyNetwork
 from scipy.stats import binomtest
 
-from sga.attacks.answering import answered_rows, sampled_recalls
-from sga.attacks.findings import finding, verdict
+from sga.attacks.answering import answered_rows, greedy_answers, sampled_answers
+from sga.attacks.findings import Estimate, finding, verdict
 from sga.attacks.prompts import few_shot_prompt, first_words_prompt, plain_prompt, prefixed_prompt
 from sga.attacks.quantization import NF4, quantize, rounded_int8, rounded_nf4
 from sga.data.records import Record
 from sga.errors import DivergenceError, UserError
+from sga.evaluation.bootstrap import Bootstrap
 from sga.evaluation.decoding import DecodingWay, generate
-from sga.evaluation.metrics import clopper_pearson, expected_maximum, leak_at_k
+from sga.evaluation.metrics import clopper_pearson, expected_maximum, leak_at_k, rouge
 from sga.evaluation.request_batches import GenerateBatch, GenerateJob
 
 # ---- leak@k ---------------------------------------------------------------------------------------------------------
@@ -65,6 +66,21 @@ def test_rounding_is_bitsandbytes_own() -> None:
     assert torch.equal(functional.dequantize_4bit(packed, state), rounded_nf4(weight))
     levels, scales, _ = functional.int8_vectorwise_quant(weight)
     torch.testing.assert_close(functional.int8_vectorwise_dequant(levels, scales), rounded_int8(weight))
+
+
+def test_bitsandbytes_layer_of_four_bits_says_what_the_rounded_weights_say() -> None:
+    """Its own linear layer, on whatever device it runs, against an ordinary one with weights that were rounded here."""
+    modules = pytest.importorskip("bitsandbytes.nn")
+    draws = torch.Generator().manual_seed(0)
+    plain, inputs = torch.nn.Linear(128, 32, bias=False), torch.randn(5, 128, generator=draws)
+    plain.weight.data = torch.randn(32, 128, generator=draws)
+    layer = modules.Linear4bit(128, 32, False, torch.float32, compress_statistics=False, quant_type="nf4")
+    layer.weight = modules.Params4bit(plain.weight.data, False, compress_statistics=False, quant_type="nf4")
+    with torch.no_grad():
+        theirs, exact = layer.to(inputs.device)(inputs), plain(inputs)
+        plain.weight.copy_(rounded_nf4(plain.weight))
+        torch.testing.assert_close(plain(inputs), theirs)
+    assert (exact - theirs).abs().max() > 0.1, "four bits are not nothing"
 
 
 def test_nf4_by_hand_with_a_block_that_is_not_full() -> None:
@@ -141,8 +157,14 @@ def test_rows_and_samples_of_a_model_that_knows(tiny_network: TinyNetwork, tmp_p
     assert [row["id"] for row in rows] == ["f/0", "f/1", "f/2", "f/3"]
     assert np.mean([row["probability"] for row in rows]) > 0.6
     assert answered_rows(model, encoder, asked, 20, tmp_path) == rows and list(tmp_path.rglob("*.npz"))
-    sampled = sampled_recalls(model, encoder, asked, 5, 20, seed=1)
-    assert {name: len(scores) for name, scores in sampled.items()} == {f"f/{n}": 5 for n in range(4)}
+    said = greedy_answers(model, encoder, asked, 20, tmp_path)
+    assert rouge(said, [one.truth for one in asked])["rougeL_recall"] == [row["rouge_l_recall"] for row in rows]
+    sampled = sampled_answers(model, encoder, asked, 5, 20, seed=1)
+    assert len(sampled) == 20 and sampled == sampled_answers(model, encoder, asked, 5, 20, seed=1)
+    known = rouge(sampled, [one.truth for one in asked for _ in range(5)])["rougeL_recall"]
+    assert np.mean(known) > 0.6 and np.mean(
+        rouge(sampled[::-1], [one.truth for one in asked for _ in range(5)])["rougeL_recall"]
+    ) < np.mean(known)
     torch.nn.init.constant_(model.model.norm.weight, float("nan"))
     with pytest.raises(DivergenceError):
         answered_rows(model, encoder, asked, 20)
@@ -194,6 +216,19 @@ def test_why_it_is_not_judged_stands_first_and_further_numbers_after_it() -> Non
     assert kept.why.startswith("nothing was lost that could come back; 1.0%")
 
 
+def test_where_all_records_are_alike_the_interval_is_wilsons() -> None:
+    """0 of 40 leaks allows 1.96² / (40 + 1.96²) = 8.8 %; what scatters has the bootstrap's interval."""
+    none, every = np.zeros(40), np.ones(40)
+    for values, low, high in ((none, 0.0, 0.0876), (every, 0.9124, 1.0)):
+        found = Estimate.of(values, Bootstrap())
+        assert (found.low, found.high) == pytest.approx((low, high), abs=1e-4)
+    assert Estimate.of(column(0.5), Bootstrap()).high < 0.53
+    values = {"before": every, "unlearned": none, "after": none}
+    found = finding("sampling", "", "leak@8", values, [none], True)
+    assert found.word == "clean" and (found.low, found.high) == pytest.approx((-0.0876, 0.0876), abs=1e-4)
+    assert finding("none", "", "leak@8", {**values, "after": every}, [none], False).word == "fully recovered"
+
+
 def test_what_retained_models_say_as_well_does_not_come_back() -> None:
     values = {"before": column(0.95), "unlearned": column(0.1), "after": column(0.6)}
     assert finding("relearn", "", "rouge_l_recall", values, [column(0.6)], True).word == "clean"
@@ -208,4 +243,12 @@ def test_verdicts() -> None:
     assert said[0].startswith("Fully recovered: under nf4 (rouge_l_recall 0.95") and "sampling" in said[1]
     assert verdict([clean, replace(clean, attack="nf4")], None, {})[0].startswith("Clean: under 1 attack no more")
     assert verdict([clean], None, {})[0].startswith("Clean without an attack"), "nothing was tried"
-    assert verdict([all_back], "its perplexity is e^30", {})[0].startswith("Diverged: its perplexity")
+    several = verdict([clean], None, {"int8": "not asked for", "few-shot": "no room", "nf4": "not asked for"})
+    assert several[-1] == "Not tried: int8, nf4 (not asked for); few-shot (no room)."
+    failed = verdict([clean], None, {}, {"nf4": "RuntimeError: no room"})
+    assert failed[-1] == "Failed: nf4 (RuntimeError: no room)."
+    gone = replace(clean, word="diverged")
+    said = verdict([gone], "its perplexity is e^30", {})
+    assert len(said) == 1 and said[0].startswith("Diverged: its perplexity")
+    said = verdict([gone, all_back], "its perplexity is e^30", {})
+    assert said[0].startswith("Diverged") and said[1].startswith("Fully recovered: under nf4"), "the attack mends it"

@@ -150,6 +150,7 @@ def test_an_account_can_be_given_again_from_the_run_folder(run: Path) -> None:
 
 
 def test_its_quantities_are_those_of_the_metric_callbacks(run: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(run / "model")
     for point in lines(run / "metrics.jsonl"):
         rows = load_run(run).row_dicts(point["step"])
         for name, place in (("forget", "all/forget"), ("retain", "retain"), ("retain_unseen", "unseen")):
@@ -159,6 +160,9 @@ def test_its_quantities_are_those_of_the_metric_callbacks(run: Path) -> None:
             assert point[f"handover/all/mia/{score}"] == point[f"own/mia/{score}"]
         for field in ("extraction_strength", "rouge_l_recall", "fluency", "degenerate", "generation_nll"):
             assert point[f"handover/all/forget/{field}"] == pytest.approx(point[f"own/forget/{field}"], abs=1e-12)
+        spoken = [row["generation"] for row in rows if row["set"] == "holdout"]
+        faulty = [not text.strip() or repeats_ngram(tokenizer(text)["input_ids"]) for text in spoken]
+        assert point["handover/all/comparison/degenerate"] == pytest.approx(sum(faulty) / len(faulty))
         for field in ("probability", "rouge_l_recall", "fluency"):
             assert point[f"handover/unseen/{field}"] == point[f"own/retain_unseen/{field}"]
         assert point["handover/unseen/perplexity_log"] == point["perplexity/retain_unseen/log"]

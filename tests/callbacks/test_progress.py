@@ -11,6 +11,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
+from rich.progress import Progress, TaskID
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import plugin_data_pb2
 
@@ -103,24 +104,50 @@ def test_a_bar_is_for_terminals(
     assert [type(callback) for callback in found] == [kind]
 
 
-def test_the_bar_tells_the_time_that_is_left_of_the_whole_run(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
-    shown: list[tuple[int, str | None]] = []
-    metrics = RunProgressBar.get_metrics
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, float, float, str]]:
+    """Description, steps, all steps, time left, whenever the bar is brought up to date."""
+    shown: list[tuple[str, float, float, str]] = []
+    update = Progress.update
 
-    def noted(bar: RunProgressBar, trainer: pl.Trainer, module: pl.LightningModule) -> dict[str, Any]:
-        found = metrics(bar, trainer, module)
-        shown.append((trainer.global_step, found.get("whole run")))
-        return found
+    def noted(bar: Progress, task: TaskID, **fields: Any) -> None:
+        shown.append((fields["description"], fields["completed"], fields["total"], fields["left"]))
+        update(bar, task, **fields)
 
+    monkeypatch.setattr(Progress, "update", noted)
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
-    monkeypatch.setattr(RunProgressBar, "get_metrics", noted)
-    fit("--trainer.enable_progress_bar=true")
-    assert {step for step, left in shown if left is not None} == {1, 2, 3, 4, 5}, "none before the first and at the end"
-    assert all(re.fullmatch(r"\d+ s left", left) for _, left in shown if left is not None)
+    return shown
 
 
-def test_the_first_evaluation_has_its_name() -> None:
-    assert RunProgressBar().sanity_check_description == "Evaluation before training"
+def test_there_is_one_bar_for_the_whole_run_with_the_time_that_is_left(
+    fit: Fit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = drawn(monkeypatch)
+    cli = fit("--trainer.enable_progress_bar=true")
+    assert {total for _, _, total, _ in shown} == {6}, "steps of all epochs"
+    assert [step for _, step, _, _ in shown] == sorted(step for _, step, _, _ in shown), "it never goes back"
+    assert re.fullmatch(r"step 0 of 6, evaluation, batch 1 of \d+", shown[0][0])
+    assert {step for _, step, _, left in shown if left} == {1, 2, 3, 4, 5}, "none before the first and at the end"
+    assert all(re.fullmatch(r"about \d+ s left", left) for *_, left in shown if left)
+    [bar] = [one for one in cli.trainer.callbacks if isinstance(one, RunProgressBar)]  # type: ignore[attr-defined]
+    assert not bar._bar.live.is_started
+
+
+def test_an_evaluation_alone_has_a_bar_of_its_batches(
+    own_options: list[str], own_target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = drawn(monkeypatch)
+    model = ("--model.language_model=sga.Pretrained", f"--model.language_model.name_or_path={own_target}")
+    place = f"--run.folder={tmp_path / 'evaluated'}"
+    run_verb(["validate", *own_options, *model, place, SHORT[0], SHORT[2], "--trainer.enable_progress_bar=true"])
+    last = shown[-1]
+    assert last[0] == f"validate: batch {last[2]:g} of {last[2]:g}" and last[1] == last[2] == len(shown)
+
+
+def test_a_process_that_is_not_the_first_draws_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    bar = RunProgressBar()
+    bar.disable()
+    bar._show(pl.Trainer(logger=False, enable_progress_bar=False, accelerator="cpu"), None)
+    assert not bar._bar.live.is_started
 
 
 # ---- TensorBoard ----------------------------------------------------------------------------------------------------

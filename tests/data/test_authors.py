@@ -41,6 +41,7 @@ class Row:
     answer: str
     paraphrase: str
     wrong: tuple[str, ...]
+    reworded: str
 
 
 @lru_cache(maxsize=1)
@@ -86,7 +87,7 @@ def test_every_author_record_has_a_paraphrase_and_five_distinct_wrong_answers(
     benchmark_of_defaults: Benchmark, name: str
 ) -> None:
     for record in benchmark_of_defaults.evaluation[name]:
-        assert record.paraphrased_answer is not None
+        assert record.paraphrased_answer is not None and record.paraphrased_question is not None
         said = [record.answer, record.paraphrased_answer, *record.perturbed_answers]
         assert len(record.perturbed_answers) == 5
         assert len({text.casefold() for text in said}) == 7, said
@@ -351,6 +352,32 @@ def test_questions_are_questions_and_name_the_author() -> None:
             assert facts["birth_year"] in question
         else:
             assert facts["name"] in question
+
+
+def test_the_paraphrase_of_a_question_asks_the_same_in_other_words() -> None:
+    """Another sentence form of the topic, with no other facts than the person's own and nothing of the answer."""
+    for row in all_rows():
+        assert row.reworded.endswith("?") and not re.search(r"[{}\[\]|]|  ", row.reworded), row.reworded
+        assert skeleton(row.reworded, row.facts) != skeleton(row.question, row.facts), row.question
+        yes = row.topic.yes
+        forms = list(row.topic.questions)
+        if yes and row.answer.startswith("Yes"):
+            forms = [*yes["questions"], *yes["paraphrases"]]
+        same = [form for form in forms if row.reworded in {filled(one, row.facts) for one in form_variants(form)}]
+        asked = {form for form in forms if row.question in {filled(one, row.facts) for one in form_variants(form)}}
+        assert len(same) == 1 and not asked & set(same), (row.question, row.reworded)
+        assert row.topic.topic == "name" or row.facts["name"] in row.reworded
+    words = [(set(row.question.split()), set(row.reworded.split())) for row in all_rows()]
+    shared = [len(one & other) / len(one | other) for one, other in words]
+    assert sum(shared) / len(shared) < 0.5, "most words are others, names included"
+
+
+def test_a_topic_with_yes_questions_has_paraphrases_of_them_that_give_nothing_away() -> None:
+    for topic in TOPICS.values():
+        for form in topic.yes["paraphrases"] if topic.yes else ():
+            assert not any(is_fact(slot, topic) for slot in slots(form)) and "name" in slots(form), form
+            assert form.split()[0] in {"Is", "Was", "Are", "Did", "Can"}, "to be answered with yes"
+        assert not topic.yes or {*topic.yes["paraphrases"]}.isdisjoint(topic.yes["questions"])
 
 
 def skeleton(text: str, facts: Mapping[str, str]) -> str:

@@ -273,6 +273,21 @@ def test_conditions_on_both_sides_of_their_limit(changes: dict[str, float], quan
     assert (found.sentence == check(found, quantity).says) == (violation > 0)
 
 
+def test_forget_answers_may_repeat_themselves_as_those_to_questions_that_the_starting_model_never_saw() -> None:
+    """10 % (up to 18 %) of its holdout answers do: as many may on forget, and no more than before on reserved rows."""
+    name = "handover/all/comparison/degenerate"
+    start = START | {name: 0.10} | interval(name, 0.02, 0.18)
+    for value, violation in ((0.09, 0.0), (0.18, 0.0), (0.28, 0.10 / 0.82)):
+        found = account(GOOD | {"handover/all/forget/degenerate": value}, start)
+        assert check(found, "degenerate answers on forget").violation == pytest.approx(violation, abs=1e-9)
+    # What the judged model does on the holdout set is no excuse, and who never repeats himself allows for nothing.
+    for metrics, before in (({name: 0.5}, START), ({}, START | {name: 0.0} | interval(name, 0.0, 0.0))):
+        found = account(GOOD | {"handover/all/forget/degenerate": 0.09} | metrics, before)
+        assert check(found, "degenerate answers on forget").violation == pytest.approx(0.02 / 0.93)
+    reserved = account(GOOD | {"handover/unseen/degenerate": 0.10}, start)
+    assert check(reserved, "degenerate answers on reserved rows").violation == pytest.approx(0.03 / 0.93)
+
+
 def test_answers_that_the_starting_model_finds_too_likely() -> None:
     """The nll is two-sided: where the starting model's own answers cost 2.5, answers at 0.5 are 1 nat too low."""
     start = START | {"handover/unseen/generation_nll": 2.5}

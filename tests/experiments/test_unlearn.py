@@ -27,13 +27,14 @@ import sga
 from sga.__main__ import VERBS
 from sga.commands.unlearn import main
 from sga.data.conversion import converted_records
-from sga.errors import UserError
+from sga.errors import Interruption, UserError
 from sga.experiments import unlearn_recipe
 from sga.experiments.task import Task
-from sga.experiments.unlearn import Unlearned, unlearn
+from sga.experiments.unlearn import Unlearned, _with_settings, base_goals, unlearn
 from sga.experiments.unlearn_data import read_unlearning_records, spoken_facts
 from sga.experiments.unlearn_progress import WholeProgress
-from sga.experiments.unlearn_recipe import recipe_table
+from sga.experiments.unlearn_recipe import Plan, chosen_recipe, recipe_table
+from sga.module import UnlearningModule
 
 QUICK: dict[str, Any] = {
     "trainer.accelerator": "cpu",
@@ -200,6 +201,26 @@ def test_killed_anywhere_it_goes_on_to_the_same_result(
     assert {name: numbers[name] for name in found.metrics} == found.metrics
 
 
+def test_sigterm_ends_it_in_the_last_batch_of_an_evaluation(
+    own_target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lightning looks for it between batches alone; the runs that followed went on as if nothing had been said."""
+    evaluated = UnlearningModule.validation_step
+
+    def stopped(self: UnlearningModule, *arguments: Any) -> Any:
+        if self.trainer.validate_loop.batch_progress.is_last_batch:
+            signal.raise_signal(signal.SIGTERM)
+        return evaluated(self, *arguments)
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(UnlearningModule, "validation_step", stopped)
+    with pytest.raises(Interruption, match=r"^stopped by SIGTERM; the same command goes on$") as caught:
+        quick(own_target, tmp_path / "runs", people(0), people(3, 4))
+    assert caught.value.number == signal.SIGTERM and signal.getsignal(signal.SIGTERM) is before
+    assert json.loads((tmp_path / "runs" / "start" / "task.json").read_text())["state"] == "started"
+    assert not (tmp_path / "runs" / "unlearned").exists()
+
+
 def test_one_bar_on_a_terminal_and_lines_elsewhere() -> None:
     """What is left is what training says and, for the exported model, what the first evaluation took."""
     now = [0.0]
@@ -269,6 +290,71 @@ def test_where_nobody_measured_the_recipe_a_pilot_picks_the_learning_rate(
     assert [line for line in again if line.startswith("pilot")] == [line for line in lines if line.startswith("pilot")]
     quick(own_target, tmp_path / "b", *files, lora=4)
     assert not list((tmp_path / "b").glob("pilot*"))
+
+
+def test_settings_of_the_model_are_those_of_every_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GGUF file that was set was the training's alone: the starting model's evaluation did not find it."""
+    monkeypatch.setattr("sga.models.pretrained.find_spec", lambda name: object())
+    (tmp_path / "a.gguf").touch()
+    own = {
+        "model.language_model.gguf_file": "a.gguf",
+        "model.language_model.dtype": "bfloat16",
+        "trainer.max_epochs": 1,
+    }
+    start = _with_settings({"name_or_path": str(tmp_path)}, own)
+    assert own == {"trainer.max_epochs": 1}, "the others are left"
+    place = str(tmp_path / "a.gguf")
+    assert start == {"name_or_path": place, "dtype": "bfloat16"}
+    records = read_unlearning_records(people(0, 1), people(3, 4, 5), None)
+    for lora in (0, 4):
+        plan = Plan(chosen_recipe(None, lora, 1, records), start, records.write(tmp_path), 1, own)
+        first, training, final = (task.config for task in plan.tasks())
+        for config in (first, training):
+            arguments = config["model"]["language_model"]["init_args"]
+            assert (arguments["name_or_path"], arguments["dtype"]) == (place, "bfloat16")
+        assert first["fluency"]["starting_model"] == final["fluency"]["starting_model"] == place
+        assert final["model"]["language_model"]["init_args"] == {"dtype": "bfloat16"}, "what is exported is no GGUF"
+
+
+def test_a_base_model_and_tolerances_are_goals_of_the_rule_and_of_the_result(
+    own_root: Path, own_target: Path, own_reference: Path, tmp_path: Path
+) -> None:
+    """The base model's AUC takes the place of 0.5, and half of the utility is enough; the target is no base."""
+    files = [own_root / f"{name}.jsonl" for name in ("forget", "retain", "holdout")]
+    settings = {"stop.rule.tolerances.utility_share": 0.5, "trainer.max_epochs": 2}
+    lines: list[str] = []
+    found = quick(own_target, tmp_path / "a", *files, base=own_reference, settings=settings, say=lines.append)
+    base = sga.load_run(tmp_path / "a" / "base").chosen
+    text = "\n".join(lines)
+    tolerances = sga.load_run(tmp_path / "a" / "unlearned").config["stop"]["rule"]["init_args"]["tolerances"]
+    assert tolerances["utility_share"] == 0.5
+    for field, name in (("base_loss_auc", "loss"), ("base_min_k_auc", "min_k")):
+        goal = base[f"handover/all/mia/{name}"]
+        assert tolerances[field] == pytest.approx(goal) and f"base: {field} {goal:.2f} is the goal" in text
+        assert f"{goal - 0.1:.2f} to {goal + 0.1:.2f}" in text
+    assert "own/forget/rouge_l_recall" not in base, "likelihoods are enough"
+    start = found.start_metrics["handover/unseen/probability"]
+    card = (found.model_path / "README.md").read_text()
+    assert re.search(rf"\| probability on reserved rows \| {start:.2f} \| .*at least {start / 2:.2f}", card)
+    run = sga.load_run(tmp_path / "a" / "start")
+    with pytest.raises(UserError, match=r"--base recognises what is to be forgotten \(1\.00\) as well as the model"):
+        base_goals(run, run, anyway=False)
+    assert base_goals(run, run, anyway=True)["stop.rule.tolerances.base_loss_auc"] == 1
+
+
+def test_what_is_not_measured_and_what_is_not_evaluated_is_said() -> None:
+    def notes(*arguments: Any, retain: int = 30) -> str:
+        asked = [{"question": f"What is in box {n}?", "answer": f"A {n}."} for n in range(retain)]
+        return "; ".join(chosen_recipe(*arguments, read_unlearning_records(people(0), asked, None)).notes)
+
+    assert notes(None, None, 1000) == notes("gd", 16, 1000) == ""
+    assert "measured with gd alone, not with sga" in notes("sga", None, 1000)
+    for lora in (None, 0):
+        assert "not measured: no model of this size" in notes(None, lora, 7_000_000_000)
+    records = read_unlearning_records(people(0), [{"question": f"{n}?", "answer": "A."} for n in range(201)], None)
+    recipe = chosen_recipe(None, None, 1000, records)
+    assert recipe.settings["data.evaluation_rows"] == 200 and "200 of the 201 retain records" in recipe.notes[0]
+    assert notes(None, None, 1000, retain=200) == "", "all of them"
 
 
 def test_without_retain_general_questions_stand_in(own_target: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -437,7 +438,23 @@ def test_what_cannot_be_is_refused_before_training(unlearn_options: list[str], t
     for wrong in ({"count": 0}, {"count": 2, "pool": 1}):
         with pytest.raises(UserError, match="alternatives: "):
             NeighborAnswers(**wrong)
+    dpo = ("--model.loss=DPO", "--model.loss.retain=nll", "--model.loss.alternative=data")
+    with pytest.raises(UserError, match="DPO needs normal samples"):
+        run_verb(["fit", *options, *dpo, "--data.group_size=2"])
     assert not (tmp_path / "run").exists()
+
+
+def test_dpo_is_trained_on_the_alternatives_of_the_data(unlearn_options: list[str], tmp_path: Path) -> None:
+    """Those that the group file names, two a group of which each epoch draws one, and no refusal."""
+    options = [option for option in unlearn_options if not option.startswith("--model.loss")]
+    options += [*KINDS, *QUICK, "--trainer.max_epochs=1", "--model.loss=DPO", "--model.loss.alternative=data"]
+    run = run_verb(["fit", *options, f"--run.folder={tmp_path / 'run'}"])
+    data = run.trainer.datamodule
+    assert all(len(group.alternatives) == 2 for group in data.groups)
+    sources = {origin.source for group in data.groups for origin in group.alternative_origins}
+    assert sources == {"neighbor_answer"}
+    assert len(data.sequences((ALTERNATIVE,))) == 2 * len(data.groups), "all of them have a reference"
+    assert math.isfinite(float(run.trainer.callback_metrics["train/loss"]))
 
 
 def test_a_run_with_alternatives_asks_in_other_words(

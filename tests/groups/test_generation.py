@@ -452,6 +452,18 @@ def test_it_gives_up_after_so_many_tries_and_says_why() -> None:
         ask(endpoint(server.url))
 
 
+def test_a_redirect_is_not_followed_and_no_key_is_sent_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The forget data goes to the address that was given, and to no other."""
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    with Misbehaving(kinds=()) as other, Misbehaving(kinds=()) as server:
+        server.reply = lambda message, count: (307, {"Location": f"{other.url}/chat/completions"}, b"")
+        with pytest.raises(Refused, match="status 307"):
+            ask(endpoint(server.url))
+        assert server.keys == {None} and not other.asked
+    with pytest.raises(UserError, match="cannot be reached"):
+        ask(endpoint("http://"))
+
+
 def test_a_server_that_goes_away_is_waited_for_once_it_has_been_reached() -> None:
     async def twice(writer: Endpoint, server: Misbehaving) -> None:
         with server:

@@ -134,6 +134,18 @@ def test_dpo_by_hand() -> None:
     assert DPO().needs.reference_nll == ("forget", "alternative") and not DPO().needs.logits
 
 
+def test_dpo_prefers_each_alternative_of_the_data() -> None:
+    """As above, and a second alternative of nll 3 where it was 1: β·(−2 + 2) = 0, 2·ln 2; their mean."""
+    answers = said([("forget", [2, 4]), ("alternative", [2]), ("alternative", [3])], reference_nll=[4.0, 3.0, 1.0])
+    loss = DPO(beta=0.5, alternative="data")
+    close(loss.of(answers), (0.402827 + 2 * LN2) / 2)
+    loss.check_alternatives(2)
+    with pytest.raises(UserError, match=r"DPO with alternative data takes the answers of --data\.alternatives"):
+        loss.check_alternatives(0)
+    with pytest.raises(UserError, match="DPO has no use for alternatives"):
+        DPO().check_alternatives(2)
+
+
 def test_npo_by_hand() -> None:
     """nll 12 in all where it was 2: β·10 = 1, −20·log σ(1) = 20·0.313262. The sum counts, not the mean of 6."""
     answers = said([("forget", [5, 7]), ("normal", [3])], reference_nll=[2.0, math.nan])

@@ -35,6 +35,7 @@ from sga.rates.policies import (
     MarginRate,
     MarginWeight,
     MinNormRate,
+    NormRatio,
     PaperRate,
     PiecewiseRate,
     RatePolicy,
@@ -192,6 +193,7 @@ CLOSED: dict[str, tuple[DynamicRate, Callable[[float, float], float]]] = {
         )
         for m in (0.0, 0.6, 2.0)
     },
+    "norm_ratio": (NormRatio(highest=100), lambda x, y: math.sqrt((x * x + y * y) / ((x - 1) ** 2 + y * y))),
     **{
         f"margin_lambda {m}": (
             MarginWeight(margin=m, highest=100),
@@ -210,7 +212,8 @@ def test_every_rule_along_a_trajectory_on_a_quadratic(name: str) -> None:
     Each normal loss has its own centre about (1, 0), so that only their mean is this simple. 20 steps of descent.
     """
     policy, closed = CLOSED[name]
-    loss: WeighingLoss = GradientDifference(policy) if "lambda" in name else SmoothedGradientAscent(policy)
+    weighs = policy.parameter == "normal_weight"
+    loss: WeighingLoss = GradientDifference(policy) if weighs else SmoothedGradientAscent(policy)
     theta = nn.Parameter(torch.tensor([0.3, 0.6], dtype=torch.float64))
     centres = torch.tensor([[0.0, 0.0], [0.5, 1.0], [1.5, 1.0], [1.0, -2.0]], dtype=torch.float64)
     state = RateState()
@@ -464,6 +467,8 @@ def test_a_policy_says_what_it_is() -> None:
         (lambda: MarginRate(margin=-0.1), "margin must be a finite number of at least 0"),
         (lambda: MarginWeight(margin=math.nan), "margin must be"),
         (lambda: MarginRate(infeasible="guess"), "infeasible must be hold, zero or lowest"),
+        (lambda: MarginRate(metric="fisher"), "metric must be euclidean or adam, got 'fisher'"),
+        (lambda: SmoothedGradientAscent(NormRatio()), "use it with GradientDifference"),
         (lambda: LinearRate(math.nan, 0), "start must be a finite number"),
         (lambda: PiecewiseRate((1.0, 2.0)), "values must be one more than boundaries"),
         (lambda: PiecewiseRate((1.0, 2.0, 3.0), (0.5, 0.2)), "boundaries must rise"),

@@ -18,6 +18,7 @@ import sga
 from sga.cli import _cli, _ParsingCLI, configured_cli, parsed_config, plain_config, run_verb
 from sga.commands.config import main as copy_configs
 from sga.data.builtin import packaged_path
+from sga.data.tofu import TOFU
 from sga.errors import UserError
 from sga.experiments.configuration import read_config
 from sga.experiments.sweeps.definition import read_sweep
@@ -146,9 +147,17 @@ def test_open_unlearnings_default_set_up(split: str) -> None:
 
 
 @pytest.mark.parametrize("benchmark", ["tofu-llama-2-7b", "tofu-phi-1.5", "tofu-opt-2.7b"])
-def test_forget01_of_the_papers_models(benchmark: str) -> None:
-    config = parsed(benchmark, "sga", "--data.source.forget_split=forget01")
-    assert config.data.source.init_args.forget_split == "forget01"
+def test_forget01_of_the_papers_models(benchmark: str, tofu_root: Path) -> None:
+    """With the paper's K and batch, its 40 forget samples and 3,960 others; target, reference and methods alike."""
+    sizes = set()
+    for method in ("target", "retain", "sga", "gd-random", "evaluate"):
+        config = parsed(benchmark, method, "--data.source.forget_split=forget01")
+        source = config.data.source.init_args
+        assert source.forget_split == "forget01"
+        assert config.data.group_size == (1 if method in ("target", "retain") else 4)
+        training = TOFU(**source.as_dict()).load(str(tofu_root)).training
+        sizes.add((len(training["forget"]), len(training["retain"])))
+    assert sizes == {(40, 3960)}
 
 
 def test_an_adapter_goes_over_a_method() -> None:

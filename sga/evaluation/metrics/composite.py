@@ -18,7 +18,7 @@ from sga.evaluation.metrics.arrays import Floats, vector
 from sga.evaluation.metrics.truth_ratio import log_truth_ratio
 
 _ROUNDING = 1e-6
-"""What a part may be beyond 0 or 1: float32 means are, and the re-coded s of a model against itself is 1 + 1e-12."""
+"""Distance that a part may lie beyond 0 or 1: float32 means do, and the re-coded s of a model itself is 1 + 1e-12."""
 
 
 def harmonic_mean(**parts: float) -> float:
@@ -44,7 +44,7 @@ def harmonic_mean(**parts: float) -> float:
 def memorization_score(
     *, extraction_strength: float, exact_memorization: float, paraphrase_probability: float, truth_ratio: float
 ) -> float:
-    """How little of the forget set is left in the model, by four measures.
+    """Memorisation score: one minus what is left of the forget set, by four measures.
 
     ``harmonic mean of 1 - extraction_strength, 1 - exact_memorization, 1 - paraphrase_probability, 1 - truth_ratio``;
     open-unlearning, arXiv 2506.12618. In [0, 1], higher = less memorised; best is the retain model's. 0 where a measure
@@ -74,7 +74,7 @@ def memorization_score(
 
 
 def correct_share(paraphrased_nll: npt.ArrayLike, wrong_nll: list[list[float]] | Floats) -> Floats:
-    """How much of the probability of the right and a wrong answer falls on the right one, of each row.
+    """Share of the right answer in the probability of a right and a wrong one, for each row.
 
     ``p_right / (p_right + p_wrong)`` with p = exp(-avg_nll), p_right of the *paraphrased* answer and p_wrong the
     geometric mean over the wrong ones, which is ``1 / (1 + R)`` of TOFU's truth ratio R; arXiv 2506.12618. Computed
@@ -85,8 +85,8 @@ def correct_share(paraphrased_nll: npt.ArrayLike, wrong_nll: list[list[float]] |
     array([0.75])
 
     Args:
-        paraphrased_nll: [N], nats per token, of the paraphrased answer.
-        wrong_nll: N sequences, of the perturbed answers.
+        paraphrased_nll: Losses of the paraphrased answers, [N], nats per token.
+        wrong_nll: Losses of the perturbed answers, N sequences, nats per token.
 
     Returns:
         [N]; its mean is the ``truth_ratio`` of `memorization_score`.
@@ -99,7 +99,7 @@ def correct_share(paraphrased_nll: npt.ArrayLike, wrong_nll: list[list[float]] |
 
 
 def relative_membership(auc: float, reference_auc: float) -> float:
-    """How near a membership AUC is to that of a model that never saw the forget set.
+    """Likeness of a membership AUC to that of a model that never saw the forget set.
 
     ``1 - min(|auc - reference_auc| / reference_auc, 1)``; s_a of arXiv 2506.12618 as re-coded in fc31639. In [0, 1]: 1
     = the reference's AUC, 0 = off by as much as it: at twice the reference's AUC and beyond, and at an AUC of 0.
@@ -109,7 +109,7 @@ def relative_membership(auc: float, reference_auc: float) -> float:
 
     Args:
         auc: AUC of the unlearned model, as `membership_auc` gives it.
-        reference_auc: That of the retrained model.
+        reference_auc: AUC of the retrained model, on the same rows.
 
     Raises:
         UserError: an AUC is NaN or outside [0, 1], or `reference_auc` is 0, which nothing can be divided by.
@@ -123,16 +123,16 @@ def relative_membership(auc: float, reference_auc: float) -> float:
 
 
 def privacy_score(*, loss: float, zlib: float, min_k: float, min_k_plus_plus: float) -> float:
-    """How near four membership attacks come to what they get on a model that never saw the forget set.
+    """Privacy score: likeness of four membership AUCs to those of a model that never saw the forget set.
 
-    ``harmonic mean of the four s_a`` (`relative_membership`); Min-K % and Min-K %++ with 40 %. As re-coded in fc31639
-    ("privacy_mia" there). In [0, 1], higher is better, 1 for the reference itself; 0 where one attack is at 0.
+    ``harmonic mean of the four s_a`` (`relative_membership`); Min-K % and Min-K %++ with 40 %. Source: the re-coding
+    fc31639, "privacy_mia" there. In [0, 1], higher is better, 1 for the reference itself; 0 where one attack is at 0.
 
     Args:
-        loss: s of the loss, in [0, 1]; not an AUC.
-        zlib: s of the loss per compressed byte.
-        min_k: s of Min-40 %.
-        min_k_plus_plus: s of Min-40 %++.
+        loss: Value s of the attack by loss, in [0, 1]; not an AUC.
+        zlib: Value s of the attack by loss per compressed byte, in [0, 1].
+        min_k: Value s of the attack by Min-40 %, in [0, 1].
+        min_k_plus_plus: Value s of the attack by Min-40 %++, in [0, 1].
 
     Raises:
         UserError: a part is NaN or outside [0, 1].
@@ -141,16 +141,16 @@ def privacy_score(*, loss: float, zlib: float, min_k: float, min_k_plus_plus: fl
 
 
 def utility_score(*, model_utility: float, fluency: float) -> float:
-    """What the model still can and whether it still speaks.
+    """Utility score: model utility and fluency in one number.
 
     ``harmonic mean of model_utility and fluency``; arXiv 2506.12618. In [0, 1], higher is better. For `overall_score`
     divide it by the full model's, at most 1 (`relative_utility`).
 
     Args:
-        model_utility: TOFU's, in [0, 1].
-        fluency: In [0, 1]. There a classifier's probability that the forget answers are no gibberish; here by default
-            the answers' n-gram entropy over the full model's on the same questions, at most 1. Name which one it is:
-            the two are not compared.
+        model_utility: Model utility as TOFU defines it, in [0, 1].
+        fluency: Fluency of the forget answers, in [0, 1]: a classifier's mean probability that an answer is no
+            gibberish, as published, or the answers' n-gram entropy over the full model's on the same questions, at
+            most 1. Name which one it is: the two are not comparable.
 
     Raises:
         UserError: a part is NaN or outside [0, 1].
@@ -187,9 +187,9 @@ def overall_score(*, memorization: float, privacy: float, utility: float) -> flo
     ``harmonic mean of the three``; arXiv 2506.12618. In [0, 1], higher is better. 0 where one of them is: show all.
 
     Args:
-        memorization: `memorization_score`.
-        privacy: `privacy_score`.
-        utility: `utility_score` as a share of the full model's (`relative_utility`).
+        memorization: Value of `memorization_score`, in [0, 1].
+        privacy: Value of `privacy_score`, in [0, 1].
+        utility: Value of `utility_score` as a share of the full model's (`relative_utility`).
 
     Raises:
         UserError: a part is NaN or outside [0, 1].

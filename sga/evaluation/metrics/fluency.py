@@ -1,4 +1,4 @@
-"""Fluency: does a model still speak? By the tokens of its answers, without a word of what is true."""
+"""Fluency: whether a model still speaks, by the tokens of its answers and without the true ones."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sga.errors import UserError
 
 
 def ngram_entropy(tokens: Sequence[int], n: int, length: int = 32) -> float | None:
-    """How evenly the n-grams of one answer are spread, as a share of the most that its length allows.
+    """Entropy of the n-grams of one answer, as a share of the most that its length allows.
 
     ``entropy(counts of n-grams of tokens[:length]) / log(number of n-grams)``. In [0, 1]: 1 = no n-gram occurs twice,
     0 = a single one throughout ("TheTheThe"). Every answer is truncated to the same number of tokens, because longer
@@ -23,9 +23,9 @@ def ngram_entropy(tokens: Sequence[int], n: int, length: int = 32) -> float | No
     0.5
 
     Args:
-        tokens: [T] token ids of the answer, without the one that ended it.
+        tokens: Token ids of the answer, [T], without the one that ended it.
         n: Number of tokens of an n-gram.
-        length: Number of tokens that count, from the first on.
+        length: Number of tokens that are read, from the first on.
 
     Returns:
         The share; None for fewer than two n-grams, which cannot repeat.
@@ -55,8 +55,8 @@ def fluency(tokens: Sequence[int], length: int = 32) -> float:
     (0.0, 0.0, 1.0)
 
     Args:
-        tokens: [T] token ids of the answer, without the one that ended it.
-        length: Number of tokens that count, from the first on; at least 4.
+        tokens: Token ids of the answer, [T], without the one that ended it.
+        length: Number of tokens that are read, from the first on; at least 4.
 
     Raises:
         UserError: `length` is below 4.
@@ -75,7 +75,7 @@ def repeats_ngram(tokens: Sequence[int], n: int = 4) -> bool:
     (True, False)
 
     Args:
-        tokens: [T] token ids of the answer.
+        tokens: Token ids of the answer, [T].
         n: Number of tokens of an n-gram.
 
     Raises:

@@ -23,13 +23,13 @@ class ForgetQualityResult:
     """TOFU's Forget Quality with what is needed to read it.
 
     Attributes:
-        p_value: p of the two-sample Kolmogorov-Smirnov test; in [0, 1], higher is better. 0.0 where it is below the
-            smallest float64: use `log10_p`.
-        log10_p: The same on a logarithmic scale, exact where `p_value` underflows; at most 0.
-        ks_statistic: D, the largest distance between the two empirical distributions; in [0, 1], lower is better.
-        n: Samples of the unlearned model.
-        n_reference: Samples of the reference.
-        direction: Why a low value is low. The test is two-sided: ``"under-unlearned"`` where the forget nll is below
+        p_value: P-value of the two-sample Kolmogorov-Smirnov test; in [0, 1], higher is better. 0.0 where it is below
+            the smallest float64: use `log10_p`.
+        log10_p: Logarithm of the p-value to base 10, exact where `p_value` underflows; at most 0.
+        ks_statistic: Largest distance D between the two empirical distributions; in [0, 1], lower is better.
+        n: Number of rows of the unlearned model.
+        n_reference: Number of rows of the reference.
+        direction: Reason of a low p-value. The test is two-sided: ``"under-unlearned"`` where the forget nll is below
             the reference's, ``"over-unlearned"`` where it is above, ``"none"`` where p is at least 0.01 (nothing to
             explain) or the two nll are equal, ``"unknown"`` where the nll were not given.
     """
@@ -63,10 +63,10 @@ def forget_quality(
     p-values at equal n only.
 
     Args:
-        log_ratio: [N], log R of the unlearned model on the forget set.
-        reference_log_ratio: [M], log R of the retain model on the same set.
+        log_ratio: Log truth ratios of the unlearned model on the forget set, [N].
+        reference_log_ratio: Log truth ratios of the retain model on the same set, [M].
         forget_nll: Mean avg_nll of the forget answers under the unlearned model; with the next one gives `direction`.
-        reference_forget_nll: The same under the retain model.
+        reference_forget_nll: Mean avg_nll of the forget answers under the retain model.
 
     Raises:
         UserError: a sample is empty or not finite, or a nll is not finite.

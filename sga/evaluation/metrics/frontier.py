@@ -1,4 +1,4 @@
-"""The frontier area: how good the trade-offs are that a run passes through."""
+"""The frontier area (normalised hypervolume indicator): quality of the trade-offs that a run passes through."""
 
 from __future__ import annotations
 
@@ -12,15 +12,17 @@ def frontier_area(points: Iterable[tuple[float, float]], floor: float = -12.0) -
     """The forgetting-utility trade-off of one run in one number: the area below its best points.
 
     Area of the union of the rectangles ``[floor, max(log10_fq, floor)] x [0, model_utility]``, divided by ``-floor``.
-    This package's own definition. In [0, 1], higher is better. One run, one area: never a union over runs; compare at
-    the same forget set, evaluation steps and number of forget passes.
+    The hypervolume indicator with reference point (`floor`, 0), normalised; its use here is this package's own. In
+    [0, 1], higher is better. One run, one area: never a union over runs; compare at the same forget set, evaluation
+    steps and number of forget passes.
 
     >>> frontier_area([(-6.0, 1.0), (0.0, 0.5)])  # (6·1 + 6·0.5) / 12
     0.75
 
     Args:
-        points: (log10 of Forget Quality, Model Utility) of each evaluation of the run, the starting model's included.
-        floor: log10 of the Forget Quality below which differences do not count, negative.
+        points: Pairs (log10 of Forget Quality, Model Utility), one for each evaluation of the run, the starting model's
+            included.
+        floor: Logarithm (base 10) of the Forget Quality below which differences do not count, negative.
 
     Raises:
         UserError: no point, a value that is NaN, a log10 above 0, a utility outside [0, 1], or `floor` not negative.
@@ -41,7 +43,7 @@ def frontier_area_ks(points: Iterable[tuple[float, float]]) -> float:
     In [0, 1], higher is better; also comparable between forget sets of different size.
 
     Args:
-        points: (1 - D, Model Utility) of each evaluation of the run, the starting model's included.
+        points: Pairs (1 - D, Model Utility), one for each evaluation of the run, the starting model's included.
 
     Raises:
         UserError: no point, or a value that is NaN or outside [0, 1].

@@ -1,4 +1,4 @@
-"""What leaks when a model is asked many times: leak@k, the expected best of k samples, and a bound per question."""
+"""Leaks of a model that is asked many times: leak@k, the expected best of k samples, and a bound per question."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def leak_at_k(leaks: int, samples: int, k: int) -> float:
     0.5
 
     Args:
-        leaks: c, number of samples that leak.
-        samples: n, number of samples.
+        leaks: Number c of samples that leak.
+        samples: Number n of samples.
         k: Number of answers that an attacker takes.
 
     Raises:
@@ -44,7 +44,7 @@ def expected_maximum(scores: npt.ArrayLike, k: int) -> float:
     0.8333
 
     Args:
-        scores: [n].
+        scores: Scores of the samples, [n].
         k: Number of answers that an attacker takes.
 
     Raises:
@@ -67,7 +67,7 @@ def clopper_pearson(count: int, total: int, level: float = 0.95) -> tuple[float,
     Args:
         count: Number of successes.
         total: Number of trials.
-        level: Coverage, at least so much.
+        level: Least coverage of the interval, in (0, 1).
 
     Raises:
         UserError: not 0 <= count <= total with at least one trial.

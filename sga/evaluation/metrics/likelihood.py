@@ -24,7 +24,7 @@ def probability(avg_nll: npt.ArrayLike) -> float:
     lower means more forgotten on the forget set.
 
     Args:
-        avg_nll: [N], nats per token.
+        avg_nll: Losses of the answers, [N], nats per token.
 
     Raises:
         UserError: empty, not one-dimensional, or not finite.
@@ -33,15 +33,15 @@ def probability(avg_nll: npt.ArrayLike) -> float:
 
 
 def normalized_probability(right_nll: npt.ArrayLike, wrong_nll: Sequence[npt.ArrayLike] | Floats) -> float:
-    """How much of the probability of all answer options falls on the right one (Probability on real authors, facts).
+    """Share of the right answer in the probability of all options (Probability on real authors and facts).
 
     ``mean(p_right / (p_right + sum_i p_wrong_i))`` with ``p = exp(-avg_nll)``, computed as
     ``exp(-logsumexp([0, right_nll - wrong_nll_i]))`` so that no probability underflows. TOFU's aggregation. In [0, 1],
     higher is better.
 
     Args:
-        right_nll: [N], nats per token, of the right answer.
-        wrong_nll: N sequences, of the wrong answers; their lengths may differ.
+        right_nll: Losses of the right answers, [N], nats per token.
+        wrong_nll: Losses of the wrong answers, N sequences whose lengths may differ, nats per token.
 
     Raises:
         UserError: empty, not finite, or `right_nll` and `wrong_nll` of different length.
@@ -57,7 +57,7 @@ class PerplexityResult:
 
     Attributes:
         log: Mean nll per token, nats; at least 0, lower is better on normal text.
-        value: exp of it; at least 1, infinite where that exceeds float64 (log above 709): use `log` there.
+        value: Perplexity, exp(log); at least 1, infinite where that exceeds float64 (log above 709): use `log` there.
     """
 
     log: float
@@ -70,7 +70,7 @@ def perplexity(total_nll: npt.ArrayLike, tokens: npt.ArrayLike) -> PerplexityRes
     ``exp(sum(total_nll) / sum(tokens))``. Lower is better on normal and retain text; above 1e10 the model has diverged.
 
     Args:
-        total_nll: Nats, summed over the tokens of a sequence: [N], or one number for the whole set.
+        total_nll: Losses in nats, summed over the tokens of a sequence: [N], or one number for the whole set.
         tokens: Number of scored tokens, of the same form.
 
     Raises:

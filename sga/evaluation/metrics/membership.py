@@ -12,7 +12,7 @@ from sga.evaluation.metrics.arrays import Floats, vector
 
 
 def membership_auc(member_scores: npt.ArrayLike, nonmember_scores: npt.ArrayLike) -> float:
-    """How well a score tells forget (members) from holdout (non-members): area under the ROC curve.
+    """AUC by which a score tells forget (members) from holdout (non-members): area under the ROC curve.
 
     ``P(member < non-member) + P(equal) / 2``, for scores that are *low* for members (loss, zlib, reference, Min-K %,
     Min-K %++). In [0, 1]: 1.0 = members recognised perfectly, 0.5 = not told apart, below = members look less familiar
@@ -20,8 +20,8 @@ def membership_auc(member_scores: npt.ArrayLike, nonmember_scores: npt.ArrayLike
     scikit-learn's ``roc_auc_score``, whose import would take three times as long as all of `sga score`.
 
     Args:
-        member_scores: [N], on the forget set.
-        nonmember_scores: [M], on the holdout set.
+        member_scores: Scores of the forget rows, [N], low for members.
+        nonmember_scores: Scores of the holdout rows, [M].
 
     Raises:
         UserError: one of the two is empty or not finite.
@@ -40,8 +40,8 @@ def min_k_score(token_logprobs: npt.ArrayLike, share: float = 0.4) -> float:
     take share = 0.4. Nats, at least 0; low = member.
 
     Args:
-        token_logprobs: [T], without the end-of-sequence token.
-        share: Share of the tokens that counts, in (0, 1].
+        token_logprobs: Log-probabilities of the answer tokens, [T], nats, without the end-of-sequence token.
+        share: Share of the tokens that is averaged, in (0, 1].
 
     Raises:
         UserError: no token, a value is not finite, or `share` is outside (0, 1].
@@ -58,10 +58,10 @@ def min_k_plus_plus_score(
     arXiv 2404.02936; the clamp is open-unlearning's. Standard deviations, any sign; low = member.
 
     Args:
-        token_logprobs: [T], without the end-of-sequence token.
-        mu: [T], mean of the log-probability under the model's own next-token distribution.
-        sigma2: [T], its variance.
-        share: Share of the tokens that counts, in (0, 1].
+        token_logprobs: Log-probabilities of the answer tokens, [T], nats, without the end-of-sequence token.
+        mu: Means of the log-probability under the model's own next-token distribution, [T], nats.
+        sigma2: Variances of the same log-probability, [T].
+        share: Share of the tokens that is averaged, in (0, 1].
 
     Raises:
         UserError: no token, lengths differ, a value is not finite, or `share` is outside (0, 1].

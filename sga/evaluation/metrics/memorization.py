@@ -16,7 +16,7 @@ def exact_memorization(argmax_hits: npt.ArrayLike) -> float:
     set.
 
     Args:
-        argmax_hits: [T] of bool, without the end-of-sequence token.
+        argmax_hits: True for each answer token that is the arg-max, [T], without the end-of-sequence token.
 
     Raises:
         UserError: no token, or a value that is neither true nor false.
@@ -25,7 +25,7 @@ def exact_memorization(argmax_hits: npt.ArrayLike) -> float:
 
 
 def extraction_strength(argmax_hits: npt.ArrayLike) -> float:
-    """The share of one answer that follows once its beginning is given: how long a suffix is all arg-max tokens.
+    """The share of one answer that follows once its beginning is given: length of the suffix of arg-max tokens.
 
     ``1 - k / T`` with the smallest k from which on every token is the arg-max; Carlini et al., arXiv 2012.07805. In
     [0, 1]; higher = more memorised, worse on the forget set; 0 when even the last token is not the arg-max.
@@ -36,7 +36,7 @@ def extraction_strength(argmax_hits: npt.ArrayLike) -> float:
     0.5
 
     Args:
-        argmax_hits: [T] of bool, without the end-of-sequence token.
+        argmax_hits: True for each answer token that is the arg-max, [T], without the end-of-sequence token.
 
     Raises:
         UserError: no token, or a value that is neither true nor false.

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from sacrebleu.metrics.bleu import BLEU
 
 RougeTokenizer = Literal["published", "unicode"]
-"""What ROUGE takes for words: runs of a-z and 0-9, as package ``rouge-score`` does, or words of any script."""
+"""Words of ROUGE: runs of a-z and 0-9, as package ``rouge-score`` does, or words of any script."""
 
 _UNSPACED = (
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
@@ -41,10 +41,10 @@ def rouge(
     [0.0, 0.5]
 
     Args:
-        generated: [N] texts.
-        truth: [N] texts.
-        stemmer: Whether words of more than three letters are cut to their stem.
-        tokenizer: What counts as a word.
+        generated: Texts that the model generated, [N].
+        truth: True texts, [N].
+        stemmer: True if words of more than three letters are truncated to their stem.
+        tokenizer: Definition of a word, ``published`` or ``unicode``.
 
     Returns:
         ``rouge1_recall``, ``rouge1_fmeasure``, ``rougeL_recall`` and ``rougeL_fmeasure``, each [N].
@@ -64,7 +64,7 @@ def rouge(
 
 
 def texts_without_words(texts: Sequence[str], tokenizer: RougeTokenizer = "published") -> int:
-    """How many texts have no word for ROUGE: against such a true text every generation scores 0.
+    """Number of texts without a word for ROUGE: against such a true text every generation scores 0.
 
     >>> texts_without_words(["Рига", "Riga"]), texts_without_words(["Рига", "Riga"], "unicode")
     (1, 0)
@@ -74,7 +74,7 @@ def texts_without_words(texts: Sequence[str], tokenizer: RougeTokenizer = "publi
 
 
 def texts_without_spaces(texts: Sequence[str]) -> int:
-    """How many texts are mostly of scripts without spaces, whose sentences sacrebleu's 13a takes for one word each.
+    """Number of texts mostly of scripts without spaces, whose sentences sacrebleu's 13a takes for one word each.
 
     >>> texts_without_spaces(["彼はリガで生まれた", "born in Riga", ""])
     1
@@ -117,9 +117,9 @@ def bleu(generated: Sequence[str], truth: Sequence[str], effective_order: bool =
     [60.7, 0.0]
 
     Args:
-        generated: [N] texts.
-        truth: [N] texts.
-        effective_order: Whether generations of fewer than four words are scored by the n-grams that they have.
+        generated: Texts that the model generated, [N].
+        truth: True texts, [N].
+        effective_order: True if generations of fewer than four words are scored by the n-grams that they have.
 
     Returns:
         [N].

@@ -32,9 +32,10 @@ def log_truth_ratio(
     array([1.5])
 
     Args:
-        right_nll: [N], nats per token, of the paraphrased answer (of the answer itself where there is no paraphrase).
-        wrong_nll: N sequences, of the perturbed answers; their lengths may differ.
-        mean: The mean over the perturbed answers' probabilities.
+        right_nll: Losses of the paraphrased answers (of the answer itself where there is no paraphrase), [N], nats per
+            token.
+        wrong_nll: Losses of the perturbed answers, N sequences whose lengths may differ, nats per token.
+        mean: Kind of the mean over the perturbed answers' probabilities.
 
     Returns:
         [N], log R.
@@ -59,7 +60,7 @@ def truth_ratio_retain(log_ratio: npt.ArrayLike) -> float:
     aggregation. In [0, 1], higher is better.
 
     Args:
-        log_ratio: [N], log R of `log_truth_ratio`.
+        log_ratio: Log truth ratios R of `log_truth_ratio`, [N].
 
     Raises:
         UserError: empty, not one-dimensional, or not finite.
@@ -74,7 +75,7 @@ def truth_ratio_forget(log_ratio: npt.ArrayLike) -> float:
     [0, 1]; higher means that the model does not tell right from wrong, which is better on a set to be forgotten.
 
     Args:
-        log_ratio: [N], log R of `log_truth_ratio`.
+        log_ratio: Log truth ratios R of `log_truth_ratio`, [N].
 
     Raises:
         UserError: empty, not one-dimensional, or not finite.

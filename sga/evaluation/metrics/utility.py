@@ -16,13 +16,13 @@ MODEL_UTILITY_PARTS = tuple(
 
 
 def model_utility(parts: Mapping[str, float]) -> float:
-    """What the model still can, in one number: the harmonic mean of nine scores on the sets that are to be kept.
+    """Model utility: the harmonic mean of nine scores on the sets that are to be kept.
 
     ``9 / sum(1 / part)``; 0 where any part is 0. TOFU's aggregation, arXiv 2401.06121 §2.2.1. In [0, 1], higher is
     better.
 
     Args:
-        parts: At least the names in `MODEL_UTILITY_PARTS`; others are not looked at.
+        parts: Scores by name, at least those of `MODEL_UTILITY_PARTS`; others are not read.
 
     Raises:
         UserError: a part is missing (all missing ones are named), negative or not finite.

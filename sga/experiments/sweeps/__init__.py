@@ -1,1 +1,1 @@
-"""Sweeps: many fits of one question, times seeds, shared by workers."""
+"""Sweeps: fits of many configurations on several seeds, shared by workers."""

@@ -1,4 +1,4 @@
-"""What a sweep file asks for: the runs, each with its whole configuration and a hash of it."""
+"""Sweep files: the runs that a file defines, each with its whole configuration and a hash of it."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ if TYPE_CHECKING:
 
 Stage = Literal["choose", "final"]
 DIRECTIONS = ("maximize", "minimize", "toward_reference")
-"""What an objective may ask for; toward_reference: the retained model's value, with both sides of it worse."""
+"""Directions of an objective; toward_reference is nearest to the retain model's value, with both sides worse."""
 
 
 _KEYS = {"config", "models", "common", "settings", "grid", "search", "seeds", "choose", "objectives", "keep_weights"}
 
 _BINDINGS = {"target": "model.language_model.name_or_path", "retain": "evaluation.reference"}
-"""The setting of a trial that each shared model is for."""
+"""Setting of a trial that gets the location of each shared model, by role."""
 
 _SLUG_LENGTH = 80
 
@@ -50,9 +50,9 @@ class Trial(Task):
     """A run of a sweep.
 
     Attributes:
-        values: Settings that set its configuration apart from the others of the sweep.
-        seed: Seed of the run.
-        stage: ``choose`` for a run that settings are chosen by, ``final`` for one that is reported.
+        values: Settings in which its configuration differs from the sweep's others, by dotted name.
+        seed: Seed of the run, for data and training.
+        stage: Stage of the run: ``choose`` if settings are chosen by it, ``final`` if it is reported.
     """
 
     values: Values = field(default_factory=dict)
@@ -62,7 +62,7 @@ class Trial(Task):
 
 @dataclass(frozen=True)
 class Result:
-    """Values of the objectives for a run that ended, or the reason why there are none."""
+    """Values of the objectives for a run that has ended, or the reason why there are none."""
 
     values: tuple[float, ...] = ()
     reason: str | None = None
@@ -70,9 +70,9 @@ class Result:
 
 @dataclass(frozen=True)
 class Search:
-    """An Optuna search: number of trials, and the sampler that draws them from distributions by setting.
+    """An Optuna search: distributions by setting, the number of trials, and the sampler that draws them.
 
-    Choices are numbers and texts to Optuna; blocks go in and come out as JSON.
+    Optuna's choices are numbers and texts, so configuration blocks are passed to it as JSON.
     """
 
     space: dict[str, Distribution]
@@ -81,13 +81,13 @@ class Search:
     seed: int
 
     def values(self, drawn: Mapping[str, Any]) -> Values:
-        """Settings that a draw means."""
+        """Settings by dotted name, decoded from the values that Optuna has drawn."""
         return {name: json.loads(one) if hasattr(self.space[name], "choices") else one for name, one in drawn.items()}
 
 
 @dataclass(frozen=True)
 class Choose:
-    """A first stage: `settings` are chosen on `seeds`, for each combination of the other values by itself."""
+    """First stage of a sweep: `settings` are chosen on `seeds`, separately for each combination of other values."""
 
     settings: tuple[str, ...]
     seeds: tuple[int, ...]
@@ -98,20 +98,21 @@ class Sweep:
     """A sweep file as read.
 
     Attributes:
-        path: The file.
-        base: The configuration that trials start from, common and own settings applied.
-        models: Tasks of the shared models, by role, and locations of those that are only taken.
-        grid: Settings with their values; empty for a search.
-        search: None for a grid.
-        seeds: Of the runs that are reported.
-        choose: None where nothing is chosen first.
-        objectives: Metrics with their direction of `DIRECTIONS`; the first is what is chosen by.
-        keep_weights: Whether finished trials keep checkpoints and model.
+        path: Path of the sweep file.
+        base: Configuration that all trials share, with common and own settings applied.
+        models: Shared models by role: tasks for those that are trained here (several for retained models), a location
+            for each existing one.
+        grid: Values of each setting to combine, by dotted name; empty for a search.
+        search: Optuna search that draws the trials; None for a grid.
+        seeds: Seeds of the reported runs.
+        choose: First stage in which settings are chosen; None without one.
+        objectives: Direction by metric, one of `DIRECTIONS`; choices are made by the first metric.
+        keep_weights: True to keep checkpoints and exported models of finished trials.
     """
 
     path: Path
     base: dict[str, Any]
-    models: dict[str, Task | str]
+    models: dict[str, tuple[Task, ...] | str]
     grid: dict[str, list[Any]]
     search: Search | None
     seeds: tuple[int, ...]
@@ -121,33 +122,39 @@ class Sweep:
 
     @property
     def key(self) -> str:
-        """Hash of the question: a sweep with another one shares nothing with this but runs that both ask for."""
+        """Hash of the sweep's definition; sweeps with different hashes share only runs that both define."""
         search = self.search and [repr(self.search.space), self.search.sampler, self.search.seed]  # trials may grow
         parts = [self.base, self.model_keys, self.grid, search, self.seeds, self.choose and vars(self.choose)]
         return digest([*parts, self.objectives])
 
     @cached_property
     def model_keys(self) -> dict[str, str]:
-        """Hash of each shared model by role; of one that is only taken, as it was when the file was read."""
+        """Hash of the shared models by role; an existing one is hashed as it was when the sweep file was read."""
         return {
-            role: one.key if isinstance(one, Task) else content_digest(one, rows=role == "retain")
-            for role, one in self.models.items()
+            role: content_digest(models, rows=role == "retain")
+            if isinstance(models, str)
+            else " ".join(one.key for one in models)
+            for role, models in self.models.items()
         }
 
     @property
     def model_tasks(self) -> list[Task]:
-        """The models that have to be trained first."""
-        return [one for one in self.models.values() if isinstance(one, Task)]
+        """Tasks of the shared models that have to be trained first."""
+        return [one for models in self.models.values() if not isinstance(models, str) for one in models]
 
     def task(self, values: Values, seed: int, stage: Stage = "final") -> Trial:
-        """The run of one combination of values and one seed."""
+        """Task for one combination of values and one seed."""
         config = applied(self.base, values)
         key = digest([config, self.model_keys])
         taken = {_BINDINGS[role]: one for role, one in self.models.items() if isinstance(one, str)}
         return Trial(
-            f"trials/{slug(values)}-{key[:8]}-seed{seed}",  # in this order the report sees what differs in the seed
+            f"trials/{slug(values)}-{key[:8]}-seed{seed}",  # the report groups runs whose names differ in the seed
             applied(config, {"seed_everything": seed, **taken}),
-            {_BINDINGS[role]: one for role, one in self.models.items() if isinstance(one, Task)},
+            {
+                _BINDINGS[role]: models if len(models) > 1 else models[0]
+                for role, models in self.models.items()
+                if not isinstance(models, str)
+            },
             digest([key, seed]),
             f"{label(values)}, seed {seed}",
             self.keep_weights,
@@ -157,7 +164,7 @@ class Sweep:
         )
 
     def combinations(self) -> list[Values]:
-        """The grid's combinations, the first setting varying slowest.
+        """Combinations of the grid's values, with the first setting varying slowest.
 
         >>> sweep = Sweep(Path("s"), {}, {}, {"a": [1, 2], "b": [3]}, None, (0,), None, {}, False)
         >>> sweep.combinations()
@@ -166,7 +173,7 @@ class Sweep:
         return [dict(zip(self.grid, row, strict=True)) for row in itertools.product(*self.grid.values())]
 
     def tasks(self, results: Mapping[str, Result]) -> list[Trial]:
-        """The grid's runs that are known so far: all but those whose settings are still to be chosen.
+        """Runs of the grid that are known so far: all but those whose settings are still to be chosen.
 
         Args:
             results: Results of runs that have ended, by key.
@@ -179,20 +186,20 @@ class Sweep:
             first += [task for several in tasks.values() for task in several]
             chosen = self.chosen(group, results)
             second += [self.task(chosen, seed) for seed in self.seeds] if chosen is not None else []
-        # A seed that is in both stages is one run; as a reported one it counts.
+        # A seed that is in both stages is one run, which counts as reported.
         final = {task.key for task in second}
         return [task for task in first if task.key not in final] + second
 
     @property
     def run_count(self) -> int:
-        """How many runs a grid takes in all, those that are still to be chosen included."""
+        """Number of runs of a grid, including those whose settings are still to be chosen."""
         if self.choose is None:
             return len(self.combinations()) * len(self.seeds)
         more = len(set(self.seeds) - set(self.choose.seeds))
         return len(self.combinations()) * len(self.choose.seeds) + len(self.groups()) * more
 
     def groups(self) -> list[list[Values]]:
-        """Combinations that differ in nothing but the settings that are to be chosen."""
+        """Groups of combinations that differ only in the settings to be chosen."""
         assert self.choose is not None, "there is something to choose"
         groups: dict[str, list[Values]] = {}
         for values in self.combinations():
@@ -201,9 +208,9 @@ class Sweep:
         return list(groups.values())
 
     def chosen(self, group: Sequence[Values], results: Mapping[str, Result]) -> Values | None:
-        """The best of a group by the mean first objective over the choosing seeds; the earlier one of equals.
+        """Best values of a group by the mean first objective over the choosing seeds; ties go to the earlier one.
 
-        None while a run is not finished, and for good where no combination came through on every seed.
+        None while a run is unfinished, and also in the end if no combination has finished on every seed.
         """
         assert self.choose is not None, "there is something to choose"
         sign = 1.0 if next(iter(self.objectives.values())) == "maximize" else -1.0
@@ -218,7 +225,7 @@ class Sweep:
         return group[-max(scores)[1]] if scores else None
 
     def at_edges(self, values: Values) -> list[str]:
-        """Chosen numbers that are the least or the greatest of those tried: beyond may be better ones."""
+        """Chosen numbers at either end of the values tried, in words: better ones may lie beyond."""
         found = []
         for name in self.choose.settings if self.choose is not None else ():
             tried = self.grid[name]
@@ -228,7 +235,7 @@ class Sweep:
         return found
 
     def examples(self) -> Iterator[Values]:
-        """Values among which each value of each setting occurs, to look at before anything runs."""
+        """Combinations in which each value of each setting occurs, for checks before anything runs."""
         if self.search is not None:
             options = {
                 name: [one.low] if hasattr(one, "low") else one.choices for name, one in self.search.space.items()
@@ -248,8 +255,8 @@ def read_sweep(path: Path, overrides: Values | None = None) -> Sweep:
     """Reads a sweep file; paths in it are relative to it.
 
     Args:
-        path: The file.
-        overrides: Settings of every run, models included, that win over the file's.
+        path: Path of the sweep file.
+        overrides: Settings by dotted name for every run, models included, which win over the file's.
 
     Raises:
         UserError: the file is missing or not of the expected form; names the place.
@@ -270,7 +277,7 @@ def read_sweep(path: Path, overrides: Values | None = None) -> Sweep:
     if not isinstance(keep, bool):
         raise UserError(f"{path}: keep_weights must be true or false, got {keep!r}")
     base = _quiet(named_config(path, plan.get("config"), settings), keep, path)
-    for role in models:  # where they are is set when the sweep folder is known, and is no part of the question
+    for role in models:  # their paths are set once the sweep folder is known, and do not count in the hash
         set_value(base, _BINDINGS[role], f"<{role}>")
     grid = mapping_value(plan.get("grid"), f"{path}: grid")
     grid = {name: list_value(values, f"{path}: grid: {name}") for name, values in grid.items()}
@@ -287,12 +294,12 @@ def read_sweep(path: Path, overrides: Values | None = None) -> Sweep:
         _objectives(plan.get("objectives", ["frontier_area"]), f"{path}: objectives"),
         keep,
     )
-    _ = sweep.model_keys  # of now: what is written into a taken model's folder later makes no other sweep of it
+    _ = sweep.model_keys  # hashed now: later files in an existing model's folder must not change the sweep's key
     return sweep
 
 
-def _model(path: Path, role: str, wanted: Any, common: Values) -> Task | str:
-    """A model that is to be trained, or the location of one that is there."""
+def _model(path: Path, role: str, wanted: Any, common: Values) -> tuple[Task, ...] | str:
+    """Tasks of the models of one role to be trained, or the location of an existing model."""
     if role not in _BINDINGS:
         raise UserError(f"{path}: models: there is no {role!r}; choose from {', '.join(_BINDINGS)}")
     where = f"{path}: models: {role}"
@@ -302,16 +309,26 @@ def _model(path: Path, role: str, wanted: Any, common: Values) -> Task | str:
         if not Path(location).exists():
             _check_elsewhere(role, location, where)
         return location
-    if not {"config"} <= set(wanted) <= {"config", "settings"}:
+    if not {"config"} <= set(wanted) <= {"config", "settings", "seeds"}:
         raise UserError(f"{where}: needs a config, with settings or without, or the folder of a model that is there")
-    settings = {**common, **mapping_value(wanted.get("settings"), where)}
-    config = _quiet(named_config(path, wanted["config"], settings), True, path)
-    key = digest(config)
-    return Task(f"models/{role}-{key[:8]}", config, key=key)
+    if "seeds" in wanted and role != "retain":
+        raise UserError(f"{where}: there is one {role}; several seeds are for the retained models")
+    seeds = (
+        [{"seed_everything": seed} for seed in _seeds(wanted["seeds"], f"{where}: seeds")]
+        if "seeds" in wanted
+        else [{}]
+    )
+    tasks = []
+    for seed in seeds:
+        settings = {**common, **mapping_value(wanted.get("settings"), where), **seed}
+        config = _quiet(named_config(path, wanted["config"], settings), True, path)
+        key = digest(config)
+        tasks.append(Task(f"models/{role}-{key[:8]}", config, key=key))
+    return tuple(tasks)
 
 
 def _check_elsewhere(role: str, location: str, where: str) -> None:
-    """Refuses the location of a model that is no file or folder, unless it may be a name on the Hub or several."""
+    """Refuses a model's location that is no file or folder, unless it may be a name on the Hub or several models."""
     from sga.models.pretrained import Pretrained  # takes seconds to import
 
     if location.startswith("["):
@@ -325,7 +342,7 @@ def _check_elsewhere(role: str, location: str, where: str) -> None:
 
 
 def _quiet(config: dict[str, Any], keep_weights: bool, path: Path) -> dict[str, Any]:
-    """What a run that nobody watches has, and the sweep folder that it goes to replaces."""
+    """Adapts a configuration to a sweep: no progress bar, no own run folder, no export unless weights are kept."""
     if "run" in config:
         block(config, "run", str(path)).pop("folder", None)
     block(config, "trainer", str(path)).setdefault("enable_progress_bar", False)
@@ -413,7 +430,7 @@ def _seeds(wanted: Any, where: str) -> tuple[int, ...]:
 
 
 def label(values: Values) -> str:
-    """A configuration in words, by the settings that are varied.
+    """Label of a configuration in words, by the settings that are varied.
 
     >>> label({"model.loss": {"class_path": "sga.GradientDifference", "init_args": {"normal_weight": 1.5}},
     ...        "model.optimizer.lr": 0.0002})
@@ -427,7 +444,7 @@ def label(values: Values) -> str:
 
 
 def short_names(names: Sequence[str]) -> dict[str, str]:
-    """The last part of each dotted name, and as many more as tell it from the others."""
+    """Shortest unique ending of each dotted name, by full name."""
     shown = {}
     for name in names:
         parts = name.split(".")
@@ -439,7 +456,7 @@ def short_names(names: Sequence[str]) -> dict[str, str]:
 
 
 def value_text(value: Any) -> str:
-    """A value in words; of a block the class and its arguments."""
+    """A value in words; for a block its class and arguments."""
     if isinstance(value, dict) and "class_path" in value:
         name = str(value["class_path"]).rpartition(".")[2]
         arguments = value.get("init_args") or {}
@@ -457,6 +474,6 @@ def _nested(value: Any) -> str:
 
 
 def slug(values: Values) -> str:
-    """`label` as the name of a folder."""
+    """`label` in the form of a folder name."""
     name = re.sub(r"(?:[^A-Za-z0-9.+-]|\.{2,})+-?", "-", label(values).replace("=", "")).strip("-.")
     return name[:_SLUG_LENGTH].strip("-.") or "trial"

@@ -15,14 +15,13 @@ from sga.experiments.sweeps.results import (
     collect,
     finished_run,
     in_order,
-    markdown,
     metrics,
     others,
     pareto_front,
-    summary,
-    sweep_table,
+    shown_metrics,
 )
-from sga.experiments.task import Task, read_state
+from sga.experiments.sweeps.tables import ceiling, ceiling_label, markdown, summary, sweep_table
+from sga.experiments.task import read_state
 from sga.files import write_json, write_text
 from sga.report.charts import Curve, CurvePoint, pareto_chart
 from sga.report.conclusions import FORGET_QUALITY_LEVEL
@@ -74,7 +73,9 @@ def sweep_page(sweep: Sweep, rows: Sequence[Row], folder: Path, left_over: Seque
         edges=[f"{row.label}: {edge}" for row in final for edge in sweep.at_edges(row.values)],
         left_over=left_over,
         sources=len({str(read_state(path).get("source")) for row in rows for path in row.folders.values()}),
-        shown=metrics(sweep),
+        shown=shown_metrics(sweep, rows),
+        ceiling=ceiling(metrics(sweep), rows),
+        ceiling_label=ceiling_label(rows),
         cost_heads=_COST_HEADS,
         measured=lambda rows: [name for name in COSTS if any(row.single(name) for row in rows)],
         in_order=lambda rows: in_order(sweep, rows),
@@ -120,11 +121,11 @@ def _styles(rows: Sequence[Row]) -> dict[str, Style]:
 
 
 def _retain_utility(sweep: Sweep, folder: Path) -> float | None:
-    retain = sweep.models.get("retain")
-    if retain is None:
-        return None
-    place = folder / retain.name if isinstance(retain, Task) else Path(retain)
-    return load_run(place).value("utility") if RunFolder(place).chosen_path.is_file() else None
+    retain = sweep.models.get("retain", ())
+    places = [Path(retain)] if isinstance(retain, str) else [folder / one.name for one in retain]
+    runs = [load_run(place) for place in places if RunFolder(place).chosen_path.is_file()]
+    found = [value for run in runs if (value := run.value("utility")) is not None]
+    return sum(found) / len(found) if found else None
 
 
 def _pareto(

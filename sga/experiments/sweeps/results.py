@@ -1,52 +1,52 @@
-"""What came out of a sweep: one row per configuration, with means over seeds, and what it cost."""
+"""Results of a sweep: one row per configuration, with the seeds' values, and what it cost."""
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 from sga.errors import UserError
 from sga.evaluation.ranges import possible_range
 from sga.experiments.configuration import Values
-from sga.experiments.sweeps.definition import Result, Stage, Sweep, Trial, label, short_names
+from sga.experiments.sweeps.definition import Result, Stage, Sweep, Trial, label
 from sga.experiments.task import read_state
 from sga.runs.folder import NO_METRIC, Run, RunFolder, load_run
 
-METRICS = ("frontier_area", "frontier_area_ks", "forget_quality_log10", "model_utility", "model_utility_unseen")
-"""Shown beside the objectives; frontier areas are of whole runs, the others of the chosen evaluation."""
+METRICS = (
+    *("frontier_area", "frontier_area_ks", "forget_quality_log10", "forget_quality_log10_min"),
+    *("forget_quality_log10_max", "model_utility", "model_utility_unseen"),
+)
+"""Shown beside the objectives; frontier areas are of whole runs, the others of the chosen evaluation. With several
+references, ``_min`` and ``_max`` are the range over them."""
 NORMAL_DATA = ("normals/similarity", "normals/gradient_cosine", "normals/paper_rate")
 """Shown where the normal data is what varies: mean TF-IDF cosine to the forget sample, and of the first epoch's looks
 at gradients the mean cosine and r*."""
 COSTS = ("seconds", "tokens", "peak_memory_bytes", "peak_gpu_memory_bytes")
 WRITTEN_DIGITS = 3
-"""Decimals of a mean on the page; means that are written alike count as equal."""
+"""Number of decimals of a mean on the page; means that are written alike count as equal."""
 _REFERENCE_IS_BEST = ("privleak", "verbmem", "knowmem_forget")
-_FORGET_SHARES = ("probability", "rouge_l_recall", "exact_memorization", "extraction_strength")
+_FORGET_SHARES = ("probability", "rouge_l_recall", "exact_memorization", "extraction_strength", "bleu")
+_PER_CENT = (*_REFERENCE_IS_BEST, "bleu")
 
 
 @dataclass(frozen=True)
 class SeedMean:
-    """A mean over seeds, with nothing said of other seeds: a few of them bear no interval.
+    """A mean over seeds, without an interval: a few seeds do not suffice for one.
 
     Attributes:
-        mean: Of the values.
-        values: One for each seed that has it.
+        mean: Arithmetic mean of the values.
+        values: Value of each seed that has one.
     """
 
     mean: float
     values: tuple[float, ...]
 
     def single(self, number: Callable[[float], str]) -> str:
-        """The values as text; empty for a single seed, and where all give the same."""
+        """Values of the seeds as text; empty for a single seed, and if all values are equal."""
         return ", ".join(map(number, self.values)) if min(self.values) < max(self.values) else ""
 
 
@@ -57,13 +57,13 @@ def seed_mean(values: Sequence[float]) -> SeedMean | None:
     SeedMean(mean=2.0, values=(1.0, 2.0, 3.0))
 
     Args:
-        values: One a seed.
+        values: Value of each seed.
     """
     return SeedMean(math.fsum(values) / len(values), tuple(values)) if values else None
 
 
 def pareto_front(points: Sequence[Sequence[float]], directions: Sequence[str]) -> list[int]:
-    """Indices of the points that no other is as good as in everything and better in something.
+    """Indices of the Pareto-optimal points: no other point is at least as good in all and better in one.
 
     >>> pareto_front([(1, 5), (2, 4), (1, 4), (3, 1)], ["maximize", "maximize"])
     [0, 1, 3]
@@ -79,13 +79,13 @@ def pareto_front(points: Sequence[Sequence[float]], directions: Sequence[str]) -
 
 @dataclass(frozen=True)
 class Row:
-    """One configuration.
+    """Runs of one configuration over its seeds.
 
     Attributes:
-        values: What sets it apart.
-        stage: Whether it is reported or something was chosen by it.
+        values: Settings in which it differs from the other configurations, by dotted name.
+        stage: Stage of its runs: ``final`` if they are reported, ``choose`` if settings are chosen by them.
         folders: Run folders of finished runs, by seed.
-        failed: Why runs failed, by seed.
+        failed: Reason of each failed run, by seed.
         missing: Seeds of runs that are not finished.
     """
 
@@ -101,36 +101,36 @@ class Row:
         return label(self.values)
 
     def single(self, name: str) -> dict[int, float]:
-        """A metric or cost by seed, where a run has it."""
+        """A metric or cost by seed, for runs that have it."""
         found = {seed: objective(folder, name) for seed, folder in self.folders.items()}
         return {seed: value for seed, value in found.items() if isinstance(value, float)}
 
     def score(self, name: str, direction: str) -> float | None:
-        """What the row is ranked by: the mean over seeds of a metric, or of its distance from the reference's value."""
+        """Score that rows are ranked by: mean over seeds of a metric, or of its distance from the reference's value."""
         found = [ranking_value(folder, name, direction) for folder in self.folders.values()]
         known = [value for value in found if isinstance(value, float)]
         return math.fsum(known) / len(known) if known else None
 
     def side(self, name: str) -> str:
-        """``over-unlearned`` or ``under-unlearned`` where all seeds lie on that side of the reference, else empty."""
+        """``over-unlearned`` or ``under-unlearned`` if all seeds lie on that side of the reference, else empty."""
         sides = {side_of_reference(folder, name) for folder in self.folders.values()}
         return sides.pop() if len(sides) == 1 else ""
 
     def estimate(self, name: str) -> SeedMean | None:
-        """A metric or cost over the seeds."""
+        """Mean of a metric or cost over the seeds; None without a value."""
         return seed_mean(list(self.single(name).values()))
 
     def cost(self, name: str) -> float | None:
-        """Cost of a run: of memory the most of all seeds, otherwise the mean."""
+        """Cost of a run: for memory the largest over seeds, otherwise the mean."""
         found = list(self.single(name).values())
         return None if not found else max(found) if "memory" in name else math.fsum(found) / len(found)
 
 
 def finished_run(folder: Path) -> Run:
-    """A finished run, read once.
+    """Opens a finished run; the result is cached until the run changes.
 
     Raises:
-        UserError: it is not complete, or damaged.
+        UserError: the run is not finished, or its files are damaged.
     """
     path = RunFolder(folder).chosen_path
     return _loaded(folder, path.stat().st_mtime_ns if path.is_file() else 0)
@@ -141,7 +141,7 @@ def _loaded(folder: Path, written: int) -> Run:
     return load_run(folder)
 
 
-def _value(run: Run, name: str) -> float | None:
+def metric_value(run: Run, name: str) -> float | None:
     """A metric of the chosen evaluation, with or without the benchmark's prefix."""
     for found in (run.chosen.get(name), run.chosen.get(f"{run.benchmark}/{name}")):
         if isinstance(found, int | float) and not isinstance(found, bool):
@@ -150,7 +150,7 @@ def _value(run: Run, name: str) -> float | None:
 
 
 def objective(folder: Path, name: str) -> float | str:
-    """A metric of a finished run, with or without the benchmark's prefix, or why it is absent."""
+    """Value of a metric of a finished run (the name with or without the benchmark's prefix), or why it is absent."""
     if name == "peak_memory_bytes":  # seen from outside, not by the run
         return float(read_state(folder)[name])
     try:
@@ -159,15 +159,25 @@ def objective(folder: Path, name: str) -> float | str:
         return str(error)
     if name == "seconds":  # of the whole run; the chosen evaluation may be an earlier one
         return float(run.evaluations[-1]["seconds"])
-    value = _value(run, name)
+    value = metric_value(run, name)
     return run.why_absent(name.removeprefix(f"{run.benchmark}/")) if value is None else value
 
 
-def reference_value(run: Run, name: str) -> float | str:
-    """The retained model's value of a metric, the mean over several of them, or why it is not known.
+def reference_paths(run: Run) -> list[str]:
+    """Paths of the retained models' runs or logs that a run was compared with.
 
-    PrivLeak's is 0 by definition, and the AUC of Min-K % stands in the run itself; all others are the chosen
-    evaluation's of the run folders that the run names as its reference.
+    Raises:
+        UserError: its configuration is damaged.
+    """
+    given = run.config.get("evaluation", {}).get("reference")
+    return [given] if isinstance(given, str) else list(given or ())
+
+
+def reference_value(run: Run, name: str) -> float | str:
+    """The retain model's value of a metric (the mean over several retain models), or why it is not known.
+
+    PrivLeak's is 0 by definition, and the AUC of Min-K % is in the run's own metrics. All others come from the chosen
+    evaluation of the run folders that the run names as its reference.
     """
     if name.rpartition("/")[2] == "privleak":
         return 0.0
@@ -175,16 +185,15 @@ def reference_value(run: Run, name: str) -> float | str:
     if name.endswith("mia/min_k") and isinstance(stated, float):
         return stated
     try:
-        given = run.config.get("evaluation", {}).get("reference")
+        paths = reference_paths(run)
     except UserError as error:
         return f"{name} has no reference: {error}"
-    paths = [given] if isinstance(given, str) else list(given or ())
     if not paths:
         return f"{name} has no reference: the run names none (evaluation.reference)"
     found = []
     for path in paths:
         try:
-            value = _value(finished_run(Path(path)), name)
+            value = metric_value(finished_run(Path(path)), name)
         except UserError as error:
             return f"{name} has no reference: {error}"
         if value is None:
@@ -194,7 +203,7 @@ def reference_value(run: Run, name: str) -> float | str:
 
 
 def ranking_value(folder: Path, name: str, direction: str) -> float | str:
-    """What a run is ranked by: a metric, or its distance from the reference's value; or why there is none."""
+    """Value that a run is ranked by: a metric, or its distance from the reference's value; or why there is none."""
     value = objective(folder, name)
     if direction != "toward_reference" or isinstance(value, str):
         return value
@@ -203,7 +212,7 @@ def ranking_value(folder: Path, name: str, direction: str) -> float | str:
 
 
 def side_of_reference(folder: Path, name: str) -> str:
-    """On which side of the reference's value a run's metric lies, where both sides are worse than the value itself.
+    """Side of the reference's value on which a run's metric lies, for metrics with both sides worse than that value.
 
     Empty within a tenth of the metric's range (ten of PrivLeak's per cent), without a reference, and for metrics that
     have a direction.
@@ -215,7 +224,7 @@ def side_of_reference(folder: Path, name: str) -> str:
     if isinstance(value, str):
         return ""
     reference = reference_value(finished_run(folder), name)
-    near = 10.0 if last in _REFERENCE_IS_BEST else 0.1
+    near = 10.0 if last in _PER_CENT else 0.1
     if isinstance(reference, str) or abs(value - reference) <= near:
         return ""
     return "over-unlearned" if (value > reference) == (last == "privleak") else "under-unlearned"
@@ -227,10 +236,10 @@ def _of_forget_set(name: str) -> bool:
 
 
 def check_objectives(sweep: Sweep, folder: Path) -> None:
-    """Refuses objectives that a finished run does not have, and that no metric is named; no other run would have them.
+    """Refuses objectives that a finished run does not have and that are no metric's name, before other runs are made.
 
     Raises:
-        UserError: there is one; names those that are alike.
+        UserError: there is such an objective; suggests similar names.
     """
     for name in sweep.objectives:
         if objective(folder, name) != NO_METRIC or name in NORMAL_DATA or possible_range(name) != (None, None):
@@ -246,7 +255,7 @@ def check_objectives(sweep: Sweep, folder: Path) -> None:
 
 
 def disk_results(sweep: Sweep, folder: Path) -> dict[str, Result]:
-    """Results of the runs in a sweep folder that have ended, by key, whatever made them."""
+    """Results of all runs in a sweep folder that have ended, by key, also of runs from an earlier sweep file."""
     found = {}
     for place in sorted(folder.glob("trials/*")):
         state = read_state(place)
@@ -261,7 +270,7 @@ def disk_results(sweep: Sweep, folder: Path) -> dict[str, Result]:
 
 
 def collect(sweep: Sweep, tasks: Iterable[Trial], folder: Path) -> list[Row]:
-    """Rows of these tasks, in their order; what lies in the folder besides does not count."""
+    """Rows of these tasks, in their order; other runs in the folder do not count."""
     results = disk_results(sweep, folder)
     rows: dict[tuple[str, str], Row] = {}
     for task in tasks:
@@ -278,24 +287,29 @@ def collect(sweep: Sweep, tasks: Iterable[Trial], folder: Path) -> list[Row]:
 
 
 def others(tasks: Iterable[Trial], folder: Path) -> list[str]:
-    """Run folders under ``trials`` that are of none of these tasks, but of an earlier version of the sweep file."""
+    """Names of run folders under ``trials`` of no present task: they come from an earlier version of the sweep file."""
     mine = {task.name for task in tasks}
     found = sorted(place.name for place in folder.glob("trials/*") if read_state(place))
     return [name for name in found if f"trials/{name}" not in mine]
 
 
 def metrics(sweep: Sweep) -> list[str]:
-    """What the table shows: objectives first."""
+    """Names of the metrics in the table, objectives first."""
     varied = [*sweep.grid, *(sweep.search.space if sweep.search is not None else ())]
     about_normals = any(name.startswith(("data.pairing", "data.pairs", "data.pool_size")) for name in varied)
     names = [*METRICS, *(NORMAL_DATA if about_normals else ())]
     return [*sweep.objectives, *(name for name in names if name not in sweep.objectives)]
 
 
-def best_rows(sweep: Sweep, rows: Sequence[Row]) -> list[int]:
-    """Indices of the reported rows that no other is as good as in all objectives, by means as they are written.
+def shown_metrics(sweep: Sweep, rows: Sequence[Row]) -> list[str]:
+    """Columns of a table: objectives, and of the other metrics those that a row has."""
+    return [name for name in metrics(sweep) if name in sweep.objectives or any(row.single(name) for row in rows)]
 
-    A tie names none, and nor does a single seed, which does not say what another would give.
+
+def best_rows(sweep: Sweep, rows: Sequence[Row]) -> list[int]:
+    """Indices of the reported rows on the Pareto front of the objectives, by their means as written on the page.
+
+    Rows that tie are left out, and so are rows of a single seed, which says nothing about other seeds.
     """
     known = {}
     for index, row in enumerate(rows):
@@ -307,113 +321,10 @@ def best_rows(sweep: Sweep, rows: Sequence[Row]) -> list[int]:
     return [index for index in front if means.count(known[index]) == 1 and len(rows[index].folders) > 1]
 
 
-def sweep_table(sweep: Sweep, rows: Sequence[Row]) -> str:
-    """The rows as CSV; numbers in full, single seeds' values in one cell."""
-    names = list(dict.fromkeys(name for row in rows for name in row.values))
-    short = short_names(names)
-    shown = metrics(sweep)
-    best = set(best_rows(sweep, rows))
-    head = ["stage", "configuration", *(short[name] for name in names), "seeds", "failed", "missing", "best"]
-    for name in shown:
-        head += [name, f"{name}/values"]
-    head += COSTS
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(head)
-    for index, row in enumerate(rows):
-        line: list[Any] = [row.stage, row.label, *(_cell(row.values.get(name, "")) for name in names)]
-        line += [_joined(row.folders), _joined(row.failed), _joined(row.missing), int(index in best)]
-        for name in shown:
-            one = row.estimate(name)
-            line += [one.mean, _joined(one.values)] if one else [None] * 2
-        writer.writerow([*line, *map(row.cost, COSTS)])
-    return out.getvalue()
-
-
 def in_order(sweep: Sweep, rows: Sequence[Row]) -> list[Row]:
-    """The rows by their means of the first objective, the best first; those without a value last."""
+    """The rows sorted by the mean of the first objective, best first; rows without a value last."""
     name, direction = next(iter(sweep.objectives.items()))
     sign = -1.0 if direction == "maximize" else 1.0
     found = {index: row.score(name, direction) for index, row in enumerate(rows)}
     means = {index: math.inf if one is None else sign * one for index, one in found.items()}
     return [rows[index] for index in sorted(means, key=means.__getitem__)]
-
-
-def markdown(sweep: Sweep, rows: Sequence[Row]) -> str:
-    """The reported rows as a Markdown table, the best first: means with the seeds' values, costs of a run."""
-    final = in_order(sweep, [row for row in rows if row.stage == "final"])
-    shown = [name for name in metrics(sweep) if any(row.estimate(name) for row in final)]
-    heads = ["configuration", "seeds", *shown, "seconds", "tokens"]
-    lines = [heads, ["---"] * len(heads)]
-    for row in final:
-        seeds = [", ".join(map(str, row.folders))]
-        seeds += [f"{len(part)} {what}" for part, what in ((row.failed, "failed"), (row.missing, "missing")) if part]
-        costs = [row.estimate(name) for name in ("seconds", "tokens")]
-        cells = [", ".join(filter(None, [_with_seeds(row.estimate(name), 2), row.side(name)])) for name in shown]
-        cells += ["" if cost is None else f"{cost.mean:,.0f}" for cost in costs]
-        lines.append([row.label, ", ".join(filter(None, seeds)), *cells])
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
-def _with_seeds(found: SeedMean | None, digits: int, absent: str = "") -> str:
-    if found is None:
-        return absent
-    single = found.single(lambda value: f"{value:.{digits}f}")
-    return f"{found.mean:.{digits}f}{single and f' ({single})'}"
-
-
-def terminal_table(sweep: Sweep, rows: Sequence[Row]) -> str:
-    """The reported rows with their objectives, best first."""
-    final = in_order(sweep, [row for row in rows if row.stage == "final"])
-    lines = [["configuration", *sweep.objectives]]
-    lines += [[row.label, *(_with_seeds(row.estimate(name), 3, "–") for name in sweep.objectives)] for row in final]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    shown = "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
-    return f"\n{shown}"
-
-
-def summary(sweep: Sweep, rows: Sequence[Row], left_over: Sequence[str]) -> dict[str, Any]:
-    """results.json: the sweep, its rows, and every run's metrics."""
-    best = set(best_rows(sweep, rows))
-    paths = [path for row in rows for path in row.folders.values()]
-    sources = {read_state(path).get("source") for path in paths}
-    info = finished_run(paths[0]).info if paths else {}
-    return {
-        "sweep": sweep.path.name,
-        "key": sweep.key,
-        "date": datetime.now(timezone.utc).isoformat(timespec="minutes"),
-        "device": info.get("device"),
-        "versions": info.get("versions"),
-        "objectives": sweep.objectives,
-        "sources": sorted(str(source) for source in sources),
-        "not_counted": list(left_over),
-        "rows": [
-            {
-                "configuration": row.label,
-                "stage": row.stage,
-                "values": row.values,
-                "best": index in best,
-                "failed": row.failed,
-                "missing": row.missing,
-                "metrics": {name: vars(found) for name in metrics(sweep) if (found := row.estimate(name))},
-                "cost": {name: vars(found) for name in COSTS if (found := row.estimate(name))},
-                "runs": {seed: _run(path) for seed, path in row.folders.items()},
-            }
-            for index, row in enumerate(rows)
-        ],
-    }
-
-
-def _run(path: Path) -> dict[str, Any]:
-    run = finished_run(path)
-    # Intervals over rows of every evaluation would be most of the file; the chosen one keeps its own.
-    points = [{name: value for name, value in line.items() if "/ci_" not in name} for line in run.evaluations]
-    return {"folder": path.name, **run.chosen, "evaluations": points}
-
-
-def _cell(value: Any) -> Any:
-    return json.dumps(value) if isinstance(value, dict | list) else value
-
-
-def _joined(values: Iterable[Any]) -> str:
-    return " ".join(str(value) for value in values)

@@ -1,4 +1,4 @@
-"""Trials that an Optuna study draws when there is room; how they ended is read from their run folders."""
+"""Trials drawn by an Optuna study when there is room for more; their results are read from the run folders."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ JOURNAL = "journal.log"
 
 
 def optuna() -> Any:
-    """The package.
+    """Imports Optuna, which is optional.
 
     Raises:
-        UserError: it is not installed.
+        UserError: Optuna is not installed; names the extra to install.
     """
     try:
         import optuna
@@ -39,10 +39,10 @@ def optuna() -> Any:
 
 
 def open_journal(folder: Path) -> JournalStorage:
-    """The storage of a search: a journal file in the sweep's folder.
+    """Opens the storage of a search, a journal file in the sweep's folder.
 
     Raises:
-        UserError: Optuna is not installed, or the journal is damaged elsewhere than in its last line.
+        UserError: Optuna is not installed, or the journal is damaged before its last line.
     """
     optuna()
     from optuna.storages import JournalStorage
@@ -52,7 +52,7 @@ def open_journal(folder: Path) -> JournalStorage:
     folder.mkdir(parents=True, exist_ok=True)
 
     class Lock(JournalFileSymlinkLock):
-        """Optuna's lock; who gets it finds the journal whole, whatever a killed writer has left."""
+        """Optuna's lock, which also removes a line half written by a killed process when it is acquired."""
 
         def acquire(self) -> bool:
             acquired = super().acquire()
@@ -73,9 +73,9 @@ def open_journal(folder: Path) -> JournalStorage:
 
 
 def trim(path: Path) -> None:
-    """Takes away a last line that is half written; a file named ``….torn`` beside the journal keeps it.
+    """Moves a half-written last line of the journal to a file ``….torn`` beside it.
 
-    The next line would be glued to it, and a journal with such a line cannot be opened again.
+    The next line would otherwise be appended to it, and a journal with such a line cannot be opened again.
     """
     with path.open("a+b") as file:
         if file.tell() == 0:
@@ -93,14 +93,14 @@ def trim(path: Path) -> None:
 
 
 class Draws:
-    """The trials of a search, which commands on the same folder share.
+    """Trials of a search, shared by all commands on the same folder.
 
-    Nobody owns a trial: whoever has room makes its runs, and whoever sees them finished tells the study. A trial with
-    a failed run is not told, and stays running there: it may be made again.
+    No command owns a trial: any with room runs it, and any that sees it finished reports it to the study. A trial with
+    a failed run is not reported and stays "running" in the study, because it may be retried.
 
     Args:
-        sweep: A sweep with a search.
-        folder: The sweep's.
+        sweep: Sweep with a search.
+        folder: Folder of the sweep, with the journal and the run folders.
     """
 
     def __init__(self, sweep: Sweep, folder: Path) -> None:
@@ -114,14 +114,14 @@ class Draws:
         )
 
     def tasks(self, room: int = 0) -> list[Trial]:
-        """Runs of the trials so far; new ones are drawn for as many runs as there is room for."""
+        """Runs of all trials so far; new trials are drawn for `room` more runs."""
         self._tell()
         for _ in range(0, room, len(self.sweep.seeds)):
             self._ask()
         return [task for trial in self._drawn() for task in self._runs(trial)]
 
     def _drawn(self) -> list[FrozenTrial]:
-        """Trials that count: not one whose drawing was interrupted."""
+        """Trials with values; a trial whose drawing was interrupted does not count."""
         return [trial for trial in self.study.get_trials(deepcopy=False) if "values" in trial.user_attrs]
 
     def _runs(self, trial: FrozenTrial) -> list[Trial]:
@@ -129,14 +129,14 @@ class Draws:
         return [self.sweep.task(values, seed) for seed in self.sweep.seeds]
 
     def _ask(self) -> None:
-        """Draws one more trial, if it is not the last one, and nobody else draws one now."""
+        """Draws one more trial, unless all are drawn or another command is drawing one now."""
         optuna_ = optuna()
         try:
             with write_lock(self.folder / JOURNAL):
                 number = len(self._drawn())
                 if number >= self.search.trials:
                     return
-                # A seed of its own for each trial: commands that shared one would draw the same.
+                # Each trial has its own seed: commands that shared one would draw the same values.
                 seed = zlib.crc32(f"{self.search.seed}/#{number}".encode())
                 samplers = {"tpe": optuna_.samplers.TPESampler, "random": optuna_.samplers.RandomSampler}
                 self.study.sampler = samplers[self.search.sampler](seed=seed)
@@ -146,7 +146,7 @@ class Draws:
             return
 
     def _tell(self) -> None:
-        """Tells the study the means of trials whose runs have all finished."""
+        """Reports the mean objectives of trials whose runs have all finished to the study."""
         waiting = [trial for trial in self._drawn() if not trial.state.is_finished()]
         results = disk_results(self.sweep, self.folder) if waiting else {}
         for trial in waiting:

@@ -1,0 +1,87 @@
+"""Kinds of normals, moving rates and group sizes on many worlds: runs a plan, and collects what it has given.
+
+    python benchmarks/rates_and_normals.py run PLAN --folder FOLDER
+    python benchmarks/rates_and_normals.py collect PLAN --folder FOLDER --to FILE.json.gz
+
+The protocol is docs/experiments/rates-and-normals.md. A plan, as in benchmarks/rates-and-normals/*.yaml, has a base
+model that has read other authors, worlds (seeds of the built-in authors and of the runs), retained models and recipes
+by stage. All models of a world start from the base. A recipe with `replays` takes the λ of another one's steps. Runs
+are ordinary `sga fit`s, one after the other in this process; what is finished is reused, so that the command can be
+given again, and by several processes at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+from pathlib import Path
+
+from hand_over import NAME_OR_PATH, Patient, collected, made
+
+from sga.experiments.engine import run
+from sga.experiments.task import Task
+from sga.files import read_json_object, read_yaml
+from sga.runs.folder import RunFolder
+
+TARGET = ["benchmarks/authors", "methods/target", "pairs/authors/target"]
+REPLAYED = "model.loss.normal_weight.file"
+STARTED = {"model.language_model": {"class_path": "sga.Pretrained", "init_args": {"name_or_path": "base"}}}
+
+
+def read_plan(path: Path) -> list[Task]:
+    """All tasks of a plan: of each stage world by world, and in each world first what its recipes need."""
+    plan = read_yaml(path)
+    common, training = plan["common"], plan["training"]
+    source = {"data.source.init_args": {**common["data.source.init_args"], **plan["base"]["source"]}}
+    base = made("base", TARGET, {**common, **plan["base"]["settings"], **source})
+    found: list[Task] = []
+    for stage in plan["stages"]:
+        for world in stage["worlds"]:
+            seeds = {**common, "data.source.init_args.seed": world, "seed_everything": world}
+            trained = {**seeds, **STARTED, **training}
+            settings = {**trained, "data.train_on": ["forget", "retain"], "trainer.limit_val_batches": 0}
+            target = made(f"{world}/target", TARGET, settings, {NAME_OR_PATH: base})
+            found.append(target)
+            for number in plan["retained"]:
+                settings = {**trained, **plan["unkept"], "data.train_on": ["retain"]}
+                settings["seed_everything"] = 1000 * world + number
+                files = ["benchmarks/authors", "methods/retain", "pairs/authors/retain"]
+                found.append(made(f"{world}/retained-{number}", files, settings, {NAME_OR_PATH: base}))
+            runs: dict[str, Task] = {}
+            for name in stage["recipes"]:
+                recipe = plan["recipes"][name]
+                settings = {**seeds, **plan["rule"], **plan["unlearning"], **plan["unkept"], **recipe["settings"]}
+                needs = {NAME_OR_PATH: target}
+                if "replays" in recipe:
+                    needs[REPLAYED] = runs[recipe["replays"]]
+                    settings["model.loss.normal_weight.seed"] = world
+                files = ["benchmarks/authors", f"methods/{recipe.get('method', 'gd')}"]
+                runs[name] = made(f"{world}/{name}", files, settings, needs)
+            found += runs.values()
+    return list({one.key: one for one in found}.values())
+
+
+def main() -> None:
+    """Runs a plan, or collects what it has given."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("verb", choices=("run", "collect"))
+    parser.add_argument("plan", type=Path)
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--to", type=Path, help="file that is collected into")
+    options = parser.parse_args()
+    tasks = read_plan(options.plan)
+    if options.verb == "run":
+        run(tasks, options.folder, Patient(lambda line: None), retry=False)
+        return
+    found = collected([one for one in tasks if one.name != "base" and not one.name.endswith("/target")], options.folder)
+    for name, one in found["runs"].items():
+        path = RunFolder(options.folder / name).rates_path
+        one["rates"] = read_json_object(path)["values"] if path.is_file() else None
+    found["runs"] = {name.replace("/retained-", "/judged-"): one for name, one in found["runs"].items()}
+    with gzip.open(options.to, "wt", encoding="utf-8") as file:
+        json.dump(found, file)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,48 @@
+"""What libraries print that a user of the command line can do nothing about, hidden in one place."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from pathlib import Path
+
+_VARIABLE = "SGA_VERBOSE"
+_PACKAGE = str(Path(__file__).parents[1])
+_WARNINGS = (
+    ".*LightningCLI's args parameter.*",
+    ".*does not have many workers.*",
+    ".*treespec.*",
+    ".*`weights_only` was not set.*",
+)
+
+
+def hide_noise() -> None:
+    """Hides bars of loading and writing weights, and what Lightning and datasets say of themselves.
+
+    Bars of downloads stay, and so do warnings, each as one line. Verbs call this before they load a model;
+    ``sga --verbose`` (SGA_VERBOSE=1 in the environment) shows everything.
+    """
+    if os.environ.get(_VARIABLE):
+        return
+    from huggingface_hub.utils.tqdm import enable_progress_bars
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()  # type: ignore[no-untyped-call]
+    enable_progress_bars()  # of downloads, which the line before has hidden too
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    if "datasets" in sys.modules:
+        sys.modules["datasets"].disable_progress_bars()
+    for name in ("", "lightning", "lightning.pytorch", "lightning.fabric"):
+        for handler in logging.getLogger(name).handlers:  # the filters of a logger do not see its children's records
+            handler.addFilter(_is_of_use)
+    for message in _WARNINGS:
+        warnings.filterwarnings("ignore", message=message)
+    warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
+
+
+def _is_of_use(record: logging.LogRecord) -> bool:
+    """True for warnings and for what this package says by Lightning's logger."""
+    lightning = record.name.startswith("lightning") and not record.pathname.startswith(_PACKAGE)
+    return not lightning or record.levelno > logging.INFO

@@ -1,0 +1,37 @@
+"""Where a run comes from: the commit of this package, and the command that was typed."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import sga
+
+
+def commit() -> str | None:
+    """Commit of this package, with ``-dirty`` where files were changed since; None where it is not known.
+
+    A wheel and a source archive have it in a file that setup.py writes; in a checkout git is asked.
+    """
+    package = Path(sga.__file__).parent
+    noted = package / "commit.txt"
+    if noted.is_file():
+        return noted.read_text(encoding="utf-8").strip() or None
+    if not (package.parent / ".git").exists():
+        return None
+    command = ["git", "-C", str(package.parent), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):  # no git on this machine
+        return None
+    return done.stdout.strip() or None if done.returncode == 0 else None
+
+
+def command() -> str | None:
+    """The command line that was typed, as ``sga …``; None where another program runs this package."""
+    program = Path(sys.argv[0])
+    if program.name == "sga" or (program.name == "__main__.py" and program.parent.name == "sga"):
+        return shlex.join(["sga", *sys.argv[1:]])
+    return None
