@@ -183,7 +183,7 @@ def test_killed_anywhere_it_goes_on_to_the_same_result(
         "--output",
     ]
     folder = tmp_path / "killed"
-    # The look at the data, the first evaluation, the training, the export, the evaluation of what was exported, attacks.
+    # Looking at the data, first evaluation, training, export, evaluation of the exported model, attacks.
     places = ("data-*/forget.jsonl", "start/metrics.jsonl", "unlearned/checkpoints/last.ckpt")
     for place in (*places, "unlearned/model/model.safetensors", "final/task.json", "report.html"):
         process = subprocess.Popen([*command, str(folder)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
