@@ -45,11 +45,7 @@ SECTIONS = {
     "Reference": [
         *("reference/api", "reference/verbs", "reference/papers", "methods", "metrics", "runs", "architectures"),
     ],
-    "Results": [
-        *("results", "published", "results/own-data-recipe", "results/methods", "results/methods-compared"),
-        *("results/hand-over", "experiments/hand-over", "results/gpu", "results/memory"),
-        *("results/training-speed-tiny-tofu", "results/training-speed-768", "reference/raw-results"),
-    ],
+    "Results": ["results", "published"],
     "Develop": ["architecture", "contributing", "changelog"],
 }
 """Pages by section. Sphinx refuses a page that is in none; those in folders of docs/ go to Results by themselves."""
@@ -106,7 +102,7 @@ def index() -> str:
     page = (DOCS / "README.md").read_text(encoding="utf-8").partition("\n")[2]
     named = {name for names in SECTIONS.values() for name in names}
     found = {str(path.relative_to(DOCS).with_suffix("")) for path in DOCS.glob("*/*.md")}
-    sections = {**SECTIONS, "Results": [*SECTIONS["Results"], *sorted(found - named)]}
+    sections = {**SECTIONS, "Results": [*SECTIONS["Results"], *sorted(found - named), "reference/raw-results"]}
     trees = (
         f"```{{toctree}}\n:caption: {title}\n:hidden:\n\n{chr(10).join(sections[title])}\n```\n" for title in sections
     )
@@ -172,20 +168,19 @@ def _summary(module: str, name: str) -> str:
 
 def verb_pages() -> dict[str, str]:
     """A page for each verb, made of its parser, and their index."""
-    from sga.__main__ import usage, verb_modules
+    from sga.__main__ import VERBS, usage
 
     pages = {}
-    for verb, module in verb_modules().items():
-        parsers = verb_parsers(verb, module)
+    for verb in VERBS:
+        parsers = verb_parsers(verb)
         pages[f"reference/verb-{verb}"] = f"# sga {verb}\n\n" + "\n".join(
             _parser_section(one, len(parsers) > 1) for one in parsers
         )
-    tree = "\n".join(f"verb-{verb}" for verb in verb_modules())
+    tree = "\n".join(f"verb-{verb}" for verb in VERBS)
     intro = "Every verb with every option, as its parser has it. `sga VERB --help` says the same.\n\n"
-    intro += "\n".join(f"* [sga {verb}](verb-{verb}.md)" for verb in verb_modules())
-    pages["reference/verbs"] = (
-        f"# Verbs and options\n\n{intro}\n\n```text\n{usage()}\n```\n\n```{{toctree}}\n:hidden:\n\n{tree}\n```\n"
-    )
+    intro += "\n".join(f"* [sga {verb}](verb-{verb}.md)" for verb in VERBS)
+    intro += f"\n\n```text\n{usage()}\n```"
+    pages["reference/verbs"] = f"# Verbs and options\n\n{intro}\n\n```{{toctree}}\n:hidden:\n\n{tree}\n```\n"
     return pages
 
 

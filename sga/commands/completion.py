@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from importlib.util import find_spec
 from typing import NoReturn
@@ -15,13 +15,13 @@ from sga.errors import UserError
 SHELLS = ("bash", "zsh", "tcsh")
 
 
-def verb_parsers(verb: str, module: str) -> list[argparse.ArgumentParser]:
+def verb_parsers(verb: str) -> list[argparse.ArgumentParser]:
     """Parsers of a verb: one, or those of its second words."""
-    if module == "sga.commands.fit":
+    if verb in ("fit", "validate", "test", "predict"):
         from sga.cli import lightning_parser
 
         return [lightning_parser(verb)]
-    found = vars(importlib.import_module(module))
+    found = vars(importlib.import_module(f"sga.commands.{verb}"))
     return [one.parser() for one in found.values() if isinstance(one, Verb)] or [_parser_within(found["main"])]
 
 
@@ -43,12 +43,12 @@ def _parser_within(main: Callable[[Sequence[str]], int]) -> argparse.ArgumentPar
     return caught[0]
 
 
-def completion_script(shell: str, verbs: Mapping[str, str]) -> str:
+def completion_script(shell: str, verbs: Iterable[str]) -> str:
     """The script for a shell.
 
     Args:
         shell: One of `SHELLS`.
-        verbs: Module of each verb.
+        verbs: Names of all verbs.
 
     Raises:
         UserError: there is no such shell, or the package shtab is missing.
@@ -61,8 +61,8 @@ def completion_script(shell: str, verbs: Mapping[str, str]) -> str:
 
     whole = argparse.ArgumentParser("sga")
     words = whole.add_subparsers(dest="verb")
-    for verb, module in verbs.items():
-        parsers = verb_parsers(verb, module)
+    for verb in verbs:
+        parsers = verb_parsers(verb)
         one = words.add_parser(verb, help=verb)
         names = [word for parser in parsers for word in parser.prog.split()[2:3] if word[0].isalpha()]
         if not names:
