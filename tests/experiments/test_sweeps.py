@@ -702,8 +702,11 @@ def retained(folder: Path, auc: float, utility: float, perturbed: list[float]) -
     return str(folder)
 
 
-def test_the_last_row_is_of_the_retained_models_against_each_other(pretended: list[str], tmp_path: Path) -> None:
+def test_the_last_row_is_of_the_retained_models_against_each_other(
+    pretended: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Two alike (D = 0, p = 1) and one apart from both (4 against 4 rows: p = 2/C(8, 4), D = 1)."""
+    monkeypatch.setenv("COLUMNS", "200")
     apart = math.log10(2 / 70)
     paths = [
         retained(tmp_path / f"retain-{n}", auc, utility, [start + step / 10 for step in range(4)])
