@@ -133,6 +133,13 @@ def pairs_that_stand(content: Mapping[str, Any], level: float = 0.05) -> tuple[i
     return len(p), sum(one < level for one in p), left
 
 
+def agreement(content: Mapping[str, Any], count: int = 10) -> float:
+    """Rank correlation of whole runs' hypervolume with that of the last evaluation, over the best of the former."""
+    runs = reported(content).values()
+    pairs = [(fmean(areas(some)), fmean(hypervolume(run["evaluations"][-1:]) for run in some)) for some in runs]
+    return float(stats.spearmanr(sorted(pairs)[-count:]).statistic)
+
+
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A Markdown table, without the last line break."""
     return "\n".join(f"| {' | '.join(line)} |" for line in (heads, ["---"] * len(heads), *rows))

@@ -23,7 +23,7 @@ VERBS = {
     "attack": "what paraphrases, rounding, relearning or sampling bring back",
     "sweep": "many fits: a grid or a search, times seeds, with one table",
     "sequence": "unlearning requests one after the other, each from the last result",
-    "data": "show what the model sees: tokens, answer tokens, groups",
+    "data": "print what the model sees: tokens, answer tokens, groups",
     "normals": "retrieve, generate, check and show normal data",
     "plan": "memory, disk and time of a run, before anything is loaded",
     "rate": "what gradients say about the smoothing rate, before training",
@@ -45,14 +45,14 @@ _LIGHTNING = ("fit", "validate", "test", "predict")
 _MENU = """\
 Make a language model forget chosen data and keep everything else.
 
-  sga demo                                      try all of it, nothing to download
-  sga unlearn MODEL --forget FILE --retain FILE your own data, all in one command
+  sga demo                                      try it, nothing to download
+  sga unlearn MODEL --forget FILE --retain FILE your own data in one command
   sga report RUN ...                            one HTML page of finished runs
   sga ask RUN "QUESTION"                        talk to the result
   sga attack RUN                                is it forgotten, or only hidden?
 
-sga --help lists all verbs, sga VERB --help the options of one; add --verbose to
-see what libraries print.
+sga --help lists all verbs, sga VERB --help the options of one. With --verbose
+you also see what libraries print.
 """
 
 
@@ -100,7 +100,7 @@ def _main(arguments: Sequence[str] | None) -> int:
         print(f"sga {__version__}{f' ({known})' if (known := commit()) else ''}")
         return 0
     verb, rest = arguments[0], arguments[1:]
-    if verb not in VERBS:
+    if verb not in (*VERBS, _COMPLETION):
         meant = _MEANT.get(verb) or next(iter(difflib.get_close_matches(verb, VERBS, 1)), None)
         hint = f"; did you mean sga {meant}?" if meant else ";"
         print(f"sga: error: there is no verb {verb!r}{hint} choose from {', '.join(VERBS)}", file=sys.stderr)
@@ -202,11 +202,19 @@ def usage() -> str:
     lines = ["usage: sga VERB [options]        (sga VERB --help lists a verb's options)"]
     for name, said in VERBS.items():
         lines += ["", _HEADINGS[name]] if name in _HEADINGS else []
-        lines.append(f"  {name:<9}  {said}")
+        lines.append(f"  {'data show' if name == 'data' else name:<9}  {said}")
     return "\n".join(lines)
 
 
+_COMPLETION = "--print-completion"
+
+
 def _run(verb: str, arguments: Sequence[str]) -> int:
+    if verb == _COMPLETION:
+        from sga.commands.completion import completion_script
+
+        print(completion_script(" ".join(arguments), VERBS))
+        return 0
     module = importlib.import_module(f"sga.commands.{'fit' if verb in _LIGHTNING else verb}")
     code: int = module.main([verb, *arguments] if verb in _LIGHTNING else arguments)
     return code

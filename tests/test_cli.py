@@ -60,6 +60,8 @@ def test_negative_control_a_verb_does_import_them() -> None:
 
 def test_exit_codes_without_a_verb(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 2
+    menu = capsys.readouterr().out
+    assert len(re.findall("^  sga ", menu, re.MULTILINE)) == 5 and max(map(len, menu.splitlines())) <= 80
     assert main(["--version"]) == 0
     known = commit()
     assert capsys.readouterr().out.endswith(f"sga {__version__}{f' ({known})' if known else ''}\n")
@@ -70,12 +72,42 @@ def test_exit_codes_without_a_verb(capsys: pytest.CaptureFixture[str]) -> None:
     assert error.startswith("sga: error: there is no verb 'fitt'; did you mean sga fit? choose from fit, validate")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["report", "--titel", "x", "run"], "unrecognized arguments: --titel; did you mean --title?"),
+        (["plan", "model", "--lenght", "5"], "unrecognized arguments: --lenght; did you mean --length?"),
+        (["fit", "--data.grup_size", "4"], "did you mean --data.group_size?"),
+        (["score", "log", "--truth-ratio-mean", "x"], "invalid choice: 'x'"),
+        (["sweep", "x.yaml", "--workers", "two"], "invalid int value: 'two'"),
+    ],
+)
+def test_a_misspelt_option_is_named(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2 and said in capsys.readouterr().err
+
+
+def test_a_misspelt_second_word_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["normals", "retreive"]) == 2
+    assert "there is no verb 'normals retreive'; did you mean retrieve? choose from" in capsys.readouterr().err
+    assert main(["config"]) == 2 and main(["normals", "--help"]) == 0
+    printed = capsys.readouterr().out
+    assert "  copy " in printed and "  generate  " in printed and max(map(len, printed.splitlines())) <= 80
+
+
 def test_every_verb_has_help(capsys: pytest.CaptureFixture[str]) -> None:
     for verb in ("fit", "validate", "test", "predict"):
         with pytest.raises(SystemExit) as stopped:
             main([verb, "--help"])
         assert stopped.value.code == 0
-        assert "--data.micro_batch_size" in capsys.readouterr().out
+        short = capsys.readouterr().out
+        assert "--data.micro_batch_size" in short and "--trainer.barebones" not in short
+        assert len(short.splitlines()) < 150
+    with pytest.raises(SystemExit):
+        main(["fit", "--help-all"])
+    everything = capsys.readouterr().out
+    assert "--trainer.barebones" in everything and "known subclasses" in everything
     assert main(["data", "--help"]) == 0
     with pytest.raises(SystemExit) as stopped:
         main(["data", "show", "--help"])

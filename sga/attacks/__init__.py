@@ -1,1 +1,1 @@
-"""Attacks on an unlearned model: what a few words, coarser weights, a few training steps or many samples bring back."""
+"""Attacks on an unlearned model: rewording, coarser weights, a few steps of training, many samples; what comes back."""

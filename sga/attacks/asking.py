@@ -64,7 +64,7 @@ def compared(
     """Finding of an attack that is one evaluation of each model.
 
     Args:
-        m: Measurements.
+        m: Measurements of all models.
         attack: Name of the attack.
         says: Description of the attack, with its settings.
         plain: Records as they are, those that the attack asks about.

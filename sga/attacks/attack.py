@@ -34,7 +34,7 @@ class AttackResult:
     Attributes:
         verdict: Sentences: what comes back, under which attack, what was not tried.
         findings: Findings, one for each attack, the one without any attack first.
-        content: Content of attacks.json.
+        content: Content of the file attacks.json.
         page: Path of the page.
         card: Path of the model card; None where the model is not the run's own.
     """

@@ -1,4 +1,4 @@
-"""Judgement of answers by a model of natural-language inference: does what was said entail the true answer?"""
+"""Judgement of answers by a model of natural-language inference: does an answer entail the true one?"""
 
 from __future__ import annotations
 
@@ -71,11 +71,11 @@ class EntailmentJudge:
 
     @torch.no_grad()
     def entails(self, said: Sequence[str], truths: Sequence[str], recalls: Sequence[float]) -> list[bool]:
-        """Whether each text entails its truth; equal pairs are classified once, pairs that are too long truncated.
+        """True for each text that entails its truth; equal pairs are classified once, too long ones truncated.
 
         Args:
             said: Texts that a model gave, [N].
-            truths: True answers, [N].
+            truths: True answers to the same questions, [N].
             recalls: ROUGE-L recall of each text, [N]; texts below 0.1 entail nothing.
         """
         triples = list(zip(said, truths, recalls, strict=True))

@@ -1,4 +1,4 @@
-"""What an attack brings back: its numbers beside those without it and under it on retained models, and words for it."""
+"""Findings: numbers of an attack beside those without it and those of retained models under it, and words for both."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _ROOM = 0.05
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over records with its bootstrap interval."""
+    """Mean over records with its interval."""
 
     value: float
     low: float
@@ -45,7 +45,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Untried:
-    """An attack that cannot be made here.
+    """Attack that cannot be made here.
 
     Attributes:
         attack: Name of the attack.
@@ -106,7 +106,7 @@ def finding(
     why: str = "",
     details: dict[str, Any] | None = None,
 ) -> Finding:
-    """A finding from one value a record.
+    """Finding from one value a record.
 
     The floor is what retained models say under the same attack; without one it is what the unlearned model says
     without the attack.

@@ -38,7 +38,7 @@ class Measurements:
 
     Attributes:
         unlearned: Model that is attacked.
-        before: Model before unlearning.
+        before: Model that unlearning began with.
         retained: Models that never saw the forget records.
         data: Records that attacks ask about.
         settings: Strength of the attacks.
@@ -120,7 +120,7 @@ class Measurements:
         settings: Any,
         make: Callable[[Mapping[str, Any], Keep], dict[str, Any]],
     ) -> dict[str, Any]:
-        """A result from its file, or made and written.
+        """Result from its file, or made and written.
 
         Args:
             model: Model that the result is of.

@@ -1,4 +1,4 @@
-"""Which models are attacked or compared, and with what data: read from run folders, weights always from disk."""
+"""Models that are attacked or compared, and their records: read from run folders, weights always from disk."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from sga.runs.folder import RunFolder
 
 @dataclass(frozen=True)
 class AttackedModel:
-    """A model on disk, or on the Hub.
+    """Model on disk or on the Hub.
 
     Attributes:
         role: Role of the model: ``unlearned``, ``before`` (unlearning) or ``retained``.

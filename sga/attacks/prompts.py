@@ -11,7 +11,7 @@ from sga.data.records import Record
 
 @dataclass(frozen=True)
 class Prompted:
-    """A record as an attack asks about it.
+    """Record as an attack asks about it.
 
     Attributes:
         id: Id of the record.

@@ -35,7 +35,7 @@ class Strength:
 
     Attributes:
         rate: Learning rate of AdamW.
-        steps: Number of steps.
+        steps: Number of optimiser steps.
         control: How both were fixed.
     """
 

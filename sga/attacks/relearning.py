@@ -52,8 +52,8 @@ def relearn(
         network: Model in float32, which is trained in place.
         encoder: Tokenizer, template and longest sequence.
         rows: Records to train on, `BATCH` in a step.
-        rate: Learning rate.
-        steps: Number of steps.
+        rate: Learning rate of AdamW.
+        steps: Number of optimiser steps.
         seed: Seed of the order of records.
     """
     encoded = [encoder.encode(record.question, record.answer) for record in rows]

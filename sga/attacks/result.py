@@ -76,7 +76,7 @@ def attack_page(content: Mapping[str, Any], findings: Sequence[Finding]) -> str:
     """HTML of the whole page; it quotes nothing of the data.
 
     Args:
-        content: Content of attacks.json.
+        content: Content of the file attacks.json.
         findings: Findings that it was made of.
     """
     others = [("attack", "measure", "before", "unlearned", "after", "retained")]

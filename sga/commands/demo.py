@@ -6,7 +6,6 @@ import textwrap
 import time
 from pathlib import Path
 
-from sga.callbacks.evaluator import ANSWERS_FOLDER
 from sga.commands.parsing import verb
 from sga.data.records import Record
 from sga.experiments.demo import demo_results, read_demo, read_unlearnings, run_facts
@@ -56,6 +55,7 @@ def _unlearn(plan: Path, folder: Path) -> list[Run]:
     found = read_unlearnings(plan)
     if found is None:
         return []
+    from sga.callbacks.evaluator import ANSWERS_FOLDER
     from sga.experiments.unlearn import unlearn
     from sga.experiments.unlearn_recipe import UNLEARNED
 

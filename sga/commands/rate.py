@@ -50,7 +50,7 @@ def main(*rest: str, options: _Options) -> int:
     An answer with what it is not certain of, and what the gradients of forget and normal samples say at the weights
     that training would start from: each rule's r and λ with a bootstrap interval over groups, without noise, and as a
     training step would see it; the geometry of every layer; advice; what the symbols mean. Of larger pools each group
-    is as the first epoch draws it.
+    is as the first epoch draws it. Nothing is trained.
 
     Writes rate.json and rate.html. All options of sga fit are understood as well (--config FILE,
     --model.language_model.name_or_path …, --ckpt_path FILE); no loss is needed.

@@ -49,16 +49,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Unlearned:
-    """What unlearning left.
+    """Result of `unlearn`: the folder of its runs, the verdict, the metrics, and where model and report are.
 
     Attributes:
         folder: Folder of the three runs, ``start``, ``unlearned`` and ``final``, for `load_run`.
         sentence: First sentence of the result: fit to be handed over, or the largest violation.
         fit: True if the model is fit to be handed over, as far as can be tested.
         metrics: Metrics of the exported model, read from disk again, by name.
-        start_metrics: The starting model's.
-        model_path: The exported model and tokenizer in Hugging Face format, with its card.
-        report: The page with all results.
+        start_metrics: Metrics of the starting model, by name.
+        model_path: Path of the exported model and tokenizer in Hugging Face format, with its card.
+        report: Path of the page with all results.
     """
 
     folder: Path
@@ -100,20 +100,21 @@ def unlearn(
     Args:
         model: A Hugging Face causal language model, or where one is: a name on the Hub, a folder, a run folder.
         tokenizer: Its tokenizer, or where one is; None takes the model's own.
-        forget: What to forget: path of a file, or records, dictionaries or a data set of them. See `converted_records`.
-        retain: What to keep, of the same kind. Without it general questions of the package stand in.
+        forget: Records to forget: path of a file, or records, dictionaries or a data set of them. See
+            `converted_records`.
+        retain: Records to keep, of the same kind. Without them general questions of the package stand in.
         holdout: Records of the kind to forget that the model never saw, by which forgetting is measured.
         method: Name of a method; ``sga methods`` lists them. None takes the recipe's.
         lora: Rank of a low-rank adapter, 0 to train all weights; None takes the recipe's.
-        folder: Where everything goes.
-        epochs: Most passes over the forget data; None takes the recipe's, likewise the next two.
-        lr: Learning rate.
-        group_size: K, one forget sample and K − 1 normals.
+        folder: Path of the folder that everything is written to.
+        epochs: Largest number of passes over the forget data; None takes the recipe's.
+        lr: Learning rate; None takes the recipe's.
+        group_size: Number K of sequences in a group, one forget sample and K − 1 normals; None takes the recipe's.
         settings: Further settings of `sga fit` by dotted name; they win.
         base: Name or folder of a model that never saw what is to be forgotten, such as the one that `model` was
             finetuned from. Its membership AUC is what forgetting aims at, in place of 0.5.
-        anyway: Train although the model does not seem to know what it is to forget.
-        say: What is told each line; None prints it.
+        anyway: True if the model is trained although it does not seem to know what it is to forget.
+        say: Function that is called with each line of output; None prints them.
 
     Raises:
         UserError: data or model are not usable; the sentence says what to do.
@@ -172,11 +173,11 @@ def evaluate(
     The same call reads what is there already.
 
     Args:
-        model: As for `unlearn`.
-        tokenizer: As for `unlearn`.
-        data: What to evaluate on, by ``forget``, ``retain`` and, where there is one, ``holdout``; or one set, which is
-            taken for ``forget``.
-        folder: Where the run goes.
+        model: Model to evaluate, as for `unlearn`.
+        tokenizer: Its tokenizer, as for `unlearn`.
+        data: Sets of records by ``forget``, ``retain`` and, where there is one, ``holdout``; or one set, which is taken
+            for ``forget``.
+        folder: Path of the run folder's parent.
         settings: Further settings of `sga validate` by dotted name.
 
     Raises:

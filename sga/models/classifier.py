@@ -11,6 +11,7 @@ from sga.errors import UserError
 
 _TEXTS = 32
 """Number of texts that are classified in one pass."""
+_NO_LENGTH = 10**9
 
 
 class FluencyClassifier:
@@ -51,7 +52,8 @@ class FluencyClassifier:
         self._network = network.eval().requires_grad_(False)
         self._index = int(labels[label])
         limits = (self._tokenizer.model_max_length, getattr(config, "max_position_embeddings", None))
-        self._length = min(limit for limit in limits if limit)
+        # A tokenizer that was given no length states an astronomic one, which is none.
+        self._length = min((limit for limit in limits if limit and limit < _NO_LENGTH), default=None)
 
     @torch.no_grad()
     def probabilities(self, texts: Sequence[str], device: torch.device | str = "cpu") -> list[float]:
@@ -70,7 +72,7 @@ class FluencyClassifier:
             encoded = self._tokenizer(
                 [texts[index] for index in part],
                 padding=size > 1,
-                truncation=True,
+                truncation=self._length is not None,
                 max_length=self._length,
                 return_tensors="pt",
             ).to(device)

@@ -162,7 +162,7 @@ def distribution_chart(
                 hover = {"run": name, "log R": _signed(round(middle, 2)), "share at or below": f"{share:g}"}
                 quartiles.append({"setting": name, "x": middle, "y": share, "last": False, "hover": hover})
     ends = alt.Scale(domain=[low, high], nice=False)
-    few = alt.Axis(tickCount=7, format="~g")
+    few = alt.Axis(tickCount=7, format="~f")
     x = alt.X("x:Q", title="log R: right = wrong answers likelier", scale=ends, axis=few)
     y = alt.Y(
         "y:Q", title=None, scale=alt.Scale(domain=[0, 1.02], nice=False), axis=alt.Axis(values=_QUARTERS, format=".2~f")
@@ -202,7 +202,7 @@ def training_chart(
     ys = [point.y for curve in curves for point in curve.points] + ([] if level is None else [level])
     logarithmic = axis == "either" and min(ys) > 0 and max(ys) / min(ys) > 50
     scale = alt.Scale(type="log") if logarithmic else alt.Scale(zero=False)
-    few = alt.Axis(tickCount=5, format="~g")
+    few = alt.Axis(tickCount=5, format="~f")
     x = alt.X("x:Q", title=x_title, scale=alt.Scale(zero=False, nice=False, padding=12), axis=few)
     y = alt.Y("y:Q", title=None, scale=alt.Scale(domain=[0, 1]) if axis == "unit" else scale, axis=few)
     told = "; ".join(f"{one.run}: {one.points[0].y:.4g} to {one.points[-1].y:.4g}" for one in curves)
@@ -240,7 +240,7 @@ def interval_chart(
         rows.append(row | {"last": False, "hover": hover})
     order = list(dict.fromkeys(span.row for span in spans))
     scale = alt.Scale(domain=list(bounds), nice=False)
-    x = alt.X("x:Q", title=x_title, scale=scale, axis=alt.Axis(tickCount=7, format="~g"))
+    x = alt.X("x:Q", title=x_title, scale=scale, axis=alt.Axis(tickCount=7, format="~f"))
     y = alt.Y("row:N", title=None, sort=order, axis=alt.Axis(grid=True))
     offset = alt.YOffset("setting:N", sort=list(styles), scale=alt.Scale(paddingOuter=0.6))
     ink = LIGHT["ink"]
@@ -269,13 +269,13 @@ _QUARTERS = [0, 0.25, 0.5, 0.75, 1]
 def _trade_off(retain: float | None, level: float) -> tuple[alt.X, alt.Y, list[alt.Chart]]:
     """Axes of (log10 forget quality, utility), and the region in which the KS test sees no difference."""
     axis = alt.Axis(
-        values=list(range(-12, 1, 2)), format="~g", labelExpr="(datum.value == -12 ? '≤ ' : '') + datum.label"
+        values=list(range(-12, 1, 2)), format="~f", labelExpr="(datum.value == -12 ? '≤ ' : '') + datum.label"
     )
     scale = alt.Scale(domain=[_LEFT, 0.25], nice=False)
     title = "forget quality, log10 p"
     x = alt.X("x:Q", title=title, scale=scale, axis=axis)
     y = alt.Y(
-        "y:Q", title=None, scale=alt.Scale(domain=[-0.03, 1.04], nice=False), axis=alt.Axis(tickCount=6, format="~g")
+        "y:Q", title=None, scale=alt.Scale(domain=[-0.03, 1.04], nice=False), axis=alt.Axis(tickCount=6, format="~f")
     )
     edge = {"x": math.log10(level), "end": 0.25, "y": 0.0, "text": f"p > {level:g}"}
     region = _chart([edge])
@@ -298,11 +298,11 @@ def _trajectories(
     """Lines with a marker at each evaluation; the last is larger, the chosen one has a ring."""
     line = _series(rows, styles).mark_line(strokeWidth=2)
     dash = _by_setting(alt.StrokeDash, styles, "dash")
-    chosen = _series([row for row in rows if row["chosen"]], styles)
-    ring = chosen.mark_point(shape="circle", size=4 * size, strokeWidth=1.1)
+    chosen = [row for row in rows if row["chosen"]]
+    ring = _series(chosen, styles).mark_point(shape="circle", size=4 * size, strokeWidth=1.1)
     return [
         *([line.encode(x, y, strokeDash=dash, detail="run:N", order="order:Q")] if joined else []),
-        ring.encode(x, y, color=alt.value(LIGHT["ink"])),
+        *([ring.encode(x, y, color=alt.value(LIGHT["ink"]))] if chosen else []),
         _marked(rows, styles, size).encode(x, y),
     ]
 
@@ -379,6 +379,7 @@ def _finished(
         .properties(title=alt.Title(title, anchor="start", frame="bounds", fontSize=12, fontWeight="normal", color=ink))
         .configure(background=LIGHT["page"], padding=4)
         .configure_axis(**axis, **small)
+        .configure_axisX(titleAnchor="end")
         .configure_view(stroke=dim)
         .configure_text(fontSize=12)
         .configure_legend(labelColor=ink, labelFontSize=12, labelLimit=0, symbolSize=80, symbolStrokeWidth=0.5)

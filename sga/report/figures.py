@@ -100,7 +100,7 @@ def write_figures(charts: Mapping[str, alt.LayerChart], folder: Path, form: Figu
 
     drawn: Mapping[str, Callable[[dict[str, Any]], bytes]] = {
         "svg": lambda content: vl_convert.vegalite_to_svg(content).encode("utf-8"),
-        "png": lambda content: vl_convert.vegalite_to_png(content, scale=2, ppi=300),
+        "png": lambda content: vl_convert.vegalite_to_png(content, ppi=300),
         "pdf": lambda content: vl_convert.vegalite_to_pdf(content),
     }
     paths = []

@@ -25,6 +25,8 @@ from sga.attacks.settings import AttackSettings
 from sga.data.authors import Authors
 from sga.errors import UserError
 
+pytestmark = pytest.mark.runs
+
 CPU = torch.device("cpu")
 MORE = " That was long ago."
 LABELS = {0: "neutral", 1: "ENTAILMENT", 2: "contradiction"}

@@ -78,6 +78,8 @@ def test_it_tells_unseen_sentences_from_shuffled_words(classifier: Path) -> None
     assert [a + b for a, b in zip(clean, other, strict=True)] == pytest.approx([1.0] * len(unseen), abs=1e-12)
     alone = [judge.probabilities([text])[0] for text in unseen]
     assert clean == pytest.approx(alone, abs=1e-5), "padding and order change nothing"
+    long = " ".join(unseen)  # beyond the 64 positions of the classifier
+    assert judge.probabilities([long]) == pytest.approx(judge.probabilities([" ".join(long.split()[:80])]), abs=1e-9)
     assert judge.probabilities(["", " \n", unseen[0]]) == pytest.approx([0.0, 0.0, alone[0]], abs=1e-5)
 
 

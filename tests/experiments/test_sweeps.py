@@ -643,7 +643,8 @@ def left(folder: Path, auc: float, privleak: float, probability: float, referenc
     info = {"name": folder.name, "role": "unlearn", "seed": 0, "group_size": 4, "benchmark": "own", "method": "SGA"}
     metrics = {
         "chosen": "the last evaluation", "step": 4, "epoch": 2.0, "seconds": 1.0, "absent": {}, "own/mia/min_k": auc,
-        "own/privleak": privleak, "own/forget/probability": probability, "own/privleak_reference_auc": 0.5,
+        "own/privleak": privleak, "own/forget/probability": probability, "own/forget/bleu": 100 * probability,
+        "own/privleak_reference_auc": 0.5,
     }  # fmt: skip
     (folder / "run.json").write_text(json.dumps({**info, "parameters": {}, "evaluation": {}}), encoding="utf-8")
     (folder / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
@@ -665,7 +666,8 @@ def test_toward_reference_both_sides_are_worse_and_the_far_side_is_named(tmp_pat
         )
     }  # fmt: skip
     for metric, distances in (
-        ("mia/min_k", (0.48, 0.05, 0.5)), ("privleak", (96.0, 5.0, 100.0)), ("forget/probability", (0.2, 0.05, 0.77))
+        ("mia/min_k", (0.48, 0.05, 0.5)), ("privleak", (96.0, 5.0, 100.0)), ("forget/probability", (0.2, 0.05, 0.77)),
+        ("forget/bleu", (20.0, 5.0, 77.0)),
     ):  # fmt: skip
         got = [ranking_value(folder, metric, "toward_reference") for folder in found.values()]
         assert got == pytest.approx(distances), metric

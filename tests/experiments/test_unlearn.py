@@ -125,7 +125,7 @@ def test_the_commands_that_it_prints_work(
     ask, fit, compared = text[text.index("next\n") :].splitlines()[1:4]
     for line in (ask, compared):
         _, verb, *arguments = shlex.split(line)
-        assert VERBS[verb] and importlib.import_module(VERBS[verb]).main(arguments) == 0
+        assert verb in VERBS and importlib.import_module(f"sga.commands.{verb}").main(arguments) == 0
     out = capsys.readouterr().out
     assert "Ada Brook was" in out and "probability" in out
     assert shlex.split(fit)[:4] == ["sga", "fit", "--config", str(found.folder / "unlearned" / "fit.yaml")]
@@ -183,9 +183,9 @@ def test_killed_anywhere_it_goes_on_to_the_same_result(
         "--output",
     ]
     folder = tmp_path / "killed"
-    # The look at the data, the first evaluation, the training, the export, the evaluation of what was exported.
+    # Looking at the data, first evaluation, training, export, evaluation of the exported model, attacks.
     places = ("data-*/forget.jsonl", "start/metrics.jsonl", "unlearned/checkpoints/last.ckpt")
-    for place in (*places, "unlearned/model/model.safetensors", "final/task.json"):
+    for place in (*places, "unlearned/model/model.safetensors", "final/task.json", "report.html"):
         process = subprocess.Popen([*command, str(folder)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         until = time.monotonic() + 120
         while not any(folder.glob(place)) and time.monotonic() < until and process.poll() is None:

@@ -11,6 +11,7 @@ import pytest
 from conftest import all_rows, golden_numbers, shipped
 
 from sga.cli import run_verb
+from sga.evaluation.metrics import memorization_score
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +85,18 @@ def test_every_row_equals_the_published_evaluator(
     assert metrics["tofu/forget/probability"] == pytest.approx(summary["forget_Q_A_Prob"], abs=1e-6)
     # Their R = P_wrong/(P_right + 1e-10), ours is taken in log space; see tests/test_golden_tofu.py for the difference.
     assert metrics["tofu/forget/truth_ratio"] == pytest.approx(summary["forget_truth_ratio"], abs=1.5e-3)
+    # The composite's memorisation, of their rows and of ours; the one departure is the 1 / T of extraction strength.
+    right, wrong = (np.array(per_sample[f"forget_Q_A_{part}_Prob/avg_loss"]) for part in ("PARA", "PERT"))
+    parts = {
+        "exact_memorization": np.mean(per_sample["exact_memorization/score"]),
+        "paraphrase_probability": np.exp(-right).mean(),
+        "truth_ratio": (np.exp(-right) / (np.exp(-right) + np.exp(-wrong.mean(axis=1)))).mean(),
+    }
+    theirs = np.array(per_sample["extraction_strength/score"])
+    corrected = memorization_score(extraction_strength=np.where(strengths, theirs, 0).mean(), **parts)
+    assert metrics["tofu/composite/memorization"] == pytest.approx(corrected, abs=1e-5)
+    published = memorization_score(extraction_strength=theirs.mean(), **parts)
+    assert 1e-5 < metrics["tofu/composite/memorization"] - published < 0.02, "they find more extracted, by 1 / T a row"
 
 
 @pytest.mark.slow

@@ -484,11 +484,13 @@ def table_of(text: str, head: str) -> dict[str, list[str]]:
     """Cells of a printed table by the name in its first column; cells are two spaces apart."""
     lines = text.splitlines()
     start = next(number for number, line in enumerate(lines) if line.startswith(head))
-    rows = [re.split(r" {2,}", line) for line in lines[start + 1 : lines.index("", start)]]
+    rows = [re.split(r" {2,}", line) for line in lines[start + 2 : lines.index("", start)]]
     return {name: cells for name, *cells in rows}
 
 
-def test_the_command_prints_what_it_writes(rate: Rate) -> None:
+def test_the_command_prints_what_it_writes(rate: Rate, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert max(map(len, rate().text.splitlines())) <= 80
+    monkeypatch.setattr("sga.evaluation.table.terminal_width", lambda: 200)  # a line for each row
     found = rate("--margins", "0", "0.6", "--data.batch_size=5")
     content = found.content
     assert "groups      8 of 12 of authors, K = 4, in 8 chunks (seed 0)" in found.text
@@ -536,7 +538,7 @@ def test_the_command_prints_what_it_writes(rate: Rate) -> None:
     assert all(name in named for name in ("r", "λ", "K", "m", "g_f", "ḡ_n", "u", "c, n", "without noise", "answered"))
     for piece in ("<svg", "margin_lambda(0.6)", "model.layers.1", "8 of 12"):
         assert piece in found.page
-    assert "http-equiv" in found.page and "<script" not in found.page
+    assert "script-src 'sha256-" in found.page and found.page.count("<script>") == 1
 
 
 @pytest.mark.runs
@@ -607,7 +609,7 @@ def test_groups_are_those_of_the_first_epoch(rate: Rate, monkeypatch: pytest.Mon
         (["--chunks=3"], "--chunks must be at least 4, got 3"),
         (["--chunks=9"], "--chunks 9: must be at most the number of groups, 8"),
         (["--held=0"], "--held must be at least 1, got 0"),
-        (["--margins", "-1"], "--margins must be finite numbers of at least 0, got -1"),
+        (["--margins", "-1"], "--margins must be a finite number of at least 0, got -1"),
         (["--data.source.forget_authors=1", "--data.source.questions_per_author=3"], "needs at least 4"),
         (["--ckpt_path=missing.ckpt"], "--ckpt_path missing.ckpt: no such file"),
         (["--output=file"], "--output file is a file; name a folder"),

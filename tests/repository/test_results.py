@@ -98,6 +98,10 @@ def test_pairs_that_differ_are_as_many_as_the_pages_say(tables: ModuleType) -> N
     assert f"Of the {pairs} pairs of configurations {uncorrected} differ by a paired t-test" in PAGE
     assert f"and {len(left)} of them after Holm" in PAGE
     assert not [pair for pair in left for name in pair if name.startswith("SmoothedGradientAscent")]
+    assert (
+        f"its rank correlation with that of the last evaluation is {tables.agreement(tables.stored('methods')):.2f}"
+        in PAGE
+    )
     readme = " ".join((ROOT / "README.md").read_text("utf-8").split())
     assert f"Of {pairs} pairs of 22 configurations [{len(left)} differ" in readme
 
