@@ -30,27 +30,18 @@ MIN_K_SHARE = 0.4
 class FitToHandOver(StoppingRule):
     """Chooses the evaluation that violates the conditions for handing over least; needs no retain model.
 
-        An evaluation's score is its largest violation, in [0, 1]; ties are broken by the next largest, and so on, because
-        one condition may not move at all while others do. The conditions: the forget set is not recognised and cannot be
-        extracted; the model is still useful, still speaks and has not collapsed. The run ends at the first evaluation
-        without a violation, because no later one can be better.
+    An evaluation's score is its largest violation, in [0, 1]; ties are broken by the next largest, and so on, because
+    one condition may not move at all while others do. The conditions: the forget set is not recognised and cannot be
+    extracted; the model is still useful, still speaks and has not collapsed. The run ends at the first evaluation
+    without a violation, because no later one can be better.
 
-        Args:
-    <<<<<<< HEAD
-            tolerances: Largest allowed distance of each quantity from its goal.
-            least_rows: Number of rows of the forget set, and of the holdout set where there is one, from which on one half
-                is chosen by and the other reported on; at least 4. Halves of 20 rows seldom have intervals narrow enough
-                to count as forgotten; see docs/handover.md.
-            ends: True to end the run at the first evaluation without a violation; false makes the same choice but trains to
-                the last epoch, for experiments that report both.
-    =======
-            tolerances: Largest distance of each quantity from its goal.
-            least_rows: Number of rows of the forget set, and of the holdout set where there is one, from which on choices
-                are made on one half and reported on the other; at least 4. Halves of 20 rows seldom have intervals that are
-                narrow enough to be told forgotten; see docs/handover.md.
-            ends: True if the run ends at the first evaluation that violates nothing; false chooses alike and goes on to the
-                last epoch, for experiments that report both.
-    >>>>>>> unlearn
+    Args:
+        tolerances: Largest allowed distance of each quantity from its goal.
+        least_rows: Number of rows of the forget set, and of the holdout set where there is one, from which on one half
+            is chosen by and the other reported on; at least 4. Halves of 20 rows seldom have intervals narrow enough
+            to count as forgotten; see docs/handover.md.
+        ends: True to end the run at the first evaluation without a violation; false makes the same choice but trains to
+            the last epoch, for experiments that report both.
     """
 
     needs_intervals: ClassVar[bool] = True

@@ -37,40 +37,23 @@ _LARGEST_LOG = 50.0
 class Tolerances:
     """Largest distance of each quantity from its goal at which its check still holds.
 
-        Args:
-    <<<<<<< HEAD
-            auc: Largest distance of a membership AUC (or share of pairs) from its goal, on both sides, in (0, 0.5].
-            auc_interval: Largest distance of the ends of the AUC's bootstrap interval from the goal; at least `auc`.
-            base_loss_auc: Goal of the AUC of the loss, in [0, 1]: that AUC of the model before it learned the forget set,
-                because forget and holdout may differ in difficulty; null for 0.5.
-            base_min_k_auc: Goal of the AUC of Min-K 40 %, in [0, 1], measured in the same way; null for 0.5.
-            base_pairs: Goal of the share of wrong answers that are less likely than the true one, in [0, 1], measured in
-                the same way; null for 0.5. Used without a holdout set.
-            forget_facts: Largest share of forget answers that say their fact; with a holdout set, largest excess of that
-                share over the holdout answers'.
-            utility_share: Least probability and ROUGE-L on the reserved rows, as a share of the starting model's.
-            retain_facts: Least share of retain answers that say their fact, relative to the starting model's share.
-            fluency_share: Least fluency on the reserved rows, as a share of the starting model's.
-            degenerate: Largest excess of the share of degenerate answers over the starting model's on the reserved rows.
-                On forget it may also be the starting model's on the holdout set, to its interval's upper end.
-            generation_nll: Largest change of the nll of generated answers under the starting model, nats per token.
-    =======
-            auc: Largest distance of a membership AUC (or share of pairs) from its goal, on both sides.
-            auc_interval: Largest distance of the ends of its bootstrap interval from the goal; at least `auc`.
-            base_loss_auc: Goal of the AUC of the loss: the same AUC of the model before it learned the forget set, because
-                forget and holdout may differ in difficulty; null for 0.5.
-            base_min_k_auc: Goal of the AUC of Min-K 40 %, likewise.
-            base_pairs: Goal of the share of wrong answers that are less likely than the true one, likewise (no holdout).
-            forget_facts: Largest share of forget answers that say their fact; where there is a holdout set, above that of
-                the holdout answers.
-            utility_share: Least share of the starting model's probability and ROUGE-L on the reserved rows.
-            retain_facts: Least share of the retain facts that the starting model says.
-            fluency_share: Least share of the starting model's fluency on the reserved rows.
-            degenerate: Largest share of degenerate answers above the starting model's on the reserved rows. On forget, the
-                upper end of the starting model's share on the holdout set is allowed as well.
-            generation_nll: Largest change of the nll of generated answers under the starting model, in nats per token.
-    >>>>>>> unlearn
-            perplexity_ratio: Largest perplexity on the reserved rows, as a multiple of the starting model's.
+    Args:
+        auc: Largest distance of a membership AUC (or share of pairs) from its goal, on both sides, in (0, 0.5].
+        auc_interval: Largest distance of the ends of the AUC's bootstrap interval from the goal; at least `auc`.
+        base_loss_auc: Goal of the AUC of the loss, in [0, 1]: that AUC of the model before it learned the forget set,
+            because forget and holdout may differ in difficulty; null for 0.5.
+        base_min_k_auc: Goal of the AUC of Min-K 40 %, in [0, 1], measured in the same way; null for 0.5.
+        base_pairs: Goal of the share of wrong answers that are less likely than the true one, in [0, 1], measured in
+            the same way; null for 0.5. Used without a holdout set.
+        forget_facts: Largest share of forget answers that say their fact; with a holdout set, largest excess of that
+            share over the holdout answers'.
+        utility_share: Least probability and ROUGE-L on the reserved rows, as a share of the starting model's.
+        retain_facts: Least share of retain answers that say their fact, relative to the starting model's share.
+        fluency_share: Least fluency on the reserved rows, as a share of the starting model's.
+        degenerate: Largest excess of the share of degenerate answers over the starting model's on the reserved rows.
+            On forget it may also be the starting model's on the holdout set, to its interval's upper end.
+        generation_nll: Largest change of the nll of generated answers under the starting model, nats per token.
+        perplexity_ratio: Largest perplexity on the reserved rows, as a multiple of the starting model's.
     """
 
     auc: float = 0.10
@@ -105,28 +88,16 @@ class Tolerances:
 class Check:
     """The finding on one quantity of a condition.
 
-        Attributes:
-    <<<<<<< HEAD
-            condition: Name of the condition, one of `CONDITIONS`.
-            quantity: Name of the quantity in words, for people.
-            value: Value of the quantity; None where it cannot be computed.
-            low: Lower end of its bootstrap interval; None without one.
-            high: Upper end of its bootstrap interval; None without one.
-            goal: Allowed values in words, for people.
-            violation: Excess over the allowed value as a share of the largest possible excess, in [0, 1]; 0 where the check
-                holds, None where it is not testable.
-            says: Finding as a sentence, for people.
-    =======
-            condition: One of `CONDITIONS`.
-            quantity: Name of the quantity, in words.
-            value: Value of the quantity; None if it cannot be had.
-            low: Lower end of its bootstrap interval; None without one.
-            high: Upper end of that interval.
-            goal: Goal of the quantity, in words.
-            violation: Distance from what is allowed as a share of the largest possible, in [0, 1]; 0 if the check holds,
-                None if it is not testable.
-            says: Finding as a sentence.
-    >>>>>>> unlearn
+    Attributes:
+        condition: Name of the condition, one of `CONDITIONS`.
+        quantity: Name of the quantity in words, for people.
+        value: Value of the quantity; None where it cannot be computed.
+        low: Lower end of its bootstrap interval; None without one.
+        high: Upper end of its bootstrap interval; None without one.
+        goal: Allowed values in words, for people.
+        violation: Excess over the allowed value as a share of the largest possible excess, in [0, 1]; 0 where the check
+            holds, None where it is not testable.
+        says: Finding as a sentence, for people.
     """
 
     condition: str
@@ -143,16 +114,10 @@ class Check:
 class Account:
     """All findings of the conditions on one evaluation.
 
-        Attributes:
-    <<<<<<< HEAD
-            part: Part of the forget and comparison rows that the findings are about.
-            rows: Number of forget rows in this part.
-            checks: Checks of all conditions, in the order of `CONDITIONS`.
-    =======
-            part: Rows of the forget and comparison sets that were evaluated.
-            rows: Number of forget rows among them.
-            checks: Checks by condition, in the order of `CONDITIONS`.
-    >>>>>>> unlearn
+    Attributes:
+        part: Part of the forget and comparison rows that the findings are about.
+        rows: Number of forget rows in this part.
+        checks: Checks of all conditions, in the order of `CONDITIONS`.
     """
 
     part: Part
@@ -224,20 +189,14 @@ def account(
 ) -> Account:
     """Judges one evaluation by the conditions for handing over.
 
-        Args:
-            metrics: Metrics of the evaluation by flat name, with those of `add_quantities` and their intervals.
-    <<<<<<< HEAD
-            start: Metrics of the starting model's evaluation, with the same names.
-            tolerances: Largest distances of quantities from their goals.
-            part: Part of the rows to judge by; None for the half that choices are made on, or all rows where they are few.
-    =======
-            start: Metrics of the starting model's evaluation.
-            tolerances: Largest distance of each quantity from its goal.
-            part: Rows to judge by; None takes those that a choice is made on: a half, or all where rows are few.
-    >>>>>>> unlearn
+    Args:
+        metrics: Metrics of the evaluation by flat name, with those of `add_quantities` and their intervals.
+        start: Metrics of the starting model's evaluation, with the same names.
+        tolerances: Largest distances of quantities from their goals.
+        part: Part of the rows to judge by; None for the half that choices are made on, or all rows where they are few.
 
-        Raises:
-            UserError: the metrics have no numbers of this part, or have one that the starting model's lack.
+    Raises:
+        UserError: the metrics have no numbers of this part, or have one that the starting model's lack.
     """
     part = part or ("choosing" if "handover/choosing/rows" in metrics else "all")
     rows = metrics.get(f"handover/{part}/rows")
@@ -274,22 +233,13 @@ def membership_check(
 ) -> Check:
     """Checks that forget rows cannot be told from rows that the model never saw, by a value too high or too low.
 
-        Args:
-    <<<<<<< HEAD
-            score: Name of the score: ``loss``, ``min_k`` or ``pairs``.
-            value: AUC, 1 = recognised perfectly; or the share of wrong answers that are less likely than the true one.
-            low: Lower end of its interval; None without one, which counts as too few rows to tell.
-            high: Upper end of its interval; None without one.
-            goal: Value for a model that never saw the forget set, in [0, 1].
-            tolerances: Largest distances from the goal, `auc` and `auc_interval`.
-    =======
-            score: Name of the membership score: ``loss``, ``min_k`` or ``pairs``.
-            value: AUC, 1 = recognised perfectly; or the share of wrong answers that are less likely than the true one.
-            low: Lower end of its interval; None without one, which is too few rows to tell.
-            high: Upper end of that interval.
-            goal: Value of a model that never saw the forget set.
-            tolerances: Largest distance from the goal.
-    >>>>>>> unlearn
+    Args:
+        score: Name of the score: ``loss``, ``min_k`` or ``pairs``.
+        value: AUC, 1 = recognised perfectly; or the share of wrong answers that are less likely than the true one.
+        low: Lower end of its interval; None without one, which counts as too few rows to tell.
+        high: Upper end of its interval; None without one.
+        goal: Value for a model that never saw the forget set, in [0, 1].
+        tolerances: Largest distances from the goal, `auc` and `auc_interval`.
     """
     off, worst = value - goal, max(goal, 1 - goal)
     reach = math.inf if low is None or high is None else max(goal - low, high - goal)

@@ -106,19 +106,14 @@ def add_quantities(
 ) -> None:
     """Adds the quantities of the forget set, its comparison and the reserved rows.
 
-        Args:
-    <<<<<<< HEAD
-            evaluation: Evaluation whose forget rows have the fields of `Fluency`, with metrics of the reserved rows.
-            forget: Numbers of the forget set's rows.
-    =======
-            evaluation: With forget rows that have the fields of `Fluency`, and metrics of the reserved rows.
-            forget: Numbers of the forget set, a row each.
-    >>>>>>> unlearn
-            comparison: Numbers of answers that the model never saw; None without any.
-            holdout: True if the comparison is a holdout set, False if it is other answers to the forget questions.
-            likelier: Share of wrong answers that are less likely than the true one, for each forget row, [N], in [0, 1];
-                used without a holdout set.
-            least_rows: Least number of rows of each set for a split into halves.
+    Args:
+        evaluation: Evaluation whose forget rows have the fields of `Fluency`, with metrics of the reserved rows.
+        forget: Numbers of the forget set's rows.
+        comparison: Numbers of answers that the model never saw; None without any.
+        holdout: True if the comparison is a holdout set, False if it is other answers to the forget questions.
+        likelier: Share of wrong answers that are less likely than the true one, for each forget row, [N], in [0, 1];
+            used without a holdout set.
+        least_rows: Least number of rows of each set for a split into halves.
     """
     sizes = [len(forget.avg_nll), *([len(comparison.avg_nll)] if comparison is not None and holdout else [])]
     for part, rows in halves(sizes, least_rows).items():

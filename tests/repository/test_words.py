@@ -14,6 +14,7 @@ import pytest
 import sga
 
 PACKAGE = Path(sga.__file__).parent
+ROOT = PACKAGE.parent
 
 NOT_YET = (
     "attacks",
@@ -137,6 +138,14 @@ def test_docstrings_use_the_words_of_the_field() -> None:
 def test_the_list_of_files_to_rewrite_is_of_files() -> None:
     gone = [name for name in NOT_YET if not list(PACKAGE.glob(name))]
     assert not gone, f"take off the list: {gone}"
+
+
+def test_no_merge_was_left_unfinished() -> None:
+    pages = [*PACKAGE.rglob("*.py"), *(ROOT / "tests").rglob("*.py"), *(ROOT / "configs").rglob("*.yaml")]
+    pages += [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+    marks = re.compile(r"^\s*(<{7} \S|>{7} \S|={7}$)", re.MULTILINE)  # the formatter indents them in docstrings
+    unfinished = [str(path.relative_to(ROOT)) for path in pages if marks.search(path.read_text(encoding="utf-8"))]
+    assert len(pages) > 400 and not unfinished, unfinished
 
 
 @pytest.mark.parametrize(
