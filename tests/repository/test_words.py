@@ -54,6 +54,8 @@ AVOIDED = {
     r"\b[Ww]eights (are |that are )?in parts\b": "sharded",
     r"\bwhole or not at all\b": "atomically",
     r"\bof one's own\b": "your own",
+    r"\bstands? (in|at|before|after|beside|below|above|there)\b": "is, is in, is before",
+    r"\b([Ww]hoever|[Ss]omebody|[Nn]obody else)\b": "the process, the command, the user",
 }
 """Expressions that have to be decoded, each with the words to use in its place."""
 
@@ -131,6 +133,16 @@ def test_docstrings_use_the_words_of_the_field() -> None:
         for line in doc.splitlines()
         for pattern, better in AVOIDED.items()
         if (word := re.search(pattern, line))
+    ]
+    assert not faults, "\n".join(faults)
+
+
+def test_docstrings_begin_with_a_noun_or_a_verb() -> None:
+    faults = [
+        f"{where}: {doc.splitlines()[0]!r}"
+        for path in FILES
+        for where, doc in docstrings(path)
+        if doc and NO_NOUN.match(doc)
     ]
     assert not faults, "\n".join(faults)
 
