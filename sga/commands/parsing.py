@@ -47,7 +47,7 @@ class Verb:
             parser.check_rest(rest)
         else:
             given = parser.parse_args(list(arguments))
-        values = vars(given)
+        values = {name: tuple(value) if isinstance(value, list) else value for name, value in vars(given).items()}
         hints = get_type_hints(self._function)
         for parameter in self._parameters("options"):
             kind = hints[parameter.name]
@@ -127,9 +127,9 @@ class _Parser(argparse.ArgumentParser):
         if optional and get_origin(hint) in (Union, UnionType):
             [hint] = [one for one in get_args(hint) if one is not type(None)]
         described = next(one for one in said.params if one.arg_name == parameter.name)
-        text = " ".join((described.description or "").split()).removesuffix(".").replace("%", "%%")
+        text = " ".join((described.description or "").split()).removesuffix(".").replace("``", "").replace("%", "%%")
         shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
-        if default is not parameter.empty and shown not in (None, False, "") and "default" not in text:
+        if not any(shown is one for one in (parameter.empty, None, False, "")) and "default" not in text:
             text += f" (default {shown})".replace("%", "%%")
         more: dict[str, Any] = {"help": text}
         kind, place = (get_origin(hint), get_args(hint)) if get_origin(hint) else (hint, ())
