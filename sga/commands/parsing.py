@@ -78,6 +78,7 @@ class Verb:
         if self._parameters("rest"):
             usage = parser.format_usage().removeprefix("usage: ").rstrip().replace("%", "%%")
             parser.usage = f"{usage} [options of sga fit]"
+            parser.prog = parser.prog.partition(" [")[0]  # as an error says it
         return parser
 
     def _parameters(self, kind: Literal["positional", "rest", "options"]) -> list[inspect.Parameter]:
@@ -157,7 +158,7 @@ class _Parser(argparse.ArgumentParser):
             self.add_argument(option, *aliases, dest=parameter.name, required=required, **more)
 
     def check_rest(self, rest: Sequence[str]) -> None:
-        """Refuses a misspelt option among those that would go to `sga fit`, whose own have a dot in most names."""
+        """Refuses a misspelt option among those for `sga fit`, most of which have a dot in their names."""
         for flag in (one.partition("=")[0] for one in rest):
             near = difflib.get_close_matches(flag, self._option_string_actions, 1, 0.8)
             if near and "." not in flag and flag.startswith("--"):
