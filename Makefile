@@ -8,7 +8,7 @@ WORKERS ?= 2# test processes, of one thread each
 PYTEST := $(BIN)/python -m pytest --quiet --numprocesses $(WORKERS) --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-pretrained test test-fast test-all architectures lint format clean
+.PHONY: help install demo demo-pretrained test test-fast test-all architectures docs lint format clean
 
 help: ## List the commands.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -42,6 +42,12 @@ test-all: $(INSTALLED) ## All tests, the slow ones too; a dated summary goes to 
 
 architectures: $(INSTALLED) ## Models of about 90 types against plain transformers (minutes).
 	$(PYTEST) -m 'slow or not slow' tests/long/test_architectures.py
+
+docs: $(INSTALLED) ## Build the site, strictly, into build/site/html (a minute).
+	@$(BIN)/python -c 'import furo, myst_parser' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	  --constraint constraints.txt --editable '.[docs]'
+	$(BIN)/python docs/site/generate.py build/site
+	$(BIN)/python -m sphinx -q -W --keep-going -c docs/site -d build/site/doctrees build/site/docs build/site/html
 
 lint: $(INSTALLED) ## ruff and mypy.
 	$(BIN)/ruff check .

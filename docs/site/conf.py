@@ -11,6 +11,7 @@ source_suffix = {".md": "markdown"}
 
 myst_heading_anchors = 4
 myst_enable_extensions = ["colon_fence"]
+smartquotes = False  # which makes one dash of the two of an option
 default_role = "code"
 
 autodoc_member_order = "bysource"

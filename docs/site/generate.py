@@ -45,11 +45,7 @@ SECTIONS = {
     "Reference": [
         *("reference/api", "reference/verbs", "reference/papers", "methods", "metrics", "runs", "architectures"),
     ],
-    "Results": [
-        *("results", "published", "results/own-data-recipe", "results/methods", "results/methods-compared"),
-        *("results/hand-over", "experiments/hand-over", "results/gpu", "results/memory"),
-        *("results/training-speed-tiny-tofu", "results/training-speed-768", "reference/raw-results"),
-    ],
+    "Results": ["results", "published"],
     "Develop": ["architecture", "contributing", "changelog"],
 }
 """Pages by section. Sphinx refuses a page that is in none; those in folders of docs/ go to Results by themselves."""
@@ -106,7 +102,7 @@ def index() -> str:
     page = (DOCS / "README.md").read_text(encoding="utf-8").partition("\n")[2]
     named = {name for names in SECTIONS.values() for name in names}
     found = {str(path.relative_to(DOCS).with_suffix("")) for path in DOCS.glob("*/*.md")}
-    sections = {**SECTIONS, "Results": [*SECTIONS["Results"], *sorted(found - named)]}
+    sections = {**SECTIONS, "Results": [*SECTIONS["Results"], *sorted(found - named), "reference/raw-results"]}
     trees = (
         f"```{{toctree}}\n:caption: {title}\n:hidden:\n\n{chr(10).join(sections[title])}\n```\n" for title in sections
     )
@@ -183,8 +179,8 @@ def verb_pages() -> dict[str, str]:
     tree = "\n".join(f"verb-{verb}" for verb in VERBS)
     intro = "Every verb with every option, as its parser has it. `sga VERB --help` says the same.\n\n"
     intro += "\n".join(f"* [sga {verb}](verb-{verb}.md)" for verb in VERBS)
-    usage = f"```text\n{usage()}\n```"
-    pages["reference/verbs"] = f"# Verbs and options\n\n{intro}\n\n{usage}\n\n```{{toctree}}\n:hidden:\n\n{tree}\n```\n"
+    intro += f"\n\n```text\n{usage()}\n```"
+    pages["reference/verbs"] = f"# Verbs and options\n\n{intro}\n\n```{{toctree}}\n:hidden:\n\n{tree}\n```\n"
     return pages
 
 
