@@ -9,7 +9,7 @@ from typing import Any
 
 _DESCRIPTION = """\
 Forgotten, or only hidden? Attacks the exported model of RUN and says what comes back, beside the model before
-unlearning and retained models under the same attacks (docs/attacks.md). The same command goes on after an interruption.
+unlearning and retained models under the same attacks (docs/attacks.md). The same command resumes after an interruption.
 """
 
 _SETTINGS: tuple[tuple[str, type, str], ...] = (
