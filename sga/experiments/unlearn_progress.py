@@ -37,7 +37,7 @@ class WholeProgress:
     the exported model, the seconds that the starting model's evaluation took; the bar only moves to and fro before.
 
     Args:
-        console: Console that it is drawn on; None takes standard output. Where that is no terminal, each step is a line.
+        console: Console that it is drawn on; None takes standard output. If that is no terminal, each step is a line.
         clock: Function that gives the seconds of a clock that only goes forward.
     """
 

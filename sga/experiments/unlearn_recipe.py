@@ -55,7 +55,7 @@ def chosen_recipe(method: str | None, lora: int | None, weights: int | None, rec
     Args:
         method: Name of a file in ``configs/methods/``; None takes the table's.
         lora: Rank of the adapter; 0 to train all weights, None takes the table's.
-        weights: Number of the model's weights; None if it is not known, which takes the first recipe that fits otherwise.
+        weights: Number of the model's weights; None if it is not known: the first recipe that fits otherwise is taken.
         records: Records to forget and to keep.
 
     Raises:
