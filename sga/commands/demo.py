@@ -8,7 +8,6 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from sga.callbacks.evaluator import ANSWERS_FOLDER
 from sga.data.records import Record
 from sga.experiments.demo import demo_results, read_demo, read_unlearnings, run_facts
 from sga.experiments.engine import InThisProcess, run
@@ -58,6 +57,7 @@ def _unlearn(plan: Path, folder: Path) -> list[Run]:
     found = read_unlearnings(plan)
     if found is None:
         return []
+    from sga.callbacks.evaluator import ANSWERS_FOLDER
     from sga.experiments.unlearn import unlearn
     from sga.experiments.unlearn_recipe import UNLEARNED
 
