@@ -296,13 +296,14 @@ def _trajectories(
     rows: Sequence[dict[str, Any]], styles: Mapping[str, Style], x: alt.X, y: alt.Y, size: int = 80, joined: bool = True
 ) -> list[alt.Chart]:
     """Lines with a marker at each evaluation; the last is larger, the chosen one has a ring."""
+    rows = _with_hover(rows)  # in all layers, so that the data is in the chart once
     line = _series(rows, styles).mark_line(strokeWidth=2)
     dash = _by_setting(alt.StrokeDash, styles, "dash")
-    chosen = [row for row in rows if row["chosen"]]
-    ring = _series(chosen, styles).mark_point(shape="circle", size=4 * size, strokeWidth=1.1)
+    ring = _series(rows, styles).transform_filter("datum.chosen")
+    ring = ring.mark_point(shape="circle", size=4 * size, strokeWidth=1.1)
     return [
         *([line.encode(x, y, strokeDash=dash, detail="run:N", order="order:Q")] if joined else []),
-        *([ring.encode(x, y, color=alt.value(LIGHT["ink"]))] if chosen else []),
+        *([ring.encode(x, y, color=alt.value(LIGHT["ink"]))] if any(row["chosen"] for row in rows) else []),
         _marked(rows, styles, size).encode(x, y),
     ]
 
@@ -316,20 +317,28 @@ def _series(rows: Sequence[dict[str, Any]], styles: Mapping[str, Style]) -> alt.
 
 def _marked(rows: Sequence[dict[str, Any]], styles: Mapping[str, Style], size: int) -> alt.Chart:
     """Markers of the settings that say their numbers when hovered over."""
-    names = list(dict.fromkeys(name for row in rows for name in row["hover"]))
-    # Field names of our own: dots and brackets mean something in one.
-    said = [row | {f"hover{i}": row["hover"].get(name, "") for i, name in enumerate(names)} for row in rows]
-    marks = _series(said, styles)
     marked: alt.Chart = (
-        marks.mark_point(filled=True, stroke=LIGHT["page"], strokeWidth=0.6)
+        _series(_with_hover(rows), styles)
+        .mark_point(filled=True, stroke=LIGHT["page"], strokeWidth=0.6)
         .encode(
             shape=_by_setting(alt.Shape, styles, "marker"),
             size=alt.condition("datum.last", alt.value(2.2 * size), alt.value(size)),
-            tooltip=[alt.Tooltip(field=f"hover{i}", type="nominal", title=name) for i, name in enumerate(names)],
+            tooltip=[alt.Tooltip(field=f"hover{i}", type="nominal", title=name) for i, name in enumerate(_hover(rows))],
         )
         .add_params(_PICKED)
     )
     return marked
+
+
+def _hover(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Names of what hovering over any of the rows says."""
+    return list(dict.fromkeys(name for row in rows for name in row["hover"]))
+
+
+def _with_hover(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows with what hovering says in fields of our own names: dots and brackets mean something in one."""
+    names = _hover(rows)
+    return [row | {f"hover{i}": row["hover"].get(name, "") for i, name in enumerate(names)} for row in rows]
 
 
 def _by_setting(channel: Any, styles: Mapping[str, Style], part: str) -> Any:

@@ -12,6 +12,7 @@ import yaml
 from conftest import ROOT
 
 from sga.cli import configured_cli, plain_config
+from sga.report.figures import run_figures
 from sga.runs.folder import RunFolder
 
 NOTEBOOKS = ROOT / "notebooks"
@@ -53,12 +54,12 @@ def test_the_run_explorer_runs_on_a_finished_run(finished_run: Path, monkeypatch
     nbformat = pytest.importorskip("nbformat")
     nbclient = pytest.importorskip("nbclient")
     monkeypatch.setenv("SGA_RUN", str(finished_run.resolve()))
-    monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
     notebook = nbformat.read(NOTEBOOKS / "explore_run.ipynb", as_version=4)
     nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(NOTEBOOKS)}}).execute()
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
-    pictures = [output for output in outputs if "image/png" in output.get("data", {})]
+    pictures = [output for output in outputs if "image/svg+xml" in output.get("data", {})]
     printed = "".join(output.get("text", "") for output in outputs if output["output_type"] == "stream")
-    assert len(pictures) == 3
+    drawn = [name for name in run_figures([finished_run]) if name != "truth-ratios"]
+    assert len(drawn) >= 4 and len(pictures) == len(drawn) + 2
     assert ".ckpt: step " in printed
     assert "model_utility" in printed
