@@ -203,8 +203,10 @@ def training_chart(
     logarithmic = axis == "either" and min(ys) > 0 and max(ys) / min(ys) > 50
     scale = alt.Scale(type="log") if logarithmic else alt.Scale(zero=False)
     few = alt.Axis(tickCount=5, format="~f")
+    decades = range(math.floor(math.log10(min(ys))), math.ceil(math.log10(max(ys))) + 1) if logarithmic else ()
+    marks = alt.Axis(values=[10.0**decade for decade in decades], format="~f") if logarithmic else few
     x = alt.X("x:Q", title=x_title, scale=alt.Scale(zero=False, nice=False, padding=12), axis=few)
-    y = alt.Y("y:Q", title=None, scale=alt.Scale(domain=[0, 1]) if axis == "unit" else scale, axis=few)
+    y = alt.Y("y:Q", title=None, scale=alt.Scale(domain=[0, 1]) if axis == "unit" else scale, axis=marks)
     told = "; ".join(f"{one.run}: {one.points[0].y:.4g} to {one.points[-1].y:.4g}" for one in curves)
     layers = [] if level is None else [_level(level).encode(y)]
     layers += _trajectories(_rows(curves), _present(curves, styles), x, y, size=50)
