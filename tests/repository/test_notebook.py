@@ -13,7 +13,6 @@ import yaml
 from conftest import ROOT
 
 from sga.cli import configured_cli, plain_config
-from sga.report.figures import run_figures
 from sga.runs.folder import RunFolder
 
 NOTEBOOKS = ROOT / "notebooks"
