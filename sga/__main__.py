@@ -38,7 +38,7 @@ VERBS = {
 """Verbs with what they do. Each is a module of its name in `sga.commands`, but for those of Lightning."""
 
 _HEADINGS = {"fit": "train and evaluate", "data": "look", "demo": "try it"}
-"""Headings of the list, by the verb that they stand before."""
+"""Headings of the list, by the verb that follows them."""
 
 _LIGHTNING = ("fit", "validate", "test", "predict")
 

@@ -9,8 +9,12 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import Progress
 
 from sga.commands.data import group_columns
 from sga.commands.parsing import run_one_of, verb
@@ -36,6 +40,7 @@ _ABOUT = """\
 Normal data: what each forget sample is grouped with. All verbs write or read one normal-data file, JSON Lines of a
 forget record with its normals, which sga fit takes with --data.pairs FILE."""
 _NO_TEXT = "(text not in the file)"
+_CONSOLE = Console(stderr=True, soft_wrap=True)
 _PROMPTS = ("qa", "news", "book", "alternative")
 
 
@@ -130,7 +135,7 @@ class _Writing:
             self.timeout,
             self.tries,
             self.backoff,
-            say=_say,
+            say=partial(_CONSOLE.print, markup=False, highlight=False),
         )
 
     def price(self, read: int, written: int) -> str:
@@ -202,8 +207,9 @@ def _generate(
         generation.replay(journal)
         _estimate(generation, writing)
         asked = generation.spent.requests
-        with _progress(generation.estimate()[0]) as bar:
-            asyncio.run(generation.run(journal, bar.update))
+        with Progress(console=_CONSOLE, transient=True) as bar:
+            task = bar.add_task("normals", total=generation.estimate()[0])
+            asyncio.run(generation.run(journal, partial(bar.advance, task)))
         return _conclude(generation, asked, data, output, on_failure, writing)
 
 
@@ -255,13 +261,6 @@ def _conclude(
     return _write(output, groups, data)
 
 
-def _say(words: str) -> None:
-    """Prints a line above the progress bar."""
-    from tqdm import tqdm
-
-    tqdm.write(words, file=sys.stderr)
-
-
 def _estimate(generation: NormalGenerator, writing: _Writing) -> None:
     requests, read, written = generation.estimate()
     print(
@@ -269,12 +268,6 @@ def _estimate(generation: NormalGenerator, writing: _Writing) -> None:
         f"{writing.price(read, written)}; answers that are refused come on top",
         flush=True,
     )
-
-
-def _progress(total: int) -> Any:
-    from tqdm import tqdm
-
-    return contextlib.closing(tqdm(total=total, unit="normal", disable=None))
 
 
 # ---- check ----------------------------------------------------------------------------------------------------------

@@ -47,7 +47,7 @@ class Verb:
             parser.check_rest(rest)
         else:
             given = parser.parse_args(list(arguments))
-        values = vars(given)
+        values = {name: tuple(value) if isinstance(value, list) else value for name, value in vars(given).items()}
         hints = get_type_hints(self._function)
         for parameter in self._parameters("options"):
             kind = hints[parameter.name]
@@ -78,6 +78,7 @@ class Verb:
         if self._parameters("rest"):
             usage = parser.format_usage().removeprefix("usage: ").rstrip().replace("%", "%%")
             parser.usage = f"{usage} [options of sga fit]"
+            parser.prog = parser.prog.partition(" [")[0]  # as an error says it
         return parser
 
     def _parameters(self, kind: Literal["positional", "rest", "options"]) -> list[inspect.Parameter]:
@@ -127,9 +128,9 @@ class _Parser(argparse.ArgumentParser):
         if optional and get_origin(hint) in (Union, UnionType):
             [hint] = [one for one in get_args(hint) if one is not type(None)]
         described = next(one for one in said.params if one.arg_name == parameter.name)
-        text = " ".join((described.description or "").split()).removesuffix(".").replace("%", "%%")
+        text = " ".join((described.description or "").split()).removesuffix(".").replace("``", "").replace("%", "%%")
         shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
-        if default is not parameter.empty and shown not in (None, False, "") and "default" not in text:
+        if not any(shown is one for one in (parameter.empty, None, False, "")) and "default" not in text:
             text += f" (default {shown})".replace("%", "%%")
         more: dict[str, Any] = {"help": text}
         kind, place = (get_origin(hint), get_args(hint)) if get_origin(hint) else (hint, ())
@@ -157,7 +158,7 @@ class _Parser(argparse.ArgumentParser):
             self.add_argument(option, *aliases, dest=parameter.name, required=required, **more)
 
     def check_rest(self, rest: Sequence[str]) -> None:
-        """Refuses a misspelt option among those that would go to `sga fit`, whose own have a dot in most names."""
+        """Refuses a misspelt option among those for `sga fit`, most of which have a dot in their names."""
         for flag in (one.partition("=")[0] for one in rest):
             near = difflib.get_close_matches(flag, self._option_string_actions, 1, 0.8)
             if near and "." not in flag and flag.startswith("--"):

@@ -43,6 +43,7 @@ def tried(
     set_: Repeated = (),
     options: Options,
     dry_run: bool = False,
+    seed: int = 0,
 ) -> int:
     """Try it.
 
@@ -55,6 +56,7 @@ def tried(
         many: Numbers.
         set_ (NAME=VALUE): Setting.
         dry_run: Do nothing.
+        seed: Seed.
     """
     seen.update(locals())
     return 3
@@ -85,10 +87,11 @@ def test_every_kind_of_parameter_is_an_argument() -> None:
     assert tried([*line, "--data.group_size=4"]) == 3
     assert seen == {
         "log": Path("x"), "other": None, "rest": ("--data.group_size=4",), "needed": 3, "output": Path("y"),
-        "kind": "b", "many": [3.0, 4.0], "set_": ["a=1", "b:"], "options": Options(0.1, ["c=2"]), "dry_run": True,
+        "kind": "b", "many": (3.0, 4.0), "set_": ("a=1", "b:"), "options": Options(0.1, ("c=2",)), "dry_run": True,
+        "seed": 0,
     }  # fmt: skip
     assert tried(["x", "--needed=3"]) == 3
-    assert seen["output"] == Path("runs") and seen["options"] == Options(0.5, []) and seen["many"] == (1.0, 2.0)
+    assert seen["output"] == Path("runs") and seen["options"] == Options() and seen["many"] == (1.0, 2.0)
 
 
 @pytest.mark.parametrize(
@@ -115,10 +118,12 @@ def test_the_docstring_is_the_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert (
         "--rate RATE Rate of 5 % or so (default 0.5)" in said and "--many X [X ...] Numbers (default 1.0 2.0)" in said
     )
-    assert "[options of sga fit]" in said
+    assert "[options of sga fit]" in said and "--seed N Seed (default 0)" in said and "(default False)" not in said
 
 
 BEFORE = {
+    "attack": "reference attacks target output rows max-new-tokens steps rate samples questions leak nli words shots "
+    "prefix seed shares benign",
     "ask": "answer max-new-tokens trust-code",
     "compare": "step-a step-b output resamples seed",
     "demo": "config folder",
