@@ -33,12 +33,12 @@ class _Bar(Progress):
 class WholeProgress:
     """One bar over evaluation, training, export and the evaluation of what was exported.
 
-        The share that is done is the time so far over that and the time left. That is what training says of itself and, for
-        the exported model, the seconds that the starting model's evaluation took; the bar only moves to and fro before.
+    The share that is done is the time so far over that and the time left. That is what training says of itself and, for
+    the exported model, the seconds that the starting model's evaluation took; the bar only moves to and fro before.
 
-        Args:
-            console: Console that it is drawn on; None takes standard output. Without a terminal each step is a line.
-            clock: Function that gives the seconds of a clock that only goes forward.
+    Args:
+        console: Console that it is drawn on; None takes standard output. Without a terminal each step is a line.
+        clock: Function that gives the seconds of a clock that only goes forward.
     """
 
     def __init__(self, console: Console | None = None, clock: Callable[[], float] = time.monotonic) -> None:

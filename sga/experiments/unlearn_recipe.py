@@ -52,14 +52,14 @@ class Recipe:
 def chosen_recipe(method: str | None, lora: int | None, weights: int | None, records: UnlearningRecords) -> Recipe:
     """The recipe of the packaged table (`RECIPES`) for a model, made to fit the data.
 
-        Args:
-            method: Name of a file in ``configs/methods/``; None takes the table's.
-            lora: Rank of the adapter; 0 to train all weights, None takes the table's.
-            weights: Number of the model's weights; None if it is not known, which takes the first fitting recipe.
-            records: Records to forget and to keep.
+    Args:
+        method: Name of a file in ``configs/methods/``; None takes the table's.
+        lora: Rank of the adapter; 0 to train all weights, None takes the table's.
+        weights: Number of the model's weights; None if it is not known, which takes the first fitting recipe.
+        records: Records to forget and to keep.
 
-        Raises:
-            UserError: the rank is negative, or retain data is too little for any group.
+    Raises:
+        UserError: the rank is negative, or retain data is too little for any group.
     """
     if lora is not None and lora < 0:
         raise UserError(f"--lora must be at least 1, or 0 to train all weights, got {lora}")
