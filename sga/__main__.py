@@ -38,7 +38,7 @@ VERBS = {
 """Verbs with what they do. Each is a module of its name in `sga.commands`, but for those of Lightning."""
 
 _HEADINGS = {"fit": "train and evaluate", "data": "look", "demo": "try it"}
-"""Headings of the list, by the verb that they stand before."""
+"""Headings of the list, by the verb that follows them."""
 
 _LIGHTNING = ("fit", "validate", "test", "predict")
 
@@ -100,7 +100,7 @@ def _main(arguments: Sequence[str] | None) -> int:
         print(f"sga {__version__}{f' ({known})' if (known := commit()) else ''}")
         return 0
     verb, rest = arguments[0], arguments[1:]
-    if verb not in VERBS:
+    if verb not in (*VERBS, _COMPLETION):
         meant = _MEANT.get(verb) or next(iter(difflib.get_close_matches(verb, VERBS, 1)), None)
         hint = f"; did you mean sga {meant}?" if meant else ";"
         print(f"sga: error: there is no verb {verb!r}{hint} choose from {', '.join(VERBS)}", file=sys.stderr)
@@ -206,7 +206,15 @@ def usage() -> str:
     return "\n".join(lines)
 
 
+_COMPLETION = "--print-completion"
+
+
 def _run(verb: str, arguments: Sequence[str]) -> int:
+    if verb == _COMPLETION:
+        from sga.commands.completion import completion_script
+
+        print(completion_script(" ".join(arguments), VERBS))
+        return 0
     module = importlib.import_module(f"sga.commands.{'fit' if verb in _LIGHTNING else verb}")
     code: int = module.main([verb, *arguments] if verb in _LIGHTNING else arguments)
     return code

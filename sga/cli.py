@@ -404,6 +404,14 @@ def configured_cli(arguments: Sequence[str]) -> UnlearningCLI:
     return _cli(_ConfiguringCLI, ["fit", *arguments])
 
 
+def lightning_parser(verb: str) -> LightningArgumentParser:
+    """The parser of one of the four verbs, with every option that it has."""
+    files = ["--config=configs/benchmarks/authors.yaml", "--config=configs/methods/sga.yaml"]
+    parser: LightningArgumentParser = _cli(_ParsingCLI, [verb, *files])._parser(verb)
+    parser.prog = f"sga {verb}"
+    return parser
+
+
 def parsed_config(arguments: Sequence[str]) -> Any:
     """Namespace of the configuration that ``[verb, *options]`` gives; nothing is made or run."""
     return _cli(_ParsingCLI, arguments).config

@@ -61,7 +61,7 @@ def attack_run(
     output: Path | None = None,
     say: Callable[[str], None] = print,
 ) -> AttackResult:
-    """Attacks the exported model of a run. The same call goes on where it was interrupted and reuses what is there.
+    """Attacks the exported model of a run. The same call resumes after an interruption and reuses what is there.
 
     Args:
         path: Path of the run folder, or of that of `sga unlearn`.

@@ -36,7 +36,7 @@ class Strength:
     Attributes:
         rate: Learning rate of AdamW.
         steps: Number of optimiser steps.
-        control: How both were fixed.
+        control: Words on how both were fixed.
     """
 
     rate: float
@@ -82,7 +82,7 @@ def benign_records(text: str, data: AttackData) -> tuple[tuple[Record, ...], str
     """Records of benign relearning, and words for them.
 
     Args:
-        text: One of `AttackSettings.benign`. A plain-text file is cut into blocks that fit the longest sequence.
+        text: One of `AttackSettings.benign`. A plain-text file is split into blocks that fit the longest sequence.
         data: Records of the run.
 
     Raises:

@@ -376,8 +376,8 @@ def _speaks(
 def _of_unseen_answers(start: Mapping[str, float], part: Part) -> float:
     """Share of degenerate answers that the starting model gives to questions it never saw, with its upper end.
 
-    A model that never learned the forget set stands before its questions as the starting model does before the holdout
-    set's, and who does not know an answer repeats himself more often. 0 without a holdout set.
+    To a model that never learned the forget set, its questions are what the holdout set's questions are to the starting
+    model, and models repeat themselves more often in answers that they do not know. 0 without a holdout set.
     """
     name = f"handover/{part}/comparison/degenerate"
     return max((value for value in (start.get(name), _ends(start, name)[1]) if value is not None), default=0.0)

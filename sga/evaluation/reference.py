@@ -235,7 +235,7 @@ def reference_for_positions(
 
 
 def are_first_rows(ids: Sequence[str]) -> bool:
-    """Whether ids such as ``"forget10/0"`` number rows from 0 on without a gap, as positions in a foreign log do."""
+    """True if ids such as ``"forget10/0"`` number rows from 0 without a gap, as positions in a foreign log do."""
     return [record_id.rsplit("/", 1)[-1] for record_id in ids] == [str(index) for index in range(len(ids))]
 
 

@@ -53,7 +53,7 @@ def read_demo(path: Path) -> list[Task]:
 
 
 def read_unlearnings(path: Path) -> tuple[Authors, dict[str, dict[str, Any]]] | None:
-    """What a plan unlearns by `sga unlearn`: the data, and the arguments of each run by name; None if nothing."""
+    """Data and arguments, by run, of the part of a plan that `sga unlearn` does; None without such a part."""
     plan = read_yaml(path)
     return _unlearnings(plan) if "unlearn" in plan else None
 

@@ -6,15 +6,17 @@ evaluated, it is trained under the rule that needs no retained model, and what w
 
 from __future__ import annotations
 
-import shutil
+import io
 import signal
 import sys
 import textwrap
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from sga.attacks.attack import quick_attack_lines
@@ -22,10 +24,11 @@ from sga.callbacks.first_looks import silent_answers
 from sga.errors import Interruption, StoppedError, UserError
 from sga.evaluation.handover import NOT_EXTRACTABLE, NOT_RECOGNISED, Tolerances, account
 from sga.evaluation.table import duration
-from sga.experiments.configuration import Values, digest
+from sga.experiments.configuration import Values
 from sga.experiments.engine import InThisProcess, Pool, Processes, run
 from sga.experiments.task import LOG_FILE, Task
 from sga.experiments.unlearn_data import UnlearningRecords, look, read_unlearning_records
+from sga.experiments.unlearn_model import given_model, with_settings
 from sga.experiments.unlearn_pilot import piloted_rate
 from sga.experiments.unlearn_progress import WholeProgress
 from sga.experiments.unlearn_recipe import (
@@ -41,6 +44,7 @@ from sga.experiments.unlearn_recipe import (
     tolerances_of,
 )
 from sga.experiments.unlearn_result import UnlearnResult
+from sga.files import write_text, yaml_text
 from sga.runs.folder import Run, load_run
 
 if TYPE_CHECKING:
@@ -49,16 +53,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Unlearned:
-    """What unlearning left.
+    """Result of `unlearn`: the folder of its runs, the verdict, the metrics, and where model and report are.
 
     Attributes:
         folder: Folder of the three runs, ``start``, ``unlearned`` and ``final``, for `load_run`.
         sentence: First sentence of the result: fit to be handed over, or the largest violation.
         fit: True if the model is fit to be handed over, as far as can be tested.
         metrics: Metrics of the exported model, read from disk again, by name.
-        start_metrics: The starting model's.
-        model_path: The exported model and tokenizer in Hugging Face format, with its card.
-        report: The page with all results.
+        start_metrics: Metrics of the starting model, by name.
+        model_path: Path of the exported model and tokenizer in Hugging Face format, with its card.
+        report: Path of the page with all results.
     """
 
     folder: Path
@@ -100,20 +104,21 @@ def unlearn(
     Args:
         model: A Hugging Face causal language model, or where one is: a name on the Hub, a folder, a run folder.
         tokenizer: Its tokenizer, or where one is; None takes the model's own.
-        forget: What to forget: path of a file, or records, dictionaries or a data set of them. See `converted_records`.
-        retain: What to keep, of the same kind. Without it general questions of the package stand in.
+        forget: Records to forget: path of a file, or records, dictionaries or a data set of them. See
+            `converted_records`.
+        retain: Records to keep, of the same kind. Without them general questions of the package stand in.
         holdout: Records of the kind to forget that the model never saw, by which forgetting is measured.
         method: Name of a method; ``sga methods`` lists them. None takes the recipe's.
         lora: Rank of a low-rank adapter, 0 to train all weights; None takes the recipe's.
-        folder: Where everything goes.
-        epochs: Most passes over the forget data; None takes the recipe's, likewise the next two.
-        lr: Learning rate.
-        group_size: K, one forget sample and K − 1 normals.
+        folder: Path of the folder that everything is written to.
+        epochs: Largest number of passes over the forget data; None takes the recipe's.
+        lr: Learning rate; None takes the recipe's.
+        group_size: Number K of sequences in a group, one forget sample and K − 1 normals; None takes the recipe's.
         settings: Further settings of `sga fit` by dotted name; they win.
         base: Name or folder of a model that never saw what is to be forgotten, such as the one that `model` was
             finetuned from. Its membership AUC is what forgetting aims at, in place of 0.5.
-        anyway: Train although the model does not seem to know what it is to forget.
-        say: What is told each line; None prints it.
+        anyway: True if the model is trained although it does not seem to know what it is to forget.
+        say: Function that is called with each line of output; None prints them.
 
     Raises:
         UserError: data or model are not usable; the sentence says what to do.
@@ -135,7 +140,7 @@ def unlearn(
     own = dict(settings or {})
     named = (("trainer.max_epochs", epochs), ("model.optimizer.lr", lr), ("data.group_size", group_size))
     own |= {name: value for name, value in named if value is not None}
-    start = _with_settings(given_model(model, tokenizer, folder), own)
+    start = with_settings(given_model(model, tokenizer, folder), own)
     weights = _look(records, start, own, say)
     recipe = chosen_recipe(method, lora, weights, records)
     plan = Plan(recipe, start, records.write(folder), weights, own)
@@ -172,11 +177,11 @@ def evaluate(
     The same call reads what is there already.
 
     Args:
-        model: As for `unlearn`.
-        tokenizer: As for `unlearn`.
-        data: What to evaluate on, by ``forget``, ``retain`` and, where there is one, ``holdout``; or one set, which is
-            taken for ``forget``.
-        folder: Where the run goes.
+        model: Model to evaluate, as for `unlearn`.
+        tokenizer: Its tokenizer, as for `unlearn`.
+        data: Sets of records by ``forget``, ``retain`` and, where there is one, ``holdout``; or one set, which is taken
+            for ``forget``.
+        folder: Path of the run folder's parent.
         settings: Further settings of `sga validate` by dotted name.
 
     Raises:
@@ -191,84 +196,16 @@ def evaluate(
     folder = Path(folder)
     records = read_unlearning_records(*(sets.get(name) for name in ("forget", "retain", "holdout")))
     own = dict(settings or {})
-    start = _with_settings(given_model(model, tokenizer, folder), own)
+    start = with_settings(given_model(model, tokenizer, folder), own)
     recipe = chosen_recipe("ga", 0, None, records)
     first, *_ = Plan(recipe, start, records.write(folder), None, own).tasks()
+    _check_settings(first, own)
     task = Task("evaluation", first.config, {}, first.key, "evaluates the model", verb="validate")
     _check_ended(run([task], folder, InThisProcess(lambda line: None), retry=True, wait=False), [task])
     return _numbers(load_run(folder / task.name).chosen)
 
 
 # ---- the model ------------------------------------------------------------------------------------------------------
-
-
-def given_model(model: Any, tokenizer: Any, folder: Path) -> dict[str, Any]:
-    """Arguments of `sga.Pretrained` for a model; objects are written into a folder that is named after their content.
-
-    Raises:
-        UserError: a model object has no tokenizer, or one of the two is of another kind.
-    """
-    if isinstance(model, (str, Path)):
-        found = {"name_or_path": str(model)}
-        if isinstance(tokenizer, (str, Path)):
-            return found if str(tokenizer) == str(model) else {**found, "tokenizer_name_or_path": str(tokenizer)}
-        if tokenizer is not None:
-            found["tokenizer_name_or_path"] = str(_saved(folder, "tokenizer", tokenizer, _tokenizer_key(tokenizer)))
-        return found
-    if not hasattr(model, "save_pretrained") or not hasattr(model, "state_dict"):
-        raise UserError(
-            f"model must be a Hugging Face model, a folder or a name on the Hub, got {type(model).__name__}"
-        )
-    if tokenizer is None:
-        raise UserError("a model object needs its tokenizer: unlearn(model, tokenizer, …)")
-    from sga.evaluation.cache import model_key
-
-    path = str(_saved(folder, "model", model, model_key(model, {})))
-    if isinstance(tokenizer, (str, Path)):
-        return {"name_or_path": path, "tokenizer_name_or_path": str(tokenizer)}
-    place = _saved(folder, "tokenizer", tokenizer, _tokenizer_key(tokenizer))
-    return {"name_or_path": path, "tokenizer_name_or_path": str(place)}
-
-
-def _with_settings(start: Mapping[str, Any], own: Values) -> dict[str, Any]:
-    """Arguments of `sga.Pretrained` with those that the user's settings have, which are taken out of the settings."""
-    from sga.models.pretrained import Pretrained
-
-    prefix = "model.language_model."
-    found = {**start, **{name: own.pop(prefix + name) for name in _OF_MODEL if prefix + name in own}}
-    file = found.pop("gguf_file", None)
-    if file is not None:
-        found["name_or_path"] = Pretrained(found["name_or_path"], gguf_file=file).location
-    return found
-
-
-_OF_MODEL = (
-    "name_or_path",
-    "revision",
-    "tokenizer_name_or_path",
-    "dtype",
-    "attention",
-    "trust_remote_code",
-    "gguf_file",
-)
-"""Arguments of `sga.Pretrained`, which the starting model's evaluation needs as much as the training."""
-
-
-def _tokenizer_key(tokenizer: Any) -> str:
-    if not hasattr(tokenizer, "save_pretrained") or not hasattr(tokenizer, "get_vocab"):
-        raise UserError(f"tokenizer must be one of Hugging Face, or where one is, got {type(tokenizer).__name__}")
-    return digest([tokenizer.get_vocab(), str(tokenizer.chat_template), str(tokenizer.special_tokens_map)])
-
-
-def _saved(folder: Path, name: str, given: Any, key: str) -> Path:
-    """Where an object is saved; whole or not at all."""
-    place = folder / f"given-{name}-{key[:8]}"
-    if not place.exists():
-        unfinished = place.with_name(f".{place.name}.unfinished")
-        shutil.rmtree(unfinished, ignore_errors=True)
-        given.save_pretrained(unfinished)
-        unfinished.rename(place)
-    return place
 
 
 def _look(records: UnlearningRecords, start: Mapping[str, Any], own: Values, say: Callable[[str], None]) -> int:
@@ -344,6 +281,7 @@ def _run_plan(plan: Plan, base: str | None, folder: Path, anyway: bool, say: Cal
         StoppedError: a run failed.
     """
     tasks = plan.tasks()
+    _check_settings(tasks[1], plan.own)
     before_training = [*([] if base is None else [plan.base_task(base)]), tasks[0]]
     total = len(before_training) + 2
     with WholeProgress() as progress:
@@ -397,6 +335,29 @@ def _pool(training: Task, progress: WholeProgress) -> Pool:
     if training.config["trainer"].get("devices") not in (None, 1, "1"):
         return Processes()
     return InThisProcess(progress.hear, progress.phase)
+
+
+def _check_settings(task: Task, own: Values) -> None:
+    """Refuses settings that there are not, before anything is computed.
+
+    Raises:
+        UserError: a setting is unknown, or its value of another kind.
+    """
+    if not own:
+        return
+    from sga.cli import parsed_config
+
+    said = io.StringIO()
+    with TemporaryDirectory() as place:
+        file = Path(place, "settings.yaml")
+        write_text(file, yaml_text(task.config))
+        try:
+            with redirect_stdout(io.StringIO()), redirect_stderr(said):
+                parsed_config([task.verb, "--config", str(file)])
+        except UserError as error:
+            raise UserError(str(error).replace(f"{file}:", "settings (--set):")) from None
+        except SystemExit:  # the parser's own way to refuse
+            raise UserError(f"settings (--set): {said.getvalue().partition('error: ')[2].strip()}") from None
 
 
 def _check_ended(ended: Mapping[str, Any], tasks: Sequence[Task]) -> None:

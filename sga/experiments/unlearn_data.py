@@ -36,8 +36,8 @@ class UnlearningRecords:
 
     Attributes:
         sets: Records by ``forget``, ``retain`` and, where given, ``holdout``; none of them twice.
-        notes: What was found in them, a sentence each.
-        warnings: What is likely to be a fault of the data, likewise.
+        notes: Sentences on what was found in them.
+        warnings: Sentences on what is likely to be a fault of the data.
     """
 
     sets: dict[str, tuple[Record, ...]]

@@ -22,8 +22,8 @@ class Pilot:
     """Learning rates to try.
 
     Attributes:
-        rates: The rates, smallest first.
-        steps: Optimiser steps at each.
+        rates: Learning rates, smallest first.
+        steps: Number of optimiser steps at each.
     """
 
     rates: tuple[float, ...]
@@ -61,13 +61,13 @@ def piloted_rate(
     A rate that diverges is out.
 
     Args:
-        pilot: What to try.
-        training: The training that the rate is for.
+        pilot: Learning rates to try.
+        training: Task that the rate is for.
         before: Evaluation of the starting model.
         tolerances: Tolerances of the rule.
-        folder: Folder of the experiment.
-        pool: Where runs are made.
-        say: What is told each line.
+        folder: Path of the experiment's folder.
+        pool: Place where runs are made.
+        say: Function that is called with each line of output.
 
     Raises:
         StoppedError: training failed at every rate.

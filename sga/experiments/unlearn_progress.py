@@ -37,8 +37,8 @@ class WholeProgress:
     the exported model, the seconds that the starting model's evaluation took; the bar only moves to and fro before.
 
     Args:
-        console: Where it is drawn; None takes standard output. Where that is no terminal, each step is a line.
-        clock: Seconds of a clock that only goes forward.
+        console: Console that it is drawn on; None takes standard output. Without a terminal each step is a line.
+        clock: Function that gives the seconds of a clock that only goes forward.
     """
 
     def __init__(self, console: Console | None = None, clock: Callable[[], float] = time.monotonic) -> None:

@@ -30,14 +30,14 @@ _LIKELIHOODS_ALONE: Values = {"model_utility.generate": False, "fluency.starting
 
 @dataclass(frozen=True)
 class Recipe:
-    """What was chosen, before anything of the user's own.
+    """Settings that were chosen for a model and its data, before anything of the user's own.
 
     Attributes:
-        name: Its name in the table.
+        name: Name of the recipe in the table.
         method: Name of the method.
-        rank: Rank of the adapter; 0 for training all weights.
-        settings: Flags of `sga fit`.
-        notes: What the data did not allow, a sentence each.
+        rank: Rank of the adapter; 0 if all weights are trained.
+        settings: Settings of `sga fit` by dotted name.
+        notes: Sentences on what the data did not allow, and on what was not measured.
         pilot: Learning rates to try first; None where the recipe was measured.
     """
 
@@ -53,10 +53,10 @@ def chosen_recipe(method: str | None, lora: int | None, weights: int | None, rec
     """The recipe of the packaged table (`RECIPES`) for a model, made to fit the data.
 
     Args:
-        method: Name of a file in ``configs/methods/``; None for what the table says.
-        lora: Rank of the adapter; 0 to train all weights, None for what the table says.
-        weights: Number of the model's weights; None where it is not known, which takes the first that fits otherwise.
-        records: The data.
+        method: Name of a file in ``configs/methods/``; None takes the table's.
+        lora: Rank of the adapter; 0 to train all weights, None takes the table's.
+        weights: Number of the model's weights; None if it is not known, which takes the first fitting recipe.
+        records: Records to forget and to keep.
 
     Raises:
         UserError: the rank is negative, or retain data is too little for any group.
@@ -154,10 +154,10 @@ def method_config(method: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Plan:
-    """What `sga unlearn` runs.
+    """The runs of `sga unlearn`, from which its tasks are made.
 
     Attributes:
-        recipe: What to train with.
+        recipe: Recipe of the training.
         start: Arguments of `sga.Pretrained` for the starting model.
         files: Path of each set's records, by set.
         weights: Number of the model's weights; None where it is not known.

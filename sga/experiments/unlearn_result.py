@@ -31,11 +31,11 @@ class UnlearnResult:
     """The three runs of `sga unlearn`, finished.
 
     Attributes:
-        folder: Their folder.
-        start: The starting model's evaluation.
-        training: The training.
-        final: The evaluation of the exported model, read from disk again.
-        tolerances: How far each quantity may be from its goal.
+        folder: Path of the folder that they are in.
+        start: Evaluation of the starting model.
+        training: Run of the training.
+        final: Evaluation of the exported model, read from disk again.
+        tolerances: Tolerances of the conditions for handing over.
     """
 
     folder: Path

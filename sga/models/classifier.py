@@ -1,4 +1,4 @@
-"""A text classifier of the Hugging Face Hub or of a folder, one of whose labels stands for fluent language."""
+"""A text classifier of the Hugging Face Hub or a folder, with a label for fluent language."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class FluencyClassifier:
         """Probability of the label for each text, in [0, 1]; 0 for a text of white space.
 
         Args:
-            texts: Texts, truncated to what the classifier reads.
+            texts: Texts to classify, truncated to the classifier's context.
             device: Device to classify on; the classifier stays there.
         """
         network, found = self._network.to(device), [0.0] * len(texts)

@@ -1,4 +1,4 @@
-"""What libraries print that a user of the command line can do nothing about, hidden in one place."""
+"""Hiding of library output that a user of the command line can do nothing about."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _WARNINGS = (
 
 
 def hide_noise() -> None:
-    """Hides bars of loading and writing weights, and what Lightning and datasets say of themselves.
+    """Hides progress bars of loading and writing weights, and information of Lightning and datasets.
 
     Bars of downloads stay, and so do warnings, each as one line. Verbs call this before they load a model;
     ``sga --verbose`` (SGA_VERBOSE=1 in the environment) shows everything.
@@ -30,7 +30,7 @@ def hide_noise() -> None:
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()  # type: ignore[no-untyped-call]
-    enable_progress_bars()  # of downloads, which the line before has hidden too
+    enable_progress_bars()  # shows bars of downloads again, which the line before has hidden too
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     if "datasets" in sys.modules:
         sys.modules["datasets"].disable_progress_bars()
@@ -43,6 +43,6 @@ def hide_noise() -> None:
 
 
 def _is_of_use(record: logging.LogRecord) -> bool:
-    """True for warnings and for what this package says by Lightning's logger."""
+    """True for warnings, and for messages of this package through Lightning's logger."""
     lightning = record.name.startswith("lightning") and not record.pathname.startswith(_PACKAGE)
     return not lightning or record.levelno > logging.INFO

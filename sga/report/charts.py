@@ -19,7 +19,7 @@ _LEFT = FLOOR - 0.35
 """Left end of the axis of forget quality."""
 
 _PICKED = alt.selection_point(name="picked", fields=["setting"], bind="legend")
-"""What the legend has selected; a page sets it by the buttons of its own legend."""
+"""Settings that the legend has selected; a page sets them by the buttons of its own legend."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class CurvePoint:
     Attributes:
         x: Place on the horizontal axis.
         y: Place on the vertical axis.
-        hover: What hovering over it says, text by name.
+        hover: Texts of the tooltip, by their names.
         chosen: True if it has a ring: the evaluation that a run is judged by.
     """
 
@@ -60,8 +60,8 @@ class Span:
 
     Attributes:
         row: Name of the row that it is drawn in.
-        kind: Which of the row's numbers it is; a key of the chart's styles.
-        value: The number.
+        kind: Name of the estimate among those of the row; a key of the chart's styles.
+        value: Estimate itself, in the unit of the axis.
         low: Lower end of its interval.
         high: Upper end of its interval.
         note: Number and interval in words.
@@ -82,7 +82,7 @@ def frontier_chart(
 
     Args:
         curves: One for each run, from its start to its end.
-        styles: Looks by setting.
+        styles: Look of each setting, by its label.
         retain: The retain model's utility; None without one.
         level: Forget quality at which the region begins.
     """
@@ -111,7 +111,7 @@ def pareto_chart(
     Args:
         clouds: One for each configuration; its points are not joined.
         front: Points that no other beats in both, by ascending forget quality; at least one.
-        styles: Looks by configuration.
+        styles: Look of each configuration, by its label.
         retain: The retain model's utility; None without one.
         level: Forget quality at which the KS test sees no difference.
     """
@@ -137,7 +137,7 @@ def distribution_chart(
 
     Args:
         samples: Values by setting; the styles of target and retain model set the axis.
-        styles: Looks by setting.
+        styles: Look of each setting, by its label.
 
     Returns:
         The chart, and for each setting with values outside the axis the share of them.
@@ -162,7 +162,7 @@ def distribution_chart(
                 hover = {"run": name, "log R": _signed(round(middle, 2)), "share at or below": f"{share:g}"}
                 quartiles.append({"setting": name, "x": middle, "y": share, "last": False, "hover": hover})
     ends = alt.Scale(domain=[low, high], nice=False)
-    few = alt.Axis(tickCount=7, format="~g")
+    few = alt.Axis(tickCount=7, format="~f")
     x = alt.X("x:Q", title="log R: right = wrong answers likelier", scale=ends, axis=few)
     y = alt.Y(
         "y:Q", title=None, scale=alt.Scale(domain=[0, 1.02], nice=False), axis=alt.Axis(values=_QUARTERS, format=".2~f")
@@ -193,7 +193,7 @@ def training_chart(
     Args:
         title: Name of the metric.
         curves: One for each run.
-        styles: Looks by setting.
+        styles: Look of each setting, by its label.
         x_title: Name of the x axis.
         level: The retain model's value; None without one.
         axis: Kind of the y axis: ``unit`` covers [0, 1]; ``either`` is logarithmic where positive values span more
@@ -202,9 +202,11 @@ def training_chart(
     ys = [point.y for curve in curves for point in curve.points] + ([] if level is None else [level])
     logarithmic = axis == "either" and min(ys) > 0 and max(ys) / min(ys) > 50
     scale = alt.Scale(type="log") if logarithmic else alt.Scale(zero=False)
-    few = alt.Axis(tickCount=5, format="~g")
+    few = alt.Axis(tickCount=5, format="~f")
+    decades = range(math.floor(math.log10(min(ys))), math.ceil(math.log10(max(ys))) + 1) if logarithmic else ()
+    marks = alt.Axis(values=[10.0**decade for decade in decades], format="~f") if logarithmic else few
     x = alt.X("x:Q", title=x_title, scale=alt.Scale(zero=False, nice=False, padding=12), axis=few)
-    y = alt.Y("y:Q", title=None, scale=alt.Scale(domain=[0, 1]) if axis == "unit" else scale, axis=few)
+    y = alt.Y("y:Q", title=None, scale=alt.Scale(domain=[0, 1]) if axis == "unit" else scale, axis=marks)
     told = "; ".join(f"{one.run}: {one.points[0].y:.4g} to {one.points[-1].y:.4g}" for one in curves)
     layers = [] if level is None else [_level(level).encode(y)]
     layers += _trajectories(_rows(curves), _present(curves, styles), x, y, size=50)
@@ -219,12 +221,12 @@ def interval_chart(
     x_title: str,
     y_title: str,
 ) -> alt.LayerChart:
-    """Numbers with their intervals, a row for each name, on one axis; what lies outside it is written at its edge.
+    """Numbers with their intervals, a row for each name, on one axis; numbers outside it are written at its edge.
 
     Args:
-        spans: The numbers, row by row.
-        styles: Looks by kind; a row's numbers stand below each other in this order.
-        levels: Vertical lines to hold them against, by what is written above them.
+        spans: Numbers to draw, row by row.
+        styles: Look of each kind; a row's numbers stand below each other in this order.
+        levels: Positions of vertical lines to compare with, by the words above them.
         bounds: Ends of the axis.
         x_title: Name of the numbers.
         y_title: Name of the rows.
@@ -240,7 +242,7 @@ def interval_chart(
         rows.append(row | {"last": False, "hover": hover})
     order = list(dict.fromkeys(span.row for span in spans))
     scale = alt.Scale(domain=list(bounds), nice=False)
-    x = alt.X("x:Q", title=x_title, scale=scale, axis=alt.Axis(tickCount=7, format="~g"))
+    x = alt.X("x:Q", title=x_title, scale=scale, axis=alt.Axis(tickCount=7, format="~f"))
     y = alt.Y("row:N", title=None, sort=order, axis=alt.Axis(grid=True))
     offset = alt.YOffset("setting:N", sort=list(styles), scale=alt.Scale(paddingOuter=0.6))
     ink = LIGHT["ink"]
@@ -269,13 +271,13 @@ _QUARTERS = [0, 0.25, 0.5, 0.75, 1]
 def _trade_off(retain: float | None, level: float) -> tuple[alt.X, alt.Y, list[alt.Chart]]:
     """Axes of (log10 forget quality, utility), and the region in which the KS test sees no difference."""
     axis = alt.Axis(
-        values=list(range(-12, 1, 2)), format="~g", labelExpr="(datum.value == -12 ? '≤ ' : '') + datum.label"
+        values=list(range(-12, 1, 2)), format="~f", labelExpr="(datum.value == -12 ? '≤ ' : '') + datum.label"
     )
     scale = alt.Scale(domain=[_LEFT, 0.25], nice=False)
     title = "forget quality, log10 p"
     x = alt.X("x:Q", title=title, scale=scale, axis=axis)
     y = alt.Y(
-        "y:Q", title=None, scale=alt.Scale(domain=[-0.03, 1.04], nice=False), axis=alt.Axis(tickCount=6, format="~g")
+        "y:Q", title=None, scale=alt.Scale(domain=[-0.03, 1.04], nice=False), axis=alt.Axis(tickCount=6, format="~f")
     )
     edge = {"x": math.log10(level), "end": 0.25, "y": 0.0, "text": f"p > {level:g}"}
     region = _chart([edge])
@@ -296,13 +298,14 @@ def _trajectories(
     rows: Sequence[dict[str, Any]], styles: Mapping[str, Style], x: alt.X, y: alt.Y, size: int = 80, joined: bool = True
 ) -> list[alt.Chart]:
     """Lines with a marker at each evaluation; the last is larger, the chosen one has a ring."""
+    rows = _with_hover(rows)  # in all layers, so that the data is in the chart once
     line = _series(rows, styles).mark_line(strokeWidth=2)
     dash = _by_setting(alt.StrokeDash, styles, "dash")
-    chosen = _series([row for row in rows if row["chosen"]], styles)
-    ring = chosen.mark_point(shape="circle", size=4 * size, strokeWidth=1.1)
+    ring = _series(rows, styles).transform_filter("datum.chosen")
+    ring = ring.mark_point(shape="circle", size=4 * size, strokeWidth=1.1)
     return [
         *([line.encode(x, y, strokeDash=dash, detail="run:N", order="order:Q")] if joined else []),
-        ring.encode(x, y, color=alt.value(LIGHT["ink"])),
+        *([ring.encode(x, y, color=alt.value(LIGHT["ink"]))] if any(row["chosen"] for row in rows) else []),
         _marked(rows, styles, size).encode(x, y),
     ]
 
@@ -315,21 +318,29 @@ def _series(rows: Sequence[dict[str, Any]], styles: Mapping[str, Style]) -> alt.
 
 
 def _marked(rows: Sequence[dict[str, Any]], styles: Mapping[str, Style], size: int) -> alt.Chart:
-    """Markers of the settings that say their numbers when hovered over."""
-    names = list(dict.fromkeys(name for row in rows for name in row["hover"]))
-    # Field names of our own: dots and brackets mean something in one.
-    said = [row | {f"hover{i}": row["hover"].get(name, "") for i, name in enumerate(names)} for row in rows]
-    marks = _series(said, styles)
+    """Markers of the settings, with tooltips."""
     marked: alt.Chart = (
-        marks.mark_point(filled=True, stroke=LIGHT["page"], strokeWidth=0.6)
+        _series(_with_hover(rows), styles)
+        .mark_point(filled=True, stroke=LIGHT["page"], strokeWidth=0.6)
         .encode(
             shape=_by_setting(alt.Shape, styles, "marker"),
             size=alt.condition("datum.last", alt.value(2.2 * size), alt.value(size)),
-            tooltip=[alt.Tooltip(field=f"hover{i}", type="nominal", title=name) for i, name in enumerate(names)],
+            tooltip=[alt.Tooltip(field=f"hover{i}", type="nominal", title=name) for i, name in enumerate(_hover(rows))],
         )
         .add_params(_PICKED)
     )
     return marked
+
+
+def _hover(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Names in the tooltips of any of the rows."""
+    return list(dict.fromkeys(name for row in rows for name in row["hover"]))
+
+
+def _with_hover(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows with the tooltip in fields of names of our own: dots and brackets mean something in a name."""
+    names = _hover(rows)
+    return [row | {f"hover{i}": row["hover"].get(name, "") for i, name in enumerate(names)} for row in rows]
 
 
 def _by_setting(channel: Any, styles: Mapping[str, Style], part: str) -> Any:
@@ -379,6 +390,7 @@ def _finished(
         .properties(title=alt.Title(title, anchor="start", frame="bounds", fontSize=12, fontWeight="normal", color=ink))
         .configure(background=LIGHT["page"], padding=4)
         .configure_axis(**axis, **small)
+        .configure_axisX(titleAnchor="end")
         .configure_view(stroke=dim)
         .configure_text(fontSize=12)
         .configure_legend(labelColor=ink, labelFontSize=12, labelLimit=0, symbolSize=80, symbolStrokeWidth=0.5)

@@ -1,4 +1,4 @@
-"""Five sentences that follow from the numbers, whichever way these fall, and what to be careful about."""
+"""Five sentences that follow from the numbers, in either direction, and cautions about the comparison."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _APART = " (the ranges over the seeds do not overlap)"
 
 
 def conclusions(settings: Sequence[SeedGroup]) -> list[str]:
-    """One sentence each: GA's fate; the best smoothing rate; GD beside it; forget quality reached; over or under."""
+    """Sentences on GA, the best smoothing rate, GD beside it, the forget quality, and over- or under-unlearning."""
     return [
         _fate_of_gradient_ascent(settings),
         _best_rate(settings),
@@ -38,7 +38,7 @@ def has_forget_quality(settings: Sequence[SeedGroup]) -> bool:
 
 
 def before_and_after(settings: Sequence[SeedGroup]) -> list[str]:
-    """One sentence for each unlearning setting without a retain model: what it did to ROUGE-L and probability."""
+    """Sentences on each setting's change of ROUGE-L and probability, for runs without a retain model."""
     sentences = []
     for setting in settings:
         if setting.first.role != "unlearn":
@@ -69,7 +69,7 @@ _MOVED = tuple(
 
 
 def cautions(settings: Sequence[SeedGroup]) -> list[str]:
-    """What stands against a comparison of these runs: other data, other evaluations, too few seeds."""
+    """Cautions about a comparison of these runs: other data, other evaluations, too few seeds."""
     runs = [run for setting in settings if setting.first.role == "unlearn" for run in setting.runs]
     notes = []
     if len([s for s in settings if s.first.method == "SGA"]) > 1:
@@ -103,7 +103,7 @@ def cautions(settings: Sequence[SeedGroup]) -> list[str]:
 
 
 def compared_gradient_difference(settings: Sequence[SeedGroup]) -> SeedGroup | None:
-    """GD at λ = 1 where there is one, the best other λ where not."""
+    """GD at λ = 1 if there is such a run, else at the best other λ."""
     of_method = [setting for setting in settings if setting.first.method == "GD"]
     return pick([setting for setting in of_method if setting.first.normal_weight == 1]) or pick(of_method)
 
@@ -193,7 +193,7 @@ def _gradient_difference(settings: Sequence[SeedGroup]) -> str:
 
 
 def _equivalence(smoothed: SeedGroup | None) -> str:
-    """What SGA is in terms of GD: theory, and the λ of the rate at hand."""
+    """SGA in terms of GD: the equation, and the λ of the rate at hand."""
     general = "SGA at r ≤ 0 is GD with λ = |ρ|/(1+|ρ|) < 1, where ρ = r(K−1)/K"
     rate = None if smoothed is None else smoothed.first.smoothing_rate
     if smoothed is None or rate is None:
@@ -206,7 +206,7 @@ def _equivalence(smoothed: SeedGroup | None) -> str:
 
 
 def _same_normals(one: SeedGroup, other: SeedGroup) -> str:
-    """Whether two settings were trained with the same groups, as their groups tell."""
+    """Words on whether two settings were trained with the same groups."""
     seeds = {run.seed: run for run in other.runs}
     matched = [(run, seeds[run.seed]) for run in one.runs if run.seed in seeds] or [(one.first, other.first)]
     if any(not a.groups or not b.groups for a, b in matched):
@@ -309,12 +309,12 @@ def _area(setting: SeedGroup) -> str:
 
 
 def _compared(one: float, other: float) -> str:
-    """How two areas stand as they are written: ``above``, ``below`` or ``level with``."""
+    """Relation of two areas as they are written: ``above``, ``below`` or ``level with``."""
     return "level with" if fixed(one, 3) == fixed(other, 3) else "above" if one > other else "below"
 
 
 def _certainty(one: SeedGroup, other: SeedGroup) -> str:
-    """What the seeds say about a difference in area; nothing where there is none."""
+    """Words on how certain a difference in area is over seeds; empty if there is no difference."""
     a, b = one.values("frontier_area"), other.values("frontier_area")
     if _compared(_mean(a), _mean(b)) == "level with":
         return ""

@@ -47,12 +47,12 @@ class RunFigures:
     """The charts of a report.
 
     Attributes:
-        styles: Looks of all settings by label.
+        styles: Look of each setting, by its label.
         frontier: Forget quality against utility; None where no run has both.
-        ratios: Distribution of truth ratios; None without any.
+        ratios: Distribution of the truth ratios; None without any.
         training: Metrics over training, by file name.
         settings: Labels of the settings that are drawn, by attribute.
-        outside: Share of a setting's truth ratios that lie outside the axis, where there are any.
+        outside: Share of each setting's truth ratios that lie outside the axis, in (0, 1].
     """
 
     styles: Mapping[str, Style]
@@ -89,7 +89,7 @@ def write_figures(charts: Mapping[str, alt.LayerChart], folder: Path, form: Figu
     """Writes each chart with its legend into a file of its own; PNG has 300 dots an inch.
 
     Args:
-        charts: As `run_figures` gives them.
+        charts: Charts by file name, such as those of `run_figures`.
         folder: Folder of the files, which is made.
         form: Format of the files.
 
@@ -100,7 +100,7 @@ def write_figures(charts: Mapping[str, alt.LayerChart], folder: Path, form: Figu
 
     drawn: Mapping[str, Callable[[dict[str, Any]], bytes]] = {
         "svg": lambda content: vl_convert.vegalite_to_svg(content).encode("utf-8"),
-        "png": lambda content: vl_convert.vegalite_to_png(content, scale=2, ppi=300),
+        "png": lambda content: vl_convert.vegalite_to_png(content, ppi=300),
         "pdf": lambda content: vl_convert.vegalite_to_pdf(content),
     }
     paths = []
@@ -197,7 +197,7 @@ def _name(setting: SeedGroup, run: Run) -> str:
 
 
 def _moment(setting: SeedGroup, run: Run, evaluation: Mapping[str, Any]) -> dict[str, str]:
-    """What hovering over an evaluation says of where it stands."""
+    """Names and texts of the tooltip that every evaluation has."""
     epoch = evaluation.get("epoch")
     moment = {"run": setting.label, "seed": str(run.seed), "step": str(evaluation["step"])}
     return moment if epoch is None else moment | {"epoch": f"{epoch:.3g}"}

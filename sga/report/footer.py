@@ -10,10 +10,10 @@ from sga.runs.folder import Run
 
 @dataclass(frozen=True)
 class RunFoot:
-    """What the foot says of one run.
+    """One run at the foot of a page.
 
     Attributes:
-        run: The finished run.
+        run: Finished run to be described.
     """
 
     run: Run
@@ -28,7 +28,7 @@ class RunFoot:
 
     @property
     def facts(self) -> list[str]:
-        """Method, seed, models, and which evaluation was chosen and why."""
+        """Method, seed and models in a few words each, the chosen evaluation and the reason for it."""
         run = self.run
         parameters = ", ".join(f"{name} = {value}" for name, value in run.info["parameters"].items())
         facts = [

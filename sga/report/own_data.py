@@ -1,4 +1,4 @@
-"""The report of own data: the result first, then answers with their likelihoods, then what happened over training."""
+"""The report of own data: the result, then answers with their likelihoods, then metrics over training."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
 _METRICS = (("rouge_l_recall", "ROUGE-L recall of greedy answers"), ("probability", "probability of true answers"))
 _STYLES = {"forget": Style("c0"), "retain": Style("c2", RETAIN.dash, RETAIN.marker)}
 _SHADES = (0.5, 2.0, 5.0)
-"""Nats by which a token has become less likely from which on it is drawn darker."""
+"""Loss of log-probability in nats from which on a token is drawn darker, step by step."""
 
 
 @dataclass(frozen=True)
 class AnswerPair:
-    """A forget question with what was answered before and after.
+    """A forget question with the answers before and after.
 
     Attributes:
-        question: The question.
-        answer: Its true answer.
+        question: Question of a forget record.
+        answer: True answer to this question.
         before: Greedy answer of the starting model.
         after: Greedy answer of the exported model.
         tokens: Each token of the true answer with its nll in nats before and after; empty where not known.
@@ -45,19 +45,19 @@ class AnswerPair:
 
 @dataclass(frozen=True)
 class OwnDataReport:
-    """What the page says.
+    """The content of the page.
 
     Attributes:
-        sentence: The result in a sentence.
+        sentence: Sentence with the result.
         fit: True if the model is fit to be handed over.
-        facts: What was done, in a few words each.
+        facts: Model, method, data and seed, in a few words each.
         table: Heading and rows: quantity, before, now, interval, goal, verdict.
-        untested: Sentences on what was not tested.
-        warnings: Sentences on what is likely to be a fault of the data.
+        untested: Sentences on tests that were not made.
+        warnings: Sentences on likely faults of the data.
         answers: Forget questions with their answers; empty where texts are kept out.
-        commands: Commands that go on from here.
-        training: The training.
-        runs: All runs, for their configurations.
+        commands: Commands to continue with.
+        training: Run of the training.
+        runs: All runs, whose configurations are at the foot.
     """
 
     sentence: str
@@ -129,7 +129,7 @@ def token_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[
 
 
 def _shade(before: float, after: float) -> int:
-    """How much less likely a token has become, from 0 to 3.
+    """Degree to which a token has become less likely, from 0 to 3.
 
     >>> _shade(0.1, 0.2), _shade(0.0, 3.0), _shade(0.0, 9.0), _shade(5.0, 0.0)
     (0, 2, 3, 0)

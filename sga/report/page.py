@@ -86,7 +86,7 @@ def _facts(settings: Sequence[SeedGroup]) -> list[str]:
 
 
 def _answers(settings: Sequence[SeedGroup]) -> dict[str, Any]:
-    """Questions of each set with each run's answers, and labels of the settings whose texts were kept out."""
+    """Questions of each set with each run's answers, and labels of the settings without texts."""
     columns = [(s.label, s.first, s.first.chosen_step) for s in settings]
     unlearned = next((s.first for s in settings if s.first.role == "unlearn"), None)
     if unlearned is not None and not any(s.first.role == "target" for s in settings):
@@ -111,7 +111,7 @@ def _answers(settings: Sequence[SeedGroup]) -> dict[str, Any]:
 
 
 def _card(asked: Mapping[str, Any], key: str, answers: Sequence[tuple[str, int, Mapping[str, Any]]]) -> dict[str, Any]:
-    """A question with its true answer and what each setting said."""
+    """A question with its true answer and each setting's answer."""
     lines = []
     for label, step, rows in answers:
         row = rows.get(key, {})
@@ -137,7 +137,7 @@ def _groups(settings: Sequence[SeedGroup]) -> dict[str, Any] | None:
 
 
 def _member(run: Run, kind: str, member: Mapping[str, Any]) -> dict[str, str]:
-    """A sample of a group: what it is in a few words, and its texts where the run has them."""
+    """A sample of a group: its description, and its texts where the run has them."""
     score, source = member.get("score"), member.get("source", "retain")
     facts = f"{kind}: {member['id']}"
     facts += f", score {fixed(float(score), 3)}" if isinstance(score, (int, float)) else ""
@@ -148,6 +148,6 @@ def _member(run: Run, kind: str, member: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _spread_out(items: Sequence[Any], count: int) -> Iterator[Any]:
-    """So many of the items, evenly spaced, the first among them."""
+    """The first and further items, evenly spaced, `count` of them where there are as many."""
     for i in range(min(count, len(items))):
         yield items[i * len(items) // min(count, len(items))]

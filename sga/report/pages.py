@@ -27,8 +27,8 @@ def render(template: str, title: str, charts: Mapping[str, alt.LayerChart] | Non
     Args:
         template: File name in `TEMPLATES`.
         title: Heading of the page, plain text.
-        charts: Altair charts by their element ids; the template places each by ``chart(drawn.NAME)``.
-        **values: What else the template names.
+        charts: Altair charts by name; the template places each by ``chart(drawn[NAME])``.
+        **values: Further variables of the template.
     """
     drawn = {name: _embedded(name, chart) for name, chart in (charts or {}).items()}
     script = _charts_script() if drawn else ""
@@ -64,7 +64,7 @@ def _environment() -> jinja2.Environment:
 
 @lru_cache(maxsize=1)
 def _charts_script() -> str:
-    """Vega, Vega-Lite and what draws the charts of a page with them, in one script."""
+    """JavaScript of Vega, Vega-Lite and charts.js, in one script."""
     import vl_convert
 
     return vl_convert.javascript_bundle((TEMPLATES / "charts.js").read_text(encoding="utf-8"))
@@ -74,7 +74,7 @@ def _embedded(name: str, chart: alt.LayerChart) -> dict[str, Any]:
     """A chart for a page: colours are variables of the style sheet, the legend is the page's own.
 
     Returns:
-        Its element id, its specification for scripts, and an SVG for where these are off.
+        Name, size, specification for the script, and an SVG for browsers without scripts.
     """
     import vl_convert
 

@@ -1,4 +1,4 @@
-"""What the estimates say, in sentences: which of them are more than noise, and what to set."""
+"""Sentences on the estimates of `sga rate`: the rate to set, and which findings are more than noise."""
 
 from __future__ import annotations
 
@@ -39,20 +39,20 @@ SYMBOLS = (
     ("answered", "share of the resamples in which the rule has an answer"),
     ("x (a to b)", "a number with its bootstrap interval"),
 )
-"""What the tables and sentences of `sga rate` use, and what it means."""
+"""Symbols and words in the tables and sentences of `sga rate`, with their meanings."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """What the estimates were made from.
+    """The sample behind the estimates.
 
     Attributes:
-        taken: Groups in the sample.
-        available: Groups that there are.
-        chunks: C.
-        group_size: K.
-        batch_size: Groups of a training step.
-        seed: Of the sample.
+        taken: Number of groups in the sample.
+        available: Number of groups in the data.
+        chunks: Number of chunks that the groups are split into (C).
+        group_size: Number of sequences in a group (K).
+        batch_size: Number of groups in a training step.
+        seed: Seed of the drawing of groups.
     """
 
     taken: int
@@ -72,11 +72,11 @@ def recommended(rules: Iterable[RuleEstimates]) -> RuleEstimates | None:
 
 
 def answer(rules: Sequence[RuleEstimates], group_size: int) -> str:
-    """What to set, in plain words, and how far that is certain.
+    """The rate to set, in plain words, and how certain that is.
 
     Args:
-        rules: What each rule asks for, that of `BEST_MARGIN` among them.
-        group_size: K.
+        rules: Estimates of each rule, that of `BEST_MARGIN` among them.
+        group_size: Number of sequences in a group (K).
     """
     name = f"margin_lambda with m = {BEST_MARGIN:g}"
     fixed = "As a fixed rate, r = −8 (λ = 0.86) did best of those that were swept at K = 4, and was the lowest."
@@ -111,9 +111,9 @@ def advice(
 
     Args:
         whole: Geometry over all trainable parameters.
-        rules: What each rule asks for.
-        sample: What all of it was made from.
-        loss: The configuration's, if it has one.
+        rules: Estimates of each rule.
+        sample: Sample behind all of the estimates.
+        loss: Loss of the configuration, if it has one.
     """
     found = [_sign(whole), *(_paper(rule.rate_noise_free) for rule in rules if isinstance(rule.rule.policy, PaperRate))]
     found.append(_interference(whole, sample.group_size))
@@ -136,7 +136,7 @@ def advice(
 
 
 def number(value: float, digits: int = 2) -> str:
-    """A number with so many decimals, a real minus sign, and ∞.
+    """A number with `digits` decimals, a real minus sign, and ∞.
 
     >>> number(-0.804), number(float("-inf")), number(-0.001)
     ('−0.80', '−∞', '0.00')
@@ -147,7 +147,7 @@ def number(value: float, digits: int = 2) -> str:
 
 
 def with_interval(estimate: IntervalEstimate, digits: int = 2) -> str:
-    """The number, and its interval in brackets."""
+    """The estimate, followed by its interval in brackets."""
     ends = f"{number(estimate.low, digits)} to {number(estimate.high, digits)}"
     return f"{number(estimate.value, digits)} ({ends})"
 

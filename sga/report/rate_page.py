@@ -38,11 +38,11 @@ def rate_page(
 
     Args:
         title: Heading of the page.
-        answer: Sentence on what to set, and how far that is certain.
-        about: Lines on how the numbers were made.
-        advice: Sentences on what follows from the numbers.
-        rules: Estimates of what each rule asks for.
-        layers: Geometry by layer.
+        answer: Sentences with the rate to set, and how certain that is.
+        about: Lines on the model, the data and the estimation.
+        advice: Sentences that follow from the numbers.
+        rules: Estimates of each rule.
+        layers: Gradient geometry of each layer, by its name.
         tables: Tables of the rules and of the layers, as on the terminal, heads first.
         group_size: Number of sequences in a group (K).
     """

@@ -46,7 +46,7 @@ def read_runs(runs: Iterable[str | Path | Run]) -> list[Run]:
     """Reads several run folders for a comparison; a folder named twice counts once.
 
     Raises:
-        UserError: as `load_run`; also where there is no run, or the runs are of different benchmarks.
+        UserError: A run cannot be read (see `load_run`), no run is given, or the benchmarks differ.
     """
     found: dict[Path, Run] = {}
     for item in runs:

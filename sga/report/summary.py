@@ -1,4 +1,4 @@
-"""The comparison in numbers: which columns there are, how a number is written, which value of a column is best."""
+"""The comparison in numbers: its columns, how a number is written, the best value of a column."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from sga.report.seed_groups import SeedGroup, by_seed_group, read_runs
 from sga.runs.folder import Run, plain
 
 NEAR = 0.1
-"""How far from the retain model's value the nearest is still marked; twice the standard error of an AUC of 60 rows and
-as many others is 0.11."""
+"""Greatest distance from the retain model's value at which the nearest value is marked. Twice the standard error of an
+AUC of 60 rows and as many others is 0.11."""
 
 FLOOR = -12.0
 """log10 of forget quality below which differences do not count; the left edge of its charts."""
 
 ABSENT = "–"
-"""Stands where a value is absent; the reason is given beside the table."""
+"""Sign of an absent value; the reason is given beside the table."""
 
 _WIDTH = 80
 _LABEL = 30
-"""Characters of a run's name at most."""
+"""Greatest number of characters of a run's name."""
 
 
 def fixed(value: float, digits: int = 2) -> str:
-    """A number with so many decimals and a real minus sign; never −0.00.
+    """A number with `digits` decimals and a real minus sign; never −0.00.
 
     >>> fixed(-1.234), fixed(-0.001)
     ('−1.23', '0.00')
@@ -70,13 +70,13 @@ class Column:
     """One metric of the table.
 
     Attributes:
-        name: As `Run.value` takes it, or ``frontier_area``.
+        name: Name of the metric for `Run.value`, or ``frontier_area``.
         head: Heading on the page.
         short: Heading in the terminal.
-        best: Whether the highest value is the best one, the lowest, or the one closest to the retain model's; None
-            where nothing is marked.
-        number: Writes a value.
-        meaning: What the number is, in a few words.
+        best: Value that is marked as the best: the highest, the lowest, or the one closest to the retain model's; None
+            if none is.
+        number: Function that writes a value.
+        meaning: Meaning of the number, in a few words.
     """
 
     name: str
@@ -177,7 +177,7 @@ def best_groups(column: Column, settings: Sequence[SeedGroup]) -> set[str]:
 
 
 def on_one_seed(settings: Sequence[SeedGroup]) -> str:
-    """What to say of marks where a setting has one seed; nothing where each has several."""
+    """Caution about marks where a setting has one seed; empty where each has several."""
     if all(len(setting.runs) > 1 for setting in settings if setting.first.role == "unlearn"):
         return ""
     return "a setting of one seed is marked by that seed, and another may change which is best"
@@ -251,7 +251,7 @@ def _parts(head: Sequence[str], body: Sequence[Sequence[str]], starred: Sequence
 
 
 def _line(cells: Sequence[str], starred: Sequence[bool]) -> list[str]:
-    """Cells of a line: a long name is cut, and numbers with and without a star stand below each other."""
+    """Cells of a line: a long name is truncated, and numbers with and without a star are aligned."""
     name = cells[0] if len(cells[0]) <= _LABEL else cells[0][: _LABEL - 1] + "…"
     values = [cell.rstrip() for cell in cells[1:]]
     # The no-break space keeps the place of a star.
@@ -259,7 +259,7 @@ def _line(cells: Sequence[str], starred: Sequence[bool]) -> list[str]:
 
 
 def _legend(everything: Sequence[Column], chosen: Sequence[Column], settings: Sequence[SeedGroup]) -> list[str]:
-    """What the headings mean and why values are absent, wrapped to the table's width."""
+    """Meanings of the headings and reasons of absent values, wrapped to the table's width."""
     meanings = "; ".join(
         ["λ: weight of the normal samples, forget sample = 1", *(f"{one.short}: {one.meaning}" for one in chosen)]
     )

@@ -27,8 +27,8 @@ class TableCell:
     Attributes:
         text: Mean over the seeds.
         best: True if it is marked as the best of its column.
-        between: Range over the seeds, and how many of them have a value; empty where there is nothing to say.
-        reason: Why there is no value; empty where there is one.
+        between: Range over the seeds, and the number of seeds with a value if some have none; empty for one seed.
+        reason: Reason why the value is absent; empty where it is not.
     """
 
     text: str

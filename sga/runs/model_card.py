@@ -12,7 +12,7 @@ from sga.files import yaml_text
 from sga.runs.folder import RunFolder
 
 ATTACKS = ("<!-- attacks -->", "<!-- end of attacks -->")
-"""Lines around the section on attacks, in whose place `sga attack` puts its own."""
+"""Lines around the section on attacks, which `sga attack` replaces."""
 
 _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 _SHOWN = (
@@ -48,10 +48,10 @@ class BaseModel:
     """The model that a run began with.
 
     Attributes:
-        name: Its name on the Hub, its folder, or the class that made it from random weights.
-        hub_name: Its name on the Hub, or that of the model which its own card names; None where neither is known.
-        revision: Commit on the Hub, or the revision that was asked for where no file is cached; None for folders.
-        license: Licence in its card; None where there is no card or no licence in it.
+        name: Name on the Hub, folder, or name of the class that made it from random weights.
+        hub_name: Name on the Hub, or of the model that its own card names; None if neither is known.
+        revision: Commit on the Hub, or the requested revision if no file is cached; None for folders.
+        license: Licence in its card; None without a card or a licence in it.
     """
 
     name: str
@@ -61,7 +61,7 @@ class BaseModel:
 
 
 def base_model(run: RunFolder) -> BaseModel:
-    """What is known, without network, of the model that a run began with."""
+    """Description of the model that a run began with, as far as it is known without network."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.repocard import metadata_load
 
@@ -90,11 +90,11 @@ def model_card(
     untested: Sequence[str] = (),
     adapter: bool = False,
 ) -> str:
-    """The card of what a run exported, as Markdown with the Hub's front matter.
+    """Card of a run's exported model, as Markdown with the Hub's front matter.
 
     Args:
-        run: The run folder, with its description written.
-        verdict: First sentence of the result; None takes that of the rule for handing over, where the run has one.
+        run: Run folder, with its description written.
+        verdict: First sentence of the result; None for that of the rule for handing over, if the run has one.
         results: Lines of the section on results; empty makes the table of the chosen evaluation's metrics.
         untested: Further sentences on what was not tested.
         adapter: True for the card of the exported adapter alone.
@@ -154,7 +154,7 @@ def _origin(base: BaseModel, info: Mapping[str, Any]) -> str:
 
 
 def _results(run: RunFolder, chosen: Mapping[str, Any]) -> list[str]:
-    """Metrics of the chosen evaluation with intervals, beside the starting model's and the retain model's."""
+    """Metrics of the chosen evaluation with intervals, with the starting model's and the retain model's values."""
     if not chosen:
         return ["The run was not evaluated."]
     prefix = run.info["benchmark"]
@@ -174,7 +174,7 @@ def _results(run: RunFolder, chosen: Mapping[str, Any]) -> list[str]:
 
 
 def _reference(run: RunFolder) -> Mapping[str, Any]:
-    """Metrics of the retain model that the run was held against; empty without one run folder that has them."""
+    """Metrics of the retain model that the run was compared with; empty unless there is one run folder with them."""
     named = run.info.get("reference")
     named = [named] if isinstance(named, str) else named or []
     folder = RunFolder(named[0]) if len(named) == 1 else None
@@ -198,7 +198,7 @@ def _how(run: RunFolder, base: BaseModel, chosen: Mapping[str, Any]) -> list[str
 
 
 def _arguments(run: RunFolder) -> dict[str, Any]:
-    """Exact arguments of method and training, as `sga fit` takes them; no paths, and nothing that reads records."""
+    """Exact arguments of method and training for `sga fit`, without paths and settings that name records."""
     info = run.info
     if not run.config_path.is_file():
         return {"loss": info["method"], **info["parameters"], "group_size": info["group_size"]}

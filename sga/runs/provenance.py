@@ -1,4 +1,4 @@
-"""Where a run comes from: the commit of this package, and the command that was typed."""
+"""Provenance of a run: the commit of this package, and the command line."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import sga
 
 
 def commit() -> str | None:
-    """Commit of this package, with ``-dirty`` where files were changed since; None where it is not known.
+    """Commit of this package, with ``-dirty`` if files were changed since; None if unknown.
 
     A wheel and a source archive have it in a file that setup.py writes; in a checkout git is asked.
     """
@@ -30,7 +30,7 @@ def commit() -> str | None:
 
 
 def command() -> str | None:
-    """The command line that was typed, as ``sga …``; None where another program runs this package."""
+    """Command line of this process, as ``sga …``; None if another program runs this package."""
     program = Path(sys.argv[0])
     if program.name == "sga" or (program.name == "__main__.py" and program.parent.name == "sga"):
         return shlex.join(["sga", *sys.argv[1:]])

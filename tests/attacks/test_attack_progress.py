@@ -47,7 +47,8 @@ def test_where_nobody_knows_how_many_there_are_only_the_number_is_said() -> None
 
 
 def test_a_terminal_gets_one_bar_and_a_line_for_each_measurement() -> None:
-    shown, said = StringIO(), []
+    shown = StringIO()
+    said: list[str] = []
     clock = Clock()
     console = Console(file=shown, force_terminal=True, width=80)
     with AttackProgress(said.append, console, clock) as progress:

@@ -29,8 +29,9 @@ from sga.data.conversion import converted_records
 from sga.errors import Interruption, UserError
 from sga.experiments import unlearn_recipe
 from sga.experiments.task import Task
-from sga.experiments.unlearn import Unlearned, _with_settings, base_goals, unlearn
+from sga.experiments.unlearn import Unlearned, base_goals, unlearn
 from sga.experiments.unlearn_data import read_unlearning_records, spoken_facts
+from sga.experiments.unlearn_model import with_settings
 from sga.experiments.unlearn_progress import WholeProgress
 from sga.experiments.unlearn_recipe import Plan, chosen_recipe, recipe_table
 from sga.module import UnlearningModule
@@ -182,9 +183,9 @@ def test_killed_anywhere_it_goes_on_to_the_same_result(
         "--output",
     ]
     folder = tmp_path / "killed"
-    # The look at the data, the first evaluation, the training, the export, the evaluation of what was exported.
+    # Looking at the data, first evaluation, training, export, evaluation of the exported model, attacks.
     places = ("data-*/forget.jsonl", "start/metrics.jsonl", "unlearned/checkpoints/last.ckpt")
-    for place in (*places, "unlearned/model/model.safetensors", "final/task.json"):
+    for place in (*places, "unlearned/model/model.safetensors", "final/task.json", "report.html"):
         process = subprocess.Popen([*command, str(folder)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         until = time.monotonic() + 120
         while not any(folder.glob(place)) and time.monotonic() < until and process.poll() is None:
@@ -300,7 +301,7 @@ def test_settings_of_the_model_are_those_of_every_run(tmp_path: Path, monkeypatc
         "model.language_model.dtype": "bfloat16",
         "trainer.max_epochs": 1,
     }
-    start = _with_settings({"name_or_path": str(tmp_path)}, own)
+    start = with_settings({"name_or_path": str(tmp_path)}, own)
     assert own == {"trainer.max_epochs": 1}, "the others are left"
     place = str(tmp_path / "a.gguf")
     assert start == {"name_or_path": place, "dtype": "bfloat16"}
@@ -522,6 +523,23 @@ def test_a_wrong_method_and_nothing_to_forget_are_said_first(capsys: pytest.Capt
     with pytest.raises(UserError, match="a model object needs its tokenizer"):
         sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
         unlearn(LlamaForCausalLM(LlamaConfig(**sizes, vocab_size=8)), None, people(0), people(3))
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("optimizer.lr", r"^settings \(--set\): there is no setting 'optimizer'"),
+        ("stop.rule.tolerances.utility", "does not accept option 'utility'"),
+        ("model.loss.smooting_rate", "'smooting_rate' is not accepted"),
+    ],
+)
+def test_a_wrong_setting_is_said_before_anything_is_computed(
+    name: str, said: str, own_target: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The parser's words went to the log of a run, after the starting model's evaluation, and the command said none."""
+    with pytest.raises(UserError, match=said):
+        quick(own_target, tmp_path / "runs", people(0), people(3, 4), settings={name: 1})
+    assert not (tmp_path / "runs" / "start").exists() and "usage" not in capsys.readouterr().err
 
 
 def test_spoken_facts_count_the_words_that_the_question_lacks() -> None:

@@ -125,7 +125,7 @@ def test_killed_anywhere_it_goes_on_to_the_same(runs: Path, tmp_path: Path) -> N
             stderr=subprocess.DEVNULL,
         )
         while process.poll() is None and pieces(folder) < wanted:
-            time.sleep(0.01)
+            time.sleep(0.03)
         if process.poll() is None:
             os.kill(process.pid, signal.SIGKILL)
             kills += 1

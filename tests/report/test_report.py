@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from sga.__main__ import main
 from sga.errors import UserError
 from sga.evaluation.metrics import frontier_area
 from sga.files import write_text
@@ -423,6 +424,17 @@ def test_tables_are_written_for_people_and_for_programs(tmp_path: Path) -> None:
         places["results.tex"].startswith("\\begin{tabular}{lrrrr")
         and "SGA r = $-$8 & $-$8 & 0.857" in places["results.tex"]
     )
+
+
+def test_the_verb_writes_page_figures_and_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = write_run(tmp_path / "ga", "GA", GA_POINTS)
+    places = [f"--output={tmp_path}/page.html", f"--figures={tmp_path}/figures", f"--tables={tmp_path}/tables"]
+    assert main(["report", str(run), *places, "--figure-format=pdf"]) == 0
+    written = [path.relative_to(tmp_path) for path in map(Path, capsys.readouterr().out.split("\n\n")[-1].split())]
+    assert [path.name for path in written][:3] == ["page.html", "frontier.pdf", "truth-ratios.pdf"]
+    assert len(written) == 1 + 6 + 3 and all((tmp_path / path).is_file() for path in written)
+    refused = main(["report", str(run), *places, "--format=open-unlearning"])
+    assert refused == 2 and "leave out --format open-unlearning" in capsys.readouterr().err
 
 
 def test_long_answers_are_cut(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -41,24 +42,74 @@ def test_the_template_is_the_run_s_whatever_its_class(unlearn_options: list[str]
     cli = configured_cli([*unlearn_options, "--data.template=sga.ChatTemplate"])
     config = plain_config(cli._parser("fit"), cli.config["fit"])
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
-    sources = ["".join(cell["source"]) for cell in cells(NOTEBOOKS / "explore_run.ipynb")]
+    sources = ["".join(cell["source"]) for cell in cells(NOTEBOOKS / "02_explore_run.ipynb")]
     [source] = [source for source in sources if "Encoder(" in source]
     found: dict[str, Any] = {"run": RunFolder(tmp_path)}
     exec(source[: source.index("print(")], found)
     assert type(found["data"].template).__name__ == "ChatTemplate"
 
 
-@pytest.mark.slow  # starts a kernel that imports torch and transformers
-def test_the_run_explorer_runs_on_a_finished_run(finished_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unlearning_in_ten_minutes_runs_from_files_to_card(
+    own_target: Path,
+    own_root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Cell by cell in this process, on a model of two layers, with few epochs."""
+    monkeypatch.setenv("SGA_MODEL", str(own_target))
+    for name in ("forget", "retain"):
+        monkeypatch.setenv(f"SGA_{name.upper()}", str(own_root / f"{name}.jsonl"))
+    monkeypatch.setenv("SGA_FOLDER", str(tmp_path / "ten-minutes"))
+    shown: list[Any] = []
+    names: dict[str, Any] = {"display": shown.append}
+    for cell in cells(NOTEBOOKS / "01_unlearn_in_ten_minutes.ipynb"):
+        if cell["cell_type"] == "code":
+            exec("".join(cell["source"]), names)
+            names["SETTINGS"] |= {"trainer.max_epochs": 2, "trainer.accelerator": "cpu", "evaluation.resamples": 50}
+    assert names["result"].folder == tmp_path / "ten-minutes"
+    assert len(shown) >= 2, "charts of the report"
+    printed = capsys.readouterr().out
+    assert "fit to be handed over:" in printed and "## What was not tested" in printed and "   was:" in printed
+
+
+def executed(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, **environment: str) -> tuple[int, str]:
+    """Number of charts and the printed text of a notebook that ran in a kernel of its own."""
     nbformat = pytest.importorskip("nbformat")
     nbclient = pytest.importorskip("nbclient")
-    monkeypatch.setenv("SGA_RUN", str(finished_run.resolve()))
-    monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
-    notebook = nbformat.read(NOTEBOOKS / "explore_run.ipynb", as_version=4)
+    for variable, value in {**environment, "SGA_FOLDER": str(folder)}.items():
+        monkeypatch.setenv(variable, value)
+    notebook = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)
     nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(NOTEBOOKS)}}).execute()
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
-    pictures = [output for output in outputs if "image/png" in output.get("data", {})]
-    printed = "".join(output.get("text", "") for output in outputs if output["output_type"] == "stream")
-    assert len(pictures) == 3
-    assert ".ckpt: step " in printed
-    assert "model_utility" in printed
+    charts = [output for output in outputs if any("vega" in kind for kind in output.get("data", {}))]
+    return len(charts), "".join(output.get("text", "") for output in outputs if output["output_type"] == "stream")
+
+
+@pytest.mark.slow  # each starts a kernel that imports torch and transformers
+def test_the_run_explorer_runs_on_a_finished_run(
+    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    charts, printed = executed("02_explore_run", tmp_path, monkeypatch, SGA_RUN=str(finished_run.resolve()))
+    assert charts >= 3 and ".ckpt: step " in printed and "model_utility" in printed
+
+
+@pytest.mark.slow
+def test_runs_are_compared(finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run and the same with another seed, beside target and retain model."""
+    from sga.cli import run_verb
+
+    other = tmp_path / "other"
+    run_verb(["fit", f"--config={finished_run / 'config.yaml'}", f"--run.folder={other}", "--seed_everything=1"])
+    paths = [finished_run, other, finished_run.parent / "target", finished_run.parent / "retain"]
+    charts, printed = executed("03_compare_runs", tmp_path, monkeypatch, SGA_RUNS=os.pathsep.join(map(str, paths)))
+    assert charts >= 3 and "p" in printed and "forget" in printed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["04_gradient_geometry", "05_checkpoints"])
+def test_every_epoch_is_looked_at(
+    name: str, finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    charts, printed = executed(name, tmp_path, monkeypatch, SGA_RUN=str(finished_run.resolve()))
+    assert charts == 2 and ".ckpt" in printed

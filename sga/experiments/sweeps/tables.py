@@ -39,17 +39,17 @@ def ceiling_label(rows: Sequence[Row]) -> str:
 
 
 def ceiling(names: Sequence[str], rows: Sequence[Row]) -> dict[str, SeedMean]:
-    """Metrics of the retained models that the runs are compared with: what a model that never saw the data gets.
+    """Metrics of the retain models that the runs are compared with, as a ceiling for the table.
 
-    Of several, what depends on a reference (forget quality, PrivLeak, frontier areas) is of each against the others,
-    the mean over them; a frontier area is that of this one point. A single one has no such numbers.
+    With several retain models, metrics that need a reference (forget quality, PrivLeak, frontier areas) are computed of
+    each against the others and averaged; a frontier area is that of a single point. A single retain model lacks them.
 
     Args:
-        names: Metrics of the table, with or without the benchmark's prefix.
-        rows: Rows of the sweep; the first finished run says what the references are.
+        names: Names of the table's metrics, with or without the benchmark's prefix.
+        rows: Rows of the sweep; the first finished run names the references.
 
     Returns:
-        Values over the retained models by name, as far as they are known; empty where a reference is no run folder.
+        Values over the retain models by name, as far as they are known; empty if a reference is not a run folder.
     """
     runs = _retained(rows)
     found = [_own_values(run, names) for run in runs]
@@ -116,7 +116,7 @@ def _add_forget_quality(runs: Sequence[Run], found: Sequence[dict[str, float]]) 
 
 
 def sweep_table(sweep: Sweep, rows: Sequence[Row]) -> str:
-    """The rows as CSV; numbers in full, single seeds' values in one cell."""
+    """The rows as CSV, with full numbers and the values of all seeds in one cell."""
     names = list(dict.fromkeys(name for row in rows for name in row.values))
     short = short_names(names)
     shown = shown_metrics(sweep, rows)
@@ -145,7 +145,7 @@ def sweep_table(sweep: Sweep, rows: Sequence[Row]) -> str:
 
 
 def markdown(sweep: Sweep, rows: Sequence[Row]) -> str:
-    """The reported rows as a Markdown table, the best first: means with the seeds' values, costs of a run."""
+    """The reported rows as a Markdown table, best first: means with the seeds' values, and costs per run."""
     final = in_order(sweep, [row for row in rows if row.stage == "final"])
     shown = shown_metrics(sweep, final)
     heads = ["configuration", "seeds", *shown, "seconds", "tokens"]
@@ -181,7 +181,7 @@ def terminal_table(sweep: Sweep, rows: Sequence[Row]) -> str:
 
 
 def summary(sweep: Sweep, rows: Sequence[Row], left_over: Sequence[str]) -> dict[str, Any]:
-    """results.json: the sweep, its rows, and every run's metrics."""
+    """Content of results.json: the sweep, its rows, and every run's metrics."""
     best = set(best_rows(sweep, rows))
     paths = [path for row in rows for path in row.folders.values()]
     sources = {read_state(path).get("source") for path in paths}
@@ -215,7 +215,7 @@ def summary(sweep: Sweep, rows: Sequence[Row], left_over: Sequence[str]) -> dict
 
 def _run(path: Path) -> dict[str, Any]:
     run = finished_run(path)
-    # Intervals over rows of every evaluation would be most of the file; the chosen one keeps its own.
+    # Intervals of every evaluation would be most of the file, so only the chosen one has them.
     points = [{name: value for name, value in line.items() if "/ci_" not in name} for line in run.evaluations]
     return {"folder": path.name, **run.chosen, "evaluations": points}
 

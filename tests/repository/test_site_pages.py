@@ -1,0 +1,76 @@
+"""What the site is made of, without building it: every page, public name, verb and method is on it."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from types import ModuleType
+
+import pytest
+from conftest import ROOT
+
+import sga
+from sga.__main__ import VERBS
+from sga.commands.completion import completion_script, verb_parsers
+from sga.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def generate() -> ModuleType:
+    """The script that makes the site's pages."""
+    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "site" / "generate.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_page_is_in_one_section(generate: ModuleType) -> None:
+    pages = {str(path.relative_to(generate.DOCS).with_suffix("")) for path in generate.DOCS.rglob("*.md")}
+    trees = re.findall(r"```\{toctree\}\n.*?\n\n(.*?)```", generate.index(), flags=re.DOTALL)
+    named = [name for tree in trees for name in tree.split()]
+    assert len(named) == len(set(named))
+    assert pages - set(named) == {"README"}
+    generated = {"contributing", "changelog"}
+    assert {name for name in named if not name.startswith("reference/")} == (pages - {"README"}) | generated
+
+
+def test_every_public_name_has_its_docstring(generate: ModuleType) -> None:
+    pages = generate.api_pages()
+    index = pages["reference/api"]
+    for name in sga._PUBLIC:
+        assert f"`sga.{name}`" in index, name
+    described = "".join(pages.values())
+    for name in ("SmoothedGradientAscent", "RunFolder", "membership_auc"):
+        assert re.search(rf"\.\. auto\w+:: sga\.\w[\w.]*\.{name}\n", described)
+    assert len(re.findall(r"\.\. auto(?:class|function)::", described)) > 120
+
+
+def test_every_verb_has_a_parser_with_help_for_each_option() -> None:
+    for verb in [verb for verb in VERBS if verb not in ("validate", "test", "predict")]:
+        for parser in verb_parsers(verb):
+            options = [action for action in parser._actions if action.option_strings]
+            assert options, verb
+            if verb != "fit":  # Lightning's own flags say nothing
+                assert [action.dest for action in options if not action.help] == [], parser.prog
+
+
+def test_the_shell_completes_verbs_and_options() -> None:
+    pytest.importorskip("shtab")
+    script = completion_script("bash", ["attack", "normals", "compare"])
+    for flag in ("--reference", "--output", "--resamples", "retrieve"):
+        assert flag in script
+    with pytest.raises(UserError, match="choose from bash, zsh, tcsh"):
+        completion_script("fish", VERBS)
+
+
+def test_every_method_has_a_paper_a_badge_and_its_exact_arguments(generate: ModuleType) -> None:
+    rows = list(generate.method_rows())
+    named = {name for row in rows for name in re.findall(r"`([a-z][\w-]*)`", row["method"])}
+    files = {path.stem for path in (ROOT / "configs" / "methods").glob("*.yaml")}
+    others = {"evaluate", "reinforced", "target"}  # no methods
+    variants = {name for name in files - named if any(name.startswith(f"{one}-") for one in named)}
+    assert named <= files and files - named == others | variants
+    assert all(re.fullmatch(r"faithful|variant: .+", row["as published"]) for row in rows)
+    page = generate.paper_index()
+    assert "class_path: sga.SmoothedGradientAscent" in page and "https://arxiv.org/abs/2510.22376" in page
