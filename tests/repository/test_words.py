@@ -23,7 +23,6 @@ NOT_YET = (
     "evaluation/comparison.py",
     "evaluation/metrics",
     "evaluation/paired.py",
-    "experiments/unlearn*.py",
     "groups/writers.py",
     "rates",
 )
