@@ -29,7 +29,7 @@ from sga.data.conversion import converted_records
 from sga.errors import Interruption, UserError
 from sga.experiments import unlearn_recipe
 from sga.experiments.task import Task
-from sga.experiments.unlearn import Unlearned, base_goals, unlearn
+from sga.experiments.unlearn import Unlearned, base_goals, recipe_lines, unlearn
 from sga.experiments.unlearn_data import read_unlearning_records, spoken_facts
 from sga.experiments.unlearn_model import with_settings
 from sga.experiments.unlearn_progress import WholeProgress
@@ -355,6 +355,14 @@ def test_what_is_not_measured_and_what_is_not_evaluated_is_said() -> None:
     recipe = chosen_recipe(None, None, 1000, records)
     assert recipe.settings["data.evaluation_rows"] == 200 and "200 of the 201 retain records" in recipe.notes[0]
     assert notes(None, None, 1000, retain=200) == "", "all of them"
+
+
+def test_a_group_size_of_the_users_is_not_told_as_one_that_the_data_made(tmp_path: Path) -> None:
+    records = read_unlearning_records(people(0), people(3, 4), None)
+    recipe, files = chosen_recipe(None, None, 1, records), records.write(tmp_path)
+    for own, told in (({}, True), ({"data.group_size": 2}, False)):
+        _, training, _ = Plan(recipe, {"name_or_path": str(tmp_path)}, files, 1, own).tasks()
+        assert any("no more retain records" in line for line in recipe_lines(recipe, training)) == told
 
 
 def test_without_retain_general_questions_stand_in(own_target: Path, tmp_path: Path) -> None:
