@@ -13,7 +13,7 @@ For your own training loop, without Lightning, use these parts::
 import importlib
 from typing import Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _MODULES = {
     "sga.errors": "UserError StoppedError DivergenceError",

@@ -55,7 +55,7 @@ Make a causal language model forget chosen data and keep everything else: **Smoo
 methods to compare it with, and an evaluation that is tested, row by row, against published numbers.
 [Start here](start.md).
 
-![Forget quality against model utility](images/forget-quality-utility.png)
+![Forget quality against model utility](images/forget-quality-utility.svg)
 """
 
 GROUPS = {
@@ -79,7 +79,8 @@ def stage(folder: Path) -> Path:
     pages = {**api_pages(), **verb_pages(), "reference/papers": paper_index(), "reference/raw-results": raw_results()}
     pages["index"] = index()
     for name in ("contributing", "changelog"):
-        pages[name] = (ROOT / f"{name.upper()}.md").read_text(encoding="utf-8").replace("](docs/", "](")
+        text = (ROOT / f"{name.upper()}.md").read_text(encoding="utf-8")
+        pages[name] = text.replace("](docs/", "](").replace("](CONTRIBUTING.md)", "](contributing.md)")
     for name, text in pages.items():
         path = source / f"{name}.md"
         path.parent.mkdir(parents=True, exist_ok=True)

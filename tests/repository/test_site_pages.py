@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import importlib.util
 import re
 from types import ModuleType
@@ -74,3 +75,15 @@ def test_every_method_has_a_paper_a_badge_and_its_exact_arguments(generate: Modu
     assert all(re.fullmatch(r"faithful|variant: .+", row["as published"]) for row in rows)
     page = generate.paper_index()
     assert "class_path: sga.SmoothedGradientAscent" in page and "https://arxiv.org/abs/2510.22376" in page
+
+
+def test_the_oldest_constraints_are_setup_s_lowest_versions() -> None:
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg", encoding="utf-8")
+    lines = "\n".join([setup["options"]["install_requires"], *setup["options.extras_require"].values()])
+    lowest = dict(re.findall(r"^([\w-]+)(?:\[\w+\])?>=([\w.]+)$", lines, flags=re.MULTILINE))
+    stated = (ROOT / "constraints-oldest.txt").read_text(encoding="utf-8")
+    pinned = dict(re.findall(r"^([\w-]+)==([\w.]+)$", stated, flags=re.MULTILINE))
+    assert {name: lowest.get(name) for name in pinned} == pinned
+    required = re.findall(r"^([\w-]+)", setup["options"]["install_requires"], flags=re.MULTILINE)
+    assert set(required) - set(pinned) == {"torch"}
