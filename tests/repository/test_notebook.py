@@ -82,7 +82,7 @@ def executed(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, **environ
     notebook = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)
     nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(NOTEBOOKS)}}).execute()
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
-    charts = [output for output in outputs if any("vega" in kind for kind in output.get("data", {}))]
+    charts = [output for output in outputs if "vegaEmbed" in "".join(output.get("data", {}).get("text/html", ""))]
     return len(charts), "".join(output.get("text", "") for output in outputs if output["output_type"] == "stream")
 
 
