@@ -27,7 +27,7 @@ def completion_script(shell: str, verbs: Iterable[str]) -> str:
     """The script for a shell.
 
     Args:
-        shell: One of `SHELLS`.
+        shell: Name of the shell, one of `SHELLS`.
         verbs: Names of all verbs.
 
     Raises:
