@@ -478,7 +478,7 @@ def parsed(*options: str) -> Any:
 @pytest.mark.parametrize("text", TEXTS)
 @pytest.mark.parametrize("apart", [False, True])
 @pytest.mark.runs
-def test_text_is_taken_as_it_stands(text: str, apart: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_text_is_taken_verbatim(text: str, apart: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of options of the verb, and of options of a class that an option names; written back it is the same."""
     import yaml
 
@@ -499,7 +499,7 @@ def test_text_is_taken_as_it_stands(text: str, apart: bool, monkeypatch: pytest.
 
 
 @pytest.mark.runs
-def test_a_template_s_text_is_taken_as_it_stands() -> None:
+def test_a_template_s_text_is_taken_verbatim() -> None:
     for text in (
         "User: {question}\nAssistant: {answer}",
         "[{question}, {answer}",
@@ -541,7 +541,7 @@ def test_negative_control_what_is_no_text_is_still_read_as_yaml() -> None:
 # ---- folders of an earlier version ----------------------------------------------------------------------------------
 
 
-def test_a_run_of_before_an_option_goes_on_by_its_default_and_by_nothing_else(tmp_path: Path) -> None:
+def test_a_run_older_than_an_option_resumes_by_its_default_only(tmp_path: Path) -> None:
     """A stored configuration without data.special_tokens was run as its default says."""
     import yaml
 

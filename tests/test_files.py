@@ -127,7 +127,7 @@ def test_a_byte_order_mark_is_no_content(tmp_path: Path) -> None:
         ('{"a": 1,\n"a": 2}, and no JSON from here: "', 2, "'a'"),
     ],
 )
-def test_a_key_that_stands_twice_is_named_with_its_line(tmp_path: Path, text: str, line: int, key: str) -> None:
+def test_a_duplicate_key_is_named_with_its_line(tmp_path: Path, text: str, line: int, key: str) -> None:
     assert f"a.json:{line}: not JSON ({key} stands twice in one object" in said(tmp_path / "a.json", text.encode())
     with pytest.raises(json.JSONDecodeError, match="stands twice"):
         json_value(text)

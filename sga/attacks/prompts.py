@@ -1,4 +1,4 @@
-"""Forget records as an attack asks about them: what stands before the tokens that are scored and generated."""
+"""Prompts of attacks: texts before the tokens of forget records that are scored and generated."""
 
 from __future__ import annotations
 

@@ -134,7 +134,7 @@ def _drawn(m: Measurements, model: AttackedModel, asked: Sequence[Prompted]) -> 
 def _entailed(
     m: Measurements, model: AttackedModel, asked: Sequence[Prompted], judge: EntailmentJudge
 ) -> dict[str, bool]:
-    """Whether a model's greedy answers entail the true ones, by record id."""
+    """True by record id if a model's greedy answer entails the true one."""
 
     def make(known: Mapping[str, Any], keep: Keep) -> dict[str, Any]:
         said = greedy_answers(model.load(m.device), m.data.encoder, asked, m.data.max_new_tokens, m.cache)

@@ -36,7 +36,7 @@ def main(
         step_b: Step of the evaluation of B (default: its last).
         output (FILE): Path of a JSON file to which the comparison is written as well.
         resamples: Number of bootstrap resamples and of swaps.
-        seed: Seed of both.
+        seed: Seed of resamples and swaps.
     """
     check_numbers(0, **{"--seed": seed})
     comparison = compare(

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import argparse
 import importlib
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Iterable
 from importlib.util import find_spec
-from typing import NoReturn
 
 from sga.commands.parsing import Verb
 from sga.errors import UserError
@@ -22,32 +20,14 @@ def verb_parsers(verb: str) -> list[argparse.ArgumentParser]:
 
         return [lightning_parser(verb)]
     found = vars(importlib.import_module(f"sga.commands.{verb}"))
-    return [one.parser() for one in found.values() if isinstance(one, Verb)] or [_parser_within(found["main"])]
-
-
-def _parser_within(main: Callable[[Sequence[str]], int]) -> argparse.ArgumentParser:
-    """The parser that a plain function makes, caught as it is about to read arguments."""
-    caught: list[argparse.ArgumentParser] = []
-
-    def catch(parser: argparse.ArgumentParser, *arguments: object) -> NoReturn:
-        caught.append(parser)
-        raise SystemExit(0)
-
-    kept = argparse.ArgumentParser.parse_args
-    argparse.ArgumentParser.parse_args = catch  # type: ignore[assignment]
-    try:
-        with suppress(SystemExit):
-            main([])
-    finally:
-        argparse.ArgumentParser.parse_args = kept  # type: ignore[method-assign]
-    return caught[0]
+    return [one.parser() for one in found.values() if isinstance(one, Verb)]
 
 
 def completion_script(shell: str, verbs: Iterable[str]) -> str:
     """The script for a shell.
 
     Args:
-        shell: One of `SHELLS`.
+        shell: Name of the shell, one of `SHELLS`.
         verbs: Names of all verbs.
 
     Raises:

@@ -28,7 +28,7 @@ def fit_end(run: Run, reference_paths: Sequence[str] = ()) -> list[str]:
     """Lines that end a training run: metrics at the start, as chosen and of the reference, and three commands.
 
     Args:
-        run: The finished run.
+        run: Run folder of the finished run.
         reference_paths: Run folders or logs of models that never saw the forget data.
     """
     first, last = run.evaluations[0], run.evaluations[-1]

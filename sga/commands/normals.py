@@ -91,7 +91,7 @@ class _Writing:
         local (MODEL): Hugging Face model on this machine: name, folder or run folder.
         name (MODEL): Name of the model at the endpoint.
         key_variable (NAME): Environment variable that holds the key.
-        temperature: Temperature of sampling.
+        temperature: Temperature of sampling, at least 0.
         max_tokens: Largest number of tokens of an answer.
         concurrency: Number of requests in flight.
         requests_per_minute (N): Largest number of requests begun in a minute.

@@ -45,7 +45,7 @@ class _Options:
 
 @verb("rate")
 def main(*rest: str, options: _Options) -> int:
-    """Which smoothing rate? Say what gradients advise, before anything is trained.
+    """Advise a smoothing rate from gradients, before anything is trained.
 
     An answer with what it is not certain of, and what the gradients of forget and normal samples say at the weights
     that training would start from: each rule's r and λ with a bootstrap interval over groups, without noise, and as a
@@ -108,8 +108,8 @@ class RateResult:
         whole: Gradient geometry over all trainable parameters.
         rules: Rates and weights that each rule asks for.
         layers: Gradient geometry by layer.
-        advice: Sentences of advice.
-        content: Content of rate.json.
+        advice: Sentences of advice, in their order.
+        content: Content of the file rate.json.
     """
 
     answer: str

@@ -33,7 +33,7 @@ class _Options:
     Attributes:
         workers: Number of runs or jobs at a time.
         gpus (LIST): Numbers of GPUs, such as 0,1,2,3: one for each worker, by turns.
-        cluster: Submit each run as a job of slurm; local takes processes that stand in for jobs.
+        cluster: Submit each run as a job of slurm; local runs processes in place of jobs.
         job (NAME=VALUE): A parameter of the jobs, such as timeout_min=480, gpus_per_node=1, slurm_partition=gpu.
     """
 

@@ -36,7 +36,7 @@ def main(
 
     Args:
         model: Name on the Hub, folder in its format, or run folder.
-        forget (FILE): Records to forget.
+        forget (FILE): Records that the model is to forget.
         retain (FILE): Records to keep, of the same kind.
         holdout (FILE): Records of the kind to forget that the model has never seen; forgetting is measured by them.
         base (MODEL): Model that never saw what to forget: its membership AUC is the goal in place of 0.5.

@@ -289,7 +289,7 @@ def _aligned(a: Log, b: Log) -> tuple[Rows, Rows, list[str]]:
 
 
 def _text_hash(row: Mapping[str, Any]) -> str | None:
-    """The hash of a row's question and answer, which stands in the row itself where texts were not to be kept."""
+    """The hash of a row's question and answer, which the row has in their place where texts are not saved."""
     if isinstance(row.get("sha256"), str):
         return str(row["sha256"])
     if isinstance(row.get("question"), str) and isinstance(row.get("answer"), str):
@@ -382,7 +382,7 @@ def _differences(tests: PairedTests, a: Columns, b: Columns) -> tuple[dict[str, 
 
 
 def _same_reference(a: Mapping[str, Floats], b: Mapping[str, Floats]) -> bool:
-    """Whether the reference model's losses, which avg_nll is above by the score, are the same on both sides."""
+    """True if the reference model's losses, avg_nll minus the score, are the same on both sides."""
     if "avg_nll" not in a:
         return True
     return np.allclose(a["avg_nll"] - a["reference"], b["avg_nll"] - b["reference"], rtol=0, atol=1e-6)

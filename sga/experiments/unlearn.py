@@ -99,14 +99,14 @@ def unlearn(
 ) -> Unlearned:
     """Makes a model forget records and keep others; the model to hand over is exported, evaluated and described.
 
-    The same call goes on where it was interrupted, and reuses what is finished.
+    The same call resumes an interrupted one, and reuses finished runs.
 
     Args:
         model: A Hugging Face causal language model, or where one is: a name on the Hub, a folder, a run folder.
         tokenizer: Its tokenizer, or where one is; None takes the model's own.
         forget: Records to forget: path of a file, or records, dictionaries or a data set of them. See
             `converted_records`.
-        retain: Records to keep, of the same kind. Without them general questions of the package stand in.
+        retain: Records to keep, of the same kind. Without them general questions of the package are used.
         holdout: Records of the kind to forget that the model never saw, by which forgetting is measured.
         method: Name of a method; ``sga methods`` lists them. None takes the recipe's.
         lora: Rank of a low-rank adapter, 0 to train all weights; None takes the recipe's.
@@ -115,14 +115,14 @@ def unlearn(
         lr: Learning rate; None takes the recipe's.
         group_size: Number K of sequences in a group, one forget sample and K − 1 normals; None takes the recipe's.
         settings: Further settings of `sga fit` by dotted name; they win.
-        base: Name or folder of a model that never saw what is to be forgotten, such as the one that `model` was
+        base: Name or folder of a model that never saw the forget records, such as the one that `model` was
             finetuned from. Its membership AUC is what forgetting aims at, in place of 0.5.
         anyway: True if the model is trained although it does not seem to know what it is to forget.
         say: Function that is called with each line of output; None prints them.
 
     Raises:
         UserError: data or model are not usable; the sentence says what to do.
-        StoppedError: training failed.
+        StoppedError: training, or an evaluation, failed.
     """
     begun = time.monotonic()
     say = say or _say
@@ -240,7 +240,7 @@ def _check_answers(before: Run) -> None:
 
 
 def _knowledge(before: Run, tolerances: Tolerances, anyway: bool) -> str:
-    """What the starting model knows of what it is to forget, in words.
+    """Sentence on how much the starting model knows of the forget records.
 
     Raises:
         UserError: it does not know it.
@@ -278,7 +278,7 @@ def _run_plan(plan: Plan, base: str | None, folder: Path, anyway: bool, say: Cal
 
     Raises:
         UserError: the starting model, or the base model, is not usable.
-        StoppedError: a run failed.
+        StoppedError: training, or an evaluation, failed.
     """
     tasks = plan.tasks()
     _check_settings(tasks[1], plan.own)
@@ -298,7 +298,7 @@ def _run_plan(plan: Plan, base: str | None, folder: Path, anyway: bool, say: Cal
         if plan.recipe.pilot is not None and "model.optimizer.lr" not in plan.own:
             rate = piloted_rate(plan.recipe.pilot, tasks[1], before, tolerances, folder, pool, say)
             tasks = plan.tasks({**found, "model.optimizer.lr": rate})
-        for line in _recipe_lines(plan.recipe, tasks[1]):
+        for line in recipe_lines(plan.recipe, tasks[1]):
             say(line)
         _check_ended(run(tasks, folder, pool, retry=True, wait=False, total=total), tasks)
     return UnlearnResult(folder, before, load_run(folder / UNLEARNED), load_run(folder / FINAL), tolerances)
@@ -308,7 +308,7 @@ def base_goals(base: Run, before: Run, anyway: bool) -> Values:
     """Settings of the rule by which its goals of membership are a base model's numbers.
 
     Args:
-        base: Evaluation of a model that never saw what is to be forgotten.
+        base: Evaluation of a model that never saw the forget records.
         before: Evaluation of the starting model.
         anyway: True if a base model that knows the data as well is accepted.
 
@@ -367,8 +367,8 @@ def _check_ended(ended: Mapping[str, Any], tasks: Sequence[Task]) -> None:
             raise StoppedError(f"{task.title}: {outcome.reason}")
 
 
-def _recipe_lines(recipe: Recipe, training: Task) -> list[str]:
-    """What the training will be, the user's own settings included."""
+def recipe_lines(recipe: Recipe, training: Task) -> list[str]:
+    """Lines on the coming training, the user's own settings included."""
     model, data = training.config["model"], training.config["data"]
     count = ((data.get("alternatives") or {}).get("init_args") or {}).get("count", 0)
     settings = {name: value for name, value in model["loss"].get("init_args", {}).items() if value is not None}
@@ -380,7 +380,9 @@ def _recipe_lines(recipe: Recipe, training: Task) -> list[str]:
         f"{_many(data['group_size'] - 1 - count, 'neighbour')} and {_many(count, 'alternative')}",
         *(f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}" for name, value in settings.items()),
     ]
-    return [", ".join(parts), *(f"recipe: {note}" for note in recipe.notes)]
+    fitted = data["group_size"] == recipe.settings["data.group_size"]  # not the user's own
+    notes = [note for note in recipe.notes if fitted or not note.startswith("K = ")]
+    return [", ".join(parts), *(f"recipe: {note}" for note in notes)]
 
 
 def _many(count: int, word: str) -> str:

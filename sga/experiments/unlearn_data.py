@@ -1,4 +1,4 @@
-"""What `sga unlearn` does with the data before it trains: reads it, writes it in one form, and says what it is like."""
+"""The data of `sga unlearn` before training: read, written in one form, described in sentences."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from sga.groups.alternatives import spelled
 from sga.groups.checks import Checker, Checks
 
 STAND_IN = "world_facts.jsonl"
-"""Packaged general questions that stand in where no retain data is given."""
+"""Packaged general questions that are used where no retain data is given."""
 _RESERVED = 0.2
 _SCRIPT = 0.05
 """Share of the letters from which on a script is named."""
@@ -82,8 +82,8 @@ class UnlearningRecords:
 def read_unlearning_records(forget: Any, retain: Any, holdout: Any) -> UnlearningRecords:
     """Reads what to forget and to keep; see `converted_records` for the forms.
 
-    Records that stand in two sets are left to one: what is to be forgotten is not kept, and what was trained on is no
-    holdout. Without retain data, general questions of the package stand in.
+    Records of two sets are left to one: forget records are not retained, and records that were trained on are no
+    holdout. Without retain data, general questions of the package are used.
 
     Raises:
         UserError: as `converted_records`, or nothing is left of a set.
@@ -123,7 +123,7 @@ def read_unlearning_records(forget: Any, retain: Any, holdout: Any) -> Unlearnin
 
 
 def _near_duplicates(records: UnlearningRecords) -> list[str]:
-    """Records to keep, or that no model has seen, that say nearly what is to be forgotten."""
+    """Sentences on retain and holdout records that say nearly the same as a forget record."""
     forget = records.sets["forget"]
     checker = Checker(Checks(facts=False, length=None, language=False, refusal=False), forget, ())
     found = []
@@ -139,7 +139,7 @@ def _near_duplicates(records: UnlearningRecords) -> list[str]:
 
 
 def look(records: UnlearningRecords, encoder: Encoder) -> Iterator[str]:
-    """What the data is like under a model's tokenizer, a sentence each.
+    """Sentences that describe the data under a model's tokenizer.
 
     Raises:
         UserError: a record is longer than the model takes.
@@ -160,7 +160,7 @@ def look(records: UnlearningRecords, encoder: Encoder) -> Iterator[str]:
 
 
 def _lengths(records: UnlearningRecords, encoder: Encoder) -> list[int]:
-    """Number of tokens of each record; texts are cut where they are too long, questions are refused."""
+    """Number of tokens of each record; texts are truncated where they are too long, questions are refused."""
     pairs = [(record.question, record.answer) for rows in records.sets.values() for record in rows]
     encoded, _ = encoder.encode_all([pair for pair in pairs if pair[0]])
     texts = encoder.token_counts([answer for question, answer in pairs if not question])

@@ -70,7 +70,7 @@ def _tokenizer_key(tokenizer: Any) -> str:
 
 
 def _saved(folder: Path, name: str, given: Any, key: str) -> Path:
-    """Where an object is saved; whole or not at all."""
+    """Path of a saved object, which is written atomically."""
     place = folder / f"given-{name}-{key[:8]}"
     if not place.exists():
         unfinished = place.with_name(f".{place.name}.unfinished")

@@ -1,4 +1,4 @@
-"""How far `sga unlearn` is: one bar with the time that is left of all of it, or lines where there is no terminal."""
+"""Progress of `sga unlearn`: one bar with the time left for all runs, or lines where there is no terminal."""
 
 from __future__ import annotations
 

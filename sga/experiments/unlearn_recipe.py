@@ -1,4 +1,4 @@
-"""How `sga unlearn` trains: the recipe for a model's size and kind of training, and the tasks that it makes."""
+"""Training of `sga unlearn`: the recipe for a model's size and kind of training, and the tasks that it makes."""
 
 from __future__ import annotations
 
@@ -189,7 +189,7 @@ class Plan:
         return first, training, last
 
     def base_task(self, model: str) -> Task:
-        """The evaluation of a model that never saw what is to be forgotten, by likelihoods alone."""
+        """The evaluation of a model that never saw the forget records, by likelihoods alone."""
         config = applied(self._evaluated(self._config(), {"name_or_path": model}), _LIKELIHOODS_ALONE)
         return _task(BASE, config, model, {}, "looks at the base model", "validate")
 

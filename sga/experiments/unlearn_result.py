@@ -1,4 +1,4 @@
-"""What `sga unlearn` ends with: a table, answers before and after, a model card, and what to do next."""
+"""Result of `sga unlearn`: a table, answers before and after, a model card, and what to do next."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class UnlearnResult:
 
     @cached_property
     def account(self) -> Account:
-        """What the conditions for handing over say of the exported model."""
+        """Verdict on the exported model by the conditions for handing over."""
         return account(self.final.chosen, self.start.chosen, self.tolerances, reported_part(self.final.chosen))
 
     @property
@@ -114,7 +114,7 @@ class UnlearnResult:
         return lines
 
     def lines(self) -> Iterator[str]:
-        """What the terminal shows at the end."""
+        """Lines that the terminal shows at the end."""
         yield f"\n{self._first()}"
         yield ""
         yield from fitted_table(self.table(), _WIDTH, texts=(0, 4, 5), spare=3)
@@ -159,7 +159,7 @@ class UnlearnResult:
             )
 
     def next_commands(self) -> list[str]:
-        """Three commands that go on from here."""
+        """Three commands that one may run next."""
         question = next((one.question for one in self.answers()), "a question of your own").replace('"', "'")
         start = self.start.info["model"]
         return [

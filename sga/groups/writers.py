@@ -19,9 +19,9 @@ from sga.errors import UserError, check_numbers
 Message = Mapping[str, str]
 _LONGEST_WAIT = 120.0
 _PASSING = {408, 409, 425, 429}
-"""Status codes that ask for another try, beside all of 500 and above."""
+"""Status codes after which the request is sent again, as after all codes of 500 and above."""
 _FINAL = {401, 403, 404}
-"""Status codes that every other prompt would get as well; all others are of this prompt."""
+"""Status codes that every other prompt would get as well; any other code concerns one prompt."""
 _SAID_EVERY = 10.0
 
 
@@ -30,7 +30,7 @@ class Reply:
     """Answer of a writer.
 
     Attributes:
-        text: The text itself.
+        text: Text of the reply, without the prompt.
         prompt_tokens: Number of tokens read; None if the writer does not report it.
         completion_tokens: Number of tokens written; None if the writer does not report it.
         cut_off: True if the limit on tokens ended the text.
@@ -63,8 +63,8 @@ class Writer(ABC):
         """Returns one reply.
 
         Raises:
-            GaveUp: for this request only; `Refused` where the server has looked at it.
-            UserError: no request will succeed.
+            GaveUp: This request failed, others may succeed; `Refused` if the server rejected its prompt.
+            UserError: No request will succeed, because of a wrong address or key, for example.
         """
 
     async def close(self) -> None:
@@ -73,7 +73,7 @@ class Writer(ABC):
 
     @abstractmethod
     def identity(self) -> dict[str, Any]:
-        """Settings that the text depends on, for the hash under which an answer is kept."""
+        """Settings that the text depends on, for the hash under which an answer is cached."""
 
 
 @dataclass
@@ -111,12 +111,12 @@ class Endpoint(Writer):
         model: Name of the model at the endpoint.
         key_variable: Environment variable that holds the key; an unset one sends none. The key itself is never part of
             anything that is written or shown.
-        temperature: Temperature of sampling.
+        temperature: Temperature of sampling, as the endpoint defines it; higher values give more varied text.
         max_tokens: Largest number of tokens of a reply.
-        concurrency: Number of requests in flight.
+        concurrency: Largest number of requests in flight.
         requests_per_minute: Largest number of requests begun in a minute; None for no limit.
         timeout: Seconds for a whole request, slow answers included.
-        tries: Number of times that a request is sent before this command gives it up.
+        tries: Largest number of times that a request is sent before it counts as failed.
         backoff: Seconds before the second try, doubled for each further one, times a random number from 0.5 to 1. A
             server's Retry-After counts instead where it is longer, and holds up all requests.
         say: Function that is given a line with the reason for a wait of a second or more, once in ten seconds.
@@ -208,7 +208,10 @@ class Endpoint(Writer):
             return f"an answer that is no chat completion{self._page(response)}"
 
     def _client(self) -> Any:
-        """The client; it neither retries, which is done here, nor sends the forget data where a server redirects."""
+        """Client of the endpoint, without retries (`write` does them) and without redirects.
+
+        A redirect would send the forget data to an address that nobody named.
+        """
         import openai
 
         return openai.AsyncOpenAI(
@@ -223,8 +226,8 @@ class Endpoint(Writer):
         """The reason of a status code that asks for another try.
 
         Raises:
-            Refused: the server does not take this prompt.
-            UserError: the server will take none.
+            Refused: The server does not accept this prompt.
+            UserError: The server will not accept any prompt.
         """
         self._pace.reached = True
         status = f"status {response.status_code}"
@@ -285,10 +288,10 @@ class LocalModel(Writer):
     """A Hugging Face causal language model on this machine, one reply after the other.
 
     Args:
-        model: Name on the Hub, local folder or run folder.
-        temperature: Temperature of sampling.
+        model: Name of a model on the Hub, its local folder, or a run folder.
+        temperature: Temperature of sampling; 0 always takes the likeliest token.
         max_tokens: Largest number of tokens of a reply.
-        device: Device that the model runs on.
+        device: Torch device that the model runs on, such as ``cuda``.
     """
 
     model: str

@@ -1,4 +1,4 @@
-"""The number that a loss weighs with while a run goes on: one object from the backward pass to the log."""
+"""The rate or weight that a loss uses during a run: one object from the backward pass to the log."""
 
 from __future__ import annotations
 
@@ -94,9 +94,9 @@ class TrainingRate:
 
         Args:
             network: Model whose parameters are trained.
-            group_size: Group size K.
+            group_size: Number K of samples in a group.
             share: Share of the micro-batch in the step's mean loss.
-            optimizer: The run's optimiser.
+            optimizer: Optimiser of the run, whose state some metrics need.
         """
         if self._split is None:
             self._split = SplitGradients(network.named_parameters())
@@ -137,7 +137,7 @@ class TrainingRate:
         Args:
             step: Number of optimiser steps taken so far.
             total_steps: Number of optimiser steps of the whole run.
-            group_size: Group size K.
+            group_size: Number K of samples in a group.
             average: True if backward passes average gradients over processes, as under DDP.
             broadcast: Function that gives all processes the first one's numbers, so that none decides otherwise for a
                 last bit.
@@ -208,7 +208,7 @@ def adam_metric(optimizer: Optimizer) -> Metric | None:
     A parameter that has had no gradient has no moments, and counts as if P were 1.
 
     Args:
-        optimizer: Adam or AdamW.
+        optimizer: Optimiser with second moments, Adam or AdamW.
     """
     if not optimizer.state:
         return None

@@ -77,7 +77,7 @@ class IntervalEstimate:
     Attributes:
         value: Estimate of the number; infinite where it has no finite value.
         low: Lower end of the interval; infinite where the interval is open.
-        high: Upper end of the interval; infinite likewise.
+        high: Upper end of the interval; infinite under the same condition.
     """
 
     value: float

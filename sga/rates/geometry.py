@@ -32,7 +32,7 @@ class Geometry:
     Unbiased estimates of the squares may be negative where there is nothing but noise; the norm is 0 then.
 
     Attributes:
-        forget_squared: Squared norm ‖g_f‖².
+        forget_squared: Squared norm ‖g_f‖² of the forget gradient.
         normal_squared: Squared norm n = ‖ḡ_n‖².
         inner: Inner product c = ⟨ḡ_n, g_f⟩, positive where forgetting would hurt the normal data.
         group_size: Group size K, at least 2.
@@ -174,7 +174,7 @@ def geometry_by_layer(
         names: Parameter names, as ``named_parameters`` gives them.
         forget: Gradient g_f by parameter; None stands for zero.
         normal: Gradient ḡ_n by parameter; None stands for zero.
-        group_size: Group size K.
+        group_size: Number K of samples in a group.
         scale: Factor that both gradients are multiplied with (a gradient scaler's); divided out.
         metric: Diagonal P of an inner product ⟨a, P·b⟩ by parameter, None for ones; None as a whole is the usual one.
     """

@@ -1,6 +1,6 @@
 """Gram matrices of the gradients of a sample of groups, and the geometries that follow from them.
 
-The sample is cut into C chunks of groups. Inner products of all pairs of chunk gradients are kept, 3·C² numbers for
+The sample is split into C chunks of groups. Inner products of all pairs of chunk gradients are kept, 3·C² numbers for
 each layer, and no gradient is. From them follow, exactly and without the model, the geometry of the mean gradients over
 the sample, its value without noise, and both for every bootstrap resample of the chunks.
 """
@@ -37,7 +37,7 @@ class Gram:
         normal: Inner products ⟨ḡ_n of chunk i, ḡ_n of chunk j⟩, [C, C].
         inner: Inner products ⟨ḡ_n of chunk i, g_f of chunk j⟩, [C, C].
         sizes: Number of groups of each chunk, whose mean gradients these are, [C].
-        group_size: Group size K.
+        group_size: Number K of samples in a group.
     """
 
     forget: Floats
@@ -185,7 +185,7 @@ def gram_of_layers(gradients: ChunkGradients, group_size: int, held: int | None 
 
     Args:
         gradients: Gradients of the sample's chunks.
-        group_size: Group size K.
+        group_size: Number K of samples in a group.
         held: Number of chunks of a block; None for all of them.
 
     Raises:

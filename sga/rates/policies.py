@@ -274,7 +274,7 @@ class ObservedRate(DynamicRate):
     """A fixed rate that logs the gradients' cosine and norms all the same; they change nothing.
 
     Args:
-        rate: Smoothing rate r.
+        rate: Smoothing rate r, at most 1.
     """
 
     rate: float = -4.0

@@ -27,7 +27,7 @@ def write_rates(path: Path, parameter: str, values: Sequence[float]) -> None:
     """Writes the numbers that were in force at each optimiser step of a run.
 
     Args:
-        path: The file.
+        path: Path of the file to write.
         parameter: Argument of the loss that they are for, ``smoothing_rate`` or ``normal_weight``.
         values: The numbers, in order.
     """

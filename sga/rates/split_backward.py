@@ -65,7 +65,7 @@ class SplitGradients:
         Between the first call and `restore` ``grad`` and g_f are those of one micro-batch.
 
         Args:
-            group_size: Group size K.
+            group_size: Number K of samples in a group.
             share: Share of the micro-batch in the step's mean loss, with which its gradients are multiplied.
             metric: Metric as `geometry` takes it.
         """
@@ -121,7 +121,7 @@ class SplitGradients:
         Of gradients in parts (FSDP2) each process takes its own part, and the products are added up.
 
         Args:
-            group_size: Group size K.
+            group_size: Number K of samples in a group.
             scale: Factor that both gradients are multiplied with; divided out.
             metric: Function from a parameter to the diagonal of P in ⟨a, P·b⟩; None for the usual inner product.
         """
@@ -156,7 +156,7 @@ def _added(total: Tensor | None, more: Tensor | None) -> Tensor | None:
 
 
 def _part(gradient: Tensor | None) -> Tensor | None:
-    """What this process has of a gradient."""
+    """Part of a gradient that this process holds."""
     return gradient.to_local() if isinstance(gradient, DTensor) else gradient
 
 

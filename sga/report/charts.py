@@ -225,7 +225,7 @@ def interval_chart(
 
     Args:
         spans: Numbers to draw, row by row.
-        styles: Look of each kind; a row's numbers stand below each other in this order.
+        styles: Look of each kind; a row's numbers are drawn below each other in this order.
         levels: Positions of vertical lines to compare with, by the words above them.
         bounds: Ends of the axis.
         x_title: Name of the numbers.

@@ -53,7 +53,7 @@ class ResultsTable:
 
     @property
     def reasons(self) -> list[str]:
-        """Why values are absent, each reason once, in the order of the table."""
+        """Reasons why values are absent, each once, in the order of the table."""
         return list(dict.fromkeys(cell.reason for *_, cells in self.lines for cell in cells if cell.reason))
 
     def markdown(self) -> str:

@@ -114,7 +114,7 @@ def test_the_order_is_drawn_from_seed_and_epoch_and_nothing_else() -> None:
 
 
 @pytest.mark.parametrize("consumed", range(0, 13))
-def test_a_loader_goes_on_where_another_stopped(consumed: int) -> None:
+def test_a_loader_resumes_where_another_stopped(consumed: int) -> None:
     """Six micro-batches an epoch: stops within the first epoch, at its end, within the second and at its end."""
     whole = GroupLoader(numbered(11), 4, 2, 3)
     assert len(whole) == 6
@@ -150,7 +150,7 @@ def test_a_state_of_other_data_or_another_seed_is_refused() -> None:
 
 
 @pytest.mark.parametrize(("micro", "world"), [(1, 1), (4, 1), (2, 2)])
-def test_a_state_of_another_cut_is_refused_or_goes_on_at_the_same_group(micro: int, world: int) -> None:
+def test_a_state_of_another_division_is_refused_or_resumes_at_the_same_group(micro: int, world: int) -> None:
     """A position counts micro-batches; taken for one of another cut it would skip groups or give them twice."""
     before = GroupLoader(numbered(12), 4, 2, 3)
     batches = iter(before)

@@ -161,7 +161,7 @@ def pairs_of(data: UnlearningData, folder: Path) -> list[str]:
     return (folder / "pairs.jsonl").read_text().splitlines()
 
 
-def test_where_a_record_stands_is_no_part_of_it(tmp_path: Path) -> None:
+def test_the_position_of_a_record_in_its_file_is_no_part_of_it(tmp_path: Path) -> None:
     write_rows(tmp_path / "a.jsonl", rows_about(0))
     first = read_records(tmp_path / "a.jsonl", "a")[0]
     assert first.where == f"{tmp_path / 'a.jsonl'}:1"

@@ -100,7 +100,7 @@ def check(tokenizer: PreTrainedTokenizerBase, template: Template, question: str,
 
 @pytest.mark.parametrize("template", TEMPLATES, ids=lambda template: template.text)
 @pytest.mark.parametrize("make", TOKENIZERS)
-def test_the_prompt_is_a_prefix_and_the_end_stands_once(
+def test_the_prompt_is_a_prefix_and_there_is_one_end_token(
     make: Callable[[], PreTrainedTokenizerFast], template: PlainTemplate
 ) -> None:
     tokenizer = make()

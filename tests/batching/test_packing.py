@@ -126,7 +126,7 @@ def test_a_packed_layout_by_hand() -> None:
     assert rows.predicting.tolist() == [2, 3, 9, 11]
 
 
-def test_every_token_stands_once_and_next_to_nothing_is_padding(tofu_like: Batch) -> None:
+def test_every_token_is_packed_once_and_next_to_nothing_is_padding(tofu_like: Batch) -> None:
     layout = packed(tofu_like)
     rows, width = layout.arguments["input_ids"].shape
     starts = int((layout.arguments["position_ids"] == 0).sum())
@@ -448,7 +448,7 @@ def test_runs_with_and_without_packing_end_at_the_same_weights(fit: Fit, tmp_pat
         torch.testing.assert_close(weights(run), weights(plain), rtol=0, atol=1e-8)
 
 
-def test_a_run_of_a_model_that_cannot_says_so_and_goes_on(
+def test_a_run_of_a_model_that_cannot_pack_says_so_and_continues(
     fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain = fit(tmp_path / "plain", "--model.packing=false")

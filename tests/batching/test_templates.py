@@ -263,7 +263,7 @@ def test_a_template_that_cannot_be_rendered_is_one_message() -> None:
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("name", ["llama-2", "zephyr", "chatml", "llama-3"])
-def test_negative_control_a_system_role_that_is_known_stands_in_the_prompt(name: str) -> None:
+def test_negative_control_a_known_system_role_is_in_the_prompt(name: str) -> None:
     encoder = encoder_of(FORMS[name], ChatTemplate(system="Be brief."))
     assert encoder.tokenizer.decode(encoder.encode_prompt(QUESTION)).count("Be brief.") == 1
 

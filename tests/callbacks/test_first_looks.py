@@ -90,7 +90,7 @@ def test_a_plain_template_beside_a_chat_template_is_said(
     assert len(said) == 1 and "has a chat template of its own" in said[0] and "Leave out --data.template" in said[0]
 
 
-def test_a_run_goes_on_with_its_template(unlearn_options: list[str], chatting: Path, tmp_path: Path) -> None:
+def test_a_run_resumes_with_its_template(unlearn_options: list[str], chatting: Path, tmp_path: Path) -> None:
     options = (f"--model.language_model.name_or_path={chatting}", f"--run.folder={tmp_path / 'run'}")
     run("fit", unlearn_options, *options)
     template, _ = run("fit", unlearn_options, *options, "--ckpt_path=last", "--trainer.max_epochs=2")

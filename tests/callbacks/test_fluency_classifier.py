@@ -83,7 +83,9 @@ def test_it_tells_unseen_sentences_from_shuffled_words(classifier: Path) -> None
     assert judge.probabilities(["", " \n", unseen[0]]) == pytest.approx([0.0, 0.0, alone[0]], abs=1e-5)
 
 
-def test_what_is_no_classifier_is_refused_with_the_cure(classifier: Path, own_target: Path, tmp_path: Path) -> None:
+def test_a_model_that_is_no_classifier_is_refused_with_the_cure(
+    classifier: Path, own_target: Path, tmp_path: Path
+) -> None:
     with pytest.raises(UserError, match="no label 'fluent' beside others; its labels: salad, clean"):
         FluencyClassifier(str(classifier), "fluent")
     with pytest.raises(UserError, match="not a sequence classifier"):

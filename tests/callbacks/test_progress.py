@@ -54,7 +54,7 @@ def test_each_epoch_and_evaluation_is_a_line(fit: Fit, capsys: pytest.CaptureFix
     assert "anity" not in printed
 
 
-def test_a_run_that_goes_on_counts_from_where_it_is(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_resumed_run_counts_from_its_own_step(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
     fit()
     capsys.readouterr()
     fit("--ckpt_path=last", "--trainer.max_epochs=4", "--data.micro_batch_size=null")

@@ -129,7 +129,7 @@ def test_a_reserved_row_in_a_normal_data_file_is_refused(unlearn_options: list[s
         run_verb(["fit", *options, f"--run.folder={tmp_path / 'new'}", f"--data.pairs={tmp_path / 'all/pairs.jsonl'}"])
 
 
-def test_a_run_goes_on_with_the_rows_it_began_with(unlearn_options: list[str], tmp_path: Path) -> None:
+def test_a_run_resumes_with_the_rows_it_began_with(unlearn_options: list[str], tmp_path: Path) -> None:
     options = [*unlearn_options, "--data.group_size=2", *QUICK, f"--run.folder={tmp_path}"]
     run_verb(["fit", *options, "--trainer.max_epochs=1"])
     reserved, pairs = reserved_of(tmp_path), (tmp_path / "pairs.jsonl").read_bytes()

@@ -112,7 +112,7 @@ def test_batches_keep_their_limits(tiny_network: TinyNetwork) -> None:
         assert found == sorted(found, reverse=True), "the first batch shows whether memory suffices"
 
 
-def test_a_row_longer_than_the_token_budget_stands_alone(tiny_network: TinyNetwork) -> None:
+def test_a_row_longer_than_the_token_budget_is_a_batch_by_itself(tiny_network: TinyNetwork) -> None:
     plan = RequestBatches([Score(*pair) for pair in tiny_network.pairs[:3]], tiny_network.encoder, tokens_per_batch=1)
     assert sorted(batch.indices for batch in plan) == [[0], [1], [2]]
 

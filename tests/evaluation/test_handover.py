@@ -315,7 +315,7 @@ def test_without_holdout_the_share_of_pairs() -> None:
     assert found.sentence.startswith("over-unlearned, and recognised by it: share of pairs 0.25, 0.17 to 0.33")
 
 
-def test_what_is_not_testable_is_said_and_is_no_violation() -> None:
+def test_an_untestable_condition_is_reported_and_is_no_violation() -> None:
     metrics = {name: value for name, value in GOOD.items() if "/mia/" not in name and "/unseen/" not in name}
     found = account(metrics, START)
     assert found.fit

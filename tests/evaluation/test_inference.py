@@ -538,7 +538,7 @@ def test_a_batch_that_does_not_fit_is_halved_with_one_warning(share: bool) -> No
     assert sum(size > 0.7 * batch.tokens for size in sizes) == 1, "it is remembered"
 
 
-def test_halving_goes_on_until_it_fits() -> None:
+def test_batches_are_halved_until_they_fit() -> None:
     groups = score_jobs(random.Random(9), 3)
     batch = batch_of(groups)
     model = tiny("Llama", "sdpa")

@@ -298,7 +298,7 @@ def test_an_alternative_edited_by_hand_is_read_as_such(tmp_path: Path) -> None:
         ("alt", "alt stands for two different texts in this file"),
     ],
 )
-def test_an_alternative_has_an_id_of_its_own(tmp_path: Path, own: str, message: str) -> None:
+def test_an_alternative_has_its_own_id(tmp_path: Path, own: str, message: str) -> None:
     """Sequences are kept by id: one that stood for two texts would be trained on as the last of them."""
     path = tmp_path / "pairs.jsonl"
     write_groups(path, made())
@@ -350,7 +350,7 @@ def test_drawing_neighbors_is_what_it_was_without_alternatives() -> None:
 
 
 @pytest.mark.parametrize("smallest_first", [True, False])
-def test_each_group_draws_from_columns_of_its_own(smallest_first: bool) -> None:
+def test_each_group_draws_from_its_own_columns(smallest_first: bool) -> None:
     """Groups of 2 normals and 1 alternative and of 4 and 2, as a file may have after its checks; column of a group."""
     kinds = [(FORGET, *[NORMAL] * (2 * n), *[ALTERNATIVE] * n) for n in ((1, 2) if smallest_first else (2, 1))]
     groups = [[Encoded((1, 10 * g + c), 1) for c in range(len(roles))] for g, roles in enumerate(kinds)]
@@ -364,7 +364,7 @@ def test_each_group_draws_from_columns_of_its_own(smallest_first: bool) -> None:
     assert seen == [set(zip(roles, range(len(roles)), strict=True)) for roles in kinds], "each in its role"
 
 
-def test_a_loader_goes_on_with_the_same_draws() -> None:
+def test_a_loader_resumes_with_the_same_draws() -> None:
     whole, broken, resumed = loader(), loader(), loader()
     expected = [batch.input_ids.tolist() for _ in range(2) for batch in whole]
     found = []

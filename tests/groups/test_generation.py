@@ -173,7 +173,7 @@ assert all(slot.normal is not None for slot in generation.slots)
 
 
 @pytest.mark.runs
-def test_a_killed_process_goes_on_and_repeats_at_most_what_was_in_flight(tmp_path: Path) -> None:
+def test_a_killed_process_resumes_and_repeats_at_most_the_requests_in_flight(tmp_path: Path) -> None:
     """The part of the command that asks, by itself: it starts faster."""
     benchmark(tmp_path, 12)
     with Misbehaving(share=0.1, hang=6.0, delay=0.02) as server:

@@ -228,7 +228,7 @@ def test_the_ceiling_is_on_the_answers() -> None:
         make_groups(forget, pool, 4, NearestNormals(answer_ceiling=0.5), 0)
 
 
-def test_diversity_of_one_takes_the_nearest_and_then_what_is_unlike_it() -> None:
+def test_diversity_of_one_takes_the_nearest_and_then_the_unlike() -> None:
     near, far = (make_groups(FORGET, POOL, 4, NearestNormals(diversity=d), 0) for d in (0.0, 1.0))
     for a, b in zip(near, far, strict=True):
         assert a.normals[0] == b.normals[0] and sum(map(float, a.scores)) >= sum(map(float, b.scores))  # type: ignore[arg-type]
@@ -471,7 +471,7 @@ def file_with(path: Path, *items: dict[str, Any]) -> Path:
     return path
 
 
-def test_text_of_one_s_own_is_taken_as_it_stands(tmp_path: Path) -> None:
+def test_own_text_is_taken_verbatim(tmp_path: Path) -> None:
     path = file_with(
         tmp_path / "n.jsonl", own_text(), own_text("He lives in York.", id="m/2", source="hand", score=0.3)
     )

@@ -80,7 +80,7 @@ def test_padding_its_id_and_the_company_of_other_rows_change_nothing(tiny_networ
         assert abs(sequence_nll(model, padding_counted)[1, 0] - alone) > 1e-2
 
 
-def test_a_sequence_that_stands_in_a_batch_twice_is_read_once_and_counts_twice(
+def test_a_sequence_twice_in_a_batch_is_read_once_and_counts_twice(
     tiny_network: TinyNetwork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Loss and gradient are those of reading each; one token of the answer more is another sequence."""

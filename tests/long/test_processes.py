@@ -98,7 +98,7 @@ def dropping(own_target: Path, tmp_path: Path) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [[], ["ddp"], ["fsdp2"]], ids=["one", "ddp", "fsdp2"])
-def test_a_run_that_failed_within_an_epoch_goes_on_exactly(
+def test_a_run_that_failed_within_an_epoch_resumes_exactly(
     unlearn_options: list[str], dropping: Path, tmp_path: Path, processes: list[str]
 ) -> None:
     """Killed at step 4 of 6, the first of the second epoch being step 3: weights, optimiser, dropout, the order of

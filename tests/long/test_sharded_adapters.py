@@ -221,7 +221,7 @@ def test_types_of_frozen_weights(
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_exactly_and_one_device_takes_its_checkpoint(
+def test_a_killed_run_resumes_exactly_and_one_device_takes_its_checkpoint(
     options: list[str], own_options: list[str], own_target: Path, tmp_path: Path
 ) -> None:
     """With dropout, which each process draws for itself, and NPO, whose reference is the model without its adapter.

@@ -589,7 +589,7 @@ def method_options(unlearn_options: list[str]) -> list[str]:
     return [*kept, *short, "--model.loss=sga.NPO", "--model.loss.retain=kl"]
 
 
-def test_a_resumed_run_goes_on_with_the_model_that_it_started_from(method_options: list[str], tmp_path: Path) -> None:
+def test_a_resumed_run_keeps_the_model_that_it_started_from(method_options: list[str], tmp_path: Path) -> None:
     """Bit for bit; also where the kept numbers are lost, and not where the starting model is another one."""
     whole = run_verb(["fit", *method_options, f"--run.folder={tmp_path / 'whole'}"])
     expected = {name: value.clone() for name, value in whole.model.state_dict().items()}

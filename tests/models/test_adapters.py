@@ -470,7 +470,7 @@ def test_methods_on_the_built_in_authors(stem: str, finished_run: Path, tmp_path
     assert_only_the_adapter_moved(run, target)
 
 
-def test_each_request_of_a_sequence_trains_an_adapter_of_its_own(tmp_path: Path) -> None:
+def test_each_request_of_a_sequence_trains_its_own_adapter(tmp_path: Path) -> None:
     (tmp_path / "base.yaml").write_text(
         "model:\n  language_model:\n    class_path: sga.LoRA\n"
         "    init_args: {name_or_path: gpt2, revision: main, rank: 4}\n"

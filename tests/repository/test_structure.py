@@ -120,11 +120,11 @@ def twice(sources: Mapping[str, str]) -> dict[str, list[str]]:
     return {name: modules for name, modules in found.items() if len(modules) > 1 and name != "main"}
 
 
-def test_no_public_name_stands_twice() -> None:
+def test_no_public_name_is_defined_twice() -> None:
     assert twice({name: path.read_text(encoding="utf-8") for name, path in MODULES.items()}) == {}
 
 
-def test_negative_control_a_name_that_stands_twice_is_seen() -> None:
+def test_negative_control_a_name_defined_twice_is_seen() -> None:
     sources = {"a": "class Answers: ...\ndef table(): ...", "b": "class Answers: ...\nclass _Own: ...", "c": "x = 1"}
     assert twice(sources) == {"Answers": ["a", "b"]}
 

@@ -176,7 +176,7 @@ def test_negative_control_a_defect_is_raised(error: Exception, monkeypatch: pyte
 # ---- going on within an epoch ---------------------------------------------------------------------------------------
 
 
-def test_everything_that_a_step_depends_on_goes_on_within_an_epoch(
+def test_everything_that_a_step_depends_on_is_restored_within_an_epoch(
     fit: Callable[..., UnlearningCLI], own_target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Order of groups, random pairing, draws from its pools, dropout, warm-up and decay, averages of a dynamic rate.
@@ -255,7 +255,7 @@ def signal_at(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         pytest.param(signal.SIGTERM, "validation_step", 6, 6, marks=pytest.mark.slow),
     ],
 )
-def test_a_signal_leaves_a_run_that_goes_on_to_the_same_end(
+def test_a_signal_leaves_a_run_that_resumes_to_the_same_end(
     fit: Callable[..., UnlearningCLI],
     signal_at: Callable[..., None],
     tmp_path: Path,
@@ -291,7 +291,7 @@ def test_a_step_of_many_passes_is_finished_first(
     assert_equal(weights(fit(tmp_path / "run", "--ckpt_path=last", *options)), whole)
 
 
-def test_a_run_that_ends_within_an_epoch_goes_on_to_its_evaluation(
+def test_a_run_that_ends_within_an_epoch_is_evaluated(
     fit: Callable[..., UnlearningCLI], signal_at: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = ("--trainer.max_steps=4",)
@@ -350,7 +350,7 @@ def checkpoint_of(folder: Path) -> Callable[[], bool]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_process_that_gets_a_signal_goes_on_to_the_same_end(tmp_path: Path, number: signal.Signals) -> None:
+def test_a_process_that_gets_a_signal_resumes_to_the_same_end(tmp_path: Path, number: signal.Signals) -> None:
     options = ("--trainer.max_epochs=12",)
     alone, stopped = tmp_path / "alone", tmp_path / "stopped"
     assert start(alone, *options).wait() == 0
@@ -421,7 +421,7 @@ def file_sizes() -> Iterator[Callable[[int], None]]:
         signal.signal(signal.SIGXFSZ, handler)
 
 
-def test_a_checkpoint_that_has_no_room_leaves_the_old_one_and_a_run_that_goes_on(
+def test_a_checkpoint_that_has_no_room_leaves_the_old_one_and_a_run_that_resumes(
     fit: Callable[..., UnlearningCLI],
     unlearn_options: list[str],
     tmp_path: Path,
@@ -470,7 +470,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("free", [0, 50_000, 400_000])
-def test_a_full_disk_ends_a_run_that_goes_on_once_there_is_room(small_disk: Path, tmp_path: Path, free: int) -> None:
+def test_a_full_disk_ends_a_run_that_resumes_once_there_is_room(small_disk: Path, tmp_path: Path, free: int) -> None:
     """The disk is filled up to some bytes while the run is under way: no room for anything, for text, for a part."""
     options = ("--trainer.max_epochs=6", "--checkpoint.every_n_steps=1", "--export.enabled=false")
     alone, folder = tmp_path / "alone", small_disk / "run"

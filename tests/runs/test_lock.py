@@ -42,7 +42,7 @@ def names(folder: Path) -> set[str]:
 # ---- the lock alone -------------------------------------------------------------------------------------------------
 
 
-def test_who_holds_it_is_said_and_nothing_is_left(tmp_path: Path) -> None:
+def test_the_holder_of_a_lock_is_named_and_nothing_is_left(tmp_path: Path) -> None:
     folder = tmp_path / "a" / "b" / "run"
     with write_lock(folder):
         held = names(tmp_path)

@@ -204,5 +204,5 @@ def test_nor_is_one_evaluated(
     assert f"--ckpt_path {folder / 'checkpoints' / 'last.ckpt'}: damaged" in capsys.readouterr().err
 
 
-def test_negative_control_as_it_was_it_goes_on(again: tuple[Path, Callable[..., int]]) -> None:
+def test_negative_control_an_unchanged_run_resumes(again: tuple[Path, Callable[..., int]]) -> None:
     assert again[1]("fit", "--ckpt_path=last", "--trainer.max_epochs=3") == 0

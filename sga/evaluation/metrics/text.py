@@ -31,7 +31,7 @@ def rouge(
 
     recall = overlap / words of the truth, fmeasure = harmonic mean of precision and recall; the overlap counts common
     words (rouge1) or the longest common subsequence (rougeL). TOFU: rougeL_recall with stemmer; MUSE: rougeL_fmeasure
-    without. In [0, 1]; higher = more of the truth is reproduced: better on sets to be kept, worse on the forget set.
+    without. In [0, 1]; higher = more of the truth is reproduced: better on retain sets, worse on the forget set.
     Published words are runs of a-z and 0-9: a text without any (empty, or in another script) scores 0
     (`texts_without_words` counts them). Unicode words are runs of letters, marks and digits, and single characters of
     scripts without spaces; on ASCII texts both are the same. The stemmer is for English and leaves other letters alone.

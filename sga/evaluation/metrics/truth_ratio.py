@@ -54,7 +54,7 @@ def log_truth_ratio(
 
 
 def truth_ratio_retain(log_ratio: npt.ArrayLike) -> float:
-    """The Truth Ratio score of sets to be kept: how far the right answer is ahead of the wrong ones.
+    """The Truth Ratio score of retain sets: how far the right answer is ahead of the wrong ones.
 
     ``mean(max(0, 1 - R))``, computed as ``mean(-expm1(min(log_ratio, 0)))``, which cannot overflow. TOFU's
     aggregation. In [0, 1], higher is better.
@@ -72,7 +72,7 @@ def truth_ratio_forget(log_ratio: npt.ArrayLike) -> float:
     """The Truth Ratio score of the forget set: how close right and wrong answers are to equally likely.
 
     ``mean(min(R, 1/R))``, computed as ``mean(exp(-abs(log_ratio)))``, which cannot overflow. TOFU's aggregation. In
-    [0, 1]; higher means that the model does not tell right from wrong, which is better on a set to be forgotten.
+    [0, 1]; higher means that the model does not tell right from wrong, which is better on the forget set.
 
     Args:
         log_ratio: Log truth ratios R of `log_truth_ratio`, [N].

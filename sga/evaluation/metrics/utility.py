@@ -16,7 +16,7 @@ MODEL_UTILITY_PARTS = tuple(
 
 
 def model_utility(parts: Mapping[str, float]) -> float:
-    """Model utility: the harmonic mean of nine scores on the sets that are to be kept.
+    """Model utility: the harmonic mean of nine scores on the retain sets.
 
     ``9 / sum(1 / part)``; 0 where any part is 0. TOFU's aggregation, arXiv 2401.06121 §2.2.1. In [0, 1], higher is
     better.
