@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -93,6 +95,18 @@ class Finding:
     def as_json(self) -> dict[str, Any]:
         """Content of the finding in attacks.json."""
         return asdict(self)
+
+
+def shown_names(unlearned: str, retained: Sequence[str]) -> dict[str, str]:
+    """Names of the attacked models to show, by full name: the last part of a path, or all of it if others end alike.
+
+    >>> shown_names("runs/mine", ["a/model", "b/model", "runs/retain-0"])
+    {'a/model': 'retained a/model', 'b/model': 'retained b/model', 'runs/retain-0': 'retained retain-0', \
+'runs/mine': 'unlearned'}
+    """
+    ends = Counter(Path(name).name for name in retained)
+    shown = {name: Path(name).name if ends[Path(name).name] == 1 else name for name in retained}
+    return {**{name: f"retained {short}" for name, short in shown.items()}, unlearned: "unlearned"}
 
 
 def finding(

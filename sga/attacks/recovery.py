@@ -12,7 +12,7 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from sga.attacks.answering import Row, answered_rows
-from sga.attacks.findings import Finding, Untried, finding
+from sga.attacks.findings import Finding, Untried, finding, shown_names
 from sga.attacks.measurements import Keep, Measurements
 from sga.attacks.models import AttackData, AttackedModel
 from sga.attacks.relearning import LEARNED, RATES, looks, relearn, relearned_and_rest
@@ -202,10 +202,9 @@ def _of_curves(m: Measurements, name: str, says: str, curves: Mapping[str, Curve
         who: next((step for step, values in column.items() if values.mean() >= before.mean() / 2), None)
         for who, column in columns.items()
     }
+    names = shown_names(m.unlearned.name, [model.name for model in m.retained])
     taken = "half of what was known: " + ", ".join(
-        f"{'unlearned' if who == m.unlearned.name else Path(who).name} "
-        + ("never" if step is None else f"after {step} steps")
-        for who, step in half.items()
+        f"{names[who]} " + ("never" if step is None else f"after {step} steps") for who, step in half.items()
     )
     measures = (m.measure, "probability", "extraction_strength")
     means = {

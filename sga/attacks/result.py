@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sga.attacks.findings import Estimate, Finding
+from sga.attacks.findings import Estimate, Finding, shown_names
 from sga.evaluation.table import fitted_table
 from sga.files import write_text
 from sga.report.pages import render
@@ -17,7 +17,6 @@ from sga.report.styles import Style, distinct_styles
 if TYPE_CHECKING:
     import altair as alt
 
-_UNLEARNED = "unlearned"
 _WIDTH = 80
 _HEADING = ("attack", "before", "un- learned", "after the attack", "retained models", "comes back", "")
 _SECTION = re.compile(r"\n*<!-- attacks -->.*<!-- end of attacks -->\n*", re.DOTALL)
@@ -86,10 +85,11 @@ def attack_page(content: Mapping[str, Any], findings: Sequence[Finding]) -> str:
                 f"{means[role]:.3f}" if role in means else "" for role in ("before", "unlearned", "after", "retained")
             )
             others.append((one.attack, name, *cells))
+    styles = _styles(findings, content)
     return render(
         "attacks.html.j2",
         f"Attacks on {Path(content['models']['unlearned']).name}",
-        {f"attack-{i}": _curves(one, content) for i, one in enumerate(findings) if "curves" in one.details},
+        {f"attack-{i}": _curves(one, content, styles) for i, one in enumerate(findings) if "curves" in one.details},
         models={
             role: name if isinstance(name, str) else ", ".join(name) or "none"
             for role, name in content["models"].items()
@@ -99,18 +99,18 @@ def attack_page(content: Mapping[str, Any], findings: Sequence[Finding]) -> str:
         table=_whole_words(attack_rows(findings)),
         others=others,
         steps=curve_rows(findings, content),
-        styles=_styles(findings, content),
+        styles=styles,
         settings=content["settings"],
     )
 
 
 def curve_rows(findings: Sequence[Finding], content: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """Heading and rows of all curves: after each number of steps, or of samples, each model's means."""
-    unlearned = content["models"]["unlearned"]
+    names = _names(content)
     rows: list[tuple[str, ...]] = [("attack", "after", "model", "measure", "others", "relearned")]
     for one in findings:
         for who, points in one.details.get("curves", {}).items():
-            name = "unlearned" if who == unlearned else f"retained {Path(who).name}"
+            name = names[who]
             for at, point in points.items():
                 if "leak" in point:
                     cells = [("leak@k", "leak"), ("expected best recall", "best")]
@@ -138,28 +138,31 @@ def _relearned(point: Mapping[str, Mapping[str, float]], measure: str) -> str:
 
 def _styles(findings: Sequence[Finding], content: Mapping[str, Any]) -> dict[str, Style]:
     """Looks of the unlearned model and of the retained ones that have curves."""
-    names = dict.fromkeys(_name(who, content) for one in findings for who in one.details.get("curves", {}))
-    return distinct_styles({name: "SGA" if name == _UNLEARNED else "retain" for name in names})
+    names = _names(content)
+    shown = [names[who] for who in dict.fromkeys(who for one in findings for who in one.details.get("curves", {}))]
+    # The first retained model looks as on every page, further ones like any other series.
+    methods = {"unlearned": "SGA", next((name for name in shown if name != "unlearned"), ""): "retain"}
+    return distinct_styles({name: methods.get(name, "") for name in shown})
 
 
-def _curves(one: Finding, content: Mapping[str, Any]) -> alt.LayerChart:
+def _curves(one: Finding, content: Mapping[str, Any], styles: Mapping[str, Style]) -> alt.LayerChart:
     """Curves of one attack: the unlearned model's beside the retained ones'."""
     from sga.report.charts import Curve, CurvePoint, training_chart  # not at the top: imports Altair
 
     sampled = one.attack.startswith("sampling")
     x_title = "samples (k)" if sampled else "steps"
     title = f"leak@k: {one.attack}" if sampled else f"{one.measure}: {one.attack}"
-    curves = []
+    names, curves = _names(content), []
     for who, points in one.details["curves"].items():
-        name = _name(who, content)
+        name = names[who]
         along = [(x, _height(point, one.measure)) for x, point in points.items()]
         found = [CurvePoint(float(x), y, {"model": name, x_title: str(x), title: f"{y:.3f}"}) for x, y in along]
         curves.append(Curve(name, name, found))
-    return training_chart(title, curves, _styles([one], content), x_title, axis="unit")
+    return training_chart(title, curves, styles, x_title, axis="unit")
 
 
-def _name(who: str, content: Mapping[str, Any]) -> str:
-    return _UNLEARNED if who == content["models"]["unlearned"] else Path(who).name
+def _names(content: Mapping[str, Any]) -> dict[str, str]:
+    return shown_names(content["models"]["unlearned"], content["models"]["retained"])
 
 
 def _height(point: Mapping[str, Any], measure: str) -> float:

@@ -93,7 +93,8 @@ def side_by_side(rows: Sequence[Sequence[str]], width: int | None = None) -> lis
 
 
 def _drawn(table: Table, width: int) -> list[str]:
-    console = Console(file=io.StringIO(), width=width, color_system=None)
+    # In a notebook rich would display the table and leave the file empty.
+    console = Console(file=io.StringIO(), width=width, color_system=None, force_jupyter=False)
     console.print(table)
     return [line.rstrip() for line in console.file.getvalue().splitlines()]  # type: ignore[attr-defined]
 

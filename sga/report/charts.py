@@ -210,7 +210,7 @@ def training_chart(
     told = "; ".join(f"{one.run}: {one.points[0].y:.4g} to {one.points[-1].y:.4g}" for one in curves)
     layers = [] if level is None else [_level(level).encode(y)]
     layers += _trajectories(_rows(curves), _present(curves, styles), x, y, size=50)
-    return _finished(layers, title, f"{title} over training. {told}.", width=420, height=190)
+    return _finished(layers, title, f"{title} over {x_title}. {told}.", width=420, height=190)
 
 
 def interval_chart(
