@@ -40,12 +40,11 @@ def read_plan(path: Path) -> list[Task]:
         for world in stage["worlds"]:
             seeds = {**common, "data.source.init_args.seed": world, "seed_everything": world}
             trained = {**seeds, **STARTED, **training}
-            settings = {**trained, "data.train_on": ["forget", "retain"], "trainer.limit_val_batches": 0}
+            settings = {**trained, "trainer.limit_val_batches": 0}
             target = made(f"{world}/target", TARGET, settings, {NAME_OR_PATH: base})
             found.append(target)
             for number in plan["retained"]:
-                settings = {**trained, **plan["unkept"], "data.train_on": ["retain"]}
-                settings["seed_everything"] = 1000 * world + number
+                settings = {**trained, **plan["unkept"], "seed_everything": 1000 * world + number}
                 files = ["benchmarks/authors", "methods/retain", "pairs/authors/retain"]
                 found.append(made(f"{world}/retained-{number}", files, settings, {NAME_OR_PATH: base}))
             runs: dict[str, Task] = {}
