@@ -389,7 +389,8 @@ def test_run_json_and_config_say_what_was_run(run_folder: tuple[Path, Unlearning
     assert run["model"] == str(own_target / "model")
     assert run["evaluation"]["precision"] == "32-true"
     config = yaml.safe_load((folder / "config.yaml").read_text())
-    assert config["model"]["loss"]["init_args"] == {"smoothing_rate": -4.0, "average": "sequence"}
+    init_args = {"smoothing_rate": -4.0, "average": "sequence", "unit_ascent": False}
+    assert config["model"]["loss"]["init_args"] == init_args
     assert config["data"]["batch_size"] == 4
 
 

@@ -86,7 +86,7 @@ def main(
     kinds.
 
     Args:
-        log: Path of the log to score.
+        log (LOG): Path of the log to score.
         reference (LOG): Log of a model that never saw the forget set; after LOG also several, for the mean log10 p
             against them.
         step: Evaluation step of a run of this package (default: the last).

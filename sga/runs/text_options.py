@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import difflib
 import re
-from typing import Any, NoReturn
+from types import UnionType
+from typing import Any, NoReturn, Union, get_args, get_origin
 
 from jsonargparse._typehints import ActionTypeHint
 from lightning.pytorch.cli import LightningArgumentParser
@@ -73,6 +74,17 @@ class _Option(ActionTypeHint):
         return super()._check_type_(value, **kwargs)  # type: ignore[no-untyped-call]
 
 
+def _int_first(hint: Any) -> Any:
+    """The hint with int before float, because the first type of a union that fits is taken, and 1 is not 1.0 there.
+
+    The order that the annotation has is lost where `typing` has made an equal union with another order before.
+    """
+    parts = get_args(hint)
+    if get_origin(hint) not in (Union, UnionType) or not {int, float} <= set(parts):
+        return hint
+    return Union[tuple(sorted(parts, key=lambda part: part is float))]  # noqa: UP007
+
+
 class TextOptionParser(LightningArgumentParser):
     """Parser whose options of type str take any text: ``Answer: briefly`` is not a mapping, ``# brief`` not a comment.
 
@@ -110,4 +122,5 @@ class TextOptionParser(LightningArgumentParser):
         for action in self._actions:
             if type(action) is ActionTypeHint:
                 action.__class__ = _Option
+                action._typehint = _int_first(action._typehint)
         return added

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 import sga.commands.sequence
-import sga.report
+import sga.report.summary
 from sga.cli import parsed_config
 from sga.commands.sequence import main
 from sga.data.builtin import packaged_path
@@ -156,7 +156,7 @@ def fits(monkeypatch: pytest.MonkeyPatch) -> type[Fits]:
     monkeypatch.setattr(Fits, "ran", [], raising=False)
     monkeypatch.setattr(Fits, "code", 0, raising=False)
     monkeypatch.setattr(sga.commands.sequence, "Processes", Fits)
-    monkeypatch.setattr(sga.report, "runs_table", lambda runs: f"table of {len(runs)} runs")
+    monkeypatch.setattr(sga.report.summary, "runs_table", lambda runs: f"table of {len(runs)} runs")
     return Fits
 
 
