@@ -17,7 +17,7 @@ ATTACKS = ("<!-- attacks -->", "<!-- end of attacks -->")
 
 _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 _PLACE = re.compile(r"""(^|[=\["'{,:]\s*|-\s)/(?:[^/"',\]}\n]+/)+(?=[^/"',\]}\s])""", re.MULTILINE)
-"""Pattern of an absolute path without its last part, with what stands before it."""
+"""Pattern of an absolute path without its last part, with the text before it."""
 _SHOWN = (
     *("forget_quality", "forget_quality_log10", "ks_statistic", "model_utility", "model_utility_unseen"),
     *("composite/overall", "composite/memorization", "composite/privacy", "composite/utility"),

@@ -98,10 +98,10 @@ def test_a_folder_hands_its_own_card_s_base_and_licence_on(tmp_path: Path) -> No
 
 
 def test_no_place_on_the_maker_s_machine_is_in_it(tmp_path: Path) -> None:
-    write_text(tmp_path / "base" / "README.md", "---\nbase_model: /home/alice/weights\n---\n")
-    given = "/home/alice/my data/forget.jsonl"
-    said = f"sga unlearn /home/alice/m/ --forget '{given}' --output=/home/alice/runs"
-    said += " --set 'data.x=[/home/alice/a,/home/alice/b]'"
+    write_text(tmp_path / "base" / "README.md", "---\nbase_model: /data/alice/weights\n---\n")
+    given = "/data/alice/my data/forget.jsonl"
+    said = f"sga unlearn /data/alice/m/ --forget '{given}' --output=/data/alice/runs"
+    said += " --set 'data.x=[/data/alice/a,/data/alice/b]'"
     run = run_folder(tmp_path / "run", model=str(tmp_path / "base"), command=said)
     config = yaml.safe_load(run.config_path.read_text(encoding="utf-8"))
     config["data"]["alternatives"] = {"class_path": "sga.FileAnswers", "init_args": {"file": given}}
