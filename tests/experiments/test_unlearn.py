@@ -325,7 +325,7 @@ def test_a_base_model_and_tolerances_are_goals_of_the_rule_and_of_the_result(
 ) -> None:
     """The base model's AUC takes the place of 0.5, and half of the utility is enough; the target is no base."""
     files = [own_root / f"{name}.jsonl" for name in ("forget", "retain", "holdout")]
-    settings = {"stop.rule.tolerances.utility_share": 0.5, "trainer.max_epochs": 2}
+    settings = {"stop.rule.tolerances.utility_share": 0.5, "trainer.max_epochs": 2, "data.evaluation_rows": 8}
     lines: list[str] = []
     found = quick(own_target, tmp_path / "a", *files, base=own_reference, settings=settings, say=lines.append)
     base = sga.load_run(tmp_path / "a" / "base").chosen
@@ -340,6 +340,7 @@ def test_a_base_model_and_tolerances_are_goals_of_the_rule_and_of_the_result(
     start = found.start_metrics["handover/unseen/probability"]
     card = (found.model_path / "README.md").read_text()
     assert re.search(rf"\| probability on reserved rows \| {start:.2f} \| .*at least {start / 2:.2f}", card)
+    assert "6 forget, 10 retain (8 of them looked at), 4 holdout" in card
     run = sga.load_run(tmp_path / "a" / "start")
     with pytest.raises(UserError, match=r"--base recognises what is to be forgotten \(1\.00\) as well as the model"):
         base_goals(run, run, anyway=False)
