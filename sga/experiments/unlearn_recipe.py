@@ -22,6 +22,8 @@ RECIPES = "configs/recipes/unlearn.yaml"
 START, UNLEARNED, FINAL, BASE = "start", "unlearned", "final", "base"
 """Names of the runs: the starting model evaluated, the training, the exported model and the base model evaluated."""
 
+ROWS_NOTE = "evaluations look at"
+"""Beginning of the note on rows that evaluations leave out."""
 _SECOND_COPY = 3.0e9
 """Weights up to which the starting model is loaded a second time, to score the answers of the other."""
 _OF_TRAINING = ("loss", "optimizer", "schedule")
@@ -81,7 +83,8 @@ def chosen_recipe(method: str | None, lora: int | None, weights: int | None, rec
     pilot = None
     if not recipe.get("measured"):
         notes.append(
-            "not measured: no model of this size was tried with it, so that a pilot tries learning rates first"
+            "not measured: no model of this size was tried with it, so that a pilot tries learning rates unless --lr "
+            "gives one"
         )
         rates = (settings["model.optimizer.lr"] * factor for factor in table["pilot"]["factors"])
         pilot = Pilot(tuple(sorted(rates)), int(table["pilot"]["steps"]))
@@ -97,7 +100,7 @@ def _evaluated_rows(least: int, records: UnlearningRecords) -> tuple[int | None,
     more = [f"{len(rows)} {name}" for name, rows in records.sets.items() if len(rows) > limit]
     if not more:
         return None, []
-    said = f"evaluations look at {limit} of the {' and '.join(more)} records, evenly spaced"
+    said = f"{ROWS_NOTE} {limit} of the {' and '.join(more)} records, evenly spaced"
     return limit, [f"{said} (--set data.evaluation_rows=null: at all)"]
 
 
@@ -182,7 +185,7 @@ class Plan:
         told = {name: value for name, value in (found or {}).items() if name not in self.own}
         title = f"trains by {self.recipe.method}"
         training = _task(UNLEARNED, applied(config, told), place, {}, title, "fit")
-        kept = {name: self.start[name] for name in ("dtype", "attention", "trust_remote_code") if name in self.start}
+        kept = {**self._loading, **{name: self.start[name] for name in ("trust_remote_code",) if name in self.start}}
         needs = {"model.language_model.name_or_path": training}
         title = "reads the exported model from disk"
         last = _task(FINAL, self._evaluated(config, kept), place, needs, title, "validate")
@@ -190,8 +193,14 @@ class Plan:
 
     def base_task(self, model: str) -> Task:
         """The evaluation of a model that never saw the forget records, by likelihoods alone."""
-        config = applied(self._evaluated(self._config(), {"name_or_path": model}), _LIKELIHOODS_ALONE)
+        evaluated = self._evaluated(self._config(), {**self._loading, "name_or_path": model})
+        config = applied(evaluated, _LIKELIHOODS_ALONE)
         return _task(BASE, config, model, {}, "looks at the base model", "validate")
+
+    @property
+    def _loading(self) -> dict[str, Any]:
+        """Arguments of `sga.Pretrained` that say how weights are loaded, for whichever model."""
+        return {name: self.start[name] for name in ("dtype", "attention") if name in self.start}
 
     def _config(self) -> dict[str, Any]:
         """Configuration of the training."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -173,7 +174,11 @@ class UnlearnResult:
 
     def card(self, records: UnlearningRecords) -> str:
         """The model card: what was forgotten (numbers, no texts), how, with what result, what was not tested."""
-        counts = ", ".join(f"{len(rows)} {name}" for name, rows in records.sets.items())
+        seen = Counter(row["set"] for row in self.final.row_dicts(self.final.chosen_step))
+        counts = ", ".join(
+            f"{len(rows)} {name}" + (f" ({seen[name]} of them looked at)" if 0 < seen[name] < len(rows) else "")
+            for name, rows in records.sets.items()
+        )
         heading, *rows = self.table()
         results = [
             f"Of this folder's weights, read from disk again; forgetting on {self.account.rows} records of {counts}.",

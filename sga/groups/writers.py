@@ -311,11 +311,9 @@ class LocalModel(Writer):
         import torch
 
         from sga.models.causality import check_causal
-        from sga.models.noise import hide_noise
         from sga.models.pretrained import Pretrained
 
         if not self._loaded:
-            hide_noise()
             described = Pretrained(self.model)
             tokenizer = described.tokenizer(())
             network = described.network(tokenizer).to(self.device).eval()  # type: ignore[arg-type]

@@ -5,7 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 _VARIABLE = "SGA_VERBOSE"
@@ -29,8 +32,10 @@ def hide_noise() -> None:
     from huggingface_hub.utils.tqdm import enable_progress_bars
     from transformers.utils.logging import disable_progress_bar
 
-    disable_progress_bar()  # type: ignore[no-untyped-call]
-    enable_progress_bars()  # shows bars of downloads again, which the line before has hidden too
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # HF_HUB_DISABLE_PROGRESS_BARS wins, as it should
+        disable_progress_bar()  # type: ignore[no-untyped-call]
+        enable_progress_bars()  # shows bars of downloads again, which the line before has hidden too
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     if "datasets" in sys.modules:
         sys.modules["datasets"].disable_progress_bars()
@@ -39,7 +44,24 @@ def hide_noise() -> None:
             handler.addFilter(_is_of_use)
     for message in _WARNINGS:
         warnings.filterwarnings("ignore", message=message)
-    warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
+    warnings.formatwarning = _one_line
+
+
+@contextmanager
+def warnings_as_before() -> Iterator[None]:
+    """Context, or decorator, at whose end warnings are shown as before; for functions that other programs call."""
+    before = warnings.formatwarning, threading.excepthook
+    try:
+        with warnings.catch_warnings():
+            yield
+    finally:
+        warnings.formatwarning, threading.excepthook = before
+
+
+def _one_line(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    return f"warning: {message}\n"
 
 
 def _is_of_use(record: logging.LogRecord) -> bool:

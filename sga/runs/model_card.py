@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ ATTACKS = ("<!-- attacks -->", "<!-- end of attacks -->")
 """Lines around the section on attacks, which `sga attack` replaces."""
 
 _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+_PLACE = re.compile(r"""(^|[=\["'{,:]\s*|-\s)/(?:[^/"',\]}\n]+/)+(?=[^/"',\]}\s])""", re.MULTILINE)
+"""Pattern of an absolute path without its last part, with the text before it."""
 _SHOWN = (
     *("forget_quality", "forget_quality_log10", "ks_statistic", "model_utility", "model_utility_unseen"),
     *("composite/overall", "composite/memorization", "composite/privacy", "composite/utility"),
@@ -69,11 +72,12 @@ def base_model(run: RunFolder) -> BaseModel:
     described = _language_model(run)
     made_here = bool(described) and "name_or_path" not in described
     folder = Path(name)
-    if made_here or folder.is_dir() or not _HUB_NAME.fullmatch(name):
+    if made_here or folder.exists() or not _HUB_NAME.fullmatch(name):
         card = folder / "README.md"
         known = metadata_load(card) if card.is_file() and not made_here else None
         base = (known or {}).get("base_model")
-        return BaseModel(name, base if isinstance(base, str) else None, None, (known or {}).get("license"))
+        named = isinstance(base, str) and _HUB_NAME.fullmatch(base)  # other programs write their own folders there
+        return BaseModel(name, base if named else None, None, (known or {}).get("license"))
     revision = str(described.get("revision", "main"))
     cached = {file: try_to_load_from_cache(name, file, revision=revision) for file in ("config.json", "README.md")}
     paths = {file: Path(path) for file, path in cached.items() if isinstance(path, str)}
@@ -129,7 +133,8 @@ def _front_matter(base: BaseModel, info: Mapping[str, Any], adapter: bool) -> st
     tags = ["machine-unlearning", "sga", *([str(info["method"])] if info["method"] else []), str(info["benchmark"])]
     more: dict[str, Any] = {}
     if base.hub_name is not None:
-        more["base_model_relation"] = "adapter" if adapter else "finetune"
+        # An adapter on a folder's weights is none on those that the folder's model was made from.
+        more["base_model_relation"] = "adapter" if adapter and base.name == base.hub_name else "finetune"
         more["base_model_revision"] = base.revision
     data = ModelCardData(
         base_model=base.hub_name,
@@ -184,7 +189,7 @@ def _reference(run: RunFolder) -> Mapping[str, Any]:
 def _how(run: RunFolder, base: BaseModel, chosen: Mapping[str, Any]) -> list[str]:
     info = run.info
     facts = {
-        "command": f"`{info['command']}`" if info.get("command") else None,
+        "command": f"`{_public(info['command'])}`" if info.get("command") else None,
         "seed": info["seed"],
         "step": f"{chosen['step']} of {run.evaluations[-1]['step']}" if chosen.get("step") is not None else None,
         "commit of sga": info.get("commit"),
@@ -194,7 +199,16 @@ def _how(run: RunFolder, base: BaseModel, chosen: Mapping[str, Any]) -> list[str
     }
     facts |= {f"SHA-256 of the {name} records": value for name, value in (info.get("data_sha256") or {}).items()}
     lines = [f"- {name}: {value}" for name, value in facts.items() if value is not None]
-    return [*lines, "", "```yaml", yaml_text(_arguments(run)).rstrip("\n"), "```"]
+    return [*lines, "", "```yaml", _without_places(yaml_text(_arguments(run))).rstrip("\n"), "```"]
+
+
+def _public(command: str) -> str:
+    """A command line with names of files in place of their absolute paths."""
+    return shlex.join(_without_places(word) for word in shlex.split(command))
+
+
+def _without_places(text: str) -> str:
+    return _PLACE.sub(r"\1", text)
 
 
 def _arguments(run: RunFolder) -> dict[str, Any]:

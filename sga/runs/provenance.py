@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import sga
+
+_SECRET = r"(?:api[_-]?key|token|password|secret)"
+_OPTION_OF_SECRET = re.compile(rf"--\S*{_SECRET}", re.IGNORECASE)
+_VALUE_OF_SECRET = re.compile(rf"""({_SECRET}["']?\s*[:=]\s*)[^,}}]+""", re.IGNORECASE)
 
 
 def commit() -> str | None:
@@ -30,8 +35,12 @@ def commit() -> str | None:
 
 
 def command() -> str | None:
-    """Command line of this process, as ``sga …``; None if another program runs this package."""
+    """Command line of this process, as ``sga …``, without keys and passwords; None if another program runs this."""
     program = Path(sys.argv[0])
-    if program.name == "sga" or (program.name == "__main__.py" and program.parent.name == "sga"):
-        return shlex.join(["sga", *sys.argv[1:]])
-    return None
+    if program.name != "sga" and not (program.name == "__main__.py" and program.parent.name == "sga"):
+        return None
+    words = ["sga"]
+    for word in sys.argv[1:]:
+        secret = _OPTION_OF_SECRET.fullmatch(words[-1])  # such as that of a logger; the card is for everybody
+        words.append("…" if secret else _VALUE_OF_SECRET.sub(r"\1…", word))
+    return shlex.join(words)

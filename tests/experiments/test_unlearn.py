@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -27,9 +28,10 @@ from sga.__main__ import main as command_line
 from sga.commands.unlearn import main
 from sga.data.conversion import converted_records
 from sga.errors import Interruption, UserError
+from sga.evaluation.handover import Tolerances
 from sga.experiments import unlearn_recipe
 from sga.experiments.task import Task
-from sga.experiments.unlearn import Unlearned, base_goals, recipe_lines, unlearn
+from sga.experiments.unlearn import Unlearned, _knowledge, base_goals, recipe_lines, unlearn
 from sga.experiments.unlearn_data import read_unlearning_records, spoken_facts
 from sga.experiments.unlearn_model import with_settings
 from sga.experiments.unlearn_progress import WholeProgress
@@ -312,6 +314,8 @@ def test_settings_of_the_model_are_those_of_every_run(tmp_path: Path, monkeypatc
         for config in (first, training):
             arguments = config["model"]["language_model"]["init_args"]
             assert (arguments["name_or_path"], arguments["dtype"]) == (place, "bfloat16")
+        base = plan.base_task("other").config["model"]["language_model"]["init_args"]
+        assert base == {"name_or_path": "other", "dtype": "bfloat16"}, "loaded in the same way"
         assert first["fluency"]["starting_model"] == final["fluency"]["starting_model"] == place
         assert final["model"]["language_model"]["init_args"] == {"dtype": "bfloat16"}, "what is exported is no GGUF"
 
@@ -321,7 +325,7 @@ def test_a_base_model_and_tolerances_are_goals_of_the_rule_and_of_the_result(
 ) -> None:
     """The base model's AUC takes the place of 0.5, and half of the utility is enough; the target is no base."""
     files = [own_root / f"{name}.jsonl" for name in ("forget", "retain", "holdout")]
-    settings = {"stop.rule.tolerances.utility_share": 0.5, "trainer.max_epochs": 2}
+    settings = {"stop.rule.tolerances.utility_share": 0.5, "trainer.max_epochs": 2, "data.evaluation_rows": 8}
     lines: list[str] = []
     found = quick(own_target, tmp_path / "a", *files, base=own_reference, settings=settings, say=lines.append)
     base = sga.load_run(tmp_path / "a" / "base").chosen
@@ -336,6 +340,7 @@ def test_a_base_model_and_tolerances_are_goals_of_the_rule_and_of_the_result(
     start = found.start_metrics["handover/unseen/probability"]
     card = (found.model_path / "README.md").read_text()
     assert re.search(rf"\| probability on reserved rows \| {start:.2f} \| .*at least {start / 2:.2f}", card)
+    assert "6 forget, 10 retain (8 of them looked at), 4 holdout" in card
     run = sga.load_run(tmp_path / "a" / "start")
     with pytest.raises(UserError, match=r"--base recognises what is to be forgotten \(1\.00\) as well as the model"):
         base_goals(run, run, anyway=False)
@@ -363,6 +368,30 @@ def test_a_group_size_of_the_users_is_not_told_as_one_that_the_data_made(tmp_pat
     for own, told in (({}, True), ({"data.group_size": 2}, False)):
         _, training, _ = Plan(recipe, {"name_or_path": str(tmp_path)}, files, 1, own).tasks()
         assert any("no more retain records" in line for line in recipe_lines(recipe, training)) == told
+
+
+@pytest.mark.parametrize("rows", [None, 8, 200])
+def test_rows_of_evaluations_are_told_as_they_are(rows: int | None, tmp_path: Path) -> None:
+    records = read_unlearning_records(people(0), [{"question": f"{n}?", "answer": "A."} for n in range(201)], None)
+    recipe, files = chosen_recipe(None, None, 1, records), records.write(tmp_path)
+    _, training, _ = Plan(recipe, {"name_or_path": str(tmp_path)}, files, 1, {"data.evaluation_rows": rows}).tasks()
+    assert any("200 of the 201 retain" in line for line in recipe_lines(recipe, training)) == (rows == 200)
+
+
+@pytest.mark.parametrize(("goal", "known"), [(0.3, True), (0.5, False), (None, False)])
+def test_what_a_model_knows_is_judged_by_the_base_model(goal: float | None, known: bool) -> None:
+    """An AUC of 0.55 is recognition where a model that never saw the data has 0.30."""
+    interval = {"handover/all/mia/loss/ci_low": 0.5, "handover/all/mia/loss/ci_high": 0.6}
+    metrics = {"handover/all/rows": 200, "handover/all/mia/loss": 0.55, **interval}
+    before: Any = SimpleNamespace(
+        chosen=metrics, chosen_step=0, value=lambda name: None, row_dicts=lambda step, name: []
+    )
+    tolerances = Tolerances(base_loss_auc=goal)
+    if known:
+        assert _knowledge(before, tolerances, False).startswith("it knows")
+    else:
+        with pytest.raises(UserError, match="there is nothing to forget"):
+            _knowledge(before, tolerances, False)
 
 
 def test_without_retain_general_questions_stand_in(own_target: Path, tmp_path: Path) -> None:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import warnings
 
 import pytest
 
+import sga
 from sga.__main__ import main
+from sga.models.noise import hide_noise, warnings_as_before
 
 SCRIPT = """
 import logging, sys, warnings
@@ -23,6 +26,8 @@ seed_everything(0)
 rank_zero_info("a file that Lightning writes")
 list(tqdm([1], desc="Loading weights"))
 warnings.warn("of use")
+said = warnings.formatwarning(message="m", category=UserWarning, filename="f", lineno=1, line=None)
+assert "m" in said, "other programs call it with names"
 assert not huggingface_hub.utils.are_progress_bars_disabled(), "downloads take minutes"
 from sga.runs.config_files import config_files
 config_files(["configs/benchmarks/authors.yaml", "configs/methods/target.yaml"])
@@ -37,6 +42,30 @@ def test_noise_is_hidden_and_what_is_of_use_is_not(verbose: bool) -> None:
     assert "of use" in done.stderr and "applies too" in done.stderr
     assert ("Seed set to 0" in done.stderr) == ("Loading weights" in done.stderr) == verbose
     assert ("\nwarning: of use\n" in f"\n{done.stderr}") != verbose, "one line"
+
+
+@pytest.mark.parametrize("value", ["0", "1"])
+def test_the_setting_of_the_hub_s_bars_is_no_reason_for_a_warning(value: str) -> None:
+    environment = {**os.environ, "SGA_VERBOSE": "", "HF_HUB_DISABLE_PROGRESS_BARS": value}
+    script = "from sga.models.noise import hide_noise; hide_noise()"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, env=environment)
+    assert done.returncode == 0 and not done.stderr
+
+
+def test_functions_for_other_programs_leave_warnings_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SGA_VERBOSE", "")
+    filters, shown = list(warnings.filters), warnings.formatwarning
+
+    @warnings_as_before()
+    def work() -> None:
+        hide_noise()
+        assert warnings.formatwarning is not shown
+        raise ValueError
+
+    with pytest.raises(ValueError):
+        work()
+    assert warnings.formatwarning is shown and list(warnings.filters) == filters
+    assert all(hasattr(one, "__wrapped__") for one in (sga.unlearn, sga.evaluate)), "they are such functions"
 
 
 @pytest.mark.parametrize(

@@ -92,7 +92,26 @@ def test_a_folder_hands_its_own_card_s_base_and_licence_on(tmp_path: Path) -> No
     front = metadata_load(tmp_path / "card.md")
     assert front is not None
     assert (front["base_model"], front["license"], front["library_name"]) == ("org/first", "apache-2.0", "peft")
+    assert front["base_model_relation"] == "finetune", "it is no adapter on org/first, but on the folder's weights"
+    front = ModelCard(model_card(run_folder(tmp_path / "hub"), adapter=True)).data.to_dict()
     assert front["base_model_relation"] == "adapter"
+
+
+def test_no_place_on_the_maker_s_machine_is_in_it(tmp_path: Path) -> None:
+    write_text(tmp_path / "base" / "README.md", "---\nbase_model: /data/alice/weights\n---\n")
+    given = "/data/alice/my data/forget.jsonl"
+    said = f"sga unlearn /data/alice/m/ --forget '{given}' --output=/data/alice/runs"
+    said += " --set 'data.x=[/data/alice/a,/data/alice/b]'"
+    run = run_folder(tmp_path / "run", model=str(tmp_path / "base"), command=said)
+    config = yaml.safe_load(run.config_path.read_text(encoding="utf-8"))
+    config["data"]["alternatives"] = {"class_path": "sga.FileAnswers", "init_args": {"file": given}}
+    write_text(run.config_path, yaml.safe_dump(config))
+    card = model_card(RunFolder(run.path))
+    assert "alice" not in card and str(tmp_path) not in card
+    assert "`sga unlearn m/ --forget forget.jsonl --output=runs --set 'data.x=[a,b]'`" in card
+    assert "file: forget.jsonl" in card
+    template = run_folder(tmp_path / "url", command="sga fit --x https://host/a/b --data.root data/own and/or")
+    assert "`sga fit --x https://host/a/b --data.root data/own and/or`" in model_card(template)
 
 
 def test_a_cached_model_is_named_with_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
