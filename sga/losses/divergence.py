@@ -11,7 +11,7 @@ from torch.nn.functional import softplus
 
 from sga.errors import UserError
 from sga.groups.group import AlternativeKind
-from sga.groups.roles import ALTERNATIVE, FORGET
+from sga.groups.roles import ALTERNATIVE, FORGET, columns_of
 from sga.likelihood.answer_tokens import AnswerTokens
 from sga.losses.base import Needs, TokenLoss
 
@@ -45,8 +45,8 @@ class FLAT(TokenLoss):
 
         Args:
             divergence: Name of the f-divergence.
-            alternative: Kind of the good answer: a refusal, the answer of a random retain record, or that of the most
-                similar normal sample.
+            alternative: Kind of the good answer: a refusal, the answer of a random retain record, that of the most
+                similar normal sample, or (data) those of --data.alternatives, each of which counts as one.
             average: Positions over which P is averaged. ``answer`` is the paper's definition; ``sequence`` counts each
                 prompt position as 0, as the published code does (which counts padding too).
         """
@@ -66,7 +66,7 @@ class FLAT(TokenLoss):
 
     def forward(self, tokens: AnswerTokens) -> Tensor:
         lengths = tokens.lengths if self.average == "answer" else tokens.sequence_lengths
-        probability = tokens.total((-tokens.token_nll).exp()) / lengths  # [B, 2]
-        bad, good = (probability[:, tokens.roles.index(role)] for role in (FORGET, ALTERNATIVE))
+        probability = tokens.total((-tokens.token_nll).exp()) / lengths  # [B, 1 + M], M alternatives
+        bad, good = (probability[:, columns_of(tokens.roles, [role])] for role in (FORGET, ALTERNATIVE))
         optimal, conjugate = DIVERGENCES[self.divergence]
-        return (conjugate(optimal(bad)) - optimal(good)).mean()
+        return (conjugate(optimal(bad)) - optimal(good)).mean()  # [B, 1] - [B, M]

@@ -162,10 +162,14 @@ class TrainingRate:
                 if scaler is None:
                     raise gradient_diverged(step)
                 split.combine(1.0, 1.0)  # whatever the weights, the scaler finds it and skips the step
+                if self.state.value is not None:
+                    self.values[step:] = [self.state.value]
                 return
+        first = self.state.value is None
         self.state = self.policy.decide(self.state, step, total_steps, geometry)
         assert self.state.value is not None, "a policy decides"
-        self.values[step:] = [self.state.value]
+        # One number for each step, also for those that a scaler skipped before there was one.
+        self.values[step:] = [self.state.value] * (step + 1 - len(self.values) if first else 1)
         self._weights, self._group_size = self.loss.weights(group_size, self.state.value), group_size
         if split is not None:
             split.combine(*self._weights)
@@ -205,7 +209,8 @@ class TrainingRate:
 def adam_metric(optimizer: Optimizer) -> Metric | None:
     """P = 1/(√v̂ + ε) of Adam's next update by parameter, from the second moments so far; None before its first step.
 
-    A parameter that has had no gradient has no moments, and counts as if P were 1.
+    A weight whose gradients have all been 0, such as an embedding's of a token not seen before, has P = 0: with 1/ε a
+    few of them would outweigh all others. A parameter without any gradient counts as if P were 1.
 
     Args:
         optimizer: Optimiser with second moments, Adam or AdamW.
@@ -219,10 +224,9 @@ def adam_metric(optimizer: Optimizer) -> Metric | None:
         if not state:
             return None
         moment = state["max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"]
-        found: Tensor = (
-            (moment / (1 - group["betas"][1] ** float(state["step"]))).sqrt().add_(group["eps"]).reciprocal_()
-        )
-        return found
+        found = (moment / (1 - group["betas"][1] ** float(state["step"]))).sqrt().add_(group["eps"]).reciprocal_()
+        counted: Tensor = found * (moment > 0)
+        return counted
 
     return diagonal
 

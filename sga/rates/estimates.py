@@ -40,8 +40,8 @@ class RateRule:
             return math.copysign(math.inf, -geometry.forget_dot_u)
         if isinstance(self.policy, MarginWeight):  # ‖ḡ_n‖ → 0
             return math.copysign(math.inf, geometry.inner)
-        if isinstance(self.policy, NormRatio):
-            return math.inf
+        if isinstance(self.policy, NormRatio):  # ‖ḡ_n‖ → 0, or else ‖g_f‖ → 0
+            return 0.0 if geometry.normal_squared > 0 else math.inf
         return -math.inf  # c → n
 
     def rate(self, number: float, group_size: int) -> float:

@@ -121,13 +121,14 @@ def margin_rate(geometry: Geometry, margin: float) -> float | None:
     """The rate at which the normal loss falls, to first order, as in plain descent on it with weight m = `margin`.
 
     ⟨ḡ_n, ∇L_SGA⟩ = m·n gives ρ = −(c + m·n)/(n − c) and r = ρ·K/(K−1). None where c ≥ n: no r ≤ 0 meets the condition
-    then. Positive where forgetting already helps the normal data by more than asked for.
+    then; nor where an estimate of n is not positive. Positive where forgetting already helps the normal data by more
+    than asked for.
 
     >>> round(margin_rate(Geometry(1.0, 1.0, 0.0, group_size=4), margin=0.6), 12)
     -0.8
     """
     c, n = geometry.inner, geometry.normal_squared
-    if c >= n:
+    if c >= n or n <= 0:
         return None
     return -(c + margin * n) / (n - c) / geometry._share
 
@@ -146,7 +147,7 @@ def margin_weight(geometry: Geometry, margin: float) -> float | None:
 
 
 def norm_ratio(geometry: Geometry) -> float | None:
-    """The weight λ = ‖g_f‖/‖ḡ_n‖ of normalised gradient difference; None where ḡ_n = 0.
+    """The weight λ = ‖g_f‖/‖ḡ_n‖ of normalised gradient difference; None where ḡ_n = 0, or for an estimated square < 0.
 
     −g_f + λ·ḡ_n is ‖g_f‖·(ḡ_n/‖ḡ_n‖ − g_f/‖g_f‖). To first order neither loss moves the wrong way, whatever the angle:
     ⟨ḡ_n, −g_f + λ·ḡ_n⟩ = ‖g_f‖·‖ḡ_n‖·(1 − cos) ≥ 0. Source: Bu et al., arXiv 2410.22086 (NGDiff).
@@ -154,7 +155,9 @@ def norm_ratio(geometry: Geometry) -> float | None:
     >>> norm_ratio(Geometry(9.0, 4.0, 0.0, group_size=4))
     1.5
     """
-    return geometry.forget_norm / geometry.normal_norm if geometry.normal_norm > 0 else None
+    if geometry.forget_squared < 0 or geometry.normal_squared <= 0:
+        return None
+    return geometry.forget_norm / geometry.normal_norm
 
 
 # ---- from gradients -------------------------------------------------------------------------------------------------
@@ -184,7 +187,9 @@ def geometry_by_layer(
     pairs = list(zip(forget, normal, strict=True))
     some = next((part for pair in pairs for part in pair if part is not None), None)
     if metric is not None:
-        products = torch.stack([_products(f, n, p) for (f, n), p in zip(pairs, metric, strict=True)])
+        # A parameter without gradients gives zeros on the CPU.
+        place = "cpu" if some is None or some.device.type == "mps" else some.device
+        products = torch.stack([_products(f, n, p).to(place) for (f, n), p in zip(pairs, metric, strict=True)])
     elif some is not None and some.device.type == "cuda":
         products = _products_in_float32(pairs, some.device)
     else:

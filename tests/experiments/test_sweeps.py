@@ -746,6 +746,21 @@ def test_the_last_row_is_of_the_retained_models_against_each_other(pretended: li
     assert ceiling(names, rows_with(None)) == {} and "retained" not in markdown(sweep, rows_with(None))
 
 
+def test_the_ceiling_has_the_runs_own_mean_over_wrong_answers(tmp_path: Path) -> None:
+    """Wrong answers at nll 1 and 3 beside two at 2: alike in the geometric mean (p = 1), apart in the other (D = 1)."""
+    paths = [retained(tmp_path / f"retain-{n}", 0.5, 0.9, [0.0] * 4) for n in range(2)]
+    for path, wrong in zip(paths, ([1.0, 3.0], [2.0, 2.0]), strict=True):
+        file = Path(path) / "rows.jsonl"
+        rows = [json.loads(line) | {"perturbed_nll": wrong} for line in file.read_text(encoding="utf-8").splitlines()]
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    for mean, expected in (("geometric", 0.0), ("arithmetic", math.log10(2 / 70))):
+        run = left(tmp_path / mean, 0.5, 0.0, 0.2, paths)
+        info = json.loads((run / "run.json").read_text(encoding="utf-8")) | {"evaluation": {"truth_ratio_mean": mean}}
+        (run / "run.json").write_text(json.dumps(info), encoding="utf-8")
+        found = ceiling(["forget_quality_log10"], [Row({}, "final", {0: run}, {}, [])])["forget_quality_log10"]
+        assert found.values == pytest.approx((expected, expected)), mean
+
+
 def test_several_retained_models_are_made_and_all_are_the_reference(pretended: list[str], tmp_path: Path) -> None:
     one, several = (
         read_sweep(sweep_file(tmp_path, grid={"data.batch_size": [4]}, models={"retain": retain}))

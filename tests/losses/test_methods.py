@@ -198,6 +198,12 @@ def test_flat_by_hand(divergence: Any, expected: float) -> None:
     assert FLAT(divergence).of(answers).item() == pytest.approx(expected, abs=3e-6)
 
 
+def test_flat_takes_each_alternative_of_the_data_for_good() -> None:
+    """KL: P of 1/2 and 1/4 for good answers, mean of −P 3/8; 1/4 for the bad one, e^(−3/4)."""
+    answers = said([("forget", [math.log(4)]), ("alternative", [LN2]), ("alternative", [math.log(4)])])
+    close(FLAT("kl", alternative="data").of(answers), -3 / 8 + math.exp(-3 / 4))
+
+
 def test_flat_over_the_whole_sequence_counts_prompt_positions_as_zero() -> None:
     """Prompts of 3 tokens: 1/4/4 = 1/16 and 1/5. KL: −1/5 + e^(1/16 − 1)."""
     answers = said([("forget", [math.log(4)]), ("alternative", [math.log(4), math.log(4 / 3)])])

@@ -76,6 +76,7 @@ def test_adam_s_metric_is_that_of_its_moments_by_hand(tiny_network: TinyNetwork,
         batch = collate(groups[2 * step : 2 * step + 2])
         f, n = gradients(model, batch)
         p = 1 / ((moments / (1 - 0.95**step)).sqrt() + 1e-6) if step else torch.ones_like(moments)
+        p = torch.where((moments == 0) & bool(step), 0, p)
         expected = 0.3 + (n @ (p * f) / (n @ (p * n))).item()
         backward(rate, model, batch, 1.0, optimizer)
         rate.decide(step, 4, K)
@@ -85,6 +86,16 @@ def test_adam_s_metric_is_that_of_its_moments_by_hand(tiny_network: TinyNetwork,
         optimizer.step()
         optimizer.zero_grad()
     assert seen[0] == 0 and min(abs(difference) for difference in seen[1:]) > 1e-3, "another number than the usual one"
+
+
+def test_weights_without_moments_do_not_count_in_adam_s_metric() -> None:
+    """An embedding's row of a token that is new in this step: 1/ε would be 10⁸ times what others count."""
+    table = nn.Embedding(3, 2)
+    optimizer = torch.optim.Adam(table.parameters(), lr=0.1)
+    table(torch.tensor([0])).sum().backward()
+    optimizer.step()
+    metric = adam_metric(optimizer)
+    assert metric is not None and torch.equal(metric(table.weight).count_nonzero(dim=1), torch.tensor([2, 0, 0]))
 
 
 def replace_bounds(policy: MarginWeight) -> MarginWeight:
@@ -189,6 +200,22 @@ def test_what_a_rule_cannot_read_is_refused(
     with pytest.raises(UserError, match=said):
         TrainingRate(policy, GradientDifference(policy)).check(10, made, micro_batches, processes)
     TrainingRate(FixedRate(1.0), GradientDifference()).check(10, made, micro_batches, processes)
+
+
+def test_a_step_that_overflows_has_a_number_too() -> None:
+    """``rates.json`` has one number a step: before the first decision that decision's, later the one in force."""
+    weight = nn.Parameter(torch.ones(1))
+    policy = MarginWeight(margin=1.0)
+    rate = TrainingRate(policy, GradientDifference(policy))
+    scaler = SimpleNamespace(scale=lambda loss: loss, get_scale=lambda: 1.0)
+    network = nn.ParameterDict({"weight": weight})
+    for step, (forget, normal) in enumerate([(math.inf, 1.0), (1.0, 2.0), (1.0, math.inf), (2.0, 1.0)]):
+        weight.grad = None
+        rate.begin(network, 2, 1.0, torch.optim.SGD([weight]))
+        rate.backward(forget * weight.sum(), scaler)
+        (normal * weight.sum()).backward()
+        rate.decide(step, 4, 2, scaler=scaler)
+    assert rate.values == [1.5, 1.5, 1.5, 3.0]
 
 
 @pytest.mark.parametrize("rate", [0.0, -0.8, -8.0])

@@ -24,6 +24,7 @@ from sga.rates.geometry import (
     margin_rate,
     margin_weight,
     min_norm_rate,
+    norm_ratio,
     paper_rate,
     total,
 )
@@ -175,6 +176,9 @@ def test_what_has_no_answer_is_none() -> None:
     none = of(same, torch.zeros_like(same))
     assert margin_rate(none, 0.5) is None and margin_weight(none, 0.5) is None and none.cosine == 0
     assert paper_rate(none) == pytest.approx(-4 / 3)
+    noise = Geometry(1.0, -1.0, -2.0, 4)  # estimates without noise may have squares below 0
+    assert margin_rate(noise, 0.5) is None and margin_weight(noise, 0.5) is None and norm_ratio(noise) is None
+    assert norm_ratio(Geometry(-1.0, 4.0, 0.5, 4)) is None, "0 would be ascent alone"
     still = of(torch.zeros_like(same), same)
     assert paper_rate(still) == 0 and margin_rate(still, 0.6) == pytest.approx(-0.8)
 

@@ -54,7 +54,7 @@ def ceiling(names: Sequence[str], rows: Sequence[Row]) -> dict[str, SeedMean]:
     runs = _retained(rows)
     found = [_own_values(run, names) for run in runs]
     if len(runs) > 1:
-        _add_forget_quality(runs, found)
+        _add_forget_quality(runs, found, _first(rows))
         aucs = [metric_value(run, "mia/min_k") for run in runs]
         for index, values in enumerate(found):
             others = [auc for auc in (*aucs[:index], *aucs[index + 1 :]) if auc is not None and auc < 1]
@@ -82,9 +82,15 @@ def _last(name: str) -> str:
     return last if last in _AGAINST_OTHERS else name
 
 
+def _first(rows: Sequence[Row]) -> Run | None:
+    """First finished run; None without one."""
+    path = next((path for row in rows for path in row.folders.values()), None)
+    return None if path is None else finished_run(path)
+
+
 def _retained(rows: Sequence[Row]) -> list[Run]:
-    first = next((path for row in rows for path in row.folders.values()), None)
-    paths = [Path(path) for path in reference_paths(finished_run(first))] if first else []
+    first = _first(rows)
+    paths = [Path(path) for path in reference_paths(first)] if first else []
     # A log of another program, or a file of rows, has no metrics to show.
     return (
         [finished_run(path) for path in paths] if all(RunFolder(path).chosen_path.is_file() for path in paths) else []
@@ -97,12 +103,16 @@ def _own_values(run: Run, names: Sequence[str]) -> dict[str, float]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _add_forget_quality(runs: Sequence[Run], found: Sequence[dict[str, float]]) -> None:
-    """Adds forget quality of each against the others, and the frontier areas of that point; nothing on plain text."""
+def _add_forget_quality(runs: Sequence[Run], found: Sequence[dict[str, float]], first: Run | None) -> None:
+    """Adds forget quality of each against the others, and the frontier areas of that point; nothing on plain text.
+
+    The mean over wrong answers is that of the `first` of the runs that the ceiling is for.
+    """
     references = [read_retain_reference(run.path) for run in runs]
     if not all(any(one.wrong_nll or ()) for one in references) or len({one.forget_ids for one in references}) > 1:
         return
-    ratios = [one.log_truth_ratio() for one in references]
+    mean = (first.info.get("evaluation") if first else None) or {}
+    ratios = [one.log_truth_ratio(mean.get("truth_ratio_mean", "geometric")) for one in references]
     for index, (run, values) in enumerate(zip(runs, found, strict=True)):
         tests = [forget_quality(ratios[index], other) for n, other in enumerate(ratios) if n != index]
         logs = [test.log10_p for test in tests]
