@@ -119,7 +119,9 @@ class World:
     def __init__(self, world: int, runs: Mapping[str, Any], rule: Rule) -> None:
         self.world, self.rule = world, rule
         self.retained = {name: run for name, run in runs.items() if name.startswith("judged-")}
-        self.runs = {name: run for name, run in runs.items() if name not in self.retained and len(run["rows"]) > 1}
+        self.runs = {
+            name: run for name, run in runs.items() if name not in self.retained and len(run["evaluations"]) > 1
+        }
         self.start = next(iter(self.runs.values()))["evaluations"][0]
 
     def judged(self, recipe: str, choice: str, run: Any, index: int, others: Sequence[Any]) -> Judged:

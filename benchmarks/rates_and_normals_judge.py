@@ -178,6 +178,33 @@ def primary_table(rows: Sequence[Judged]) -> str:
     return "\n".join(lines)
 
 
+QUESTIONS = {
+    ("alternatives", "neighbours"): "Are two neighbours and two alternatives better than four neighbours?",
+    ("margin", "mean"): "Does the margin rule beat its own mean λ held fixed?",
+    ("margin", "shuffled"): "Does the margin rule beat its own λ shuffled in time?",
+    ("pairs", "neighbours"): "Is K = 2 better than K = 5 at equal λ and equal forget passes?",
+}
+
+
+def answers(rows: Sequence[Judged]) -> str:
+    """A Markdown table: each primary question's answer, what may be quoted of it and what may not be said."""
+    lines = ["| question | answer | may be quoted | may not be said |", "|---|---|---|---|"]
+    for one, p_value in primary(rows):
+        n, first, second = len(one.differences), one.first, one.second
+        span = f"{one.mean:+.1f}, 95 % {one.low:+.1f} to {one.high:+.1f}".replace("-", "−")
+        quoted = f"shortfall of *{first}* less that of *{second}* on {n} worlds: {span}"
+        if p_value is None:
+            told = f"cannot be told at n = {n}: too few for a test", quoted, "which of the two is better"
+        elif p_value >= 0.05:
+            told = f"cannot be told at n = {n}", f"{quoted}, Holm p = {p_value:.2f}", "that the two are equal"
+        else:
+            counted = f"{one.better} of {n} worlds are better with *{first}*; {quoted}, Holm p = {p_value:.4f}"
+            beyond = "that it holds for pretrained models, or at other λ and learning rates"
+            told = "**yes**" if one.mean < 0 else "**no, it is worse**", counted, beyond
+        lines.append(f"| {QUESTIONS[first, second]} | {' | '.join(told)} |")
+    return "\n".join(lines)
+
+
 def secondary_table(rows: Sequence[Judged], choice: str, pairs: Sequence[tuple[str, str]] = CONTRASTS) -> str:
     """A Markdown table of contrasts in every quantity, of one choice of the evaluation."""
     lines = ["| contrast | worlds | " + " | ".join(QUANTITIES) + " |", "|" + "---|" * (len(QUANTITIES) + 2)]
@@ -228,15 +255,39 @@ def worlds_table(collected: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def rates_table(rates: Mapping[str, Sequence[float] | None], steps: int = 5) -> str:
+    """A Markdown table of λ by epoch, mean over worlds and its steps, of the recipes whose rate a policy set."""
+    recipes: dict[str, list[Sequence[float]]] = {}
+    for name, values in rates.items():
+        if values:
+            recipes.setdefault(name.split("/")[1], []).append(values)
+    epochs = max((len(values) for found in recipes.values() for values in found), default=0) // steps
+    head = " | ".join(str(epoch + 1) for epoch in range(epochs))
+    lines = [f"| λ in epoch | {head} |", "|" + "---|" * (epochs + 1)]
+    for recipe, found in recipes.items():
+        means = [fmean(fmean(one[epoch * steps : (epoch + 1) * steps]) for one in found) for epoch in range(epochs)]
+        lines.append(f"| {recipe} | " + " | ".join(f"{mean:.1f}" for mean in means) + " |")
+    return "\n".join(lines)
+
+
 def rates_of(collected: Mapping[str, Any]) -> dict[str, Sequence[float] | None]:
     """λ at each step of the runs whose rate a policy set, by name."""
     return {name: run.get("rates") for name, run in collected["runs"].items()}
 
 
 def kept_runs(collected: Mapping[str, Any]) -> dict[str, Any]:
-    """What the tables are computed from, in five digits and without texts."""
+    """What the tables are computed from, in five digits and without texts.
+
+    Rows are those of the last evaluation, of the one that the rule chose and, once a world, of the starting model.
+    """
     found = kept(collected)
+    begun = set()
     for name, run in found["runs"].items():
+        world, steps = name.split("/")[0], [str(int(one["step"])) for one in run["evaluations"]]
+        if "/judged-" not in name:
+            wanted = {steps[-1], steps[Rule().chosen(run["evaluations"])], *([] if world in begun else steps[:1])}
+            run["rows"] = {step: rows for step, rows in run["rows"].items() if str(int(step)) in wanted}
+            begun.add(world)
         rates = collected["runs"][name].get("rates")
         run |= {} if rates is None else {"rates": [shortened(rate) for rate in rates]}
     return found
@@ -273,8 +324,8 @@ def main() -> None:
     options = parser.parse_args()
     found = kept_runs(read(options.file))
     rows = judge(found)
-    tables = [primary_table(rows), secondary_table(rows, "last"), secondary_table(rows, "rule")]
-    print(*tables, means_table(rows, rates_of(found)), worlds_table(found), sep="\n\n")
+    tables = [answers(rows), primary_table(rows), secondary_table(rows, "last"), secondary_table(rows, "rule")]
+    print(*tables, means_table(rows, rates_of(found)), rates_table(rates_of(found)), worlds_table(found), sep="\n\n")
     if options.keep is not None:
         content = json.dumps(found, separators=(",", ":")).encode()
         options.keep.write_bytes(gzip.compress(content, mtime=0))

@@ -70,6 +70,19 @@ def test_holm_counts_contrasts_that_are_not_tested(judge: ModuleType) -> None:
     assert (first.p_value, p) == (pytest.approx(2 / 64), pytest.approx(8 / 64))
     assert second.p_value is None and none is None
     assert "not tested" in judge.primary_table(rows).splitlines()[-1]
+    told = judge.answers(rows).splitlines()[2:]
+    assert "| cannot be told at n = 6 |" in told[0] and "Holm p = 0.12" in told[0]
+    assert "| cannot be told at n = 3: too few for a test |" in told[1] and "Holm" not in told[1]
+
+
+def test_a_difference_that_is_told_has_its_direction(judge: ModuleType) -> None:
+    """Eight of eight worlds: p = 2/2⁸, four times that after Holm."""
+    for shift, said in ((-1.0, "**yes**"), (1.0, "**no, it is worse**")):
+        rows = [judged(judge, world, "alternatives", 10 + shift * (1 + world)) for world in range(8)]
+        rows += [judged(judge, world, "neighbours", 10.0) for world in range(8)]
+        line = judge.answers(rows).splitlines()[2]
+        assert f"| {said} |" in line and "Holm p = 0.0312" in line
+        assert ("8 of 8" if shift < 0 else "0 of 8") in line
 
 
 def run(nll: float, *, evaluations: int = 2, last: float | None = None) -> dict[str, Any]:
@@ -104,6 +117,12 @@ def test_worlds_whose_target_does_not_know_or_retained_models_do_are_left_out(ju
     assert "| 2 | | | no: target 0.35" in judge.worlds_table(collected)
 
 
+def test_rates_are_averaged_by_epoch_over_worlds(judge: ModuleType) -> None:
+    """Two steps an epoch: (1 + 3)/2 and (3 + 5)/2 in the first, 8 in the second."""
+    found = judge.rates_table({"1/margin": [1, 3, 8, 8], "2/margin": [3, 5, 8, 8], "1/pairs": None}, steps=2)
+    assert found.splitlines()[0] == "| λ in epoch | 1 | 2 |" and found.splitlines()[2:] == ["| margin | 3.0 | 8.0 |"]
+
+
 RESULTS = sorted((ROOT / "docs" / "results").glob("rates-and-normals*.json.gz"))
 
 
@@ -113,7 +132,7 @@ def test_tables_are_recomputed_from_the_stored_rows(judge: ModuleType, path: Pat
     rows = judge.judge(found)
     page = (ROOT / "docs" / "results" / "rates-and-normals.md").read_text(encoding="utf-8")
     assert judge.means_table(rows, judge.rates_of(found)) in page
-    if "development" not in path.name:
-        assert judge.primary_table(rows) in page
+    if path.name == "rates-and-normals.json.gz":
+        assert judge.primary_table(rows) in page and judge.answers(rows) in page
         assert judge.secondary_table(rows, "last") in page and judge.secondary_table(rows, "rule") in page
-        assert judge.worlds_table(found) in page
+        assert judge.worlds_table(found) in page and judge.rates_table(judge.rates_of(found)) in page
