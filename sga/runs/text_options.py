@@ -82,7 +82,10 @@ def _int_first(hint: Any) -> Any:
     parts = get_args(hint)
     if get_origin(hint) not in (Union, UnionType) or not {int, float} <= set(parts):
         return hint
-    return Union[tuple(sorted(parts, key=lambda part: part is float))]  # noqa: UP007
+    if parts.index(int) < parts.index(float):
+        return hint
+    swapped = {int: float, float: int}
+    return Union[tuple(swapped.get(part, part) for part in parts)]  # noqa: UP007
 
 
 class TextOptionParser(LightningArgumentParser):
