@@ -197,7 +197,7 @@ def _parser_section(parser: argparse.ArgumentParser, several: bool) -> str:
             continue
         flags = ", ".join(f"`{flag}`" for flag in action.option_strings) or f"`{action.metavar or action.dest}`"
         values = f" {{{', '.join(map(str, action.choices))}}}" if action.choices else ""
-        default = "" if action.default in (None, argparse.SUPPRESS, False, []) else f"`{_flat(action.default)}`"
+        default = "" if action.default in (None, argparse.SUPPRESS, False, [], ()) else f"`{_flat(action.default)}`"
         about_it = " ".join((action.help or "").replace("%%", "%").split())
         about_it = re.sub(r" ?\((required, )?type: .*\)$", "", about_it)
         rows.append(f"| {flags} | {_cell(about_it + values)} | {_cell(default)} |")
@@ -205,7 +205,7 @@ def _parser_section(parser: argparse.ArgumentParser, several: bool) -> str:
 
 
 def _flat(value: Any) -> str:
-    text = " ".join(str(value).split())
+    text = " ".join(map(str, value) if isinstance(value, tuple) else str(value).split())
     return text if len(text) < 60 else text[:57] + "…"
 
 

@@ -204,7 +204,7 @@ class Endpoint(Writer):
                 usage and usage.completion_tokens,
                 choice.finish_reason == "length",
             )
-        except (ValueError, RecursionError, IndexError, TypeError, AttributeError):
+        except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
             return f"an answer that is no chat completion{self._page(response)}"
 
     def _client(self) -> Any:

@@ -440,6 +440,7 @@ def test_it_gives_up_after_so_many_tries_and_says_why() -> None:
             ((500, {}, b""), "status 500"),
             ((200, {}, completion("x")[:30]), "no chat completion"),
             ((200, {}, b'{"choices": []}'), "no chat completion"),
+            ((200, {}, b'{"choices": {}}'), "no chat completion"),
             ((200, {}, b'{"choices": [{"message": {"content": null}}]}'), "an empty answer"),
             ((200, {}, b"\xff\xfe"), "no chat completion"),
         ):

@@ -56,6 +56,12 @@ def test_every_verb_has_a_parser_with_help_for_each_option() -> None:
                 assert [action.dest for action in options if not action.help] == [], parser.prog
 
 
+def test_defaults_on_a_verb_s_page_are_as_they_are_given(generate: ModuleType) -> None:
+    page = generate._parser_section(*verb_parsers("attack"), False)
+    assert "`0.05 0.2`" in page and "`()`" not in page and "`('" not in page
+    assert re.search(r"`--reference`.*\|  \|$", page, re.MULTILINE)
+
+
 def test_the_shell_completes_verbs_and_options() -> None:
     pytest.importorskip("shtab")
     script = completion_script("bash", ["attack", "normals", "compare"])
