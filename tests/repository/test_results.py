@@ -40,6 +40,8 @@ def tables() -> ModuleType:
         ("results.md", "rates"),
         ("results.md", "evaluation_speed"),
         ("results.md", "training_speed"),
+        ("results/gpu.md", "gpu_steps"),
+        ("results/gpu.md", "gpu_ways"),
         ("benchmarks.md", "muse"),
         ("benchmarks.md", "book"),
         ("normals.md", "normals_on_tofu"),
@@ -49,8 +51,17 @@ def test_a_table_is_what_the_stored_runs_give(tables: ModuleType, page: str, nam
     text = (ROOT / "docs" / page).read_text(encoding="utf-8")
     made = getattr(tables, name)()
     assert made in text and made.count("\n") >= 3
+    assert tables.replaced(text, made) == text, "it stands once, where the script writes it"
     if name in ("methods", "demo", "normals", "rates"):
         assert tables.CEILING in made
+
+
+@pytest.mark.parametrize(("benchmark", "name"), [("memory", "memory"), ("training", "training-speed-tiny-tofu")])
+def test_a_page_of_a_benchmark_is_what_it_makes_of_the_stored_numbers(
+    tables: ModuleType, benchmark: str, name: str
+) -> None:
+    text = (RESULTS / f"{name}.md").read_text(encoding="utf-8")
+    assert script(benchmark).table(tables.stored(name)).rstrip() == text.rstrip() and "\n|" in text
 
 
 def test_every_table_of_the_script_is_tested_and_csv_files_are_its_own(tables: ModuleType) -> None:
