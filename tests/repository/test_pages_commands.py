@@ -13,12 +13,14 @@ import io
 import json
 import re
 import shlex
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from conftest import ROOT
 from torch.optim import AdamW
 
@@ -28,6 +30,8 @@ from sga.cli import lightning_parser, parsed_config
 from sga.commands.completion import verb_parsers
 from sga.commands.parsing import Verb
 from sga.errors import UserError
+from sga.experiments.sequence import read_sequence
+from sga.experiments.sweeps.definition import read_sweep
 
 LIGHTNING = ("fit", "validate", "test", "predict")
 STAND_IN = ("--config", "configs/benchmarks/authors.yaml", "--config", "configs/methods/sga.yaml")
@@ -99,12 +103,14 @@ def takes_fit_options(verb: str) -> bool:
 
 
 @pytest.fixture
-def parse(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str, bool], str | None]:
+def parse(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[[str, bool], str | None]]:
     """Function that says why a command is refused, or None; the verbs' functions are not called."""
     monkeypatch.chdir(ROOT)
-    methods = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
-    [source] = re.findall(r"```python\n(# my_methods.py\n.*?)```", methods, re.DOTALL)
-    (tmp_path / "my_methods.py").write_text(source, encoding="utf-8")
+    for path in PLACES:  # modules that readers are told to write
+        for source, name in re.findall(
+            r"```python\n(# (my_\w+\.py)\n.*?)```", path.read_text(encoding="utf-8"), re.DOTALL
+        ):
+            (tmp_path / name).write_text(source, encoding="utf-8")
     monkeypatch.syspath_prepend(str(tmp_path))
     rest: list[str] = []
 
@@ -160,7 +166,9 @@ def parse(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str, boo
             return said.getvalue()
         return None
 
-    return refusal
+    yield refusal
+    for name in [name for name in sys.modules if name.startswith("my_")]:
+        del sys.modules[name]
 
 
 def all_commands() -> dict[str, bool]:
@@ -220,6 +228,37 @@ def test_files_of_commands_are_there() -> None:
         word for command in COMMANDS for word in command.split() if re.match(r"(configs|data)/[\w/.-]+\.\w+$", word)
     }
     assert len(named) > 20 and [name for name in named if not (ROOT / name).is_file()] == []
+
+
+# ---- configurations and data ----------------------------------------------------------------------------------------
+
+
+def test_blocks_of_configurations_are_read_by_their_readers(parse: Any, tmp_path: Path) -> None:
+    """Settings of a run by the parser of `sga fit`, those of a sweep and of a sequence by their own readers."""
+    for folder in ("benchmarks", "methods", "pairs"):
+        (tmp_path / folder).symlink_to(ROOT / "configs" / folder)
+    (tmp_path / "plans").mkdir()
+    read = []
+    for path in PLACES:
+        page = path.read_text(encoding="utf-8")
+        for number, (language, text) in enumerate(FENCE.findall(page)):
+            assert language in ("", "sh", "bash", "python", "yaml", "json"), f"{path}: nothing reads {language}"
+            if language == "json":
+                assert json.loads(text)
+            elif language == "yaml":
+                file = tmp_path / "plans" / f"{path.stem}-{number}.yaml"
+                content = yaml.safe_load(text)
+                file.write_text(text if "loss" not in content else yaml.safe_dump({"model": content}), encoding="utf-8")
+                read.append(path.name)
+                if {"folds", "requests"} & {*content}:
+                    assert len(read_sequence(file)) == 4
+                elif {"grid", "search"} & {*content}:
+                    more = "" if "config" in content else f"config: {[*STAND_IN[1::2]]}\n".replace("configs/", "../")
+                    file.write_text(more + text, encoding="utf-8")
+                    assert read_sweep(file).objectives
+                else:
+                    parsed_config(["fit", *STAND_IN[:2], "--config", str(file)])
+    assert sorted(set(read)) == ["benchmarks.md", "normals.md", "smoothing-rate.md", "sweeps.md"] and len(read) == 6
 
 
 # ---- options by themselves ------------------------------------------------------------------------------------------
