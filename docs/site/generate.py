@@ -111,7 +111,7 @@ def _titled_links(text: str, page: Path, titles: Mapping[Path, str]) -> str:
 
     def named(found: re.Match[str]) -> str:
         title = titles.get((page.parent / found[2]).resolve())
-        return found[0] if title is None else f"[{title}]({found[2]}{found[3]})"
+        return found[0] if title is None else f"[{title}]({found[2]}{found[3] or ''})"
 
     return re.sub(r"\[([\w/-]+\.md)\]\(([\w./-]+\.md)(#[^)]*)?\)", named, text)
 

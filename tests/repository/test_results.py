@@ -115,6 +115,8 @@ def test_pairs_that_differ_are_as_many_as_the_pages_say(tables: ModuleType) -> N
     )
     readme = " ".join((ROOT / "README.md").read_text("utf-8").split())
     assert f"Of {pairs} pairs of 22 configurations [{len(left)} differ" in readme
+    choosing = (ROOT / "docs" / "choosing.md").read_text("utf-8")
+    assert f"Of {pairs} pairs of 22 configurations {len(left)} differ" in choosing
 
 
 def test_a_run_is_over_unlearned_below_the_reference_and_under_unlearned_above(tables: ModuleType) -> None:
