@@ -55,8 +55,10 @@ Make a causal language model forget chosen data and keep everything else: **Smoo
 methods to compare it with, and an evaluation that is tested, row by row, against published numbers.
 
 ```sh
-sga unlearn MODEL --forget forget.jsonl --retain retain.jsonl   # your own data, in one command
-sga demo                                                        # or built-in data, with nothing to download
+# your own data, in one command
+sga unlearn MODEL --forget forget.jsonl --retain retain.jsonl
+# or built-in data, with nothing to download
+sga demo
 ```
 
 [Start here](start.md): install it, and take your own two files to a result. Then:
@@ -222,6 +224,7 @@ def _parser_section(parser: argparse.ArgumentParser, several: bool) -> str:
         if action.help == argparse.SUPPRESS or isinstance(action, argparse._HelpAction | argparse._SubParsersAction):
             continue
         value = f" {action.metavar}" if action.metavar and action.nargs != 0 and action.option_strings else ""
+        value += " …" if action.nargs == "+" else ""
         flags = ", ".join(f"`{flag}{value}`" for flag in action.option_strings) or f"`{action.metavar or action.dest}`"
         values = f" {{{', '.join(map(str, action.choices))}}}" if action.choices else ""
         about_it = " ".join((action.help or "").replace("%%", "%").split())
