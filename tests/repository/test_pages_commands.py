@@ -185,7 +185,7 @@ COMMANDS = all_commands()
 
 def test_there_are_commands_of_every_kind() -> None:
     verbs = {command.split()[0] for command in COMMANDS}
-    assert set(VERBS) - verbs <= {"config"} and sum(COMMANDS.values()) > 45 and len(COMMANDS) > 100
+    assert set(VERBS) <= verbs and sum(COMMANDS.values()) > 45 and len(COMMANDS) > 100
     assert any("run.folder runs/unlearn" in command for command in COMMANDS), "srun python -m sga"
 
 
