@@ -125,9 +125,8 @@ class _Parser(argparse.ArgumentParser):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._negative_number_matcher = re.compile(
-            r"-(\d+\.?\d*|\.\d+)(e[-+]?\d+)?$", re.IGNORECASE
-        )  # argparse: no -1e-3
+        # argparse's own takes -1e-3 for an option.
+        self._negative_number_matcher = re.compile(r"-(\d+\.?\d*|\.\d+)(e[-+]?\d+)?$", re.IGNORECASE)
 
     def joined(self, words: Sequence[str]) -> list[str]:
         """Words of a command line, ``--prefix -x`` as ``--prefix=-x``: argparse takes a value like -x for an option."""

@@ -213,7 +213,11 @@ def evaluate(
 
 
 def _look(
-    records: UnlearningRecords, start: Mapping[str, Any], own: Values, say: Callable[[str], None], base: Any
+    records: UnlearningRecords,
+    start: Mapping[str, Any],
+    own: Values,
+    say: Callable[[str], None],
+    base: str | Path | None = None,
 ) -> int:
     """Says what the data and the form of its prompts are like; the number of the model's weights."""
     from sga.batching.encoding import Encoder
@@ -226,7 +230,7 @@ def _look(
     template = AutoTemplate().chosen(tokenizer)
     length = min(int(own.get("data.max_length", 512)), described.context() or sys.maxsize)
     given = own.get("data.template")
-    if base is not None:
+    if base is not None and any(not record.is_text for record in records.sets["forget"]):  # texts have no template
         said = base_template_warning(tokenizer, Pretrained(str(base)).tokenizer(()), given)
         records.warnings.extend([] if said is None else [said])
     for line in look(records, Encoder(tokenizer, template, length)):

@@ -386,6 +386,9 @@ def test_the_look_before_training_warns_of_the_base_model_s_template(own_target:
     assert any("WARNING: the base model has no chat template" in line for line in lines) and len(records.warnings) == 1
     _look(records, {"name_or_path": str(own_target)}, {}, lines.append, own_target)
     assert len(records.warnings) == 1
+    texts = read_unlearning_records([{"text": "A text."}], people(3), [{"text": "Another."}])
+    _look(texts, {"name_or_path": str(tmp_path / "chat")}, {}, lines.append, own_target)
+    assert texts.warnings == [], "texts are asked without a template"
 
 
 def test_what_is_not_measured_and_what_is_not_evaluated_is_said() -> None:
