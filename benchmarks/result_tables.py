@@ -371,7 +371,15 @@ def gpu_steps() -> str:
             said[one["row"]], one["commit"], f"{one['fixed_tokens_per_second']:,.0f}", f"{one['share']:.2f}",
             f"{one['fixed_peak_gib']:.0f}", "not measured" if plain is None else f"{plain:,.0f}", times or "–",
         ])  # fmt: skip
-    heads = ["step", "commit", "tokens/s", "share of the matrix rate", "peak, GiB", "tokens/s of a plain step", "times that"]
+    heads = [
+        "step",
+        "commit",
+        "tokens/s",
+        "share of the matrix rate",
+        "peak, GiB",
+        "tokens/s of a plain step",
+        "times that",
+    ]
     return table(heads, rows)
 
 
@@ -389,10 +397,24 @@ def gpu_ways() -> str:
     return table(["way", "three steps after the first, s", "first step, s", "likelihoods, gradients off"], rows)
 
 
+def memory_of_steps() -> str:
+    """Memory of some ways of a training step beside the plan."""
+    rows = []
+    for way in ("weights", "lora-checkpointing", "plain", "packed", "parts"):
+        one = stored("memory")["ways"][way]
+        sizes = [one["planned_bytes"], one["measured_bytes"]]
+        rows.append([
+            f"{one['vocabulary']:,}", one["step"],
+            *("–" if size is None else f"{size / 2**20:,.0f}" for size in sizes),
+        ])  # fmt: skip
+    return table(["vocabulary", "step", "planned, MiB", "measured, MiB"], rows)
+
+
 TABLES: dict[str, tuple[Callable[[], str], ...]] = {
     "results/methods-compared.md": (methods,),
     "results.md": (demo, normals, rates, evaluation_speed, training_speed),
     "results/gpu.md": (gpu_steps, gpu_ways),
+    "speed-and-memory.md": (memory_of_steps,),
     "benchmarks.md": (muse, book),
     "normals.md": (normals_on_tofu,),
 }

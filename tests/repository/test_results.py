@@ -42,6 +42,7 @@ def tables() -> ModuleType:
         ("results.md", "training_speed"),
         ("results/gpu.md", "gpu_steps"),
         ("results/gpu.md", "gpu_ways"),
+        ("speed-and-memory.md", "memory_of_steps"),
         ("benchmarks.md", "muse"),
         ("benchmarks.md", "book"),
         ("normals.md", "normals_on_tofu"),
@@ -117,6 +118,17 @@ def test_pairs_that_differ_are_as_many_as_the_pages_say(tables: ModuleType) -> N
     assert f"Of {pairs} pairs of 22 configurations [{len(left)} differ" in readme
     choosing = (ROOT / "docs" / "choosing.md").read_text("utf-8")
     assert f"Of {pairs} pairs of 22 configurations {len(left)} differ" in choosing
+
+
+def test_the_cost_of_a_dynamic_rate_is_as_stored(tables: ModuleType) -> None:
+    page = " ".join((ROOT / "docs" / "smoothing-rate.md").read_text("utf-8").split())
+    small, large = tables.stored("dynamic-rate")
+    assert (
+        f"took {small['ratio']:.2f} times a fixed one with 1.3 M parameters (median of {small['steps']} steps)" in page
+    )
+    assert (
+        f"and {large['ratio']:.2f} times with hidden size {large['hidden_size']} and {large['layers']} layers" in page
+    )
 
 
 def test_a_run_is_over_unlearned_below_the_reference_and_under_unlearned_above(tables: ModuleType) -> None:
