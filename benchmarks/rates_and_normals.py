@@ -3,11 +3,11 @@
     python benchmarks/rates_and_normals.py run PLAN --folder FOLDER
     python benchmarks/rates_and_normals.py collect PLAN --folder FOLDER --to FILE.json.gz
 
-The protocols are docs/experiments/rates-and-normals.md and dose-and-weight.md. A plan, as in benchmarks/rates-and-normals/*.yaml, has a base
-model that has read other authors, worlds (seeds of the built-in authors and of the runs), retained models and recipes
-by stage. All models of a world start from the base. A recipe with `replays` takes the λ of another one's steps. Runs
-are ordinary `sga fit`s, one after the other in this process; what is finished is reused, so that the command can be
-given again, and by several processes at once.
+The protocols are docs/experiments/rates-and-normals.md and dose-and-weight.md. A plan, as in
+benchmarks/rates-and-normals/*.yaml, has a base model that has read other authors, worlds (seeds of the built-in authors
+and of the runs), retained models and recipes by stage. All models of a world start from the base. A recipe with
+`replays` takes the λ of another one's steps. Runs are ordinary `sga fit`s, one after the other in this process; what is
+finished is reused, so that the command can be given again, and by several processes at once.
 """
 
 from __future__ import annotations
