@@ -96,13 +96,13 @@ def collected(tasks: Sequence[Task], folder: Path) -> dict[str, Any]:
 def table(found: dict[str, Any]) -> str:
     """What was collected, as a page of Markdown."""
     versions = found["versions"]
-    lines = [
-        "# TOFU on one GPU", "",
+    about = (
         f"{found['date']}, {found['device']}, commit {found['commit']}, torch {versions['torch']}, transformers "
-        f"{versions['transformers']}; {found['model']}, {found['split']}; `benchmarks/gpu-tofu.sh`. "
-        "One seed, one retained model, learning rates that nothing was chosen by: no method is shown to be better than another by this.", "",
-        f"| run, last evaluation | {' | '.join(COLUMNS)} |", "|---" * (1 + len(COLUMNS)) + "|",
-    ]  # fmt: skip
+        f"{versions['transformers']}; {found['model']}, {found['split']}; `benchmarks/gpu-tofu.sh`. One seed, one "
+        "retained model, learning rates that nothing was chosen by: no method is shown to be better than another."
+    )
+    heads = f"| run, last evaluation | {' | '.join(COLUMNS)} |"
+    lines = ["# TOFU on one GPU", "", about, "", heads, "|---" * (1 + len(COLUMNS)) + "|"]
     for name, one in found["runs"].items():
         cells = [_cell(one["evaluations"][-1], *column) for column in COLUMNS.values()]
         lines.append(f"| {name} | {' | '.join(cells)} |")

@@ -164,6 +164,11 @@ def contrast(rows: Sequence[Judged], first: str, second: str, quantity: str, cho
     if not worlds:
         return None
     differences = {world: by_recipe[first][world] - by_recipe[second][world] for world in worlds}
+    return paired(first, second, quantity, differences)
+
+
+def paired(first: str, second: str, quantity: str, differences: Mapping[int, float]) -> Contrast:
+    """A contrast of given differences, with its interval and tests."""
     values = np.array(list(differences.values()))
     draws = np.random.default_rng(0).integers(len(values), size=(10_000, len(values)))
     low, high = np.quantile(values[draws].mean(axis=1), [0.025, 0.975])
