@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from sga.batching.batch import to_device
 from sga.groups.roles import columns_of
 
 
@@ -57,7 +58,7 @@ class AnswerTokens:
         the columns of a role, the parts give the mean over all answer tokens of this role in the step."""
         total = self.total(values)
         if self.mean_lengths is not None:
-            return total / total.new_tensor(self.mean_lengths)
+            return total / to_device(torch.tensor(self.mean_lengths, dtype=total.dtype), total.device)
         lengths = self.lengths.to(total).mean(dim=0)  # [C]
         roles = [columns_of(self.roles, [role]) for role in self.roles]
         return total / torch.stack([lengths[columns].mean() for columns in roles])
@@ -103,9 +104,10 @@ class AnswerTokens:
         assert columns, f"there is a sequence of role {' or '.join(roles)}"
         if len(columns) == len(self.roles):
             return self
-        index = torch.full((len(self.roles),), -1, device=self.rows.device)
-        index[columns] = torch.arange(len(columns), device=self.rows.device)
-        group, column = self.rows // len(self.roles), index[self.rows % len(self.roles)]  # [M]
+        index = torch.full((len(self.roles),), -1)
+        index[columns] = torch.arange(len(columns))
+        group = self.rows // len(self.roles)  # [M]
+        column = to_device(index, self.rows.device)[self.rows % len(self.roles)]  # [M]
         kept = column >= 0
 
         def cut(values: Tensor | None) -> Tensor | None:
