@@ -94,7 +94,7 @@ def few(batch: Batch) -> Batch:
 
 
 def outcome(network: PreTrainedModel, batch: Batch, options: ForwardOptions, half: bool = True) -> tuple[Tensor, ...]:
-    """Likelihoods of a few sequences, and gradients of the first and last block with a weight of either sign for each."""
+    """Likelihoods of a few sequences, and gradients of the first and last block, each sequence with its own weight."""
     layers: Any = network.model.layers
     some = [weight for block in (layers[0], layers[-1]) for weight in block.parameters() if weight.requires_grad]
     with torch.autocast(batch.input_ids.device.type, torch.bfloat16, enabled=half):
@@ -354,7 +354,11 @@ def every(arguments: argparse.Namespace) -> None:
         (name, tree), process = left.pop(0), waiting
         if left:
             waiting = started(*left[0])
-        _timed(process, min(ROWS[name][1], until - time.monotonic()), _result(arguments, name, tree))
+        result = _result(arguments, name, tree)
+        error = _timed(process, min(ROWS[name][1], until - time.monotonic()))
+        if error is not None:  # also where it had not begun, or could not write any more
+            found = json.loads(result.read_text()) if result.is_file() else {"row": name, "tree": tree}
+            result.write_text(json.dumps({"error": error, **found}, indent=1))
         (arguments.folder / "table.md").write_text(table(arguments.folder))
     if left:
         waiting.kill()
@@ -367,20 +371,19 @@ def _result(arguments: argparse.Namespace, name: str, tree: str) -> Path:
     return Path(arguments.folder) / f"{name}.{tree}.json"
 
 
-def _timed(process: subprocess.Popen[bytes], seconds: float, result: Path) -> None:
-    """Lets a process that waits do its row, and ends it after so many seconds."""
+def _timed(process: subprocess.Popen[bytes], seconds: float) -> str | None:
+    """Lets a process that waits do its row, and ends it after so many seconds; returns what went wrong."""
     try:
         process.communicate(b"go\n", timeout=seconds)
-        return
     except subprocess.TimeoutExpired:
         process.terminate()
-    try:
-        process.wait(timeout=3)
-    except subprocess.TimeoutExpired:  # as while it compiles
-        process.kill()
-        process.wait()
-    found = json.loads(result.read_text()) if result.is_file() else {"row": result.name.split(".")[0]}
-    result.write_text(json.dumps({"error": f"ended after {seconds:.0f} s", **found}, indent=1))
+        try:
+            process.wait(timeout=3)
+        except subprocess.TimeoutExpired:  # as while it compiles
+            process.kill()
+            process.wait()
+        return f"ended after {seconds:.0f} s"
+    return None if process.returncode == 0 else "failed, see its log"
 
 
 def table(folder: Path) -> str:
@@ -393,8 +396,8 @@ def table(folder: Path) -> str:
     compiler = next((name for name in ("gcc", "cc", "clang") if shutil.which(name)), "none, blocks stay uncompiled")
     lines = [
         "# On a GPU", "",
-        f"{first['date']}, {first['device']}, commit {first['commit']}, torch {first['versions']['torch']}, transformers "
-        f"{first['versions']['transformers']}; C compiler: {compiler}; `benchmarks/gpu.sh`", "",
+        f"{first['date']}, {first['device']}, commit {first['commit']}, torch {first['versions']['torch']}, "
+        f"transformers {first['versions']['transformers']}; C compiler: {compiler}; `benchmarks/gpu.sh`", "",
         "| row | tree | result | try-out and compilation | losses, gradients off | options |",
         "|---|---|---|---|---|---|",
     ]  # fmt: skip
