@@ -29,8 +29,9 @@ LORA = ("--model.language_model=sga.LoRA", "--model.language_model.rank=4")
         ((*LORA, *MARGIN), CHECK + Counter(tolist=1) + MASK + MASK, 2420),
         (("--model.loss=sga.NPO",), CHECK + MASK, 760),
         (("--model.loss.average=token",), CHECK + MASK, 780),
+        (("--model.loss=sga.SimNPO",), CHECK + MASK, 900),
     ],
-    ids=["fixed rate", "dynamic rate", "LoRA", "LoRA, dynamic rate", "NPO", "token"],
+    ids=["fixed rate", "dynamic rate", "LoRA", "LoRA, dynamic rate", "NPO", "token", "parts by role"],
 )
 def test_a_training_step_waits_for_the_gpu_once(
     options: tuple[str, ...],

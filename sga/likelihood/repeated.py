@@ -39,7 +39,8 @@ class Distinct:
         """
         lengths = once.lengths.flatten()  # [U, 1] -> [U]
         own = lengths[self.place]  # [B*K]
-        rows = to_device(batch.answer_places()[0], own.device)  # [M]
+        host_rows, _ = batch.answer_places()  # [M]
+        rows = to_device(host_rows, own.device)
         within = torch.arange(len(rows), device=rows.device) - (own.cumsum(0) - own)[rows]
         index = (lengths.cumsum(0) - lengths)[self.place[rows]] + within  # [M]
 
@@ -51,6 +52,7 @@ class Distinct:
             token_nll=once.token_nll[index],
             targets=once.targets[index],
             rows=rows,
+            host_rows=host_rows,
             lengths=own.view(-1, batch.group_size),  # [B*K] -> [B, K]
             sequence_lengths=batch.attention_mask.sum(dim=1).view(-1, batch.group_size),
             logits=at(once.logits),
