@@ -458,6 +458,10 @@ def test_answers_are_made_without_recorded_steps_where_these_fail(monkeypatch: p
         assert Inference(model, STOPS).answer(batch) == expected
 
 
+DECODED_OPERATORS = 215
+"""Number of operators of a decoded token, of a model of two blocks."""
+
+
 @torch.no_grad()
 def test_a_step_in_fixed_buffers_never_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nor does it add operators with the length of the context: it is the same work every time."""
@@ -473,7 +477,7 @@ def test_a_step_in_fixed_buffers_never_waits(monkeypatch: pytest.MonkeyPatch) ->
             decoding._count()
             counts.append(counted.operators)
             assert counted.waits == []
-    assert len(set(counts)) == 1, counts
+    assert len(set(counts)) == 1 and counts[0] <= DECODED_OPERATORS, counts
 
 
 def test_scores_that_depend_on_the_batch_are_made_one_by_one() -> None:
