@@ -14,7 +14,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="sga-tests-")  # else 
 import pytest
 import torch
 import yaml
+from filelock import FileLock
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
@@ -295,46 +296,49 @@ def training_options(epochs: int) -> list[str]:
     ]
 
 
-@pytest.fixture(scope="session")
-def own_target(own_options: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run folder of a tiny model that was trained on all of `own_root` but the holdout; takes a few seconds."""
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """A copy, for this process, of a folder that the first process of the session to need it makes for all of them."""
+    own = factory.getbasetemp()
+    shared = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / f"shared-{name}"
+    made = shared.with_suffix(".made")
+    with FileLock(f"{shared}.lock"):
+        if not made.exists():
+            shutil.rmtree(shared, ignore_errors=True)  # of a process that failed
+            make(shared)
+            made.touch()
+    return shutil.copytree(shared, factory.mktemp("runs") / name)
+
+
+def trained_run(options: list[str], folder: Path, role: str, train_on: str) -> None:
+    """Trains a tiny model on some splits of `own_root`."""
     from sga.cli import run_verb
 
-    folder = tmp_path_factory.mktemp("runs") / "target"
     run_verb(
         [
             "fit",
-            *own_options,
+            *options,
             *SMALL_LLAMA,
             *training_options(60),
             "--data.batch_size=4",
             f"--run.folder={folder}",
-            "--data.train_on=[forget,retain,real_authors,world_facts]",
-            "--run.role=target",
+            f"--data.train_on={train_on}",
+            f"--run.role={role}",
         ]
     )
-    return folder
+
+
+@pytest.fixture(scope="session")
+def own_target(own_options: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of a tiny model that was trained on all of `own_root` but the holdout; takes a few seconds."""
+    splits = "[forget,retain,real_authors,world_facts]"
+    return made_once(tmp_path_factory, "target", lambda folder: trained_run(own_options, folder, "target", splits))
 
 
 @pytest.fixture(scope="session")
 def own_reference(own_options: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """As `own_target`, trained without the forget set."""
-    from sga.cli import run_verb
-
-    folder = tmp_path_factory.mktemp("runs") / "retain"
-    run_verb(
-        [
-            "fit",
-            *own_options,
-            *SMALL_LLAMA,
-            *training_options(60),
-            "--data.batch_size=4",
-            f"--run.folder={folder}",
-            "--data.train_on=[retain,real_authors,world_facts]",
-            "--run.role=retain",
-        ]
-    )
-    return folder
+    splits = "[retain,real_authors,world_facts]"
+    return made_once(tmp_path_factory, "retain", lambda folder: trained_run(own_options, folder, "retain", splits))
 
 
 @pytest.fixture(scope="session")
@@ -356,9 +360,13 @@ def unlearn_options(own_options: list[str], own_target: Path) -> list[str]:
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished SGA run on built-in authors, with a retain reference and a checkpoint of each epoch."""
+    return made_once(tmp_path_factory, "finished", write_finished_runs) / "sga"
+
+
+def write_finished_runs(root: Path) -> None:
+    """Writes the run folders ``retain``, ``target`` and ``sga``."""
     from sga.cli import run_verb
 
-    root = tmp_path_factory.mktemp("finished")
     data = [
         "--data.source=sga.Authors",
         "--data.source.forget_authors=2",
@@ -384,12 +392,11 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 "--model.language_model.vocabulary=800",
             ]
         )
-    folder = root / "sga"
     run_verb(
         [
             "fit",
             *data,
-            f"--run.folder={folder}",
+            f"--run.folder={root / 'sga'}",
             f"--evaluation.reference={root / 'retain'}",
             "--model.language_model=sga.Pretrained",
             f"--model.language_model.name_or_path={root / 'target'}",
@@ -402,7 +409,6 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "--checkpoint.keep_epochs=true",
         ]
     )
-    return folder
 
 
 def shipped(benchmark: str, method: str) -> list[str]:

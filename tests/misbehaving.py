@@ -57,6 +57,7 @@ class Misbehaving:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            disable_nagle_algorithm = True  # else each answer waits 40 ms for the client to say that it has the head
 
             def do_POST(self) -> None:
                 outer._serve(self)

@@ -72,11 +72,7 @@ def compared(
         gives: True if the attack tells the model something of the answers.
         rounded: Precision that the weights are rounded to; None leaves them.
     """
-    ids = {one.id for one in plain}
-    rows = {
-        role: [row for row in m.rows(model, "none", m.plain()) if row["id"] in ids]
-        for role, model in (("before", m.before), ("unlearned", m.unlearned))
-    }
+    rows = m.plain_rows({one.id for one in plain})
     attacked = asked or plain
     rows["after"] = m.rows(m.unlearned, attack, attacked, rounded) if asked else rows["unlearned"]
     kept = [m.rows(model, attack, attacked, rounded) for model in m.retained]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -113,6 +113,13 @@ class Measurements:
 
         settings = [(one.id, one.prompt, one.answer, one.truth) for one in asked]
         return list(self.kept(model, name, (settings, self.data.max_new_tokens, rounded), make)["rows"])
+
+    def plain_rows(self, ids: Set[str]) -> dict[str, list[Row]]:
+        """Rows of some forget records without any attack, of the models ``before`` unlearning and ``unlearned``."""
+        both = (("before", self.before), ("unlearned", self.unlearned))
+        return {
+            role: [row for row in self.rows(model, "none", self.plain()) if row["id"] in ids] for role, model in both
+        }
 
     def kept(
         self,

@@ -6,7 +6,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -17,7 +16,7 @@ Tick = Callable[[int, int | None], None]
 """Takes the number of parts that are done and the number of all; None where nobody knows how many there will be."""
 
 
-class AttackProgress:
+class AttackProgress(Progress):
     """Display of the measurement under way, with the time that is left of it.
 
     Args:
@@ -32,21 +31,10 @@ class AttackProgress:
         console: Console | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.say, self._clock = say, clock
-        self._console = console or Console(file=sys.stdout)
+        console = console or Console(file=sys.stdout)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self._bar = Progress(*columns, console=self._console, transient=True, get_time=clock)
-        self._place = ""
-
-    def __enter__(self) -> AttackProgress:
-        if self._console.is_terminal:
-            self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._bar.stop()
+        super().__init__(*columns, console=console, transient=True, get_time=clock, disable=not console.is_terminal)
+        self.say, self._place = say, ""
 
     def attack(self, number: int, total: int) -> None:
         """Notes which attack begins, of how many."""
@@ -55,22 +43,22 @@ class AttackProgress:
     @contextmanager
     def measurement(self, what: str) -> Iterator[Tick]:
         """Shows one measurement while it is made; the yielded function takes how far it is."""
-        task = self._bar.add_task(self._place + what, total=None)
-        begun = self._clock()
+        task = self.add_task(self._place + what, total=None)
+        begun = self.get_time()
         first: list[tuple[float, int]] = []  # time and number of the first part, which includes loading
 
         def tick(done: int, total: int | None) -> None:
-            self._bar.update(task, completed=done, total=total)
-            first.append((self._clock(), done))
+            self.update(task, completed=done, total=total)
+            first.append((self.get_time(), done))
             parts, left = done - first[0][1], ""
             if parts and total is not None and done < total:
-                seconds = (self._clock() - first[0][0]) / parts * (total - done)
+                seconds = (self.get_time() - first[0][0]) / parts * (total - done)
                 left = f", about {duration(seconds)} left"
-            if not self._console.is_terminal:
+            if self.disable:
                 self.say(f"    {what}: {done}{'' if total is None else f' of {total}'}{left}")
 
         try:
             yield tick
         finally:
-            self._bar.remove_task(task)
-        self.say(f"  {what}, {duration(self._clock() - begun)}")
+            self.remove_task(task)
+        self.say(f"  {what}, {duration(self.get_time() - begun)}")

@@ -32,11 +32,7 @@ def sampling_outcomes(m: Measurements) -> Iterator[Finding | Untried]:
     s = m.settings
     asked = m.plain(evenly(m.data.forget, s.questions))
     drawn = {model.name: _drawn(m, model, asked) for model in m.models}
-    ids = {one.id for one in asked}
-    rows = {
-        role: [row for row in m.rows(model, "none", m.plain()) if row["id"] in ids]
-        for role, model in (("before", m.before), ("unlearned", m.unlearned))
-    }
+    rows = m.plain_rows({one.id for one in asked})
     greedy = {role: {row["id"]: row["rouge_l_recall"] >= s.leak for row in found} for role, found in rows.items()}
     recalls = {who: found["scores"] for who, found in drawn.items()}
     leaks = {

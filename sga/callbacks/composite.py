@@ -7,7 +7,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-from sga.callbacks.evaluator import EvaluationCallback
+from sga.callbacks.evaluator import EvaluationCallback, callback_of
 from sga.callbacks.membership_inference import MembershipInference
 from sga.datamodule import EvaluationData
 from sga.evaluation.composite import add_composite, full_values
@@ -51,11 +51,11 @@ class Composite(EvaluationCallback):
             if training
             else "only a run that trains knows the full model's; sga score RUN --full LOG takes it from a log"
         )
-        membership = [one for one in trainer.callbacks if isinstance(one, MembershipInference)]  # type: ignore[attr-defined]
+        membership = callback_of(trainer, MembershipInference)
         add_composite(
             evaluation,
             [reference.membership_auc or {} for reference in data.references],
             self._full,
-            str(membership[0].min_k_share) if membership else None,
+            None if membership is None else str(membership.min_k_share),
             why,
         )

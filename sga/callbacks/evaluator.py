@@ -8,7 +8,7 @@ from abc import abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import lightning.pytorch as pl
 import torch
@@ -30,6 +30,7 @@ from sga.runs.references import read_retain_reference
 from sga.runs.setting_checks import check_trainer
 
 ANSWERS_FOLDER = ".answers"
+C = TypeVar("C", bound=pl.Callback)
 
 
 class EvaluationCallback(pl.Callback):
@@ -285,10 +286,10 @@ class Evaluator(pl.Callback):
         module.log_dict(evaluation.values(), logger=False, sync_dist=trainer.world_size > 1)
 
 
-def evaluator_of(trainer: pl.Trainer) -> Evaluator | None:
-    """The trainer's `Evaluator`; None without one."""
+def callback_of(trainer: pl.Trainer, kind: type[C]) -> C | None:
+    """The trainer's first callback of a kind; None without one."""
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
-    return next((callback for callback in callbacks if isinstance(callback, Evaluator)), None)
+    return next((callback for callback in callbacks if isinstance(callback, kind)), None)
 
 
 def _is_due(trainer: pl.Trainer) -> bool:
@@ -304,7 +305,7 @@ def _is_due(trainer: pl.Trainer) -> bool:
 
 def evaluation_of(trainer: pl.Trainer) -> Evaluation | None:
     """The last evaluation of the trainer's `Evaluator`; None before the first one, or without an `Evaluator`."""
-    evaluator = evaluator_of(trainer)
+    evaluator = callback_of(trainer, Evaluator)
     return None if evaluator is None else evaluator.evaluation
 
 

@@ -10,7 +10,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Timer
 
 from sga.batching.templates import PlainTemplate
-from sga.callbacks.evaluator import Evaluator, evaluation_of
+from sga.callbacks.evaluator import Evaluator, callback_of, evaluation_of
 from sga.datamodule import UnlearningData
 
 _SHOWN = 300
@@ -27,8 +27,7 @@ class FirstLooks(pl.Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._say_template(trainer, pl_module)
-        timed = any(isinstance(callback, Timer) for callback in trainer.callbacks)  # type: ignore[attr-defined]
-        if timed and trainer.is_global_zero:
+        if callback_of(trainer, Timer) is not None and trainer.is_global_zero:
             print(
                 "trainer.max_time: the learning-rate schedule counts steps and epochs and does not know the time, so "
                 "that the run may end in the middle of its schedule"
@@ -44,7 +43,8 @@ class FirstLooks(pl.Callback):
         if not trainer.is_global_zero or record is None:  # plain texts have no template
             return
         print(f"template: {data.template}")
-        if _keeps_texts(trainer):
+        evaluator = callback_of(trainer, Evaluator)
+        if evaluator is None or evaluator.keeps_texts:
             prompt = data.template.prompt(data.tokenizer, record.question).prefix
             print(f"first prompt: {prompt[:_SHOWN]!r}{' …' if len(prompt) > _SHOWN else ''}", flush=True)
         if _is_beside_chat(data):
@@ -89,11 +89,6 @@ def silent_answers(rows: Iterable[Mapping[str, Any]]) -> str | None:
     repeated = sum(bool(row["repeated"]) for row in seen)
     kinds = ((empty, "are empty"), (repeated, "repeat themselves"))
     return " and ".join(f"{count} of {len(seen)} greedy answers {kind}" for count, kind in kinds if count)
-
-
-def _keeps_texts(trainer: pl.Trainer) -> bool:
-    callbacks = trainer.callbacks  # type: ignore[attr-defined]
-    return all(callback.keeps_texts for callback in callbacks if isinstance(callback, Evaluator))
 
 
 def _is_beside_chat(data: UnlearningData) -> bool:

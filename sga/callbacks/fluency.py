@@ -13,7 +13,7 @@ from torch import nn
 
 from sga.batching.batch import collate
 from sga.batching.encoding import Encoded
-from sga.callbacks.evaluator import EvaluationCallback
+from sga.callbacks.evaluator import EvaluationCallback, callback_of
 from sga.callbacks.model_utility import ModelUtility
 from sga.data.records import Record
 from sga.datamodule import EvaluationData
@@ -83,8 +83,7 @@ class Fluency(EvaluationCallback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if self.classifier is not None and self.classifier_label is not None and self._classifier is None:
             self._classifier = FluencyClassifier(self.classifier, self.classifier_label)
-        callbacks = trainer.callbacks  # type: ignore[attr-defined]
-        self._utility = next((callback for callback in callbacks if isinstance(callback, ModelUtility)), None)
+        self._utility = callback_of(trainer, ModelUtility)
         self._module, self._trains, self._starting = pl_module, stage == "fit", None
 
     def requests(self, data: EvaluationData) -> Iterable[Request]:

@@ -46,6 +46,7 @@ class Harness(EvaluationCallback):
         self._module: Any = None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self._module = pl_module
         if not self.tasks or stage == "predict":
             return
         if trainer.world_size > 1:
@@ -66,12 +67,6 @@ class Harness(EvaluationCallback):
                 f"--harness.tasks: the harness has no {', '.join(unknown)}; `lm-eval ls tasks` lists what it has, "
                 "--harness.include_path FOLDER adds tasks of your own"
             )
-
-    def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._module = pl_module
-
-    def on_test_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._module = pl_module
 
     def requests(self, data: EvaluationData) -> Iterable[Request]:
         return ()

@@ -23,7 +23,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 import sga
 from sga.batching.batch import Batch
-from sga.callbacks.evaluator import Evaluator, evaluation_of, evaluator_of, prediction_request
+from sga.callbacks.evaluator import Evaluator, callback_of, evaluation_of, prediction_request
 from sga.callbacks.export import HuggingFaceExport
 from sga.callbacks.room import check_room
 from sga.callbacks.stopping import Stopping
@@ -98,11 +98,10 @@ class RunFiles(pl.Callback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage == "predict" and not self.texts:
             raise UserError("sga predict writes texts, which --run.texts false forbids; leave one of the two out")
-        callbacks = trainer.callbacks  # type: ignore[attr-defined]
-        for callback in callbacks:
-            if isinstance(callback, Evaluator):
-                callback.keeps_texts = self.texts
-        exported = any(isinstance(callback, HuggingFaceExport) and callback.enabled for callback in callbacks)
+        if (evaluator := callback_of(trainer, Evaluator)) is not None:
+            evaluator.keeps_texts = self.texts
+        export = callback_of(trainer, HuggingFaceExport)
+        exported = export is not None and export.enabled
         model: Any = pl_module
         if stage == "fit" and exported and not self.texts and model.language_model.trains_tokenizer:
             warnings.warn(
@@ -154,7 +153,9 @@ class RunFiles(pl.Callback):
                 "benchmark": data.benchmark.name,
                 "model": module.language_model.location,
                 "checkpoint": trainer.ckpt_path,
-                "reference": _reference(trainer),
+                "reference": None
+                if (evaluator := callback_of(trainer, Evaluator)) is None
+                else evaluator.reference_path,
                 "texts": self.texts,
                 "forget_records": len(data.benchmark.training["forget"]),
                 "retain_records": len(data.benchmark.training["retain"]),
@@ -301,7 +302,7 @@ class RunFiles(pl.Callback):
     # ---- predictions -------------------------------------------------------------------------------------------
 
     def on_predict_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        evaluator = evaluator_of(trainer)
+        evaluator = callback_of(trainer, Evaluator)
         assert evaluator is not None, "the trainer has an Evaluator"
         batches = evaluator.request_batches(trainer, "predict")
         mine = [pair for batch in trainer.predict_loop.predictions for pair in batch]
@@ -332,8 +333,8 @@ def _parameters(trainer: pl.Trainer, loss: Loss | None) -> dict[str, Any]:
     """
     if loss is None:
         return {}
-    callbacks = trainer.callbacks  # type: ignore[attr-defined]
-    config = next((one.config.model.loss for one in callbacks if isinstance(one, SaveConfigCallback)), None)
+    saved = callback_of(trainer, SaveConfigCallback)
+    config = None if saved is None else saved.config.model.loss
     if config is not None:
         arguments = vars(config.get("init_args") or config.__class__())
     else:
@@ -416,13 +417,7 @@ def _evaluation(trainer: pl.Trainer) -> Evaluation:
 
 def _stopping(trainer: pl.Trainer) -> Stopping | None:
     """The stopping callback of a training run; None otherwise, because there is a single evaluation then."""
-    callbacks = trainer.callbacks if trainer.state.fn == "fit" else ()  # type: ignore[attr-defined]
-    return next((callback for callback in callbacks if isinstance(callback, Stopping)), None)
-
-
-def _reference(trainer: pl.Trainer) -> list[str] | str | None:
-    callbacks = trainer.callbacks  # type: ignore[attr-defined]
-    return next((callback.reference_path for callback in callbacks if isinstance(callback, Evaluator)), None)
+    return callback_of(trainer, Stopping) if trainer.state.fn == "fit" else None
 
 
 def _device(trainer: pl.Trainer) -> str:

@@ -17,7 +17,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 
 from sga.callbacks.checkpoints import save
-from sga.callbacks.evaluator import EvaluationCallback, Evaluator, evaluation_of
+from sga.callbacks.evaluator import EvaluationCallback, Evaluator, callback_of, evaluation_of
 from sga.callbacks.export import HuggingFaceExport
 from sga.callbacks.model_utility import ModelUtility
 from sga.callbacks.rules import (
@@ -111,10 +111,10 @@ class Stopping(EvaluationCallback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self._settled = False
-        callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        self._utility = next((callback for callback in callbacks if isinstance(callback, ModelUtility)), None)
+        self._utility = callback_of(trainer, ModelUtility)
         if self.rule is None or stage != "fit":
             return
+        callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
         place = callbacks.index(self)
         evaluators = [callback for callback in callbacks[:place] if isinstance(callback, Evaluator)]
         if not evaluators or any(isinstance(callback, HuggingFaceExport) for callback in callbacks[:place]):

@@ -8,7 +8,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -124,19 +124,9 @@ class _Writing:
             return LocalModel(self.local, self.temperature, self.max_tokens)
         if self.name is None or self.url is None:
             raise UserError("--url needs --name, the model's name at the endpoint")
-        return Endpoint(
-            self.url,
-            self.name,
-            self.key_variable,
-            self.temperature,
-            self.max_tokens,
-            self.concurrency,
-            self.requests_per_minute,
-            self.timeout,
-            self.tries,
-            self.backoff,
-            say=partial(_CONSOLE.print, markup=False, highlight=False),
-        )
+        same = {field.name: getattr(self, field.name) for field in fields(Endpoint) if hasattr(self, field.name)}
+        say = partial(_CONSOLE.print, markup=False, highlight=False)
+        return Endpoint(**{**same, "model": self.name, "say": say})
 
     def price(self, read: int, written: int) -> str:
         """Price of the tokens in words; empty without prices."""

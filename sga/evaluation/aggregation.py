@@ -9,9 +9,9 @@ from them. A metric is absent, with a reason, if the rows lack a field that it n
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from itertools import combinations
+from statistics import fmean
 from typing import TypeVar
 
 import numpy as np
@@ -226,9 +226,9 @@ def add_forget_quality(
             f"forget quality is below {LOW_FORGET_QUALITY} because the model is {directions.pop()}, by its forget nll"
         )
     logs = [values["log10_p"] for values in found]
-    evaluation.add(name, found[0]["p_value"] if len(found) == 1 else 10 ** _mean(logs))
+    evaluation.add(name, found[0]["p_value"] if len(found) == 1 else 10 ** fmean(logs))
     _add_with_range(evaluation, f"{name}_log10", logs)
-    evaluation.add(f"{prefix}/ks_statistic", _mean([values["ks_statistic"] for values in found]))
+    evaluation.add(f"{prefix}/ks_statistic", fmean([values["ks_statistic"] for values in found]))
     evaluation.add(f"{prefix}/ks_n", min(values["n"] for values in found))
     if len(found) > 1:
         evaluation.add(f"{prefix}/forget_quality_references", len(found))
@@ -252,18 +252,13 @@ def _several(given: T | Sequence[T] | None) -> Sequence[T]:
     return () if given is None else given if isinstance(given, Sequence) else (given,)
 
 
-def _mean(values: Sequence[float]) -> float:
-    """The mean; a single value is returned to the last bit."""
-    return math.fsum(values) / len(values)
-
-
 def _add_with_range(evaluation: Evaluation, name: str, values: Sequence[float]) -> float:
     """Adds the mean over references and, for more than one, ``_min`` and ``_max``; returns the mean."""
-    evaluation.add(name, _mean(values))
+    evaluation.add(name, fmean(values))
     if len(values) > 1:
         evaluation.add(f"{name}_min", min(values))
         evaluation.add(f"{name}_max", max(values))
-    return _mean(values)
+    return fmean(values)
 
 
 def add_membership(
@@ -346,7 +341,7 @@ def add_privleak(
             evaluation.add(name, value, np.mean(draws, axis=0))
         elif min_k_draws is not None and None not in ends:
             # An AUC at its end has Wilson's interval; PrivLeak falls as the AUC rises.
-            low, high = (_mean([privleak(end, r) for r in reference_min_k_aucs]) for end in ends if end is not None)
+            low, high = (fmean([privleak(end, r) for r in reference_min_k_aucs]) for end in ends if end is not None)
             evaluation.metrics |= {f"{name}/ci_low": low, f"{name}/ci_high": high}
         _add_with_range(evaluation, f"{name}_reference_auc", reference_min_k_aucs)
 

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
-from sga.errors import DivergenceError
-from sga.evaluation.graph_decoding import GraphDecoding, can_decode
+from sga.evaluation.graph_decoding import GraphDecoding, can_decode, check_logits
 from sga.evaluation.request_batches import GenerateBatch, GenerateJob
 from sga.evaluation.requests import Generation
 from sga.evaluation.scoring import is_out_of_memory
@@ -230,7 +229,7 @@ def _generate_uncached(
             mask = (torch.arange(width, device=device) < lengths[:, None]).long()
             places = torch.arange(len(texts), device=device) * width + lengths - 1
             logits = logits_at(model, places, input_ids=ids, attention_mask=mask)  # [N, V]
-            _check_numbers(logits)
+            check_logits(logits)
             for row, token in zip(list(texts), _next_tokens(logits, generator).tolist(), strict=True):
                 if token not in stop_ids:
                     answers[row].append(token)
@@ -244,14 +243,6 @@ def _next_tokens(logits: Tensor, generator: torch.Generator | None) -> Tensor:
     if generator is None:
         return logits.argmax(dim=-1)
     return torch.multinomial(logits.float().softmax(dim=-1), 1, generator=generator)[:, 0]
-
-
-def _check_numbers(logits: Tensor) -> None:
-    if logits.amax(dim=-1).isnan().any():
-        raise DivergenceError(
-            "the model's logits are NaN where an answer is to begin: it has diverged beyond what can be "
-            "evaluated; start from an earlier checkpoint or lower the learning rate"
-        )
 
 
 class _Decoding:
@@ -315,7 +306,7 @@ class _Decoding:
         while len(self.rows):
             logits = self.logits()  # [N, V]
             if not steps:
-                _check_numbers(logits)
+                check_logits(logits)
             tokens = _next_tokens(logits, self.generator)  # [N]
             spoken = ~(done | torch.isin(tokens, stops))
             steps.append((self.rows, tokens, spoken))

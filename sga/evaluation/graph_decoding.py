@@ -52,6 +52,15 @@ class _FixedLayer(DynamicLayer):  # type: ignore[no-untyped-call]  # of __init_s
         self.place = place
 
 
+def check_logits(logits: Tensor) -> None:
+    """Raises a DivergenceError if logits [N, V] of first tokens are NaN, whose arg-max would read like an answer."""
+    if logits.amax(dim=-1).isnan().any():
+        raise DivergenceError(
+            "the model's logits are NaN where an answer is to begin: it has diverged beyond what can be "
+            "evaluated; start from an earlier checkpoint or lower the learning rate"
+        )
+
+
 class GraphDecoding:
     """State of the rows of a batch that are decoded together.
 
@@ -90,11 +99,7 @@ class GraphDecoding:
 
     def run(self, answers: list[list[int]]) -> None:
         """Decodes until every row has ended; appends their tokens to `answers`, indexed by batch row."""
-        if self.logits.amax(dim=-1).isnan().any():
-            raise DivergenceError(
-                "the model's logits are NaN where an answer is to begin: it has diverged beyond what can be "
-                "evaluated; start from an earlier checkpoint or lower the learning rate"
-            )
+        check_logits(self.logits)
         while len(self.rows):
             self.begin(min(STAGE, int(self.room.max())))
             self._stage()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -38,17 +38,8 @@ class MixedNormals(Pairing):
         check_numbers(0, 1, share=self.share)
 
     def pair(self, forget: Sequence[Record], pool: Sequence[Record], count: int, seed: int) -> list[Group]:
-        draws = np.random.default_rng([seed, 0x313])
-
-        def another(group: Group) -> Record:
-            taken = {record.content for record in group.normals}
-            free = [record for record in pool if record.content not in taken]
-            if not free:
-                raise UserError("the retain pool has no record left to mix in; lower the share or --data.pool_size")
-            return free[int(draws.integers(len(free)))]
-
         groups = self.pairing.pair(forget, pool, count, seed)
-        return _replaced(groups, self.share, draws, another, Origin(by="random"))
+        return _replaced(groups, self.share, np.random.default_rng([seed, 0x313]), pool, Origin(by="random"))
 
 
 @dataclass(frozen=True)
@@ -113,15 +104,9 @@ class OffTopicNormals(Pairing):
         domain = _sums() if self.records is None else read_records(self.records, "off-topic")
         if len(domain) < count:
             raise UserError(f"{self.records}: {len(domain)} records, but each group may need {count}; give more")
-        draws = np.random.default_rng([seed, 0x0FF])
-
-        def another(group: Group) -> Record:
-            taken = {record.content for record in group.normals}
-            free = [record for record in domain if record.content not in taken]
-            return free[int(draws.integers(len(free)))]
-
         groups = self.pairing.pair(forget, pool, count, seed)
-        return _replaced(groups, self.share, draws, another, Origin("off-topic", self.records or "sums"))
+        origin = Origin("off-topic", self.records or "sums")
+        return _replaced(groups, self.share, np.random.default_rng([seed, 0x0FF]), domain, origin)
 
 
 @dataclass(frozen=True)
@@ -163,18 +148,22 @@ def _replaced(
     groups: Sequence[Group],
     share: float,
     draws: np.random.Generator,
-    another: Callable[[Group], Record],
+    records: Sequence[Record],
     origin: Origin,
 ) -> list[Group]:
-    """Replaces round(share · number of all normals) of the groups' normals by `another`, one after the other."""
+    """Replaces round(share · number of all normals) of the groups' normals by random records, one after the other."""
     changed = list(groups)
     slots = [(row, place) for row, group in enumerate(changed) for place in range(len(group.normals))]
     for slot in sorted(draws.permutation(len(slots))[: round(share * len(slots))].tolist()):
         row, place = slots[slot]
         group = changed[row]
+        taken = {record.content for record in group.normals}
+        free = [record for record in records if record.content not in taken]
+        if not free:
+            raise UserError("no record is left to put in a normal's place; lower the share or --data.pool_size")
         origins = [group.origin(index) for index in range(len(group.normals))]
         normals, scores = list(group.normals), list(group.scores)
-        normals[place], scores[place], origins[place] = another(group), None, origin
+        normals[place], scores[place], origins[place] = free[int(draws.integers(len(free)))], None, origin
         changed[row] = replace(group, normals=tuple(normals), scores=tuple(scores), origins=tuple(origins))
     return changed
 

@@ -19,7 +19,19 @@ from sga.models.pretrained import LanguageModel, Pretrained
 from sga.models.text_config import text_config
 
 
-class TaskVector(LanguageModel):
+class _Combination(LanguageModel):
+    """A model made of two, with the tokenizer and the context of the first."""
+
+    _base: Pretrained
+
+    def context(self) -> int | None:
+        return self._base.context()
+
+    def tokenizer(self, texts: Iterable[str]) -> PreTrainedTokenizerBase:
+        return self._base.tokenizer(texts)
+
+
+class TaskVector(_Combination):
     """The model minus the direction in which fine-tuning on the forget data moves it: θ − a·(θ_tuned − θ).
 
     Source: Ilharco et al., arXiv 2212.04089.
@@ -39,12 +51,6 @@ class TaskVector(LanguageModel):
         self._base, self._tuned, self.scale = Pretrained(name_or_path), Pretrained(tuned), scale
         self.name_or_path, self.tuned = self._base.name_or_path, self._tuned.name_or_path
 
-    def context(self) -> int | None:
-        return self._base.context()
-
-    def tokenizer(self, texts: Iterable[str]) -> PreTrainedTokenizerBase:
-        return self._base.tokenizer(texts)
-
     @torch.no_grad()
     def network(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
         network = self._base.network(tokenizer)
@@ -59,7 +65,7 @@ class TaskVector(LanguageModel):
         return network
 
 
-class WhosHarryPotter(LanguageModel):
+class WhosHarryPotter(_Combination):
     """A decoder over two models: logits v_b − a·ReLU(v_r − v_b), with v_r of a model reinforced on the forget data.
 
     Tokens that the reinforced model predicts more strongly than the base count as forget knowledge, and are lowered.
@@ -82,12 +88,6 @@ class WhosHarryPotter(LanguageModel):
             raise UserError(f"strength must be a finite number of at least 0, got {strength}")
         self._base, self._reinforced, self.strength = Pretrained(name_or_path), Pretrained(reinforced), strength
         self.name_or_path, self.reinforced = self._base.name_or_path, self._reinforced.name_or_path
-
-    def context(self) -> int | None:
-        return self._base.context()
-
-    def tokenizer(self, texts: Iterable[str]) -> PreTrainedTokenizerBase:
-        return self._base.tokenizer(texts)
 
     def network(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
         base, reinforced = self._base.network(tokenizer), self._reinforced.network(tokenizer)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from statistics import fmean
 
 from sga.evaluation.metrics import DIVERGED
 from sga.evaluation.reference import UNSTATED
@@ -53,7 +54,7 @@ def before_and_after(settings: Sequence[SeedGroup]) -> list[str]:
                 and (new := run.value(name)) is not None
             ]
             if pairs:
-                old, new = (_mean([pair[place] for pair in pairs]) for place in (0, 1))
+                old, new = (fmean([pair[place] for pair in pairs]) for place in (0, 1))
                 moved.append(f"{words} from {fixed(old)} to {fixed(new)}")
         if moved:
             seeds = "" if len(setting.runs) > 1 else "; one seed cannot tell how much of that is chance"
@@ -125,7 +126,7 @@ def _fate_of_gradient_ascent(settings: Sequence[SeedGroup]) -> str:
     elif not starts:
         sentence = f"{who} ended at model utility {_spread(ends, fixed)}"
     else:
-        end, start = _mean(ends), _mean(starts)
+        end, start = fmean(ends), fmean(starts)
         way = "unchanged from" if fixed(end) == fixed(start) else "down from" if end < start else "up from"
         sentence = f"{who} ended at model utility {_spread(ends, fixed)}, {way} {fixed(start)} at its first evaluation"
     logs = [value for run in runs if (value := run.value("perplexity/normal/log", run.evaluations[-1])) is not None]
@@ -294,14 +295,10 @@ def _sign(difference: float, tolerance: float) -> int:
     return 0 if abs(difference) <= tolerance else 1 if difference > 0 else -1
 
 
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
-
-
 def _spread(values: Sequence[float], number: Callable[[float], str]) -> str:
     """The mean, and the range where several values differ."""
     between = span(values, number)
-    return f"{number(_mean(values))} ({between})" if between else number(values[0])
+    return f"{number(fmean(values))} ({between})" if between else number(values[0])
 
 
 def _area(setting: SeedGroup) -> str:
@@ -316,7 +313,7 @@ def _compared(one: float, other: float) -> str:
 def _certainty(one: SeedGroup, other: SeedGroup) -> str:
     """Words on how certain a difference in area is over seeds; empty if there is no difference."""
     a, b = one.values("frontier_area"), other.values("frontier_area")
-    if _compared(_mean(a), _mean(b)) == "level with":
+    if _compared(fmean(a), fmean(b)) == "level with":
         return ""
     if len(a) < 2 or len(b) < 2:
         return " (but with one seed it cannot be told whether another would turn this round)"

@@ -57,9 +57,9 @@ def test_a_terminal_gets_one_bar_and_a_line_for_each_measurement() -> None:
             for done in (4, 8, 12):
                 clock.now += 10.0
                 tick(done, 40)
-            progress._bar.refresh()
-            assert len(progress._bar.tasks) == 1
-        assert progress._bar.tasks == []
+            progress.refresh()
+            assert len(progress.tasks) == 1
+        assert progress.tasks == []
     drawn = shown.getvalue()
     assert "3/9 unlearned mine: sampling" in drawn and "12/40" in drawn and "0:01:10" in drawn
     assert said == ["  unlearned mine: sampling, 30 s"]
@@ -70,4 +70,4 @@ def test_a_measurement_that_fails_is_taken_off_the_bar_and_not_said_to_be_done()
     progress = AttackProgress(said.append, Console(file=StringIO()), Clock())
     with pytest.raises(RuntimeError), progress.measurement("nf4"):
         raise RuntimeError("no room")
-    assert said == [] and progress._bar.tasks == []
+    assert said == [] and progress.tasks == []

@@ -87,7 +87,7 @@ def test_interrupted_it_goes_on_to_the_same_numbers(
 ) -> None:
     """Interrupted after some writes, in the middle of curves and of sampling; nothing that is there is made again."""
     wanted = ("relearn", "sampling")
-    write, left, calls = measurements.write_json, [0], 7
+    write, left, calls = measurements.write_json, [0], 12
 
     def writes(path: Path, content: Any) -> None:
         write(path, content)

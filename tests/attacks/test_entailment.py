@@ -74,10 +74,10 @@ def trained(folder: Path, pairs: Sequence[tuple[str, str, bool]]) -> Path:
     )
     config = BertConfig(
         vocab_size=len(tokenizer),
-        hidden_size=64,
+        hidden_size=32,
         num_hidden_layers=2,
         num_attention_heads=4,
-        intermediate_size=128,
+        intermediate_size=64,
         max_position_embeddings=128,
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
@@ -89,7 +89,7 @@ def trained(folder: Path, pairs: Sequence[tuple[str, str, bool]]) -> Path:
         network = BertForSequenceClassification(config)
         labels = torch.tensor([1 if pair[2] else 2 for pair in pairs])
         batch = tokenizer([p[0] for p in pairs], [p[1] for p in pairs], padding=True, return_tensors="pt")
-        optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)
+        optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3)
         schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.02, total_iters=40)
         weight = torch.tensor([1.0, 2.0, 1.0])
         for _ in range(40):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -460,11 +461,17 @@ def test_a_small_model_on_a_small_folder(folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def tiny_options(muse_root: Path, tiny_models: Path) -> list[str]:
-    """Four rows of each set, for a model whose context of 512 is shorter than MUSE's prompts and texts."""
+def tiny_options(muse_root: Path, tiny_models: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Four rows of each set, for a model whose context of 512 is shorter than MUSE's prompts and texts.
+
+    Ten of the articles to train on, which are cut into blocks though nothing is trained.
+    """
+    root = shutil.copytree(muse_root, tmp_path_factory.mktemp("some") / "muse_news")
+    articles = json.loads((root / "raw" / "forget.json").read_text(encoding="utf-8"))
+    write(root, {"raw/forget": articles[:10]})
     return [
         *OPTIONS,
-        f"--data.root={muse_root}",
+        f"--data.root={root}",
         "--data.evaluation_rows=4",
         "--model.language_model.tokenizer_name_or_path=null",
     ]
@@ -518,6 +525,7 @@ def test_privleak_is_against_the_retrained_model(
                 *tiny_options,
                 f"--model.language_model.name_or_path={tiny_models / model}",
                 f"--evaluation.reference={retrained}",
+                f"--evaluation.answers={retrained.parent / '.answers'}",
                 f"--run.folder={tmp_path / model}",
             ]
         )

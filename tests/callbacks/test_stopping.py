@@ -517,8 +517,9 @@ def test_the_last_good_checkpoint_outlives_divergence(
     assert checkpoint(whole, "last")["global_step"] == last
     for snapshot in list(snapshots):
         assert (snapshot.folder / "checkpoints" / "good.ckpt").exists() == (snapshot.step > good[-1])
-        ascend(snapshot.folder, *SHORT, "--ckpt_path=last")
-        assert checkpoint(snapshot.folder, "good")["global_step"] == good[-1]
+        if abs(snapshot.step - good[-1]) <= 2:  # the one before the last good one, itself, and the one after it
+            ascend(snapshot.folder, *SHORT, "--ckpt_path=last")
+            assert checkpoint(snapshot.folder, "good")["global_step"] == good[-1]
     shutil.copytree(whole, tmp_path / "back")
     ascend(tmp_path / "back", *SHORT, f"--ckpt_path={tmp_path / 'back' / 'checkpoints' / 'good.ckpt'}")
     assert evaluations(tmp_path / "back") == evaluations(whole), "the same way down again"

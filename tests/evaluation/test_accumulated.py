@@ -334,7 +334,7 @@ def run(metric: Metric, rows: list[int], ids: bool) -> dict[str, float]:
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[tuple[str, str], dict[str, float]]]:
     folder: Path = tmp_path_factory.mktemp("gloo")
-    torch.multiprocessing.spawn(process, args=(str(folder),), nprocs=2)
+    torch.multiprocessing.start_processes(process, args=(str(folder),), nprocs=2, start_method="fork")
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2)]
 
 

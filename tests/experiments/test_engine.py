@@ -578,43 +578,56 @@ def alive(pid: int) -> bool:
 # ---- jobs -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.runs
-def test_jobs_make_tasks_in_order_and_say_where_they_failed(own_options: list[str], tmp_path: Path) -> None:
-    """By submitit's local executor, which runs the code of SLURM jobs; the configurations are refused at once."""
-    target, one, _ = chain()
-    pool = Cluster("local", tmp_path, workers=2, parameters={"timeout_min": 5})
-    found = run([one, Task("other", {"nonsense": 1})], tmp_path, pool)
-    assert {key: result.code for key, result in found.items()} == {target.key: 2, Task("x", {"nonsense": 1}).key: 2}
-    assert "there is no setting 'a'" in str(found[target.key].reason)
-    assert read_state(tmp_path / "other")["state"] == "failed"
-    assert list((tmp_path / "jobs").iterdir())
-
-
 STAND_IN = """
 import os, sys
 if os.environ.get("FIT_STAND_IN"):
     import sga.experiments.engine as engine
     real = engine.subprocess.Popen
-    program = "from sga.experiments.fit import end_with_parent; end_with_parent()\\n"
-    program += "import os, sys, time; open(os.environ['FIT_STAND_IN'], 'a').write('x'); "
-    program += "time.sleep(0 if len(open(os.environ['FIT_STAND_IN']).read()) > 1 else 100)"
+    name, _, code = os.environ["FIT_STAND_IN"].partition(":")
+    program = f"from sga.experiments.fit import end_with_parent; end_with_parent()\\n{code}"
 
     class Popen(real):
         def __init__(self, arguments, **options):
-            if "sga.experiments.fit" in arguments:
+            if "sga.experiments.fit" in arguments and any(f"/{name}/" in one for one in arguments):
                 arguments = [sys.executable, "-c", program]
             super().__init__(arguments, **options)
 
     engine.subprocess.Popen = Popen
 """
+"""Replaces `sga fit` in jobs, for the task that FIT_STAND_IN names before a colon, by the program after it."""
+
+
+@pytest.fixture
+def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
+    (tmp_path / "sitecustomize.py").write_text(STAND_IN, encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *sys.path]))
+    return lambda name, code: monkeypatch.setenv("FIT_STAND_IN", f"{name}:{code}")
 
 
 @pytest.mark.runs
-def test_a_job_that_runs_out_of_time_is_put_back_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_jobs_make_tasks_in_order_and_say_where_they_failed(
+    stand_in: Callable[[str, str], None], tmp_path: Path
+) -> None:
+    """By submitit's local executor, which runs the code of SLURM jobs; a configuration is refused at once."""
+    stand_in("other", "print('sga: error: no such thing'); exit(2)")
+    target, one, _ = chain()
+    other = Task("other", {"n": 1})
+    pool = Cluster("local", tmp_path, workers=2, parameters={"timeout_min": 5})
+    found = run([one, other], tmp_path, pool)
+    assert {key: result.code for key, result in found.items()} == {target.key: 2, other.key: 2}
+    assert "there is no setting 'a'" in str(found[target.key].reason)
+    assert read_state(tmp_path / "other")["state"] == "failed"
+    assert list((tmp_path / "jobs").iterdir())
+
+
+@pytest.mark.runs
+def test_a_job_that_runs_out_of_time_is_put_back_and_goes_on(
+    stand_in: Callable[[str, str], None], tmp_path: Path
+) -> None:
     """The first attempt would take 100 s and is given 12; the second ends at once."""
-    (tmp_path / "sitecustomize.py").write_text(STAND_IN, encoding="utf-8")
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *sys.path]))
-    monkeypatch.setenv("FIT_STAND_IN", str(tmp_path / "attempts"))
+    attempts = str(tmp_path / "attempts")
+    program = f"import time; open({attempts!r}, 'a').write('x'); again = len(open({attempts!r}).read()) > 1; "
+    stand_in("one", program + "time.sleep(0 if again else 100)")
     task = Task("one", {})
     pool = Cluster("local", tmp_path / "all", 1, {})
     pool.executor._executor.update_parameters(timeout_min=0.2, signal_delay_s=4)

@@ -254,7 +254,7 @@ def test_the_packaged_sweeps_are_what_they_say() -> None:
 
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
-@pytest.mark.runs
+@pytest.mark.slow
 def test_every_value_of_the_packaged_sweeps_parses(path: Path) -> None:
     from sga.commands.sweep import _check
 

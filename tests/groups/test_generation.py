@@ -509,7 +509,8 @@ def test_retry_after_is_waited_for_by_all() -> None:
 
 
 @pytest.mark.runs
-def test_it_says_why_it_waits() -> None:
+def test_it_says_why_it_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sga.groups.writers.random.uniform", lambda least, most: least)
     said: list[str] = []
     with Misbehaving(kinds=()) as server:
         server.reply = lambda message, count: (429, {"Retry-After": "1.2"}, b"") if count == 1 else None

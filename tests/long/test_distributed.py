@@ -75,8 +75,9 @@ def assert_same_trajectory(one: Path, two: Path, start: Path) -> None:
 def test_two_processes_take_the_steps_of_one(unlearn_options: list[str], own_target: Path, tmp_path: Path) -> None:
     """Four steps: the short form of the next test. The single process is this one, which saves its start."""
     one, two = tmp_path / "one", tmp_path / "two"
-    run_verb(["fit", *unlearn_options, *RUN, f"--run.folder={one}"])
-    sga("fit", *unlearn_options, *RUN, *TWO, f"--run.folder={two}")
+    options = [*unlearn_options, *RUN, "--trainer.check_val_every_n_epoch=2"]
+    run_verb(["fit", *options, f"--run.folder={one}"])
+    sga("fit", *options, *TWO, f"--run.folder={two}")
     assert_same_trajectory(one, two, own_target)
     assert lines(one / "metrics.jsonl")[-1]["step"] == 4
 

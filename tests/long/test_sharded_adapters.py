@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import multiprocessing
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch.torch_version import TorchVersion
 from transformers import PreTrainedModel
 
+from sga.__main__ import main
 from sga.cli import run_verb
 from sga.errors import UserError
 from sga.models.adapters import LoRA, is_adapter_weight
@@ -131,14 +135,23 @@ def test_a_refusal_comes_before_weights_are_loaded(options: list[str], own_targe
     shutil.copytree(own_target / "model", tmp_path / "model", ignore=shutil.ignore_patterns("*.safetensors"))
     options += [f"--model.language_model.name_or_path={tmp_path / 'model'}", "--model.language_model.dora=true"]
     options += ["--trainer.devices=1", "--trainer.strategy=fsdp2", "--trainer.precision=bf16-mixed"]
-    process = start(*options, f"--run.folder={tmp_path / 'run'}")
-    _, printed = process.communicate(timeout=300)
-    assert process.returncode == 2 and "sga: error: DoRA does not go with" in printed
+    arguments = ["fit", *options, f"--run.folder={tmp_path / 'run'}"]
+    process = multiprocessing.get_context("fork").Process(target=exits, args=(arguments, tmp_path / "printed"))
+    process.start()
+    process.join(timeout=300)
+    assert process.exitcode == 2 and "sga: error: DoRA does not go with" in (tmp_path / "printed").read_text()
+
+
+def exits(arguments: list[str], printed: Path) -> None:
+    """Ends a process, whose process group is not to stay in the tests', with the code of a command."""
+    with printed.open("w", encoding="utf-8") as file, contextlib.redirect_stderr(file):
+        sys.exit(main(arguments))
 
 
 # ---- the same trajectory --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_two_parts_train_as_the_whole(options: list[str], own_target: Path, tmp_path: Path) -> None:
     """float64, a dynamic rate, clipped gradients, a rank that two processes do not share evenly, generated answers."""
     options += [*EXACT, *MARGIN, RECORD, "--trainer.gradient_clip_val=0.01", "--evaluation.answers=null"]

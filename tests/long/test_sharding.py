@@ -66,7 +66,7 @@ def test_two_parts_take_the_steps_of_the_whole(unlearn_options: list[str], own_t
     Clipping takes place: the margin rate alone gives gradients with norms above 0.01 at every step.
     """
     options = [*unlearn_options, *UNEVEN, *EXACT, *MARGIN, RECORD, "--trainer.gradient_clip_val=0.01"]
-    options += ["--evaluation.answers=null"]
+    options += ["--evaluation.answers=null", "--trainer.check_val_every_n_epoch=2", "--data.evaluation_rows=4"]
     one, two = tmp_path / "one", tmp_path / "two"
     run_verb(["fit", *options, f"--run.folder={one}"])
     sga("fit", *options, *SHARDED, f"--run.folder={two}")

@@ -324,10 +324,10 @@ def test_each_metric_may_be_absent_and_the_reason_is_given(tmp_path: Path) -> No
     assert "cannot be ranked" in said([bare])[1] and "cannot be told" in said([bare])[4]
     assert "cannot be" not in words, "a page without a retain model does not say five times what cannot be said"
     assert "authors/ks_statistic was not asked for" in runs_table([bare])
-    for name in names:
-        single = write_run(tmp_path / name.replace("/", "-"), "GA", GA_POINTS, without=[name])
-        checked([single, bare])
-        assert len(said([single])) == 5
+    singles = [write_run(tmp_path / name.replace("/", "-"), "GA", GA_POINTS, without=[name]) for name in names]
+    assert all(len(said([single])) == 5 for single in singles)
+    for start in range(0, len(singles), 4):
+        checked([*singles[start : start + 4], bare])
 
 
 def test_one_evaluation_is_enough(tmp_path: Path) -> None:
