@@ -630,6 +630,7 @@ resource.setrlimit(resource.RLIMIT_AS, (used + 300_000_000, resource.RLIM_INFINI
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     found = Inference(model, [2]).answer(batch)
+resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 expected = [Inference(model, [2]).answer(one)[0] for one in small]
 assert all(abs(a.log_probs - b.log_probs).max() < 1e-4 for a, b in zip(found, expected))
 assert all((a.hits == b.hits).all() for a, b in zip(found, expected))
