@@ -223,13 +223,17 @@ def _parser_section(parser: argparse.ArgumentParser, several: bool) -> str:
     for action in parser._actions:
         if action.help == argparse.SUPPRESS or isinstance(action, argparse._HelpAction | argparse._SubParsersAction):
             continue
-        value = f" {action.metavar}" if action.metavar and action.nargs != 0 and action.option_strings else ""
-        value += " …" if action.nargs == "+" else ""
+        flag = next(iter(action.option_strings), "")
+        if flag.endswith(".help") or "-->" in str(action.metavar or action.dest):  # links between options are none
+            continue
+        # Options of Lightning's verbs have their types for values.
+        value = f" {action.metavar}" if flag and "." not in flag and action.metavar and action.nargs != 0 else ""
+        value = f"{value} …" if action.nargs == "+" else value.replace(" \b", "")
         flags = ", ".join(f"`{flag}{value}`" for flag in action.option_strings) or f"`{action.metavar or action.dest}`"
         values = f" {{{', '.join(map(str, action.choices))}}}" if action.choices else ""
         about_it = " ".join((action.help or "").replace("%%", "%").split())
         about_it = _cell(re.sub(r" ?\((required, )?type: .*\)$", "", about_it) + values)
-        known = action.default in (None, argparse.SUPPRESS, False, [], ()) or "(default" in about_it
+        known = action.default in (None, argparse.SUPPRESS, False, [], ()) or re.search(r"\(default|Default:", about_it)
         rows.append(f"| {flags} | {about_it}{'' if known else f' (default {_cell(_flat(action.default))})'} |")
     about = re.sub(r"docs/([\w-]+\.md)", r"[\1](../\1)", _escaped(about))
     return f"{heading}{about}\n\n" + "\n".join(rows) + "\n"
