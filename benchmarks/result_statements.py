@@ -19,6 +19,7 @@ from scipy import stats
 
 from sga.evaluation.paired import holm
 from sga.files import read_yaml
+from sga.rates.policies import MarginWeight
 
 ROOT = DOCS.parent
 PLANS = ROOT / "benchmarks" / "rates-and-normals"
@@ -221,6 +222,7 @@ def rates_and_normals() -> list[str]:
     steps = len(of_margin[0]) // plan["unlearning"]["trainer.max_epochs"]
     epochs = [fmean(fmean(one[at : at + steps]) for one in of_margin) for at in range(0, len(of_margin[0]), steps)]
     highest = max(max(one) for one in of_margin)
+    claimed(highest == MarginWeight().highest, "the clamp holds the rule at times")
     sizes = {one["settings"].get("data.group_size", plan["unlearning"]["data.group_size"]) for one in by_name.values()}
     weights = {w for one in by_name.values() if not isinstance(w := one["settings"]["model.loss.normal_weight"], dict)}
     left = read_yaml(PLANS / "exploratory.yaml")["stages"][0]["worlds"]
