@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from sga.errors import UserError
 from sga.experiments.configuration import Values, digest
+from sga.files import write_folder
 
 
 def given_model(model: Any, tokenizer: Any, folder: Path) -> dict[str, Any]:
@@ -73,8 +73,5 @@ def _saved(folder: Path, name: str, given: Any, key: str) -> Path:
     """Path of a saved object, which is written atomically."""
     place = folder / f"given-{name}-{key[:8]}"
     if not place.exists():
-        unfinished = place.with_name(f".{place.name}.unfinished")
-        shutil.rmtree(unfinished, ignore_errors=True)
-        given.save_pretrained(unfinished)
-        unfinished.rename(place)
+        write_folder(place, given.save_pretrained)
     return place
