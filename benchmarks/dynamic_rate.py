@@ -20,36 +20,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from machine import wait_for
+from training import RATE, TEMPLATE, groups_of, llama, moved, small_encoder
+from transformers import LlamaForCausalLM, PreTrainedModel
 
 from sga.batching.batch import Batch, collate
 from sga.batching.encoding import Encoder
-from sga.batching.templates import PlainTemplate
-from sga.data.authors import Authors
 from sga.files import write_json
-from sga.groups.pairing import NearestNormals, make_groups
-from sga.likelihood.forward import sequence_nll
+from sga.likelihood.forward import ForwardOptions, sequence_nll
 from sga.losses.ascent import SmoothedGradientAscent
 from sga.models.pretrained import Pretrained
-from sga.models.small import SmallLlama
 from sga.rates.geometry import total
 from sga.rates.policies import MarginRate, RateState
 from sga.rates.split_backward import SplitGradients
 
 GROUP_SIZE = 4
-LEARNING_RATE = 1e-6
-"""Small, so that the last step has as much to do as the first."""
-
-
-def batches_of(encoder: Encoder, batch_size: int) -> list[Batch]:
-    """The forget set's groups of built-in authors."""
-    benchmark = Authors(forget_authors=4, retain_authors=8, holdout_authors=2).load(None)
-    groups = make_groups(
-        benchmark.training["forget"], benchmark.training["retain"], GROUP_SIZE, NearestNormals(), seed=0
-    )
-    rows = [[encoder.encode(r.question, r.answer) for r in (group.forget, *group.normals)] for group in groups]
-    full = range(0, len(rows) - batch_size + 1, batch_size)
-    return [collate(rows[start : start + batch_size]) for start in full]
 
 
 class Steps:
@@ -58,13 +43,17 @@ class Steps:
     def __init__(self, network: PreTrainedModel, device: torch.device, precision: str) -> None:
         self.network, self.device = network.to(device).train(), device  # type: ignore[arg-type]
         self.bf16 = precision == "bf16-mixed"
-        self.optimizer = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE)
+        # With a learning rate of 0 it does all its work, and the last step has as much to do as the first.
+        self.optimizer = torch.optim.AdamW(network.parameters(), lr=0.0)
         self.policy = MarginRate(margin=0.6)
-        self.loss, self.state = SmoothedGradientAscent(-4.0), RateState()
+        self.loss, self.state, self.options = SmoothedGradientAscent(RATE), RateState(), ForwardOptions()
+
+    def context(self) -> Any:
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16)
 
     def nll(self, batch: Batch) -> torch.Tensor:
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
-            return sequence_nll(self.network, batch)
+        with self.context():
+            return sequence_nll(self.network, batch, self.options)
 
     def fixed(self, batch: Batch) -> None:
         """One pass over all samples."""
@@ -82,21 +71,17 @@ class Steps:
         normal = self.nll(batch.normals_only()).mean()
         self.optimizer.zero_grad()
         normal.backward()
-        self.state = self.policy.decide(self.state, 0, 1, total(split.geometry(GROUP_SIZE).values()))
+        self.state = self.policy.decide(self.state, 0, 1, total(split.geometry(batch.group_size).values()))
         assert self.state.value is not None
-        split.combine(*self.loss.weights(GROUP_SIZE, self.state.value))
+        split.combine(*self.loss.weights(batch.group_size, self.state.value))
         self.optimizer.step()
 
     def seconds(self, step: Callable[[Batch], None], batch: Batch) -> float:
-        self._wait()
+        wait_for(self.device)
         start = time.perf_counter()
         step(batch)
-        self._wait()
+        wait_for(self.device)
         return time.perf_counter() - start
-
-    def _wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
 
     def peak_bytes(self, step: Callable[[Batch], None], batch: Batch) -> int | None:
         """Most memory in use during a step; None where the device does not count it."""
@@ -141,7 +126,6 @@ def main() -> None:
     parser.add_argument("--model", help="folder of a model; without it an untrained Llama of the given size is made")
     parser.add_argument("--hidden-size", type=int, default=768)
     parser.add_argument("--layers", type=int, default=12)
-    parser.add_argument("--vocabulary", type=int, default=4096)
     parser.add_argument("--batch-size", type=int, default=8, help="groups of 4 sequences in a step")
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--warm-up", type=int, default=3)
@@ -152,27 +136,17 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     if arguments.model:
-        described = Pretrained(arguments.model)
-        tokenizer = described.tokenizer(())
-        network = described.network(tokenizer)
+        source = Pretrained(arguments.model)
+        encoder = Encoder(source.tokenizer(()), TEMPLATE, 512)
+        network = source.network(encoder.tokenizer)
     else:
-        benchmark = Authors(forget_authors=4, retain_authors=8, holdout_authors=2).load(None)
-        texts = [f"{r.question} {r.answer}" for records in benchmark.training.values() for r in records]
-        tokenizer = SmallLlama(vocabulary=arguments.vocabulary).tokenizer(texts)
-        width = arguments.hidden_size
-        network = LlamaForCausalLM(
-            LlamaConfig(
-                vocab_size=arguments.vocabulary, hidden_size=width, intermediate_size=int(8 * width / 3 / 16) * 16,
-                num_hidden_layers=arguments.layers, num_attention_heads=width // 64, max_position_embeddings=512,
-                tie_word_embeddings=True,
-            )
-        )  # fmt: skip
-    encoder = Encoder(tokenizer, PlainTemplate("Question: {question}\nAnswer:\n{answer}"), 512)
-    batches = batches_of(encoder, arguments.batch_size)
-    device = torch.device(arguments.device)
-    for batch in batches:
-        for name in ("input_ids", "attention_mask", "answer_mask"):
-            setattr(batch, name, getattr(batch, name).to(device))
+        encoder = small_encoder()
+        config = llama(arguments.hidden_size, arguments.layers, len(encoder.tokenizer))
+        config.tie_word_embeddings = True
+        network = LlamaForCausalLM(config)
+    device, size = torch.device(arguments.device), arguments.batch_size
+    rows = groups_of(encoder, None, GROUP_SIZE)
+    batches = [moved(collate(rows[start : start + size]), device) for start in range(0, len(rows) - size + 1, size)]
     steps = Steps(network, device, arguments.precision)
     result = {
         "model": Path(arguments.model).name if arguments.model else "untrained Llama",

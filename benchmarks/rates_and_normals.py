@@ -3,11 +3,11 @@
     python benchmarks/rates_and_normals.py run PLAN --folder FOLDER
     python benchmarks/rates_and_normals.py collect PLAN --folder FOLDER --to FILE.json.gz
 
-The protocol is docs/experiments/rates-and-normals.md. A plan, as in benchmarks/rates-and-normals/*.yaml, has a base
-model that has read other authors, worlds (seeds of the built-in authors and of the runs), retained models and recipes
-by stage. All models of a world start from the base. A recipe with `replays` takes the λ of another one's steps. Runs
-are ordinary `sga fit`s, one after the other in this process; what is finished is reused, so that the command can be
-given again, and by several processes at once.
+The protocols are docs/experiments/rates-and-normals.md and dose-and-weight.md. A plan, as in
+benchmarks/rates-and-normals/*.yaml, has a base model that has read other authors, worlds (seeds of the built-in authors
+and of the runs), retained models and recipes by stage. All models of a world start from the base. A recipe with
+`replays` takes the λ of another one's steps. Runs are ordinary `sga fit`s, one after the other in this process; what is
+finished is reused, so that the command can be given again, and by several processes at once.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ STARTED = {"model.language_model": {"class_path": "sga.Pretrained", "init_args":
 def read_plan(path: Path) -> list[Task]:
     """All tasks of a plan: of each stage world by world, and in each world first what its recipes need."""
     plan = read_yaml(path)
+    if "extends" in plan:  # a plan beside it, whose parts hold where this one has none of its own
+        plan = {**read_yaml(path.parent / plan["extends"]), **plan}
     common, training = plan["common"], plan["training"]
     source = {"data.source.init_args": {**common["data.source.init_args"], **plan["base"]["source"]}}
     base = made("base", TARGET, {**common, **plan["base"]["settings"], **source})

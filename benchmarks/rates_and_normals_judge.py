@@ -25,13 +25,36 @@ from scipy.stats import binomtest, wilcoxon
 
 from sga.evaluation.paired import holm
 
-CONTRASTS = (
-    ("alternatives", "neighbours"),
-    ("margin", "mean"),
-    ("margin", "shuffled"),
-    ("pairs", "neighbours"),
+
+@dataclass(frozen=True)
+class Question:
+    """A primary question, answered by the shortfall of one recipe less that of another.
+
+    Attributes:
+        text: The question.
+        first: Name of a recipe.
+        second: Name of the recipe that it is compared with.
+        lower: Answer where the first recipe is told to have the lower shortfall.
+        higher: Answer where it is told to have the higher one.
+    """
+
+    text: str
+    first: str
+    second: str
+    lower: str = "**yes**"
+    higher: str = "**no, it is worse**"
+
+
+QUESTIONS = (
+    Question("Are two neighbours and two alternatives better than four neighbours?", "alternatives", "neighbours"),
+    Question("Does the margin rule beat its own mean λ held fixed?", "margin", "mean"),
+    Question("Does the margin rule beat its own λ shuffled in time?", "margin", "shuffled"),
+    Question("Is K = 2 better than K = 5 at equal λ and equal forget passes?", "pairs", "neighbours"),
 )
-"""The primary ones, each the first recipe less the second."""
+"""The primary ones, over which Holm's correction goes."""
+PAIRS = tuple((one.first, one.second) for one in QUESTIONS)
+LEVEL = 0.05
+"""Corrected p-value below which a difference is told."""
 LEAST_WORLDS = 6
 """Fewest worlds with which a contrast is tested."""
 QUANTITIES: Mapping[str, Callable[[Judged], float]] = {
@@ -141,6 +164,11 @@ def contrast(rows: Sequence[Judged], first: str, second: str, quantity: str, cho
     if not worlds:
         return None
     differences = {world: by_recipe[first][world] - by_recipe[second][world] for world in worlds}
+    return paired(first, second, quantity, differences)
+
+
+def paired(first: str, second: str, quantity: str, differences: Mapping[int, float]) -> Contrast:
+    """A contrast of given differences, with its interval and tests."""
     values = np.array(list(differences.values()))
     draws = np.random.default_rng(0).integers(len(values), size=(10_000, len(values)))
     low, high = np.quantile(values[draws].mean(axis=1), [0.025, 0.975])
@@ -152,25 +180,26 @@ def contrast(rows: Sequence[Judged], first: str, second: str, quantity: str, cho
     return Contrast(first, second, quantity, differences, float(low), float(high), p_value, sign_p)
 
 
-def primary(rows: Sequence[Judged]) -> list[tuple[Contrast, float | None]]:
-    """The primary contrasts that have runs, with p-values after Holm over all four; those not tested count as 1."""
-    found = [contrast(rows, first, second, "shortfall") for first, second in CONTRASTS]
+def primary(
+    rows: Sequence[Judged], questions: Sequence[Question] = QUESTIONS
+) -> list[tuple[Question, Contrast, float | None]]:
+    """Primary contrasts that have runs, with p-values after Holm over all questions; those not tested count as 1."""
+    found = [contrast(rows, one.first, one.second, "shortfall") for one in questions]
     p_values = [1.0 if one is None or one.p_value is None else one.p_value for one in found]
-    adjusted = holm(p_values)
     return [
-        (one, None if one.p_value is None else value)
-        for one, value in zip(found, adjusted, strict=True)
+        (question, one, None if one.p_value is None else adjusted)
+        for question, one, adjusted in zip(questions, found, holm(p_values), strict=True)
         if one is not None
     ]
 
 
-def primary_table(rows: Sequence[Judged]) -> str:
+def primary_table(rows: Sequence[Judged], questions: Sequence[Question] = QUESTIONS) -> str:
     """A Markdown table of the primary contrasts."""
     lines = [
         "| contrast | worlds | mean difference in shortfall | first is better in | Wilcoxon p | Holm p | sign test p |"
     ]
     lines.append("|" + "---|" * 7)
-    for one, holm_p in primary(rows):
+    for _, one, holm_p in primary(rows, questions):
         ps = ["not tested" if p is None else f"{p:.4f}" for p in (one.p_value, holm_p, one.sign_p)]
         n = len(one.differences)
         name = f"{one.first} − {one.second}"
@@ -178,34 +207,26 @@ def primary_table(rows: Sequence[Judged]) -> str:
     return "\n".join(lines)
 
 
-QUESTIONS = {
-    ("alternatives", "neighbours"): "Are two neighbours and two alternatives better than four neighbours?",
-    ("margin", "mean"): "Does the margin rule beat its own mean λ held fixed?",
-    ("margin", "shuffled"): "Does the margin rule beat its own λ shuffled in time?",
-    ("pairs", "neighbours"): "Is K = 2 better than K = 5 at equal λ and equal forget passes?",
-}
-
-
-def answers(rows: Sequence[Judged]) -> str:
+def answers(rows: Sequence[Judged], questions: Sequence[Question] = QUESTIONS) -> str:
     """A Markdown table: each primary question's answer, what may be quoted of it and what may not be said."""
     lines = ["| question | answer | may be quoted | may not be said |", "|---|---|---|---|"]
-    for one, p_value in primary(rows):
+    for question, one, p_value in primary(rows, questions):
         n, first, second = len(one.differences), one.first, one.second
         span = f"{one.mean:+.1f}, 95 % {one.low:+.1f} to {one.high:+.1f}".replace("-", "−")
         quoted = f"shortfall of *{first}* less that of *{second}* on {n} worlds: {span}"
         if p_value is None:
             told = f"cannot be told at n = {n}: too few for a test", quoted, "which of the two is better"
-        elif p_value >= 0.05:
+        elif p_value >= LEVEL:
             told = f"cannot be told at n = {n}", f"{quoted}, Holm p = {p_value:.2f}", "that the two are equal"
         else:
             counted = f"{one.better} of {n} worlds are better with *{first}*; {quoted}, Holm p = {p_value:.4f}"
             beyond = "that it holds for pretrained models, or at other λ and learning rates"
-            told = "**yes**" if one.mean < 0 else "**no, it is worse**", counted, beyond
-        lines.append(f"| {QUESTIONS[first, second]} | {' | '.join(told)} |")
+            told = question.lower if one.mean < 0 else question.higher, counted, beyond
+        lines.append(f"| {question.text} | {' | '.join(told)} |")
     return "\n".join(lines)
 
 
-def secondary_table(rows: Sequence[Judged], choice: str, pairs: Sequence[tuple[str, str]] = CONTRASTS) -> str:
+def secondary_table(rows: Sequence[Judged], choice: str, pairs: Sequence[tuple[str, str]] = PAIRS) -> str:
     """A Markdown table of contrasts in every quantity, of one choice of the evaluation."""
     lines = ["| contrast | worlds | " + " | ".join(QUANTITIES) + " |", "|" + "---|" * (len(QUANTITIES) + 2)]
     for first, second in pairs:
@@ -293,26 +314,31 @@ def kept_runs(collected: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def figure(rows: Sequence[Judged], path: Path) -> None:
-    """Draws the primary contrasts: a point for each world, the mean and its interval."""
-    import matplotlib
+def figure(rows: Sequence[Judged], path: Path, questions: Sequence[Question] = QUESTIONS) -> None:
+    """Draws the primary contrasts as SVG: a point for each world, the mean and its interval."""
+    import altair as alt
 
-    matplotlib.use("svg")
-    matplotlib.rcParams["svg.hashsalt"] = "rates-and-normals"
-    from matplotlib import pyplot
+    from sga.report.figures import write_figures
 
-    found = [one for one, _ in primary(rows)]
-    axes = pyplot.figure(figsize=(7, 0.6 + 0.6 * len(found))).gca()
-    for place, one in enumerate(found):
-        values = list(one.differences.values())
-        axes.plot(values, [place] * len(values), "o", color="#888888", alpha=0.6, markersize=5)
-        axes.plot([one.low, one.high], [place] * 2, color="black", linewidth=2)
-        axes.plot([one.mean], [place], "D", color="black")
-    axes.axvline(0, color="black", linewidth=0.8)
-    axes.set_yticks(range(len(found)), [f"{one.first} − {one.second} (n = {len(one.differences)})" for one in found])
-    axes.invert_yaxis()
-    axes.set_xlabel("difference in shortfall at the last evaluation (left: the first is better)")
-    axes.figure.savefig(path, bbox_inches="tight", metadata={"Date": None})
+    found = [
+        (f"{one.first} − {one.second} (n = {len(one.differences)})", one) for _, one, _ in primary(rows, questions)
+    ]
+    points = [{"row": name, "x": round(x, 4)} for name, one in found for x in one.differences.values()]
+    means = [
+        {"row": name, "x": round(one.mean, 4), "low": round(one.low, 4), "high": round(one.high, 4)}
+        for name, one in found
+    ]
+    title = "difference in shortfall at the last evaluation (left: the first is better)"
+    x = alt.X("x:Q", title=title, axis=alt.Axis(format="~f"))
+    y = alt.Y("row:N", title=None, sort=[name for name, _ in found], axis=alt.Axis(labelLimit=0))
+    base = alt.Chart(alt.Data(values=means))
+    chart = alt.layer(
+        alt.Chart(alt.Data(values=[{"x": 0}])).mark_rule().encode(x),
+        alt.Chart(alt.Data(values=points)).mark_circle(color="#888888", opacity=0.6, size=50).encode(x, y),
+        base.mark_rule(strokeWidth=2).encode(alt.X("low:Q", title=title), y, x2="high:Q"),
+        base.mark_point(shape="diamond", filled=True, color="black", opacity=1, size=80).encode(x, y),
+    ).properties(width=460, height=40 * len(found))
+    write_figures({path.stem: chart.configure(background="#ffffff")}, path.parent)
 
 
 def main() -> None:

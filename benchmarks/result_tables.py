@@ -360,9 +360,61 @@ def training_speed() -> str:
     return table(["", "tokens/s, plain loop and ours", "times", "share of the matrix rate"], rows)
 
 
+def gpu_steps() -> str:
+    """Training steps on a GPU whose numbers are stored."""
+    said = {"step-1b": "1.26 B, 128 sequences, packed", "step-7b": "6.74 B, 64 sequences, gradient checkpointing"}
+    rows = []
+    for one in stored("gpu")["rows"]:
+        plain = one.get("plain_tokens_per_second")
+        times = "" if plain is None else f"{one['fixed_tokens_per_second'] / plain:.2f}"
+        rows.append([
+            said[one["row"]], one["commit"], f"{one['fixed_tokens_per_second']:,.0f}", f"{one['share']:.2f}",
+            f"{one['fixed_peak_gib']:.0f}", "not measured" if plain is None else f"{plain:,.0f}", times or "–",
+        ])  # fmt: skip
+    heads = [
+        "step",
+        "commit",
+        "tokens/s",
+        "share of the matrix rate",
+        "peak, GiB",
+        "tokens/s of a plain step",
+        "times that",
+    ]
+    return table(heads, rows)
+
+
+def gpu_ways() -> str:
+    """Ways of attention on a GPU, with and without compiled blocks."""
+    said = {"dense": "mask", "varlen": "by length"}
+    found = {one["variant"]: one for one in stored("gpu")["trial"]}
+    rows = []
+    for name in ("dense", "dense-compile", "varlen", "varlen-compile"):
+        kind, _, compiled = name.partition("-")
+        one = found[name]
+        off = f"{one['nll_off']:.4f}, {one['grad_off']:.3f}" if name != "dense" else "–"
+        way = said[kind] + (", compiled" if compiled else "")
+        rows.append([way, f"{one['warm_seconds']:.2f}", f"{one['first_seconds']:.2f}", off])
+    return table(["way", "three steps after the first, s", "first step, s", "likelihoods, gradients off"], rows)
+
+
+def memory_of_steps() -> str:
+    """Memory of some ways of a training step beside the plan."""
+    rows = []
+    for way in ("weights", "lora-checkpointing", "plain", "packed", "parts"):
+        one = stored("memory")["ways"][way]
+        sizes = [one["planned_bytes"], one["measured_bytes"]]
+        rows.append([
+            f"{one['vocabulary']:,}", one["step"],
+            *("–" if size is None else f"{size / 2**20:,.0f}" for size in sizes),
+        ])  # fmt: skip
+    return table(["vocabulary", "step", "planned, MiB", "measured, MiB"], rows)
+
+
 TABLES: dict[str, tuple[Callable[[], str], ...]] = {
     "results/methods-compared.md": (methods,),
     "results.md": (demo, normals, rates, evaluation_speed, training_speed),
+    "results/gpu.md": (gpu_steps, gpu_ways),
+    "speed-and-memory.md": (memory_of_steps,),
     "benchmarks.md": (muse, book),
     "normals.md": (normals_on_tofu,),
 }

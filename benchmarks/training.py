@@ -46,6 +46,14 @@ from sga.models.small import SmallLlama
 
 Step = Callable[[Batch], Tensor]
 RATE = -4.0
+TEMPLATE = PlainTemplate("Question: {question}\nAnswer:\n{answer}")
+
+
+def small_encoder() -> Encoder:
+    """Encoder with the tokenizer of a small Llama, trained on built-in authors."""
+    benchmark = Authors(forget_authors=10, retain_authors=40).load(None)
+    texts = [f"{r.question} {r.answer}" for records in benchmark.training.values() for r in records]
+    return Encoder(SmallLlama(vocabulary=4096).tokenizer(texts), TEMPLATE, 512)
 
 
 def groups_of(encoder: Encoder, root: str | None, group_size: int) -> list[list[Encoded]]:
@@ -314,11 +322,9 @@ def main() -> None:
         language_model = Pretrained(arguments.model)
         tokenizer = language_model.tokenizer(())
         network = language_model.network(tokenizer).to(device)  # type: ignore[arg-type]
+        encoder = Encoder(tokenizer, TEMPLATE, 512)
     else:
-        benchmark = Authors(forget_authors=10, retain_authors=40).load(None)
-        texts = [f"{r.question} {r.answer}" for records in benchmark.training.values() for r in records]
-        tokenizer = SmallLlama(vocabulary=4096).tokenizer(texts)
-        network = untrained(arguments)
+        encoder, network = small_encoder(), untrained(arguments)
     if arguments.attention:
         network.set_attn_implementation(arguments.attention)
     if arguments.gradient_checkpointing:
@@ -326,7 +332,6 @@ def main() -> None:
     if arguments.compile:
         for block in network.model.layers:
             block.compile(dynamic=True)
-    encoder = Encoder(tokenizer, PlainTemplate("Question: {question}\nAnswer:\n{answer}"), 512)
     bf16 = arguments.precision == "bf16-mixed"
     steps = Steps(network, bf16, arguments.max_logits)
     kinds = tuple(dict.fromkeys([*arguments.kinds, "packed"]))

@@ -104,7 +104,7 @@ class UnlearningModule(pl.LightningModule):
         self._inference: Inference | None = None
         self._plain_blocks = ExitStack()
         """Context of eager blocks during an evaluation, closed at its end."""
-        self._step_logs: dict[str, Tensor | float] = {}
+        self._step_means: dict[str, Tensor] = {}
         self._losses: list[Tensor] = []
         """Losses of the step's micro-batches that have not been checked yet."""
 
@@ -311,40 +311,48 @@ class UnlearningModule(pl.LightningModule):
         """Stores a loss to be checked together with the step's gradients, because each check synchronises the GPU."""
         self._losses.append(loss.detach())
 
-    def _check_numbers(self) -> None:
-        """Stops the run before a NaN or infinite loss or gradient reaches the weights and the optimiser."""
+    def _checked_means(self) -> dict[str, float]:
+        """Logged means over the step's groups, of all micro-batches and processes.
+
+        Stops the run before a NaN or infinite loss or gradient reaches the weights and the optimiser. All that the CPU
+        has to know of a step is read at once, because each reading waits for the GPU.
+        """
         losses, self._losses = self._losses, []
-        gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
-        wrong = torch.zeros((), device=self.device)
+        means, self._step_means = self._step_means, {}
+        wrong = torch.zeros((), dtype=losses[0].dtype, device=self.device)
         if self._scaler is None:  # a gradient scaler skips such a step itself
+            gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
             local = [gradient.to_local() if isinstance(gradient, DTensor) else gradient for gradient in gradients]
             # The largest magnitude takes one pass over the gradients, and no sum that could overflow.
             wrong = (~torch.isfinite(torch.nn.utils.get_total_norm(local, norm_type=math.inf))).to(wrong)
-            if self.trainer.world_size > 1:  # shards differ, and all processes have to stop
-                wrong = self.trainer.strategy.reduce(wrong, reduce_op="sum")
-        found = torch.stack([loss.to(wrong) for loss in losses] + [wrong]).tolist()  # the only synchronisation
-        for loss in found[:-1]:
+        shared = torch.stack([wrong, *means.values()])
+        if self.trainer.world_size > 1:  # shards differ, and all processes have to stop
+            shared = self.trainer.strategy.reduce(shared, reduce_op="mean")
+        found = torch.cat([torch.stack(losses), shared]).tolist()  # the only synchronisation
+        for loss in found[: len(losses)]:
             if not math.isfinite(loss):
                 raise DivergenceError(
                     f"the loss is {loss} at step {self.global_step}: training diverged; lower the learning rate, or "
                     "stop earlier (--trainer.max_epochs)"
                 )
-        if found[-1]:
+        if found[len(losses)]:
             raise gradient_diverged(self.global_step)
+        return dict(zip(means, found[len(losses) + 1 :], strict=True))
 
     def _log_step(self, values: dict[str, Tensor], batch: Batch) -> None:
         """Adds a micro-batch's share to the means over the step's groups."""
         share = batch.scale / self.trainer.accumulate_grad_batches
         for name, value in values.items():
-            self._step_logs[name] = self._step_logs.get(name, 0.0) + value.detach() * share
+            self._step_means[name] = self._step_means.get(name, 0.0) + value.detach() * share
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Checks the gradients, and logs means over the step's groups of all micro-batches and processes."""
-        self._check_numbers()
-        rate_logs = {} if self.rate is None else self.rate.log(self._step_logs)
-        self.log_dict(self._step_logs, prog_bar=True, batch_size=1, sync_dist=self.trainer.world_size > 1)
-        self.log_dict(rate_logs, batch_size=1)  # the same in every process
-        self._step_logs = {}
+        """Checks losses and gradients, and logs the step's means and the rate."""
+        means = self._checked_means()
+        rate = {} if self.rate is None else self.rate.log(means)
+        for values, shown in ((means, True), (rate, False)):
+            # As tensors on the CPU: Lightning would copy a float to the GPU, and wait several times to read it again.
+            logged = torch.tensor([float(value) for value in values.values()], dtype=torch.float64).unbind()
+            self.log_dict(dict(zip(values, logged, strict=True)), prog_bar=shown, batch_size=1)
 
     def state_dict(self, *arguments: Any, **options: Any) -> dict[str, Any]:  # type: ignore[override]
         """State dict of all weights; for a model with an adapter of the adapter alone, as the others are frozen."""

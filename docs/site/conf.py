@@ -26,6 +26,7 @@ napoleon_use_rtype = False
 html_theme = "furo"
 html_title = f"sga {__version__}"
 html_show_sphinx = False
+html_show_copyright = False
 html_copy_source = False
 html_show_sourcelink = False
 html_show_search_summary = False  # summaries are fetched, which pages opened as files cannot do

@@ -11,7 +11,7 @@ import inspect
 import re
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,14 +46,23 @@ SECTIONS = {
         *("reference/api", "reference/verbs", "reference/papers", "methods", "metrics", "runs", "architectures"),
     ],
     "Results": ["results", "published"],
-    "Develop": ["architecture", "contributing", "changelog"],
+    "Develop": ["architecture", "extending", "contributing", "changelog"],
 }
 """Pages by section. Sphinx refuses a page that is in none; those in folders of docs/ go to Results by themselves."""
 
 _FIRST = """\
 Make a causal language model forget chosen data and keep everything else: **Smoothed Gradient Ascent**, some twenty
 methods to compare it with, and an evaluation that is tested, row by row, against published numbers.
-[Start here](start.md).
+
+```sh
+# your own data, in one command
+sga unlearn MODEL --forget forget.jsonl --retain retain.jsonl
+# or built-in data, with nothing to download
+sga demo
+```
+
+[Start here](start.md): install it, and take your own two files to a result. Then:
+[what the results say](results.md), [ten mistakes of this field](footguns.md), [the papers](reference/papers.md).
 
 ![Forget quality against model utility](images/forget-quality-utility.svg)
 """
@@ -86,9 +95,27 @@ def stage(folder: Path) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
     (source / "README.md").unlink()
-    for path in source.rglob("*.md"):
-        path.write_text(_as_page(path.read_text(encoding="utf-8"), path.stem), encoding="utf-8")
+    titles = {path: _title(path) for path in source.rglob("*.md")}
+    for path in titles:
+        text = _as_page(path.read_text(encoding="utf-8"), path.stem)
+        path.write_text(_titled_links(text, path, titles), encoding="utf-8")
     return source
+
+
+def _title(path: Path) -> str:
+    """Heading of a page, without marks."""
+    found = re.search(r"^# (.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    return found[1].replace("`", "") if found else path.stem.replace("-", " ").capitalize()
+
+
+def _titled_links(text: str, page: Path, titles: Mapping[Path, str]) -> str:
+    """A page whose links to others, called after their files on GitHub, are called after the others' headings."""
+
+    def named(found: re.Match[str]) -> str:
+        title = titles.get((page.parent / found[2]).resolve())
+        return found[0] if title is None else f"[{title}]({found[2]}{found[3] or ''})"
+
+    return re.sub(r"\[([\w/-]+\.md)\]\(([\w./-]+\.md)(#[^)]*)?\)", named, text)
 
 
 def _as_page(text: str, name: str) -> str:
@@ -100,7 +127,8 @@ def _as_page(text: str, name: str) -> str:
 
 def index() -> str:
     """The first page: docs/README.md, with every page by section."""
-    page = (DOCS / "README.md").read_text(encoding="utf-8").partition("\n")[2]
+    tables = (DOCS / "README.md").read_text(encoding="utf-8").partition("\n\n|")[2]
+    page = f"\n## Every page\n\n|{tables}"
     named = {name for names in SECTIONS.values() for name in names}
     found = {str(path.relative_to(DOCS).with_suffix("")) for path in DOCS.glob("*/*.md")}
     sections = {**SECTIONS, "Results": [*SECTIONS["Results"], *sorted(found - named), "reference/raw-results"]}
@@ -191,22 +219,29 @@ def _parser_section(parser: argparse.ArgumentParser, several: bool) -> str:
         " ".join(part.split()) if not part.startswith(" ") else f"```text\n{part}\n```"
         for part in (parser.description or "").split("\n\n")
     )
-    rows = ["| option | what it is | default |", "|---|---|---|"]
+    rows = ["| option | what it is |", "|---|---|"]
     for action in parser._actions:
         if action.help == argparse.SUPPRESS or isinstance(action, argparse._HelpAction | argparse._SubParsersAction):
             continue
-        flags = ", ".join(f"`{flag}`" for flag in action.option_strings) or f"`{action.metavar or action.dest}`"
+        flag = next(iter(action.option_strings), "")
+        if flag.endswith(".help") or "-->" in str(action.metavar or action.dest):  # links between options are none
+            continue
+        # Options of Lightning's verbs have their types for values.
+        value = f" {action.metavar}" if flag and "." not in flag and action.metavar and action.nargs != 0 else ""
+        value = f"{value} …" if action.nargs == "+" else value.replace(" \b", "")
+        flags = ", ".join(f"`{flag}{value}`" for flag in action.option_strings) or f"`{action.metavar or action.dest}`"
         values = f" {{{', '.join(map(str, action.choices))}}}" if action.choices else ""
-        default = "" if action.default in (None, argparse.SUPPRESS, False, [], ()) else f"`{_flat(action.default)}`"
         about_it = " ".join((action.help or "").replace("%%", "%").split())
-        about_it = re.sub(r" ?\((required, )?type: .*\)$", "", about_it)
-        rows.append(f"| {flags} | {_cell(about_it + values)} | {_cell(default)} |")
-    return f"{heading}{_escaped(about)}\n\n" + "\n".join(rows) + "\n"
+        about_it = _cell(re.sub(r" ?\((required, )?type: .*\)$", "", about_it) + values)
+        known = action.default in (None, argparse.SUPPRESS, False, [], ()) or re.search(r"\(default|Default:", about_it)
+        rows.append(f"| {flags} | {about_it}{'' if known else f' (default {_cell(_flat(action.default))})'} |")
+    about = re.sub(r"docs/([\w-]+\.md)", r"[\1](../\1)", _escaped(about))
+    return f"{heading}{about}\n\n" + "\n".join(rows) + "\n"
 
 
 def _flat(value: Any) -> str:
     text = " ".join(map(str, value) if isinstance(value, tuple) else str(value).split())
-    return text if len(text) < 60 else text[:57] + "…"
+    return f"`{text if len(text) < 60 else text[:57] + '…'}`"
 
 
 def _cell(text: str) -> str:
@@ -222,15 +257,20 @@ def _escaped(text: str) -> str:
 
 def paper_index() -> str:
     """Methods by paper: equation, class, exact arguments, badge; from the table of methods.md and configs/methods."""
-    lines = ["# Paper index", "", _PAPERS_INTRO, ""]
+    heads = {row["method"]: _heading(row) for row in method_rows()}
+    lines = ["# Paper index", "", _PAPERS_INTRO, "", "| method | as published | paper |", "|---|---|---|"]
+    for row in method_rows():
+        badge = row["as published"].partition(":")[0]
+        anchor = re.sub(r"[^\w\- ]", "", heads[row["method"]].lower()).replace(" ", "-")
+        lines.append(f"| [{heads[row['method']]}](#{anchor}) | {_badge(badge)} | {row['source']} |")
+    lines.append("")
     for row in method_rows():
         names = re.findall(r"`([a-z][\w-]*)`", row["method"])
-        title = row["method"].split(", `")[0]
         badge, _, why = row["as published"].partition(": ")
         lines += [
-            f"## {title[0].upper()}{title[1:]}",
+            f"## {heads[row['method']]}",
             "",
-            f'<span class="badge-{badge}">{badge}</span> {why}'.rstrip(),
+            f"{_badge(badge)} {why}".rstrip(),
             "",
         ]
         papers = re.findall(r"\d{4}\.\d{5}", row["source"])
@@ -252,6 +292,15 @@ def paper_index() -> str:
             ]
     lines += [f"Where codes and papers depart from each other, option by option: [methods]({_DIFFERENCES})."]
     return "\n".join(lines)
+
+
+def _heading(row: Mapping[str, str]) -> str:
+    title = row["method"].split(", `")[0]
+    return f"{title[0].upper()}{title[1:]}"
+
+
+def _badge(word: str) -> str:
+    return f'<span class="badge-{word}">{word}</span>'
 
 
 _DIFFERENCES = "../methods.md#where-papers-published-codes-and-this-program-differ"

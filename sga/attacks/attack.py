@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,15 @@ import torch
 from sga.attacks.entailment import EntailmentJudge
 from sga.attacks.findings import Finding
 from sga.attacks.measurements import Measurements
-from sga.attacks.models import attack_data, attacked_run, check_tokenizers, model_before, named_model, run_model
+from sga.attacks.models import (
+    WEIGHTS,
+    attack_data,
+    attacked_run,
+    check_tokenizers,
+    model_before,
+    named_model,
+    run_model,
+)
 from sga.attacks.progress import AttackProgress
 from sga.attacks.recovery import benign_records
 from sga.attacks.result import attack_lines, attack_page, write_card
@@ -22,8 +31,9 @@ from sga.attacks.suite import report_content, run_attacks
 from sga.callbacks.evaluator import ANSWERS_FOLDER
 from sga.errors import UserError
 from sga.evaluation.table import duration
-from sga.files import write_json, write_text
+from sga.files import read_json_object, write_json, write_text
 from sga.models.noise import hide_noise
+from sga.runs.folder import RunFolder
 from sga.runs.lock import write_lock
 
 
@@ -121,10 +131,27 @@ def _check(references: Sequence[str], attacks: Sequence[str], rows: int, max_new
 def quick_attack_lines(path: str | Path) -> list[str]:
     """Lines for the terminal on the attacks that take no longer than an evaluation each, see `attack_run`.
 
-    The model is there already: an error, whatever it is, is one of the lines.
+    What `sga attack` found of these weights with more attacks, retained models or other settings is told instead and
+    stays as it is. The model is there already: an error, whatever it is, is one of the lines.
     """
     try:
-        return attack_run(path, attacks=QUICK, say=lambda line: None).lines()
+        return _fuller_lines(attacked_run(path)) or attack_run(path, attacks=QUICK, say=lambda line: None).lines()
     except Exception as error:
         why = " ".join(f"{type(error).__name__}: {error}".split())
         return [f"No attacks were made ({why}). The model is there all the same; again: sga attack {path}"]
+
+
+def _fuller_lines(run: RunFolder) -> list[str] | None:
+    """Lines on what more than quick attacks found of a run's weights, which its card then has; None without such."""
+    path = run.path / "attacks" / "attacks.json"
+    weights = [one for one in run.model_path.glob("*") if one.suffix in WEIGHTS]
+    if not path.is_file() or any(one.stat().st_mtime > path.stat().st_mtime for one in weights):
+        return None
+    content = read_json_object(path)
+    asked = [name for name in ATTACKS if content["untried"].get(name) != "not asked for"]
+    strength = json.loads(json.dumps(asdict(AttackSettings())))
+    if {*asked} <= {*QUICK} and not content["models"]["retained"] and content["settings"] == strength:
+        return None
+    findings = [Finding.from_json(one) for one in content["findings"]]
+    write_card(run.model_path, content, findings)
+    return [f"as sga attack found them ({path}):", *attack_lines(content, findings)]

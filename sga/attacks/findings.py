@@ -96,6 +96,12 @@ class Finding:
         """Content of the finding in attacks.json."""
         return asdict(self)
 
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Finding:
+        """The finding of which `as_json` gives the content."""
+        numbers = ("before", "unlearned", "after", "retained")
+        return cls(**{**content, **{name: content[name] and Estimate(**content[name]) for name in numbers}})
+
 
 def shown_names(unlearned: str, retained: Sequence[str]) -> dict[str, str]:
     """Names of the attacked models to show, by full name: the last part of a path, or all of it if others end alike.

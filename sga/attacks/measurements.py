@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from hashlib import sha256
@@ -136,7 +137,7 @@ class Measurements:
             make: Function that measures, given what an interrupted call has written, and how to write parts.
         """
         key = sha256(repr((settings, self.data.encoder.max_length)).encode()).hexdigest()[:16]
-        path = self.folder / "results" / f"{name.replace(' ', '-')}-{model.key}-{key}.json"
+        path = self.folder / "results" / f"{re.sub('[ /]', '-', name)}-{model.key}-{key}.json"
         known = read_json_object(path) if path.is_file() else {}
         if known.get("done"):
             return known

@@ -46,10 +46,14 @@ class AttackedModel:
         return network.eval()  # type: ignore[no-any-return]
 
 
+WEIGHTS = (".json", ".safetensors", ".bin", ".model", ".gguf")
+"""Ends of the names of files that a model and its tokenizer are read from."""
+
+
 def files_key(name: str, *described: str | None) -> str:
     """Hash of a model's place: path, sizes and times of its files, or its Hub name, and what else describes it."""
     place = Path(name)
-    files = sorted(one for one in place.glob("*") if one.suffix in (".json", ".safetensors", ".bin", ".model", ".gguf"))
+    files = sorted(one for one in place.glob("*") if one.suffix in WEIGHTS)
     parts = [(one.name, one.stat().st_size, one.stat().st_mtime_ns) for one in files]
     whole = (str(place.resolve() if files else place), *described, parts)
     return hashlib.sha256(repr(whole).encode()).hexdigest()[:16]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +57,8 @@ def relearning_outcomes(m: Measurements, attack: str) -> Iterator[Finding | Untr
     else:
         size = len(relearned_and_rest(m.data.forget, s.shares[-1])[0])
         parts = [
-            (f"relearn-benign {size}" + ("" if text == "retain" else f" {Path(text).stem}"), size, text)
-            for text in dict.fromkeys(s.benign)
+            (f"relearn-benign {size}" + ("" if text == "retain" else f" {name}"), size, text)
+            for name, text in {name: text for text, name in benign_names(s.benign).items()}.items()
         ]
     for name, size, text in parts:
         yield _outcome(m, name, size, text)
@@ -76,6 +77,16 @@ def _outcome(m: Measurements, name: str, size: int, benign: str | None) -> Findi
     curves = {model.name: _curve(m, model, name, learned, rest, strength) for model in m.models}
     says = f"trained on {words}, learning rate {strength.rate:g}, {strength.control}"
     return _of_curves(m, name, says, curves, rest)
+
+
+def benign_names(texts: Sequence[str]) -> dict[str, str]:
+    """Names of texts of benign relearning: files' stems, or as much of their paths' ends as tells all of them apart."""
+    paths = {text: Path(text) for text in texts}
+    for depth in count():
+        names = [str(Path(*path.parts[-depth:])) if depth else path.stem for path in paths.values()]
+        if len({*names}) == len({*paths.values()}):
+            break
+    return dict(zip(paths, names, strict=True))
 
 
 def benign_records(text: str, data: AttackData) -> tuple[tuple[Record, ...], str]:

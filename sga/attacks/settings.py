@@ -24,13 +24,13 @@ class AttackSettings:
         words: Number of first words of an answer that are given, at most half of them.
         shares: Shares of the forget records that are relearned, each between 0 and 1.
         steps: Number of relearning steps; one epoch where that is more.
-        rate: Learning rate of relearning; None takes the least at which the control model learns its records.
+        rate: Learning rate of relearning (default: the least at which the control model learns its records).
         benign: Texts of benign relearning: ``retain`` (the run's retain records), ``general`` (the built-in questions
             on world facts) or paths of JSON Lines or plain-text files; each makes a curve of its own.
         samples: Number of answers that are sampled for each question (n).
         questions: Number of questions that are sampled.
         leak: ROUGE-L recall in (0, 1] from which on a sample leaks.
-        nli: Folder or Hub name of a model of natural-language inference that judges samples as well; None for none.
+        nli: Folder or Hub name of a model of natural-language inference that judges samples as well.
         seed: Seed of sampling and of the order in which records are relearned.
     """
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +19,14 @@ from sga.batching.encoding import Encoded
 from sga.groups.roles import ALTERNATIVE, FORGET, NORMAL, columns_of
 
 
-@dataclass  # not frozen: Lightning moves and converts dataclasses field by field
+def to_device(values: Tensor | NDArray[Any], device: torch.device) -> Tensor:
+    """Copies numbers to a device without synchronising with the GPU, unlike ``torch.tensor`` and a plain ``to``."""
+    tensor = values if isinstance(values, Tensor) else torch.from_numpy(values)
+    pinned = tensor.pin_memory() if device.type == "cuda" and tensor.device.type == "cpu" else tensor
+    return pinned.to(device, non_blocking=True)
+
+
+@dataclass  # not frozen: Lightning converts dataclasses field by field
 class Batch:
     """B groups of K sequences, flattened; row b·K is the forget sample of group b.
 
@@ -69,6 +77,15 @@ class Batch:
             return rows, places
         rows = np.repeat(np.arange(len(self.bounds)), [length - prompt for prompt, length in self.bounds])
         return rows, np.concatenate([np.arange(prompt, length) for prompt, length in self.bounds])
+
+    def to(self, device: torch.device | str, **options: Any) -> Batch:
+        """The batch with its tensors on a device; Lightning calls it for every batch."""
+        moved: dict[str, Any] = {
+            name: to_device(value, torch.device(device))
+            for name, value in vars(self).items()
+            if isinstance(value, Tensor)
+        }
+        return replace(self, **moved)
 
     def forget_only(self) -> Batch:
         """The forget samples of the groups alone (K = 1), for losses that do not read normal samples."""

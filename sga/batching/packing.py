@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sga.batching.batch import Batch
+from sga.batching.batch import Batch, to_device
 
 MULTIPLE = 8
 """Multiple that row lengths are padded to: matrix units are faster on whole tiles."""
@@ -35,6 +35,7 @@ class Layout:
             reading order.
         answers: Index into the flattened [R·T] of each answer token itself, [M].
         rows: Index of the batch's sequence that each answer token belongs to, [M], ascending.
+        host_rows: Copy of `rows` on the CPU, [M].
         targets: Token ids of the answer tokens, [M].
     """
 
@@ -42,6 +43,7 @@ class Layout:
     predicting: Tensor
     answers: Tensor
     rows: Tensor
+    host_rows: NDArray[np.int64]
     targets: Tensor
 
 
@@ -58,13 +60,7 @@ def _layout(batch: Batch, arguments: dict[str, Any], begins: NDArray[np.int64]) 
     answers = begins[rows] + places  # a sequence's first token is never an answer token
     width = batch.input_ids.shape[1]
     moved = to_device(np.stack([answers - 1, answers, rows, rows * width + places]), batch.input_ids.device)
-    return Layout(arguments, moved[0], moved[1], moved[2], batch.input_ids.flatten()[moved[3]])
-
-
-def to_device(array: NDArray[Any], device: torch.device) -> Tensor:
-    """Copies an array to a device without synchronising with the GPU."""
-    tensor = torch.from_numpy(array)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+    return Layout(arguments, moved[0], moved[1], moved[2], rows, batch.input_ids.flatten()[moved[3]])
 
 
 def packed(batch: Batch, hidden_size: int | None = None, room: int = 0, by_length: bool = False) -> Layout:

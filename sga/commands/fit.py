@@ -45,7 +45,7 @@ def fit_end(run: Run, reference_paths: Sequence[str] = ()) -> list[str]:
             shown = [ABSENT if value is None else column.number(value) for value in (start, end, goal)]
             lines.append([column.head, *shown, _verdict(column, start, end, goal)])
     shown_lines = [[line[i] for i in kept] for line in lines]
-    table = fitted_table(shown_lines, texts=[0] + [kept.index(4)] * (4 in kept)) if len(lines) > 1 else []
+    table = fitted_table(shown_lines, texts=[kept.index(i) for i in (0, 4) if i in kept]) if len(lines) > 1 else []
     return ["", *table, "", "next", *(f"  {command}" for command in _next_commands(run, reference_paths))]
 
 

@@ -41,12 +41,13 @@ class Verb:
 
     def __call__(self, arguments: Sequence[str]) -> int:
         parser = self.parser()
+        words = parser.joined(arguments)
         rest: list[str] = []
         if self._parameters("rest"):
-            given, rest = parser.parse_known_args(list(arguments))
+            given, rest = parser.parse_known_args(words)
             parser.check_rest(rest)
         else:
-            given = parser.parse_args(list(arguments))
+            given = parser.parse_args(words)
         values = {name: tuple(value) if isinstance(value, list) else value for name, value in vars(given).items()}
         hints = get_type_hints(self._function)
         for parameter in self._parameters("options"):
@@ -121,6 +122,23 @@ def run_one_of(name: str, about: str, verbs: Mapping[str, Verb], arguments: Sequ
 
 class _Parser(argparse.ArgumentParser):
     """A parser that takes parameters of functions, and says which option was meant."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # argparse's own takes -1e-3 for an option.
+        self._negative_number_matcher = re.compile(r"-(\d+\.?\d*|\.\d+)(e[-+]?\d+)?$", re.IGNORECASE)
+
+    def joined(self, words: Sequence[str]) -> list[str]:
+        """Words of a command line, ``--prefix -x`` as ``--prefix=-x``: argparse takes a value like -x for an option."""
+        found: list[str] = []
+        for word in words:
+            action = self._option_string_actions.get(found[-1]) if found else None
+            dashed = re.match("-[^-]", word) and word not in self._option_string_actions
+            if dashed and action is not None and action.nargs is None:
+                found[-1] += f"={word}"
+            else:
+                found.append(word)
+        return found
 
     def add(self, parameter: inspect.Parameter, hint: Any, said: Docstring, *aliases: str) -> None:
         """Adds the argument that a parameter stands for."""

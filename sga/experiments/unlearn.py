@@ -28,7 +28,7 @@ from sga.experiments.configuration import Values
 from sga.experiments.engine import InThisProcess, Pool, Processes, run
 from sga.experiments.task import LOG_FILE, Task
 from sga.experiments.unlearn_data import UnlearningRecords, look, read_unlearning_records
-from sga.experiments.unlearn_model import given_model, with_settings
+from sga.experiments.unlearn_model import base_template_warning, given_model, with_settings
 from sga.experiments.unlearn_pilot import piloted_rate
 from sga.experiments.unlearn_progress import WholeProgress
 from sga.experiments.unlearn_recipe import (
@@ -144,7 +144,7 @@ def unlearn(
     named = (("trainer.max_epochs", epochs), ("model.optimizer.lr", lr), ("data.group_size", group_size))
     own |= {name: value for name, value in named if value is not None}
     start = with_settings(given_model(model, tokenizer, folder), own)
-    weights = _look(records, start, own, say)
+    weights = _look(records, start, own, say, base)
     recipe = chosen_recipe(method, lora, weights, records)
     plan = Plan(recipe, start, records.write(folder), weights, own)
     try:
@@ -212,7 +212,13 @@ def evaluate(
 # ---- the model ------------------------------------------------------------------------------------------------------
 
 
-def _look(records: UnlearningRecords, start: Mapping[str, Any], own: Values, say: Callable[[str], None]) -> int:
+def _look(
+    records: UnlearningRecords,
+    start: Mapping[str, Any],
+    own: Values,
+    say: Callable[[str], None],
+    base: str | Path | None = None,
+) -> int:
     """Says what the data and the form of its prompts are like; the number of the model's weights."""
     from sga.batching.encoding import Encoder
     from sga.batching.templates import AutoTemplate
@@ -223,10 +229,13 @@ def _look(records: UnlearningRecords, start: Mapping[str, Any], own: Values, say
     tokenizer = described.tokenizer(())
     template = AutoTemplate().chosen(tokenizer)
     length = min(int(own.get("data.max_length", 512)), described.context() or sys.maxsize)
+    given = own.get("data.template")
+    if base is not None and any(not record.is_text for record in records.sets["forget"]):  # texts have no template
+        said = base_template_warning(tokenizer, Pretrained(str(base)).tokenizer(()), given)
+        records.warnings.extend([] if said is None else [said])
     for line in look(records, Encoder(tokenizer, template, length)):
         say(f"data: {line}")
     weights = sum(parameter.numel() for parameter in fake_network(described).parameters())
-    given = own.get("data.template")
     shown = str(given.get("class_path")) if isinstance(given, dict) else str(given or type(template).__name__)
     say(f"model: {start['name_or_path']}, {weights / 1e6:.3g} million weights, template {shown.removeprefix('sga.')}")
     return weights

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sga.errors import UserError
 from sga.experiments.configuration import Values, digest
 from sga.files import write_folder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 def given_model(model: Any, tokenizer: Any, folder: Path) -> dict[str, Any]:
@@ -49,6 +53,36 @@ def with_settings(start: Mapping[str, Any], own: Values) -> dict[str, Any]:
     if file is not None:
         found["name_or_path"] = Pretrained(found["name_or_path"], gguf_file=file).location
     return found
+
+
+def base_template_warning(
+    tokenizer: PreTrainedTokenizerBase, base: PreTrainedTokenizerBase, template: Any
+) -> str | None:
+    """Sentence on a base model that is asked in another form than the model; None if both are asked alike.
+
+    Args:
+        tokenizer: Tokenizer of the model.
+        base: Tokenizer of the base model.
+        template: The user's setting ``data.template``; None without one.
+    """
+    from sga.batching.templates import AutoTemplate
+
+    if template is not None and not re.search("AutoTemplate|ChatTemplate", str(template)):
+        return None  # a text of its own, the same for both
+    mine, theirs = (AutoTemplate().rendering(one) for one in (tokenizer, base))
+    if mine == theirs:
+        return None
+    if theirs is None:
+        said = "has no chat template: it is asked in the plain template, the model in its chat template"
+    elif mine is None:
+        said = "has a chat template, which the model has not: each is asked in a form of its own"
+    else:
+        said = "'s chat template is not the model's: each is asked in its own"
+    return (
+        f"the base model{' ' * said.startswith('has')}{said}, so that the membership AUC that is the goal is of other "
+        "prompts than the model's; ask both alike (--set data.template=PlainTemplate), or give the base model's "
+        "tokenizer the chat template of the model"
+    )
 
 
 _OF_MODEL = (

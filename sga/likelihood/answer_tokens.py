@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from sga.batching.batch import to_device
 from sga.groups.roles import columns_of
 
 
@@ -28,6 +31,7 @@ class AnswerTokens:
             optimiser step; None if these groups are the whole step.
         reference_nll: Negative log-likelihood of each answer under the starting model, [B, C], nats, summed over
             tokens; NaN for roles for which the loss does not need it.
+        host_rows: Copy of `rows` on the CPU, [M]; None if it has to be read from the device.
         reference: Starting model's numbers for the columns of some roles; None unless the loss needs them.
     """
 
@@ -41,6 +45,7 @@ class AnswerTokens:
     hidden: Tensor | None = None
     reference_nll: Tensor | None = None
     reference: AnswerTokens | None = None
+    host_rows: NDArray[np.int64] | None = None
     mean_lengths: tuple[float, ...] | None = None
 
     def total(self, values: Tensor) -> Tensor:
@@ -57,7 +62,7 @@ class AnswerTokens:
         the columns of a role, the parts give the mean over all answer tokens of this role in the step."""
         total = self.total(values)
         if self.mean_lengths is not None:
-            return total / total.new_tensor(self.mean_lengths)
+            return total / to_device(torch.tensor(self.mean_lengths, dtype=total.dtype), total.device)
         lengths = self.lengths.to(total).mean(dim=0)  # [C]
         roles = [columns_of(self.roles, [role]) for role in self.roles]
         return total / torch.stack([lengths[columns].mean() for columns in roles])
@@ -103,13 +108,20 @@ class AnswerTokens:
         assert columns, f"there is a sequence of role {' or '.join(roles)}"
         if len(columns) == len(self.roles):
             return self
-        index = torch.full((len(self.roles),), -1, device=self.rows.device)
-        index[columns] = torch.arange(len(columns), device=self.rows.device)
-        group, column = self.rows // len(self.roles), index[self.rows % len(self.roles)]  # [M]
-        kept = column >= 0
+        # On the CPU, because a GPU's mask would have to be waited for.
+        rows = self.rows.cpu().numpy() if self.host_rows is None else self.host_rows
+        index = np.full(len(self.roles), -1)
+        index[columns] = np.arange(len(columns))
+        column = index[rows % len(self.roles)]  # [M]
+        places = np.flatnonzero(column >= 0)
+        chosen = (rows // len(self.roles) * len(columns) + column)[places]
+        kept, moved = to_device(np.stack([places, chosen]), self.rows.device)
 
         def cut(values: Tensor | None) -> Tensor | None:
             return None if values is None else values[kept]
+
+        def at_columns(values: Tensor) -> Tensor:
+            return torch.stack([values[:, column] for column in columns], dim=1)
 
         there = self.reference is not None and columns_of(self.reference.roles, roles)
         return replace(
@@ -117,12 +129,13 @@ class AnswerTokens:
             roles=tuple(self.roles[column] for column in columns),
             token_nll=self.token_nll[kept],
             targets=self.targets[kept],
-            rows=(group * len(columns) + column)[kept],
-            lengths=self.lengths[:, columns],
-            sequence_lengths=self.sequence_lengths[:, columns],
+            rows=moved,
+            host_rows=chosen,
+            lengths=at_columns(self.lengths),
+            sequence_lengths=at_columns(self.sequence_lengths),
             logits=cut(self.logits),
             hidden=cut(self.hidden),
             mean_lengths=self.mean_lengths and tuple(self.mean_lengths[column] for column in columns),
-            reference_nll=None if self.reference_nll is None else self.reference_nll[:, columns],
+            reference_nll=None if self.reference_nll is None else at_columns(self.reference_nll),
             reference=self.reference.of(*roles) if self.reference is not None and there else None,
         )

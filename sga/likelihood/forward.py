@@ -163,6 +163,7 @@ def answer_tokens(
         token_nll=token_nll,
         targets=targets,
         rows=layout.rows,
+        host_rows=layout.host_rows,
         lengths=batch.answer_mask.sum(dim=1).view(-1, batch.group_size),  # [B*K] -> [B, K]
         sequence_lengths=batch.attention_mask.sum(dim=1).view(-1, batch.group_size),
         logits=logits if keep_logits else None,

@@ -9,10 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sga.batching.batch import Batch
+from sga.batching.batch import Batch, to_device
 from sga.likelihood.answer_tokens import AnswerTokens
 from sga.models.text_config import text_config
 
@@ -38,7 +39,8 @@ class Distinct:
         """
         lengths = once.lengths.flatten()  # [U, 1] -> [U]
         own = lengths[self.place]  # [B*K]
-        rows = torch.from_numpy(batch.answer_places()[0]).to(own.device)  # [M]
+        host_rows, _ = batch.answer_places()  # [M]
+        rows = to_device(host_rows, own.device)
         within = torch.arange(len(rows), device=rows.device) - (own.cumsum(0) - own)[rows]
         index = (lengths.cumsum(0) - lengths)[self.place[rows]] + within  # [M]
 
@@ -50,6 +52,7 @@ class Distinct:
             token_nll=once.token_nll[index],
             targets=once.targets[index],
             rows=rows,
+            host_rows=host_rows,
             lengths=own.view(-1, batch.group_size),  # [B*K] -> [B, K]
             sequence_lengths=batch.attention_mask.sum(dim=1).view(-1, batch.group_size),
             logits=at(once.logits),
@@ -74,7 +77,7 @@ def distinct(model: nn.Module, batch: Batch) -> Distinct | None:
     if len(first) == len(batch.keys):
         return None
     device = batch.input_ids.device
-    rows = torch.tensor(list(first.values()), device=device)  # [U]
+    rows = to_device(np.array(list(first.values())), device)  # [U]
     numbers = {key: number for number, key in enumerate(first)}
     bounds = tuple(batch.bounds[row] for row in first.values())
     once = replace(
@@ -89,7 +92,7 @@ def distinct(model: nn.Module, batch: Batch) -> Distinct | None:
         bounds=bounds,
         keys=None,
     )
-    return Distinct(once, torch.tensor([numbers[key] for key in batch.keys], device=device))
+    return Distinct(once, to_device(np.array([numbers[key] for key in batch.keys]), device))
 
 
 def _drops(model: nn.Module) -> bool:

@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor
 
+from sga.batching.batch import to_device
 from sga.errors import UserError, check_finite
 from sga.groups.roles import ALTERNATIVE, FORGET, NORMAL, columns_of
 from sga.likelihood.answer_tokens import AnswerTokens
@@ -160,7 +161,7 @@ class SmoothedGradientAscent(WeighingLoss):
     def forward(self, nll: Tensor, smoothing_rate: float | None = None, alternatives: int = 0) -> Tensor:
         # [B, K] -> []; the last `alternatives` columns are alternatives
         vector = smoothing_vector(nll.shape[1], self._number(smoothing_rate), alternatives, self.alternative_rate)
-        weights = -(vector / vector[0] if self.unit_ascent else vector).to(nll)  # [K]
+        weights = to_device(-(vector / vector[0] if self.unit_ascent else vector).to(nll.dtype), nll.device)  # [K]
         # The forget column apart: r = 0 adds exact zeros to what GradientAscent computes, and is equal to the last bit.
         return (weights[0] * nll[:, 0] + (weights[1:] * nll[:, 1:]).sum(dim=1)).mean()
 

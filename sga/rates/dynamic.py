@@ -174,7 +174,7 @@ class TrainingRate:
         if split is not None:
             split.combine(*self._weights)
 
-    def log(self, step: MutableMapping[str, Tensor | float]) -> dict[str, float]:
+    def log(self, step: MutableMapping[str, float]) -> dict[str, float]:
         """Number in force under all its names; of a dynamic policy also the gradients' numbers, last read.
 
         Args:

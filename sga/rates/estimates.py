@@ -64,6 +64,7 @@ def rules(margins: Sequence[float], own: DynamicRate | None = None) -> list[Rate
     """All rules: the margin ones for each m, that of `BEST_MARGIN`, and the configuration's own if it is another."""
     found = [RateRule("paper", PaperRate()), RateRule("min_norm", MinNormRate())]
     found += [RateRule(f"margin({m:g})", MarginRate(margin=m)) for m in margins]
+    found.append(RateRule("norm_ratio", NormRatio()))
     found += [RateRule(f"margin_lambda({m:g})", MarginWeight(margin=m)) for m in dict.fromkeys((*margins, BEST_MARGIN))]
     if own is not None and own not in [rule.policy for rule in found]:
         found.append(RateRule(str(own), own))

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 CHUNK = {"cpu": 1 << 18}
 """Elements that are widened to float64 at a time, by kind of device; elsewhere `LARGE_CHUNK`, for fewer launches."""
 LARGE_CHUNK = 1 << 24
+FEW_KERNELS = {"cuda"}
+"""Kinds of device on which products are summed in float32, by few kernels."""
 
 
 @dataclass(frozen=True)
@@ -190,7 +192,7 @@ def geometry_by_layer(
         # A parameter without gradients gives zeros on the CPU.
         place = "cpu" if some is None or some.device.type == "mps" else some.device
         products = torch.stack([_products(f, n, p).to(place) for (f, n), p in zip(pairs, metric, strict=True)])
-    elif some is not None and some.device.type == "cuda":
+    elif some is not None and some.device.type in FEW_KERNELS:
         products = _products_in_float32(pairs, some.device)
     else:
         products = torch.stack([_products(f, n) for f, n in pairs]) if pairs else torch.zeros(0, 3)
@@ -265,14 +267,15 @@ def _products_in_float32(pairs: Sequence[tuple[Tensor | None, Tensor | None]], d
 
     zero = torch.zeros((), device=device)
     rows: list[list[Tensor]] = [[zero] * 3 for _ in pairs]
-    for side in range(2):
-        held = [(index, part.detach()) for index, pair in enumerate(pairs) if (part := pair[side]) is not None]
-        norms = torch._foreach_norm([part for _, part in held], 2, torch.float32) if held else ()
-        for (index, _), norm in zip(held, norms, strict=True):
-            rows[index][side] = norm
-    for index, (f, n) in enumerate(pairs):
-        if f is not None and n is not None:
-            rows[index][2] = f.detach().flatten().float().dot(n.detach().flatten().float())
+    with torch.no_grad():
+        for side in range(2):
+            held = [(index, part) for index, pair in enumerate(pairs) if (part := pair[side]) is not None]
+            norms = torch._foreach_norm([part for _, part in held], 2, torch.float32) if held else ()
+            for (index, _), norm in zip(held, norms, strict=True):
+                rows[index][side] = norm
+        for index, (f, n) in enumerate(pairs):
+            if f is not None and n is not None:
+                rows[index][2] = f.flatten().float().dot(n.flatten().float())
     found = torch.stack([value for row in rows for value in row]).double().view(-1, 3)  # [P*3] -> [P, 3]
     return torch.cat([found[:, :2].square(), found[:, 2:]], dim=1)
 

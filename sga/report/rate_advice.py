@@ -33,6 +33,7 @@ SYMBOLS = (
     ("u", "(K − 1)/K · (ḡ_n − g_f), the way r moves the update; paper is ⟨g_f, u⟩/‖u‖², min_norm its opposite"),
     ("m", "margin, in brackets after a rule: the normal loss is to fall as in plain descent on it with weight m"),
     ("margin", "the r that keeps the margin; margin_lambda is the λ that does, which may be 1 and more"),
+    ("norm_ratio", "the λ at which g_f and λ·ḡ_n are of one length: normalised gradient difference"),
     ("without noise", "noise-free: estimated from pairs of different chunks, which share no noise of single groups"),
     ("at batch B", "what a training step of B groups reads on average, its noise included"),
     ("applied", "what the rule's policy would set on the sample's gradients, clamps included"),

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ from sga.__main__ import main
 from sga.attacks import measurements, recovery
 from sga.attacks.attack import AttackResult, attack_run, quick_attack_lines
 from sga.attacks.models import AttackedModel
+from sga.attacks.recovery import benign_names
 from sga.attacks.relearning import looks
 from sga.attacks.settings import ATTACKS, AttackSettings
 from sga.errors import UserError
@@ -177,6 +181,50 @@ def test_an_unlearned_model_stays_whatever_happens_to_its_attacks(unlearned_run:
     assert quick_attack_lines(unlearned_run)[0].startswith(("Clean", "Fully", "Partly", "Not judged", "Diverged"))
     lines = quick_attack_lines(tmp_path)
     assert len(lines) == 1 and "no run folder" in lines[0] and f"again: sga attack {tmp_path}" in lines[0]
+
+
+def test_what_a_fuller_attack_found_stays_when_quick_ones_are_made(
+    unlearned_run: Path, own_reference: Path, tmp_path: Path
+) -> None:
+    """`sga unlearn` run again: numbers, page and card are those of `sga attack`, until the weights are others."""
+    run = tmp_path / "run"
+    shutil.copytree(unlearned_run, run, ignore=shutil.ignore_patterns("attacks", "checkpoints"))
+    quick = quick_attack_lines(run)
+    stored = run / "attacks" / "attacks.json"
+    assert json.loads(stored.read_text("utf-8"))["untried"]["sampling"] == "not asked for"
+    assert quick_attack_lines(run) == quick
+    asked = ("first-words", "sampling")
+    full = attack_run(run, [str(own_reference)], asked, SETTINGS, say=lambda _: None)
+    written, page = stored.read_bytes(), full.page.read_bytes()
+    (run / "model" / "README.md").write_text("# Written anew", encoding="utf-8")
+    lines = quick_attack_lines(run)
+    assert (stored.read_bytes(), full.page.read_bytes()) == (written, page)
+    assert lines[1:] == full.lines() and str(stored) in lines[0]
+    assert full.verdict[0] in (run / "model" / "README.md").read_text("utf-8")
+    weights = run / "model" / "model.safetensors"
+    os.utime(weights, (time.time() + 10,) * 2)
+    assert quick_attack_lines(run)[0] == quick[0] and stored.read_bytes() != written
+
+
+def test_two_benign_files_of_one_stem_have_names_of_their_own(
+    unlearned_run: Path, own_reference: Path, tmp_path: Path
+) -> None:
+    paths = [tmp_path / place for place in ("a/notes.txt", "b/notes.txt", "general.txt")]
+    for number, path in enumerate(paths):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f"The tide comes in {number} times a day. " * 40, encoding="utf-8")
+    settings = AttackSettings(steps=1, rate=1e-3, shares=(0.3,), benign=("general", *map(str, paths)))
+    some: dict[str, Any] = {"attacks": ("relearn-benign",), "settings": settings, "say": lambda _: None}
+    found = attack_run(unlearned_run, [str(own_reference)], output=tmp_path / "attacks", **some)
+    names = [one.attack.split()[2] for one in found.findings[1:]]
+    assert names[:3] == ["general", "a/notes.txt", "b/notes.txt"] and names[3].endswith("/general.txt")
+    assert found.card is not None and str(tmp_path) not in found.card.read_text("utf-8")
+
+
+def test_names_of_benign_texts() -> None:
+    assert benign_names(["retain", "x/a.txt", "b.jsonl"]) == {"retain": "retain", "x/a.txt": "a", "b.jsonl": "b"}
+    assert [*benign_names(["x/a.txt", "a.jsonl"]).values()] == ["a.txt", "a.jsonl"]
+    assert [*benign_names(["a.txt", "./a.txt", "x/a.txt"]).values()] == ["a.txt", "a.txt", "x/a.txt"]
 
 
 def test_benign_relearning_is_on_retain_records_general_questions_or_own_text(

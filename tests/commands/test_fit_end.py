@@ -57,6 +57,16 @@ def test_the_end_of_a_run_has_start_result_and_reference_and_commands_that_there
     assert "reference" in table[0] and "reference" not in fit_end(run)[1], "none, no column"
 
 
+def test_a_run_of_one_evaluation_has_no_start_and_no_verdict(finished_run: Path) -> None:
+    """As when a target or a retained model is trained: it used to end in a ValueError, after all of its work."""
+    run = load_run(finished_run)
+    run.__dict__["evaluations"] = run.evaluations[-1:]
+    for references in ([], [str(finished_run.parent / "retain")]):
+        lines = fit_end(run, references)
+        assert re.fullmatch(rf" +(last|chosen), step {run.chosen_step}" + " +reference" * len(references), lines[1])
+        assert not any("▲" in line or "▼" in line for line in lines)
+
+
 @pytest.mark.runs
 def test_a_fit_prints_it(
     unlearn_options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,6 +122,37 @@ def test_the_docstring_is_the_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert "[options of sga fit]" in said and "--seed N Seed (default 0)" in said and "(default False)" not in said
 
 
+@pytest.mark.parametrize(
+    ("line", "name", "value"),
+    [
+        ("--rate -1e-3", "options", Options(rate=-1e-3)),
+        ("--rate -.5", "options", Options(rate=-0.5)),
+        ("--job -c=2 --job -d", "options", Options(job=("-c=2", "-d"))),
+        ("--folder -x", "output", Path("-x")),
+        ("--many -1e-3 -2E+1 3", "many", (-1e-3, -20.0, 3.0)),
+    ],
+)
+def test_a_value_may_begin_with_a_dash(line: str, name: str, value: Any) -> None:
+    assert tried(["x", "--needed", "-3", *line.split()]) == 3
+    assert seen[name] == value and seen["needed"] == -3
+
+
+@pytest.mark.parametrize("line", ["--folder --seed 1", "--folder --data.group_size=4", "--folder"])
+def test_negative_control_an_option_is_not_the_value_of_another(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        tried(["x", "--needed", "3", *line.split()])
+    assert "--folder: expected one argument" in capsys.readouterr().err
+
+
+def test_no_help_speaks_of_python_s_none() -> None:
+    modules = [importlib.import_module(f"sga.commands.{name}") for name in VERBS if name not in LIGHTNING]
+    verbs = {id(one): one for module in modules for one in vars(module).values() if isinstance(one, Verb)}
+    assert len(verbs) > 15
+    assert [one for one in verbs.values() if re.search(r"\bNone\b", one.parser().format_help())] == []
+
+
+LIGHTNING = ("fit", "validate", "test", "predict")
+
 BEFORE = {
     "attack": "reference attacks target output rows max-new-tokens steps rate samples questions leak nli words shots "
     "prefix seed shares benign",
@@ -155,5 +187,5 @@ def test_options_stay_what_they_are(name: str) -> None:
 
 def test_every_verb_has_a_module() -> None:
     for name in VERBS:
-        if name not in ("validate", "test", "predict"):
+        if name not in LIGHTNING[1:]:
             assert inspect.getdoc(importlib.import_module(f"sga.commands.{name}"))

@@ -458,6 +458,10 @@ def test_answers_are_made_without_recorded_steps_where_these_fail(monkeypatch: p
         assert Inference(model, STOPS).answer(batch) == expected
 
 
+DECODED_OPERATORS = 215
+"""Number of operators of a decoded token, of a model of two blocks."""
+
+
 @torch.no_grad()
 def test_a_step_in_fixed_buffers_never_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nor does it add operators with the length of the context: it is the same work every time."""
@@ -473,7 +477,7 @@ def test_a_step_in_fixed_buffers_never_waits(monkeypatch: pytest.MonkeyPatch) ->
             decoding._count()
             counts.append(counted.operators)
             assert counted.waits == []
-    assert len(set(counts)) == 1, counts
+    assert len(set(counts)) == 1 and counts[0] <= DECODED_OPERATORS, counts
 
 
 def test_scores_that_depend_on_the_batch_are_made_one_by_one() -> None:
@@ -626,6 +630,7 @@ resource.setrlimit(resource.RLIMIT_AS, (used + 300_000_000, resource.RLIM_INFINI
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     found = Inference(model, [2]).answer(batch)
+resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 expected = [Inference(model, [2]).answer(one)[0] for one in small]
 assert all(abs(a.log_probs - b.log_probs).max() < 1e-4 for a, b in zip(found, expected))
 assert all((a.hits == b.hits).all() for a, b in zip(found, expected))

@@ -8,6 +8,7 @@ import io
 import json
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -31,9 +32,9 @@ from sga.errors import Interruption, UserError
 from sga.evaluation.handover import Tolerances
 from sga.experiments import unlearn_recipe
 from sga.experiments.task import Task
-from sga.experiments.unlearn import Unlearned, _knowledge, base_goals, recipe_lines, unlearn
+from sga.experiments.unlearn import Unlearned, _knowledge, _look, base_goals, recipe_lines, unlearn
 from sga.experiments.unlearn_data import read_unlearning_records, spoken_facts
-from sga.experiments.unlearn_model import with_settings
+from sga.experiments.unlearn_model import base_template_warning, with_settings
 from sga.experiments.unlearn_progress import WholeProgress
 from sga.experiments.unlearn_recipe import Plan, chosen_recipe, recipe_table
 from sga.module import UnlearningModule
@@ -352,6 +353,49 @@ def test_a_base_model_and_tolerances_are_goals_of_the_rule_and_of_the_result(
     with pytest.raises(UserError, match=r"--base recognises what is to be forgotten \(1\.00\) as well as the model"):
         base_goals(run, run, anyway=False)
     assert base_goals(run, run, anyway=True)["stop.rule.tolerances.base_loss_auc"] == 1
+
+
+@pytest.mark.parametrize(
+    ("model", "base", "template", "said"),
+    [
+        ("chat", None, None, "the base model has no chat template: it is asked in the plain template"),
+        (None, "chat", None, "the base model has a chat template, which the model has not"),
+        ("chat", "other", None, "the base model's chat template is not the model's"),
+        ("chat", "chat", None, None),
+        (None, None, None, None),
+        ("chat", None, "PlainTemplate", None),
+        ("chat", None, {"class_path": "sga.PlainTemplate"}, None),
+    ],
+)
+def test_a_base_model_that_is_asked_in_another_form_is_said_loudly(
+    model: str | None, base: str | None, template: Any, said: str | None, own_target: Path
+) -> None:
+    """The membership AUC of a base model that is asked in the plain template was the goal without a word."""
+    tokenizers = []
+    for word in (model, base):
+        _, tokenizer = sga.load_run(own_target).load_model()
+        turns = "{% for one in messages %}" + f"<{word}>" + "{{ one.content }}{% endfor %}"
+        tokenizer.chat_template = None if word is None else turns
+        tokenizers.append(tokenizer)
+    found = base_template_warning(*tokenizers, template)
+    assert (found is None) if said is None else (found or "").startswith(said) and "--set data.template=" in str(found)
+
+
+def test_the_look_before_training_warns_of_the_base_model_s_template(own_target: Path, tmp_path: Path) -> None:
+    """With the tokenizer's own chat template; report and card say it as well, as all warnings of the data."""
+    shutil.copytree(own_target / "model", tmp_path / "chat")
+    _, tokenizer = sga.load_run(own_target).load_model()
+    tokenizer.chat_template = "{% for one in messages %}{{ one.content }}{% endfor %}"
+    tokenizer.save_pretrained(tmp_path / "chat")
+    lines: list[str] = []
+    records = read_unlearning_records(people(0, 1), people(3, 4, 5), None)
+    _look(records, {"name_or_path": str(tmp_path / "chat")}, {}, lines.append, own_target)
+    assert any("WARNING: the base model has no chat template" in line for line in lines) and len(records.warnings) == 1
+    _look(records, {"name_or_path": str(own_target)}, {}, lines.append, own_target)
+    assert len(records.warnings) == 1
+    texts = read_unlearning_records([{"text": "A text."}], people(3), [{"text": "Another."}])
+    _look(texts, {"name_or_path": str(tmp_path / "chat")}, {}, lines.append, own_target)
+    assert texts.warnings == [], "texts are asked without a template"
 
 
 def test_what_is_not_measured_and_what_is_not_evaluated_is_said() -> None:

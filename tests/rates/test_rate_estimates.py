@@ -300,6 +300,10 @@ def test_without_noise_every_estimate_is_the_closed_form_and_its_interval_a_poin
         "margin_lambda(0.5)": equivalent_smoothing_rate(K, 0.5 + c / n),
     }
     assert found.pop("margin_lambda(1)").weight.value == pytest.approx(1 + c / n), "always shown; beyond any r here"
+    lengths = math.sqrt((x * x + y * y) / n)
+    for estimate in ((ratio := found.pop("norm_ratio")).weight, ratio.weight_noise_free):
+        assert (estimate.value, estimate.low, estimate.high) == pytest.approx((lengths,) * 3, abs=1e-8)
+    assert ratio.applied == pytest.approx(lengths) and ratio.rate.value == equivalent_smoothing_rate(K, lengths)
     assert set(found) == set(closed)
     for name, rate in closed.items():
         assert rate is not None
@@ -320,7 +324,11 @@ def test_what_no_rate_reaches_is_infinite() -> None:
     assert beyond["margin(0)"].applied == -8 and beyond["margin(0)"].weight.value == 1
     assert beyond["margin_lambda(0.5)"].rate.value == -math.inf
     assert beyond["margin_lambda(0.5)"].weight.value == pytest.approx(0.5 + 3 / 1.25)
+    assert beyond["norm_ratio"].weight.value == pytest.approx(3 / math.sqrt(1.25))
+    assert beyond["norm_ratio"].rate.value == -math.inf, "λ beyond 1 has no r"
     same = estimates(same_chunks(np.array([1.0, 2.0]), np.array([1.0, 2.0])))
+    level = same["norm_ratio"]
+    assert level.weight.value == pytest.approx(1) and level.rate.value < -1e6, "λ = 1 is r's limit"
     assert math.isinf(same["paper"].rate.value) and not same["paper"].answered
     clamped = estimates(same_chunks(np.array([0.99, 0.0]), np.array([1.0, 0.0])))["margin(0)"]
     assert clamped.clamped and clamped.applied == -8 and clamped.rate.value < -100
@@ -502,6 +510,7 @@ def test_the_command_prints_what_it_writes(rate: Rate, monkeypatch: pytest.Monke
         "min_norm",
         "margin(0)",
         "margin(0.6)",
+        "norm_ratio",
         "margin_lambda(0)",
         "margin_lambda(0.6)",
         "margin_lambda(1)",

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import csv
+import math
 import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, rows_about
 
 import sga
 from sga.batching.batch import collate
@@ -29,6 +32,7 @@ RUN_BY = {
     "unlearn.md": "test_readme.py",
     "methods.md": "test_methods.py",
     "metrics.md": "test_metrics_page.py",
+    "extending.md": "here",
 }
 """Where the Python blocks of a page are run."""
 
@@ -141,3 +145,38 @@ def test_an_experiment_of_one_s_own_is_tasks_as_printed(tmp_path: Path, monkeypa
     exec(code.replace("{...}", "{'seed_everything': 0}"), names)
     assert len(given["tasks"]) == 3 and type(given["pool"]).__name__ == "Processes"
     assert {id(task.needs["model.language_model.name_or_path"]) for task in given["tasks"]} == {id(names["target"])}
+
+
+def test_a_method_a_metric_and_a_benchmark_of_one_s_own_work_together(
+    unlearn_options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The page's three files as printed, on a table of the people that the tests' model knows."""
+    from sga.cli import run_verb
+
+    modules = {code.split()[1]: code for code in python_blocks("extending.md")}
+    assert list(modules) == ["my_losses.py", "my_metrics.py", "my_data.py"]
+    for name, code in modules.items():
+        (tmp_path / name).write_text(code, encoding="utf-8")
+        monkeypatch.delitem(sys.modules, name.removesuffix(".py"), raising=False)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with (tmp_path / "people.csv").open("w", encoding="utf-8", newline="") as file:
+        rows = [(row["answer"].split(" was ")[0].split(" works ")[0], row) for n in range(6) for row in rows_about(n)]
+        csv.writer(file).writerows(
+            [("person", "question", "answer"), *((who, row["question"], row["answer"]) for who, row in rows)]
+        )
+    own = [one for one in unlearn_options if not one.startswith(("--data.source", "--data.root", "--model.loss"))]
+    own += ["--data.source=my_data.People", "--data.source.table=people.csv", f"--data.root={tmp_path}"]
+    own += ["--model.loss=my_losses.LogAscent", "--trainer.callbacks+=my_metrics.HardestToken"]
+    run_verb(["fit", *own, "--data.source.forget=Ada Brook", f"--run.folder={tmp_path / 'run'}"])
+    run = sga.load_run(tmp_path / "run")
+    start, *_, end = run.evaluations
+    assert end["people/forget/hardest_token"] > start["people/forget/hardest_token"] > 0
+    told = run.row_dicts(0, "forget")
+    assert len(told) == 2 and all("Ada Brook" in row["answer"] for row in told)
+    assert [row["hardest_token"] for row in told] == pytest.approx([max(row["token_nll"]) for row in told], abs=1e-4)
+    with pytest.raises(sga.UserError, match="needs rows of 'Nobody' and of others"):
+        sys.modules["my_data"].People("people.csv", "Nobody").load(str(tmp_path))
+    loss = sys.modules["my_losses"].LogAscent()(torch.tensor([[1.0, 2.0, 4.0], [0.0, 5.0, 5.0]]))
+    assert loss.item() == pytest.approx((3 - math.log(2) + 5) / 2)
+    for name in modules:
+        monkeypatch.delitem(sys.modules, name.removesuffix(".py"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -66,7 +67,7 @@ def test_holm_counts_contrasts_that_are_not_tested(judge: ModuleType) -> None:
     rows = [judged(judge, world, recipe, shift + world) for world in range(6)
             for recipe, shift in (("alternatives", 0.0), ("neighbours", 1.0 + world))]  # fmt: skip
     rows += [judged(judge, world, recipe, 1.0) for world in range(3) for recipe in ("margin", "mean")]
-    (first, p), (second, none) = judge.primary(rows)
+    (_, first, p), (_, second, none) = judge.primary(rows)
     assert (first.p_value, p) == (pytest.approx(2 / 64), pytest.approx(8 / 64))
     assert second.p_value is None and none is None
     assert "not tested" in judge.primary_table(rows).splitlines()[-1]
@@ -134,5 +135,34 @@ def test_tables_are_recomputed_from_the_stored_rows(judge: ModuleType, path: Pat
     assert judge.means_table(rows, judge.rates_of(found)) in page
     if path.name == "rates-and-normals.json.gz":
         assert judge.primary_table(rows) in page and judge.answers(rows) in page
+        assert judge.answers(rows) in (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
         assert judge.secondary_table(rows, "last") in page and judge.secondary_table(rows, "rule") in page
         assert judge.worlds_table(found) in page and judge.rates_table(judge.rates_of(found)) in page
+
+
+def test_the_command_of_the_page_prints_its_tables_and_draws_its_figure(
+    judge: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From what is kept: the same tables, the same file, the same picture; another world's value moves a mark."""
+    stored = ROOT / "docs" / "results" / "rates-and-normals.json.gz"
+    kept, drawn = tmp_path / "kept.json.gz", tmp_path / "rates-and-normals.svg"
+    monkeypatch.setattr("sys.argv", ["judge", str(stored), "--keep", str(kept), "--figure", str(drawn)])
+    judge.main()
+    rows = judge.judge(judge.read(stored))
+    assert judge.answers(rows) in capsys.readouterr().out
+    assert judge.read(kept) == judge.read(stored)
+    picture = drawn.read_text(encoding="utf-8")
+    committed = (ROOT / "docs" / "images" / "rates-and-normals.svg").read_text(encoding="utf-8")
+    assert sorted(marks(picture)) == sorted(marks(committed))
+    worlds = sum(len(one.differences) for _, one, _ in judge.primary(rows))
+    assert picture.count('aria-roledescription="circle"') == worlds and worlds == 48
+    moved = [judge.Judged(**{**vars(row), "shortfall": row.shortfall + (row.world == 11)}) for row in rows[:8]]
+    judge.figure([*moved, *rows[8:]], drawn)
+    assert sorted(marks(drawn.read_text(encoding="utf-8"))) != sorted(marks(picture))
+
+
+def marks(picture: str) -> list[str]:
+    """What an SVG's marks say of themselves, numbers included: the same by any version of the renderer."""
+    found = re.findall(r'aria-label="([^"]*)"', picture)
+    assert len(found) > 50
+    return found

@@ -1,9 +1,8 @@
-"""What the README and the pages show: Python runs, commands parse, links lead somewhere, the index has every page."""
+"""What the README and the pages show: Python runs, links lead somewhere, the index has every page."""
 
 from __future__ import annotations
 
 import re
-import shlex
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,6 @@ import torch
 from conftest import ROOT, rows_about, write_rows
 
 import sga
-from sga.__main__ import VERBS
-from sga.cli import parsed_config
 from sga.models.small import SmallLlama
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -86,26 +83,6 @@ def test_the_way_from_two_files_to_a_model_runs_as_printed(
     assert set(names["rows"]["set"]) >= {"forget", "retain"}
     name = "own/forget/probability"
     assert names["again"][name] == pytest.approx(result.metrics[name], abs=1e-6)
-
-
-def all_commands(*verbs: str) -> list[str]:
-    """Commands of all pages that have these verbs and no gap."""
-    found = [command for path in PAGES for command in commands(path.read_text(encoding="utf-8"))]
-    return sorted({command for command in found if command.split()[1] in verbs and "…" not in command})
-
-
-@pytest.mark.parametrize("command", all_commands("fit", "validate"))
-@pytest.mark.runs
-def test_commands_parse(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
-    _, verb, *options = shlex.split(command)
-    assert parsed_config([verb, *options])[verb].run.folder.startswith("runs/")
-
-
-def test_commands_have_verbs_that_there_are() -> None:
-    found = [command for path in PAGES for command in commands(path.read_text(encoding="utf-8"))]
-    assert len(found) > 30
-    assert [command for command in found if command.split()[1] not in (*VERBS, "--print-completion")] == []
 
 
 def test_the_readme_is_short_and_shows_commands_and_files_that_there_are() -> None:

@@ -40,6 +40,9 @@ def tables() -> ModuleType:
         ("results.md", "rates"),
         ("results.md", "evaluation_speed"),
         ("results.md", "training_speed"),
+        ("results/gpu.md", "gpu_steps"),
+        ("results/gpu.md", "gpu_ways"),
+        ("speed-and-memory.md", "memory_of_steps"),
         ("benchmarks.md", "muse"),
         ("benchmarks.md", "book"),
         ("normals.md", "normals_on_tofu"),
@@ -49,8 +52,17 @@ def test_a_table_is_what_the_stored_runs_give(tables: ModuleType, page: str, nam
     text = (ROOT / "docs" / page).read_text(encoding="utf-8")
     made = getattr(tables, name)()
     assert made in text and made.count("\n") >= 3
+    assert tables.replaced(text, made) == text, "it stands once, where the script writes it"
     if name in ("methods", "demo", "normals", "rates"):
         assert tables.CEILING in made
+
+
+@pytest.mark.parametrize(("benchmark", "name"), [("memory", "memory"), ("training", "training-speed-tiny-tofu")])
+def test_a_page_of_a_benchmark_is_what_it_makes_of_the_stored_numbers(
+    tables: ModuleType, benchmark: str, name: str
+) -> None:
+    text = (RESULTS / f"{name}.md").read_text(encoding="utf-8")
+    assert script(benchmark).table(tables.stored(name)).rstrip() == text.rstrip() and "\n|" in text
 
 
 def test_every_table_of_the_script_is_tested_and_csv_files_are_its_own(tables: ModuleType) -> None:
@@ -104,6 +116,19 @@ def test_pairs_that_differ_are_as_many_as_the_pages_say(tables: ModuleType) -> N
     )
     readme = " ".join((ROOT / "README.md").read_text("utf-8").split())
     assert f"Of {pairs} pairs of 22 configurations [{len(left)} differ" in readme
+    choosing = (ROOT / "docs" / "choosing.md").read_text("utf-8")
+    assert f"Of {pairs} pairs of 22 configurations {len(left)} differ" in choosing
+
+
+def test_the_cost_of_a_dynamic_rate_is_as_stored(tables: ModuleType) -> None:
+    page = " ".join((ROOT / "docs" / "smoothing-rate.md").read_text("utf-8").split())
+    small, large = tables.stored("dynamic-rate")
+    assert (
+        f"took {small['ratio']:.2f} times a fixed one with 1.3 M parameters (median of {small['steps']} steps)" in page
+    )
+    assert (
+        f"and {large['ratio']:.2f} times with hidden size {large['hidden_size']} and {large['layers']} layers" in page
+    )
 
 
 def test_a_run_is_over_unlearned_below_the_reference_and_under_unlearned_above(tables: ModuleType) -> None:

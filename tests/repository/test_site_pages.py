@@ -5,6 +5,7 @@ from __future__ import annotations
 import configparser
 import importlib.util
 import re
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -58,8 +59,25 @@ def test_every_verb_has_a_parser_with_help_for_each_option() -> None:
 
 def test_defaults_on_a_verb_s_page_are_as_they_are_given(generate: ModuleType) -> None:
     page = generate._parser_section(*verb_parsers("attack"), False)
-    assert "`0.05 0.2`" in page and "`()`" not in page and "`('" not in page
-    assert re.search(r"`--reference`.*\|  \|$", page, re.MULTILINE)
+    assert "(default 0.05 0.2)" in page and "()" not in page and "('" not in page
+    rows = {row.split("`")[1]: row for row in page.splitlines() if row.startswith("| `")}
+    assert "default" not in rows["--reference RETAIN_RUN …"] and max(row.count("default") for row in rows.values()) == 1
+    lightning = generate._parser_section(*verb_parsers("fit"), False)
+    assert re.search(r"`--data.group_size.*\(default `4`\) \|", lightning)
+
+
+def test_links_of_the_site_are_called_after_pages(generate: ModuleType, tmp_path: Path) -> None:
+    """On GitHub they are called after files, which the site's pages are not."""
+    source = generate.stage(tmp_path / "site")
+    index, start = ((source / f"{name}.md").read_text(encoding="utf-8") for name in ("index", "start"))
+    assert "[Ten mistakes of this field, and what sga does about each](footguns.md)" in index
+    assert "[Troubleshooting](troubleshooting.md)" in start and "README" not in index
+    attack = (source / "reference" / "verb-attack.md").read_text(encoding="utf-8")
+    assert "[Forgotten, or only hidden?](../attacks.md)" in attack
+    named = [
+        path.name for path in source.rglob("*.md") if re.search(r"\[[\w/-]+\.md\]\((?!path:)", path.read_text("utf-8"))
+    ]
+    assert named == []
 
 
 def test_the_shell_completes_verbs_and_options() -> None:
