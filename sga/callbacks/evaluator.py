@@ -36,9 +36,9 @@ C = TypeVar("C", bound=pl.Callback)
 class EvaluationCallback(pl.Callback):
     """Base of callbacks that add metrics. Requests of all callbacks are answered together, each once."""
 
-    @abstractmethod
     def requests(self, data: EvaluationData) -> Iterable[Request]:
         """Requests to the model that the metrics need; duplicates, also of other callbacks, cost nothing."""
+        return ()
 
     def settings(self) -> dict[str, str]:
         """Settings that the metrics depend on besides the answers, by name; written with results."""

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 
-from sga.files import write_text
+from sga.files import write_folder, write_text
 from sga.models.adapters import has_adapter, save_merged
 from sga.models.sharding import whole_weights
 from sga.runs.folder import RunFolder
@@ -53,32 +52,15 @@ def export(module: Any, run: RunFolder, writes: bool = True) -> None:
     if not writes:
         return
 
-    def write_merged(unfinished: Path) -> None:
-        save_merged(module.model, unfinished, weights)
+    def write(merged: bool, unfinished: Path) -> None:
+        if merged:
+            save_merged(module.model, unfinished, weights)
+        else:
+            module.model.save_pretrained(unfinished, state_dict=weights)  # writes only the adapter if there is one
         module.data.tokenizer.save_pretrained(unfinished)
-        _write_card(run, unfinished)
-
-    def write(unfinished: Path) -> None:
-        module.model.save_pretrained(unfinished, state_dict=weights)  # writes only the adapter if there is one
-        module.data.tokenizer.save_pretrained(unfinished)
-        _write_card(run, unfinished, adapter=adapted)
+        if run.info_path.is_file():  # a trainer without RunFiles leaves nothing to say; in place of PEFT's card
+            write_text(unfinished / "README.md", model_card(run, adapter=adapted and not merged))
 
     if adapted:
-        _write_whole(run.adapter_path, write)
-    _write_whole(run.model_path, write_merged if adapted else write)
-
-
-def _write_card(run: RunFolder, folder: Path, adapter: bool = False) -> None:
-    """Writes the card beside the weights, in place of PEFT's; a trainer without RunFiles leaves nothing to say."""
-    if run.info_path.is_file():
-        write_text(folder / "README.md", model_card(run, adapter=adapter))
-
-
-def _write_whole(folder: Path, write: Callable[[Path], None]) -> None:
-    """Writes a folder atomically: it is complete, or it does not exist."""
-    unfinished = folder.with_name(f".{folder.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    write(unfinished)
-    if folder.exists():
-        shutil.rmtree(folder)
-    unfinished.rename(folder)
+        write_folder(run.adapter_path, partial(write, False))
+    write_folder(run.model_path, partial(write, adapted))

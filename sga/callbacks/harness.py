@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import lightning.pytorch as pl
@@ -13,7 +13,7 @@ from sga.callbacks.evaluator import EvaluationCallback
 from sga.datamodule import EvaluationData
 from sga.errors import UserError, check_numbers
 from sga.evaluation.evaluation import Evaluation
-from sga.evaluation.requests import Answers, Request
+from sga.evaluation.requests import Answers
 
 
 class Harness(EvaluationCallback):
@@ -67,9 +67,6 @@ class Harness(EvaluationCallback):
                 f"--harness.tasks: the harness has no {', '.join(unknown)}; `lm-eval ls tasks` lists what it has, "
                 "--harness.include_path FOLDER adds tasks of your own"
             )
-
-    def requests(self, data: EvaluationData) -> Iterable[Request]:
-        return ()
 
     def evaluate(self, data: EvaluationData, answers: Answers, evaluation: Evaluation) -> None:
         if not self.tasks:

@@ -33,14 +33,9 @@ from sga.evaluation.composite import add_composite, check_same, full_values
 from sga.evaluation.evaluation import Evaluation
 from sga.evaluation.log import Kind, Log
 from sga.evaluation.metrics import (
-    Floats,
     TruthRatioMean,
     forget_quality,
-    log_truth_ratio,
-    model_utility,
     privleak,
-    truth_ratio_forget,
-    truth_ratio_retain,
 )
 from sga.evaluation.reference import (
     METRIC_SETTINGS,
@@ -54,13 +49,12 @@ from sga.evaluation.reference import (
 )
 from sga.evaluation.table import evaluation_table, hanging
 from sga.files import write_json
+from sga.runs.foreign_logs import OPEN_UNLEARNING_NAMES
 from sga.runs.logs import read_log
+from sga.runs.open_unlearning import EPSILON, open_unlearning_log
 from sga.runs.references import read_retain_reference
 
 _KINDS: dict[Kind, str] = {"sga": "run of this package", "tofu": "TOFU", "open-unlearning": "open-unlearning"}
-
-_LOG_EPSILON = math.log(1e-10)
-"""open-unlearning adds 1e-10 to the denominator of a truth ratio."""
 
 _TOLERANCE = 1e-6
 """Relative difference above which a stated and a computed number are two; their float32 exp stays below it."""
@@ -376,7 +370,7 @@ def _compare_with_stated(
     stated = dict(log.stated)
     if log.kind != "sga":
         stated |= {f"mia/{name}": auc for name, auc in (log.membership_auc or {}).items()}
-    theirs = _as_open_unlearning(evaluation, aligned[0] if len(aligned) == 1 else None) if stated else {}
+    theirs = _as_open_unlearning(log, evaluation, aligned[0] if len(aligned) == 1 else None) if stated else {}
     for name, value in stated.items():
         ours = evaluation.metrics.get(f"{evaluation.name}/{name}")
         if f"{evaluation.name}/{name}" in evaluation.absent:
@@ -405,47 +399,29 @@ def _same(one: float, other: float) -> bool:
     return abs(one - other) <= _TOLERANCE * max(abs(one), abs(other))
 
 
-def _as_open_unlearning(evaluation: Evaluation, aligned: RetainReference | None) -> dict[str, float]:
+def _as_open_unlearning(log: Log, evaluation: Evaluation, aligned: RetainReference | None) -> dict[str, float]:
     """Values that open-unlearning computes differently from the same losses, by metric name without prefix.
 
     Its R is P_wrong / (P_right + 1e-10), and its PrivLeak takes a reference AUC of 0.5 where it has none.
     """
     metrics, prefix = evaluation.metrics, evaluation.name
-    found: dict[str, float] = {}
-    for set_name in ("forget", *UTILITY_SETS):
-        right, wrong = evaluation.column(set_name, "paraphrased_nll"), evaluation.lists(set_name, "perturbed_nll")
-        if right is None or wrong is None:
-            continue
-        ratio = _with_epsilon(log_truth_ratio(right, wrong), right)
-        if set_name != "forget":
-            found[f"{set_name}/truth_ratio"] = truth_ratio_retain(ratio)
-            continue
-        found["forget/truth_ratio"] = truth_ratio_forget(ratio)
-        if aligned is not None and f"{prefix}/forget_quality" in metrics:
-            theirs = aligned.log_truth_ratio()
-            if aligned.right_nll is not None:
-                theirs = _with_epsilon(theirs, aligned.right_nll)
-            found["forget_quality"] = forget_quality(ratio[: len(theirs)], theirs).p_value
-    if f"{prefix}/model_utility" in metrics:
-        parts = {
-            f"{set_name}_{part}": found.get(f"{set_name}/{name}", metrics[f"{prefix}/{set_name}/{name}"])
-            for set_name in UTILITY_SETS
-            for part, name in (
-                ("probability", "probability"),
-                ("rouge", "rouge_l_recall"),
-                ("truth_ratio", "truth_ratio"),
-            )
-        }
-        found["model_utility"] = model_utility(parts)
+    content = open_unlearning_log(log, {}) if "forget" in log.sets else {}
+    differing = ("model_utility", *(f"{set_name}/truth_ratio" for set_name in ("forget", *UTILITY_SETS)))
+    found = {
+        ours: content[theirs]["agg_value"]
+        for theirs, ours in OPEN_UNLEARNING_NAMES.items()
+        if theirs in content and ours in differing
+    }
+    if aligned is not None and "forget/truth_ratio" in found and f"{prefix}/forget_quality" in metrics:
+        with np.errstate(divide="ignore"):  # a ratio that a float cannot hold is as low as any
+            ratio = np.log([cell["score"] for cell in content["forget_truth_ratio"]["value_by_index"].values()])
+        theirs = aligned.log_truth_ratio()
+        if aligned.right_nll is not None:
+            theirs = theirs - np.logaddexp(0.0, aligned.right_nll + math.log(EPSILON))
+        found["forget_quality"] = forget_quality(ratio[: len(theirs)], theirs).p_value
     if f"{prefix}/mia/min_k" in metrics:
         found["privleak"] = privleak(metrics[f"{prefix}/mia/min_k"], 0.5)
     return found
-
-
-def _with_epsilon(log_ratio: Floats, right_nll: Floats) -> Floats:
-    """Logarithm of P_wrong / (P_right + 1e-10)."""
-    changed: Floats = log_ratio - np.logaddexp(0.0, right_nll + _LOG_EPSILON)
-    return changed
 
 
 # What is printed

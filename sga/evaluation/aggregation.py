@@ -227,7 +227,7 @@ def add_forget_quality(
         )
     logs = [values["log10_p"] for values in found]
     evaluation.add(name, found[0]["p_value"] if len(found) == 1 else 10 ** fmean(logs))
-    _add_with_range(evaluation, f"{name}_log10", logs)
+    add_with_range(evaluation, f"{name}_log10", logs)
     evaluation.add(f"{prefix}/ks_statistic", fmean([values["ks_statistic"] for values in found]))
     evaluation.add(f"{prefix}/ks_n", min(values["n"] for values in found))
     if len(found) > 1:
@@ -237,7 +237,7 @@ def add_forget_quality(
             for one, other in combinations(references, 2)
             for rows in [min(len(one), len(other))]
         ]
-        _add_with_range(evaluation, f"{name}_log10_ceiling", [quality.values()["log10_p"] for quality in ceiling])
+        add_with_range(evaluation, f"{name}_log10_ceiling", [quality.values()["log10_p"] for quality in ceiling])
 
 
 def _quality(evaluation: Evaluation, ratios: Floats, reference: Floats) -> ForgetQualityRows:
@@ -252,7 +252,7 @@ def _several(given: T | Sequence[T] | None) -> Sequence[T]:
     return () if given is None else given if isinstance(given, Sequence) else (given,)
 
 
-def _add_with_range(evaluation: Evaluation, name: str, values: Sequence[float]) -> float:
+def add_with_range(evaluation: Evaluation, name: str, values: Sequence[float]) -> float:
     """Adds the mean over references and, for more than one, ``_min`` and ``_max``; returns the mean."""
     evaluation.add(name, fmean(values))
     if len(values) > 1:
@@ -307,7 +307,7 @@ def _average_over_references(evaluation: Evaluation, name: str) -> None:
     pairs = list(zip(np.array(members).T, np.array(others).T, strict=True))  # [references] of [N], [M]
     for end in ("ci_low", "ci_high"):
         evaluation.metrics.pop(f"{name}/{end}", None)
-    _add_with_range(evaluation, name, [membership_auc(one, other) for one, other in pairs])
+    add_with_range(evaluation, name, [membership_auc(one, other) for one, other in pairs])
     if evaluation.bootstrap is not None:
         draws = [evaluation.bootstrap.aucs("forget", one, "holdout", other) for one, other in pairs]
         sets = {"forget": len(members), "holdout": len(others)}
@@ -335,7 +335,7 @@ def add_privleak(
             evaluation.absent[name] = str(error)
             return
         ends = [evaluation.metrics.get(f"{evaluation.name}/mia/min_k/ci_{end}") for end in ("high", "low")]
-        value = _add_with_range(evaluation, name, values)
+        value = add_with_range(evaluation, name, values)
         if min_k_draws is not None and None not in ends and np.ptp(min_k_draws) > 0:
             draws = [100 * (reference - min_k_draws) / (1 - reference) for reference in reference_min_k_aucs]
             evaluation.add(name, value, np.mean(draws, axis=0))
@@ -343,7 +343,7 @@ def add_privleak(
             # An AUC at its end has Wilson's interval; PrivLeak falls as the AUC rises.
             low, high = (fmean([privleak(end, r) for r in reference_min_k_aucs]) for end in ends if end is not None)
             evaluation.metrics |= {f"{name}/ci_low": low, f"{name}/ci_high": high}
-        _add_with_range(evaluation, f"{name}_reference_auc", reference_min_k_aucs)
+        add_with_range(evaluation, f"{name}_reference_auc", reference_min_k_aucs)
 
 
 def add_memorization(evaluation: Evaluation, reasons: Reasons) -> None:

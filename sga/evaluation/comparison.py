@@ -29,6 +29,7 @@ from sga.evaluation.metrics import Floats
 from sga.evaluation.paired import PairedDifference, PairedTests, holm
 from sga.evaluation.reference import TOFU_ROWS, UNSTATED
 from sga.evaluation.table import fitted_table
+from sga.files import is_number
 from sga.groups.group import record_hash
 
 SIGNIFICANT = 0.05
@@ -327,7 +328,7 @@ def _columns(rows_a: Rows, rows_b: Rows) -> tuple[Columns, Columns, list[str]]:
 def _set_columns(side: Evaluation, set_name: str) -> dict[str, Floats]:
     """[N] by name: what the metrics of a set are means of, and the membership scores."""
     rows = side.of_set(set_name)
-    numbers = [name for name in rows[0] if all(_is_number(row.get(name)) for row in rows)]
+    numbers = [name for name in rows[0] if all(is_number(row.get(name)) for row in rows)]
     columns = {name: np.array([row[name] for row in rows], dtype=np.float64) for name in numbers}
     found: dict[str, Floats] = {}
     if "avg_nll" in columns:
@@ -342,10 +343,6 @@ def _set_columns(side: Evaluation, set_name: str) -> dict[str, Floats]:
                 found[part] = values
     found |= {name: values for name, values in columns.items() if name not in _NO_METRICS and name not in found}
     return found | {score: columns[score] for score in MEMBERSHIP_SCORES if score in columns}
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _differences(tests: PairedTests, a: Columns, b: Columns) -> tuple[dict[str, PairedDifference], list[str]]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 
 from sga.errors import UserError
-from sga.evaluation.aggregation import CLASSIFIER_FLUENCY, MEMORIZATION_SCORES
+from sga.evaluation.aggregation import CLASSIFIER_FLUENCY, MEMORIZATION_SCORES, add_with_range
 from sga.evaluation.evaluation import Evaluation
 from sga.evaluation.log import Log
 from sga.evaluation.metrics import (
@@ -136,14 +136,9 @@ def _privacy(evaluation: Evaluation, prefix: str, references: Sequence[Mapping[s
         evaluation.absent[name] = str(error)
         return None
     for attack in PRIVACY_ATTACKS:
-        evaluation.add(f"{prefix}/s_{attack}", math.fsum(one[attack] for one in found) / len(found))
+        evaluation.add(f"{prefix}/s_{attack}", fmean(one[attack] for one in found))
     values = [privacy_score(**one) for one in found]
-    value = math.fsum(values) / len(values)
-    evaluation.add(name, value)
-    if len(values) > 1:
-        evaluation.add(f"{name}_min", min(values))
-        evaluation.add(f"{name}_max", max(values))
-    return value
+    return add_with_range(evaluation, name, values)
 
 
 def _utility(evaluation: Evaluation, prefix: str, full: Mapping[str, float], needs_full: str) -> float | None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sga.errors import UserError
 from sga.experiments.configuration import Values, digest
+from sga.files import write_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -107,8 +107,5 @@ def _saved(folder: Path, name: str, given: Any, key: str) -> Path:
     """Path of a saved object, which is written atomically."""
     place = folder / f"given-{name}-{key[:8]}"
     if not place.exists():
-        unfinished = place.with_name(f".{place.name}.unfinished")
-        shutil.rmtree(unfinished, ignore_errors=True)
-        given.save_pretrained(unfinished)
-        unfinished.rename(place)
+        write_folder(place, given.save_pretrained)
     return place

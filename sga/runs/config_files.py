@@ -16,7 +16,7 @@ from typing import Any
 
 from sga.data.builtin import packaged_path
 from sga.errors import UserError
-from sga.files import read_yaml, yaml_text
+from sga.files import is_number, read_yaml, yaml_text
 from sga.runs.setting_checks import check_class_paths
 
 _REFUSED = "refused"
@@ -159,7 +159,7 @@ def _worked_out(value: Any, before: Sequence[Any], benchmark: str | None, where:
     times = _TIMES.fullmatch(value)
     if times is None:
         return value if benchmark is None else value.replace("{benchmark}", benchmark)
-    numbers = [one for one in before if isinstance(one, int | float) and not isinstance(one, bool)]
+    numbers = [one for one in before if is_number(one)]
     if not numbers:
         raise UserError(
             f"{where}: {value} is relative to what a file before it says, and none does; name a benchmark first "

@@ -20,7 +20,7 @@ _TOFU_SETS = {
 
 _OPEN_UNLEARNING_SETS = {"forget": "forget", "retain": "retain", "ra": "real_authors", "wf": "world_facts"}
 
-_OPEN_UNLEARNING_STATED = {
+OPEN_UNLEARNING_NAMES = {
     "model_utility": "model_utility",
     "forget_quality": "forget_quality",
     "privleak": "privleak",
@@ -178,7 +178,7 @@ def _membership_columns(path: Path, content: Mapping[str, Any], side: str) -> di
 def _stated(path: Path, content: Mapping[str, Any]) -> dict[str, float]:
     return {
         ours: finite_number(content[theirs]["agg_value"], f"{path}: {theirs}/agg_value")
-        for theirs, ours in _OPEN_UNLEARNING_STATED.items()
+        for theirs, ours in OPEN_UNLEARNING_NAMES.items()
         # null where it could not be computed, such as forget_quality without a retain log
         if isinstance(content.get(theirs), dict) and content[theirs].get("agg_value") is not None
     }

@@ -7,6 +7,7 @@ from typing import Any
 
 from sga.errors import UserError
 from sga.evaluation.aggregation import CLASSIFIER_FLUENCY, FLUENCY_PARTS
+from sga.files import is_number
 
 SHARES = (
     *("rouge_l_recall", "rouge_l_fmeasure", "exact_memorization", "extraction_strength", CLASSIFIER_FLUENCY),
@@ -39,7 +40,7 @@ def checked_value(name: str, value: Any, where: str) -> Any:
 
 def finite_number(value: Any, where: str) -> float:
     # comparing, unlike math.isfinite, also takes integers beyond the range of floats
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
+    if not is_number(value) or not abs(value) <= sys.float_info.max:
         raise UserError(f"{where} must be a finite number, got {value!r:.60}; evaluate again")
     return float(value)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sga.files import yaml_text
+from sga.files import is_number, yaml_text
 from sga.runs.folder import RunFolder
 
 ATTACKS = ("<!-- attacks -->", "<!-- end of attacks -->")
@@ -165,14 +165,14 @@ def _results(run: RunFolder, chosen: Mapping[str, Any]) -> list[str]:
     prefix = run.info["benchmark"]
     names = [f"{prefix}/{name}" for name in _SHOWN]
     names += sorted(name for name in chosen if re.fullmatch(r"perplexity/\w+", name))
-    shown = [name for name in names if _is_number(chosen.get(name))]
+    shown = [name for name in names if is_number(chosen.get(name))]
     start = run.evaluations[0] if run.evaluations and run.evaluations[0]["step"] == 0 != chosen.get("step") else {}
     reference = _reference(run)
     lines = ["| metric | this model | 95 % interval | before | retain model |", "|---|---|---|---|---|"]
     for name in shown:
         low, high = (chosen.get(f"{name}/ci_{end}") for end in ("low", "high"))
-        interval = f"{low:.4g} to {high:.4g}" if _is_number(low) and _is_number(high) else ""
-        others = [f"{one[name]:.4g}" if _is_number(one.get(name)) else "" for one in (start, reference)]
+        interval = f"{low:.4g} to {high:.4g}" if is_number(low) and is_number(high) else ""
+        others = [f"{one[name]:.4g}" if is_number(one.get(name)) else "" for one in (start, reference)]
         lines.append(f"| {name} | {chosen[name]:.4g} | {interval} | {others[0]} | {others[1]} |")
     step = f"Evaluation after step {chosen.get('step')} ({chosen.get('chosen', 'the last evaluation')})."
     return [step, "", *lines] if shown else [step]
@@ -221,7 +221,7 @@ def _arguments(run: RunFolder) -> dict[str, Any]:
         settings = run.config.get(part) or {}
         found[part] = {name: settings[name] for name in names if settings.get(name) is not None}
     named = ("dtype", "attention", "gguf_file", "target_modules")
-    kept = {name: value for name, value in _language_model(run).items() if name in named or _is_number(value)}
+    kept = {name: value for name, value in _language_model(run).items() if name in named or is_number(value)}
     found["model"]["language_model"] = {name: value for name, value in kept.items() if value is not None}
     return found
 
@@ -230,7 +230,3 @@ def _language_model(run: RunFolder) -> dict[str, Any]:
     config = run.config if run.config_path.is_file() else {}
     described = (config.get("model") or {}).get("language_model") or {}
     return dict(described.get("init_args") or {})
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -18,7 +18,7 @@ from sga.runs.logs import read_log
 
 _PREFIXES = {"forget": "forget", "retain": "retain", "real_authors": "ra", "world_facts": "wf"}
 _OPTIONS = ("real_authors", "world_facts")
-_EPSILON = 1e-10
+EPSILON = 1e-10
 _UTILITY = tuple(
     f"{prefix}_{part}"
     for prefix in ("retain", "ra", "wf")
@@ -104,12 +104,12 @@ def _likelihoods(log: Log, name: str, prefix: str) -> dict[str, Any]:
             found[f"{prefix}_Q_A_{ending}"] = _metric(np.exp(-nll), {"prob": np.exp(-nll), "avg_loss": nll})
     ratios = None if ready is None else np.exp(ready)
     if f"{prefix}_Q_A_PERT_Prob" in found and right is not None and wrong is not None:
-        ratios = np.exp(-wrong.mean(axis=1)) / (np.exp(-right) + _EPSILON)
+        ratios = np.exp(-wrong.mean(axis=1)) / (np.exp(-right) + EPSILON)
         if name in _OPTIONS:
-            shares = np.exp(-right) / (np.exp(-right) + np.exp(-wrong).sum(axis=1) + _EPSILON)
+            shares = np.exp(-right) / (np.exp(-right) + np.exp(-wrong).sum(axis=1) + EPSILON)
             found[f"{prefix}_Q_A_Prob_normalised"] = _metric(shares, {"prob": shares})
     if ratios is not None and name == "forget":
-        found["forget_truth_ratio"] = _metric(np.minimum(ratios, 1 / (ratios + _EPSILON)), {"score": ratios})
+        found["forget_truth_ratio"] = _metric(np.minimum(ratios, 1 / (ratios + EPSILON)), {"score": ratios})
     elif ratios is not None:
         found[f"{prefix}_Truth_Ratio"] = _metric(np.maximum(0, 1 - ratios), {"score": ratios})
     return found

@@ -48,12 +48,12 @@ def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     torch.manual_seed(0)
     config = BertConfig(
-        vocab_size=len(tokenizer), hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128,
+        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
         max_position_embeddings=64, pad_token_id=0, id2label={0: "salad", 1: "clean"},
         label2id={"salad": 0, "clean": 1},
     )  # fmt: skip
     network = BertForSequenceClassification(config)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3)
     for epoch in range(8):
         texts = [(text, 1) for text in clean] + [(shuffled(text, epoch), 0) for text in clean]
         random.Random(epoch).shuffle(texts)

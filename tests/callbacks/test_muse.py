@@ -711,7 +711,7 @@ def test_blocks_of_the_published_articles(muse_root: Path) -> None:
     """Every word of them in blocks that training takes; an article that fits is one block."""
     source = MUSENews()
     loaded = source.load(str(muse_root))
-    loaded = replace(loaded, training={**loaded.training, "forget": loaded.training["forget"][:100]})
+    loaded = replace(loaded, training={**loaded.training, "forget": loaded.training["forget"][:50]})
     encoder = Encoder(train_tokenizer([loaded.training["retain"][0].answer], 1000, 2048), PlainTemplate(), 2048)
     found = source.cut(loaded, encoder)
     counts = encoder.token_counts([record.answer for record in loaded.training["forget"]])

@@ -436,7 +436,7 @@ WITHIN_EPOCHS = ("--data.batch_size=1", "--trainer.val_check_interval=4", "--mod
 @pytest.mark.parametrize(
     "rule",
     [
-        (*DIVERGED, EVERY_STEP),
+        pytest.param((*DIVERGED, EVERY_STEP), marks=pytest.mark.slow),
         ("--stop.rule=ForgetNLLReached", EVERY_STEP),
         ("--stop.rule=ForgetNLLReached", *WITHIN_EPOCHS),
     ],

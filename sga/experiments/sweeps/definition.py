@@ -26,6 +26,7 @@ from sga.experiments.configuration import (
     set_value,
 )
 from sga.experiments.task import Task
+from sga.files import is_number
 
 if TYPE_CHECKING:
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
@@ -229,7 +230,7 @@ class Sweep:
         found = []
         for name in self.choose.settings if self.choose is not None else ():
             tried = self.grid[name]
-            numbers = all(isinstance(one, int | float) and not isinstance(one, bool) for one in tried)
+            numbers = all(map(is_number, tried))
             if numbers and values[name] in (min(tried), max(tried)):
                 found.append(f"{name} = {value_text(values[name])}, of {value_text(sorted(tried))}")
         return found
@@ -394,8 +395,7 @@ def _distribution(wanted: Any, where: str) -> Distribution:
 
 
 def _is_number(value: Any, whole: bool) -> bool:
-    number = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
-    return number and abs(value) <= sys.float_info.max
+    return is_number(value) and (isinstance(value, int) or not whole) and abs(value) <= sys.float_info.max
 
 
 def _choose(path: Path, wanted: Any, grid: Mapping[str, Any]) -> Choose:

@@ -14,6 +14,7 @@ from sga.evaluation.ranges import possible_range
 from sga.experiments.configuration import Values
 from sga.experiments.sweeps.definition import Result, Stage, Sweep, Trial, label
 from sga.experiments.task import read_state
+from sga.files import is_number
 from sga.runs.folder import NO_METRIC, Run, RunFolder, load_run
 
 METRICS = (
@@ -144,7 +145,7 @@ def _loaded(folder: Path, written: int) -> Run:
 def metric_value(run: Run, name: str) -> float | None:
     """A metric of the chosen evaluation, with or without the benchmark's prefix."""
     for found in (run.chosen.get(name), run.chosen.get(f"{run.benchmark}/{name}")):
-        if isinstance(found, int | float) and not isinstance(found, bool):
+        if is_number(found):
             return float(found)
     return None
 
