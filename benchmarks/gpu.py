@@ -355,7 +355,8 @@ def every(arguments: argparse.Namespace) -> None:
         if left:
             waiting = started(*left[0])
         result = _result(arguments, name, tree)
-        error = _timed(process, min(ROWS[name][1], until - time.monotonic()))
+        most = ROWS[name][1] if arguments.device == "cuda" else arguments.seconds
+        error = _timed(process, min(most, until - time.monotonic()))
         if error is not None:  # also where it had not begun, or could not write any more
             found = json.loads(result.read_text()) if result.is_file() else {"row": name, "tree": tree}
             result.write_text(json.dumps({"error": error, **found}, indent=1))

@@ -23,7 +23,8 @@ def to_device(values: Tensor | NDArray[Any], device: torch.device) -> Tensor:
     """Copies numbers to a device without synchronising with the GPU, unlike ``torch.tensor`` and a plain ``to``."""
     tensor = values if isinstance(values, Tensor) else torch.from_numpy(values)
     pinned = tensor.pin_memory() if device.type == "cuda" and tensor.device.type == "cpu" else tensor
-    return pinned.to(device, non_blocking=True)
+    # Apple's GPUs may read unpinned memory too late (https://github.com/pytorch/pytorch/issues/83015).
+    return pinned.to(device, non_blocking=device.type != "mps")
 
 
 @dataclass  # not frozen: Lightning converts dataclasses field by field
