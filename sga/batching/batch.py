@@ -8,15 +8,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sga.batching.encoding import Encoded
 from sga.groups.roles import ALTERNATIVE, FORGET, NORMAL, columns_of
+
+if TYPE_CHECKING:
+    from sga.batching.encoding import Encoded  # imports transformers, which losses do without
 
 
 def to_device(values: Tensor | NDArray[Any], device: torch.device) -> Tensor:
