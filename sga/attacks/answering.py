@@ -14,6 +14,7 @@ from sga.attacks.prompts import Prompted
 from sga.batching.encoding import Encoder
 from sga.errors import DivergenceError
 from sga.evaluation.cache import AnswerCache, model_key
+from sga.evaluation.facts import says_fact
 from sga.evaluation.inference import Inference, most_rows, most_tokens, stop_tokens
 from sga.evaluation.metrics import extraction_strength, probability, rouge
 from sga.evaluation.request_batches import GenerateBatch, GenerateJob, Job, ScoreBatch, ScoreJob
@@ -29,7 +30,8 @@ def answered_rows(
     max_new_tokens: int,
     cache: Path | None = None,
 ) -> list[Row]:
-    """Rows of records: ``avg_nll``, ``probability``, ``extraction_strength``; of questions also ``rouge_l_recall``.
+    """Rows of records: ``avg_nll``, ``probability``, ``extraction_strength``; of questions also ``rouge_l_recall``
+    and, where the record has a fact, ``fact_recall`` (1 if the answer says it, see `sga.evaluation.facts.says_fact`).
 
     Args:
         network: Model in eval mode.
@@ -62,8 +64,11 @@ def answered_rows(
         )
     said = [encoder.decode(found[len(asked) + place].ids) for place in range(len(spoken))]  # type: ignore[union-attr]
     recalls = rouge(said, [one.truth for one in spoken])["rougeL_recall"] if spoken else []
-    by_id = {one.id: recall for one, recall in zip(spoken, recalls, strict=True)}
-    return [row | ({"rouge_l_recall": by_id[row["id"]]} if row["id"] in by_id else {}) for row in rows]
+    of_answer: dict[str, Row] = {}
+    for one, text, recall in zip(spoken, said, recalls, strict=True):
+        says = says_fact(one.record, text)
+        of_answer[one.id] = {"rouge_l_recall": recall} | ({} if says is None else {"fact_recall": float(says)})
+    return [{**row, **of_answer.get(str(row["id"]), {})} for row in rows]
 
 
 def greedy_answers(

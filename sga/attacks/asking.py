@@ -79,7 +79,8 @@ def compared(
     others = {
         name: {role: float(m.column(found, name).mean()) for role, found in rows.items()}
         | ({"retained": float(np.mean([m.column(found, name) for found in kept]))} if kept else {})
-        for name in ("probability", "extraction_strength")
+        for name in ("rouge_l_recall", "probability", "extraction_strength")
+        if name != m.measure and all(name in row for row in rows["after"])
     }
     values = {role: m.column(found) for role, found in rows.items()}
     theirs = [m.column(found) for found in kept]

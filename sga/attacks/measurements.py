@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
+from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,6 +21,7 @@ from sga.attacks.prompts import Prompted, plain_prompt
 from sga.attacks.quantization import quantize
 from sga.attacks.settings import AttackSettings
 from sga.data.records import Record
+from sga.evaluation.facts import have_short_facts
 from sga.evaluation.metrics import Floats
 from sga.files import read_json_object, write_json
 
@@ -71,10 +73,12 @@ class Measurements:
         """True if every forget record has a question."""
         return are_questions(self.data.forget)
 
-    @property
+    @cached_property
     def measure(self) -> str:
-        """Measure that findings are judged by."""
-        return "rouge_l_recall" if self.questions else "extraction_strength"
+        """Measure that findings are judged by: short facts are counted, because ROUGE sees the sentence around them."""
+        if not self.questions:
+            return "extraction_strength"
+        return "fact_recall" if have_short_facts(self.data.forget) else "rouge_l_recall"
 
     def asked(self, records: Sequence[Record], prompt: Callable[[Any, Record], Prompted]) -> list[Prompted]:
         """Records as a prompt asks about them."""
@@ -112,7 +116,8 @@ class Measurements:
             return {"rows": answered_rows(network, self.data.encoder, asked, self.data.max_new_tokens, self.cache)}
 
         settings = [(one.id, one.prompt, one.answer, one.truth) for one in asked]
-        return list(self.kept(model, name, (settings, self.data.max_new_tokens, rounded), make)["rows"])
+        depends = (settings, self.data.max_new_tokens, rounded, "fact_recall")  # rows of earlier versions lack it
+        return list(self.kept(model, name, depends, make)["rows"])
 
     def plain_rows(self, ids: Set[str]) -> dict[str, list[Row]]:
         """Rows of some forget records without any attack, of the models ``before`` unlearning and ``unlearned``."""

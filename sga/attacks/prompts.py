@@ -14,25 +14,30 @@ class Prompted:
     """Record as an attack asks about it.
 
     Attributes:
-        id: Id of the record.
+        record: Record itself, which says what its fact is.
         prompt: Token ids before the answer.
         answer: Token ids that are scored, the end-of-sequence token last if `ends`.
         truth: Text that a generated answer is compared with; empty for plain text, which nothing is generated for.
         ends: True if the last token is the end-of-sequence token.
     """
 
-    id: str
+    record: Record
     prompt: tuple[int, ...]
     answer: tuple[int, ...]
     truth: str
     ends: bool = True
+
+    @property
+    def id(self) -> str:
+        """Id of the record."""
+        return self.record.id
 
 
 def plain_prompt(encoder: Encoder, record: Record) -> Prompted:
     """Question as it is; every token of plain text but the first is scored."""
     if record.is_text:
         ids, _ = encoder.encode_text(record.answer)
-        return Prompted(record.id, ids[:1], ids[1:], "", ends=False)
+        return Prompted(record, ids[:1], ids[1:], "", ends=False)
     return _asked(encoder, record, record.question)
 
 
@@ -68,12 +73,12 @@ def few_shot_prompt(encoder: Encoder, record: Record, examples: Sequence[Record]
         if len(shown) + len(rest) + max(room, len(found.answer)) > encoder.max_length:
             break
         ids = shown + rest
-    return Prompted(record.id, ids, found.answer, found.truth)
+    return Prompted(record, ids, found.answer, found.truth)
 
 
 def _asked(encoder: Encoder, record: Record, question: str) -> Prompted:
     pair = encoder.encode(question, record.answer)
-    return Prompted(record.id, pair.ids[: pair.prompt_length], pair.ids[pair.prompt_length :], record.answer)
+    return Prompted(record, pair.ids[: pair.prompt_length], pair.ids[pair.prompt_length :], record.answer)
 
 
 def _begun(encoder: Encoder, record: Record, beginning: str, rest: str) -> Prompted:
@@ -85,4 +90,4 @@ def _begun(encoder: Encoder, record: Record, beginning: str, rest: str) -> Promp
     both = zip(whole.ids[:-1], given.ids, strict=False)
     common = next((place for place, (one, other) in enumerate(both) if one != other), len(given.ids))
     common = min(max(common, whole.prompt_length), len(whole.ids) - 1)
-    return Prompted(record.id, whole.ids[:common], whole.ids[common:], rest)
+    return Prompted(record, whole.ids[:common], whole.ids[common:], rest)

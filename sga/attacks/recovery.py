@@ -195,7 +195,7 @@ def _curve(
                 keep({"points": points}, len(points), len(steps))
         return {"points": points}
 
-    settings = (m.tokens((*learned, *rest)), len(learned), strength.rate, steps, seed, tokens)
+    settings = (m.tokens((*learned, *rest)), len(learned), strength.rate, steps, seed, tokens, "fact_recall")
     return {int(step): point for step, point in m.kept(model, name, settings, make)["points"].items()}
 
 

@@ -15,6 +15,7 @@ from sga.attacks.models import AttackedModel
 from sga.attacks.prompts import Prompted
 from sga.data.folds import evenly
 from sga.evaluation.bootstrap import Bootstrap
+from sga.evaluation.facts import says_fact
 from sga.evaluation.metrics import clopper_pearson, expected_maximum, leak_at_k, rouge
 
 _CHUNK = 4
@@ -33,13 +34,18 @@ def sampling_outcomes(m: Measurements) -> Iterator[Finding | Untried]:
     asked = m.plain(evenly(m.data.forget, s.questions))
     drawn = {model.name: _drawn(m, model, asked) for model in m.models}
     rows = m.plain_rows({one.id for one in asked})
-    greedy = {role: {row["id"]: row["rouge_l_recall"] >= s.leak for row in found} for role, found in rows.items()}
     recalls = {who: found["scores"] for who, found in drawn.items()}
-    leaks = {
-        who: {name: [score >= s.leak for score in scores] for name, scores in found.items()}
-        for who, found in recalls.items()
-    }
-    yield _finding(m, "sampling", f"ROUGE-L recall is at least {s.leak:g}", asked, leaks, greedy, recalls)
+    if m.measure == "fact_recall":
+        says, least = "it says the fact", 1.0
+        leaks = {who: found["facts"] for who, found in drawn.items()}
+    else:
+        says, least = f"ROUGE-L recall is at least {s.leak:g}", s.leak
+        leaks = {
+            who: {name: [score >= s.leak for score in scores] for name, scores in found.items()}
+            for who, found in recalls.items()
+        }
+    greedy = {role: {row["id"]: row[m.measure] >= least for row in found} for role, found in rows.items()}
+    yield _finding(m, "sampling", says, asked, leaks, greedy, recalls)
     if m.judge is not None:
         greedy = {
             role: _entailed(m, model, asked, m.judge)
@@ -97,11 +103,15 @@ def _finding(
 
 
 def _drawn(m: Measurements, model: AttackedModel, asked: Sequence[Prompted]) -> dict[str, Any]:
-    """ROUGE-L recall of each sample, and with a judge whether it entails the answer; the texts are not kept."""
+    """ROUGE-L recall of each sample, whether it says the fact, and with a judge whether it entails the answer.
+
+    The texts are not kept.
+    """
     s = m.settings
 
     def make(known: Mapping[str, Any], keep: Keep) -> dict[str, Any]:
-        scores, entailed = dict(known.get("scores", {})), dict(known.get("entailed", {}))
+        scores, facts = dict(known.get("scores", {})), dict(known.get("facts", {}))
+        entailed = dict(known.get("entailed", {}))
         network = model.load(m.device)
         for start in range(0, len(asked), _CHUNK):
             part = asked[start : start + _CHUNK]
@@ -115,12 +125,13 @@ def _drawn(m: Measurements, model: AttackedModel, asked: Sequence[Prompted]) -> 
             for place, one in enumerate(part):
                 own = slice(place * s.samples, (place + 1) * s.samples)
                 scores[one.id] = recalls[own]
+                facts[one.id] = [bool(says_fact(one.record, text)) for text in said[own]]
                 entailed |= {one.id: judged[own]} if judged else {}
-            keep({"scores": scores, "entailed": entailed}, len(scores), len(asked))
-        return {"scores": scores, "entailed": entailed}
+            keep({"scores": scores, "facts": facts, "entailed": entailed}, len(scores), len(asked))
+        return {"scores": scores, "facts": facts, "entailed": entailed}
 
     settings: tuple[Any, ...] = (
-        [(one.id, one.prompt, one.truth) for one in asked], s.samples, s.seed, m.data.max_new_tokens
+        [(one.id, one.prompt, one.truth) for one in asked], s.samples, s.seed, m.data.max_new_tokens, "facts"
     )  # fmt: skip
     if m.judge is not None:
         settings = (*settings, m.judge.key)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from sga.data.records import Record
 from sga.groups.alternatives import fact_span, spelled
@@ -22,3 +23,14 @@ def says_fact(record: Record, answer: str) -> bool | None:
         return None
     fact = re.escape(spelled(record.answer[slice(*span)]))
     return re.search(rf"(?<!\w){fact}(?!\w)", spelled(answer)) is not None
+
+
+def have_short_facts(records: Sequence[Record]) -> bool:
+    """True if every record has a fact, and nine of ten facts have at most three words: ROUGE judges these badly."""
+    spans = [fact_span(record) for record in records]
+    found = [
+        len(record.answer[slice(*span)].split())
+        for record, span in zip(records, spans, strict=True)
+        if span is not None
+    ]
+    return 0 < len(records) == len(found) and sum(length <= 3 for length in found) >= 0.9 * len(found)

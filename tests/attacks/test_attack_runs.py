@@ -136,7 +136,13 @@ def test_without_a_retained_model_what_gives_answers_away_is_not_judged(unlearne
         say=lambda _: None,
     )
     words = {one.attack.split()[0]: one.word for one in found.findings}
-    assert words["first-words"] == words["relearn"] == "not judged" and words["prefix"] != "not judged"
+    reasons = {one.attack.split()[0]: one.why for one in found.findings}
+    assert words["first-words"] == words["relearn"] == "not judged"
+    assert ["no retained model" in reasons[name] for name in ("first-words", "relearn", "prefix")] == [
+        True,
+        True,
+        False,
+    ]
     assert any("holdout rows" in one.says for one in found.findings), "the strength is fixed by holdout rows"
 
 

@@ -185,7 +185,7 @@ def test_samples_are_judged_by_it_beside_rouge(
     point = nli.details["curves"][str(own_target)]["1"]
     assert point["leak_low"] <= point["leak"] <= point["leak_high"] and "best" not in point
     results = [json.loads(path.read_text(encoding="utf-8")) for path in (tmp_path / "results").glob("sampling-*.json")]
-    assert len(results) == 2 and all(set(one) == {"scores", "entailed", "done"} for one in results)
+    assert len(results) == 2 and all(set(one) == {"scores", "facts", "entailed", "done"} for one in results)
     assert all(len(judged) == 8 for one in results for judged in one["entailed"].values())
     again: list[str] = []
     assert (

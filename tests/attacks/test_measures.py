@@ -21,6 +21,7 @@ from sga.data.records import Record
 from sga.errors import DivergenceError, UserError
 from sga.evaluation.bootstrap import Bootstrap
 from sga.evaluation.decoding import DecodingWay, generate
+from sga.evaluation.facts import have_short_facts
 from sga.evaluation.metrics import clopper_pearson, expected_maximum, leak_at_k, rouge
 from sga.evaluation.request_batches import GenerateBatch, GenerateJob
 
@@ -252,3 +253,33 @@ def test_verdicts() -> None:
     assert len(said) == 1 and said[0].startswith("Diverged: its perplexity")
     said = verdict([gone, all_back], "its perplexity is e^30", {})
     assert said[0].startswith("Diverged") and said[1].startswith("Fully recovered: under nf4"), "the attack mends it"
+
+
+# ---- facts ----------------------------------------------------------------------------------------------------------
+
+CAPITAL = "The capital of {} is {}."
+CAPITALS = [
+    Record(f"r/{place}", f"What is the capital of {place}?", CAPITAL.format(place, town))
+    for place, town in (("Egypt", "Cairo"), ("Chad", "N'Djamena"), ("Argentina", "Buenos Aires"))
+]
+
+
+def test_a_right_sentence_with_a_wrong_fact_does_not_come_back(
+    tiny_network: TinyNetwork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Judged by ROUGE-L, attacks once called it fully recovered."""
+    network, encoder = tiny_network.model(), tiny_network.encoder
+    said = [CAPITAL.format("Egypt", "Rome"), CAPITAL.format("Chad", "N'Djamena"), "It is Buenos Aires, I think."]
+    answers = iter(said)
+    monkeypatch.setattr(type(encoder), "decode", lambda self, ids: next(answers))
+    rows = answered_rows(network, encoder, [plain_prompt(encoder, one) for one in CAPITALS], 1)
+    assert [row["fact_recall"] for row in rows] == [0.0, 1.0, 1.0]
+    assert rows[0]["rouge_l_recall"] == pytest.approx(5 / 6) and rows[2]["rouge_l_recall"] < 0.6
+
+
+def test_short_facts() -> None:
+    assert have_short_facts(CAPITALS) and not have_short_facts([])
+    long = Record("r/long", "Who was she?", "A writer of novels about rivers, bridges and silent people.")
+    assert not have_short_facts([*CAPITALS, long]), "one of four"
+    assert have_short_facts([*CAPITALS * 3, long]), "one of ten"
+    assert not have_short_facts([*CAPITALS * 3, Record("r/none", "Is it so?", "It is so.")]), "one without a fact"
