@@ -173,7 +173,10 @@ def answers_table(rows: Sequence[Judged]) -> str:
 
 def left_out(left: Mapping[str, Sequence[int]], worlds: int) -> str:
     """Sentence on worlds that do not count."""
-    said = {part: ", ".join(map(str, found)) or "none" for part, found in left.items()}
+    said = {
+        part: f"world{'s' * (len(found) > 1)} {', '.join(map(str, found))}" if found else "none"
+        for part, found in left.items()
+    }
     return f"Worlds left out, of {worlds}: of question 1 {said['dose']}; of question 2 {said['weight']}."
 
 

@@ -138,11 +138,8 @@ def test_without_a_retained_model_what_gives_answers_away_is_not_judged(unlearne
     words = {one.attack.split()[0]: one.word for one in found.findings}
     reasons = {one.attack.split()[0]: one.why for one in found.findings}
     assert words["first-words"] == words["relearn"] == "not judged"
-    assert ["no retained model" in reasons[name] for name in ("first-words", "relearn", "prefix")] == [
-        True,
-        True,
-        False,
-    ]
+    assert "no retained model" in reasons["first-words"] and "no retained model" in reasons["relearn"]
+    assert "no retained model" not in reasons["prefix"]
     assert any("holdout rows" in one.says for one in found.findings), "the strength is fixed by holdout rows"
 
 

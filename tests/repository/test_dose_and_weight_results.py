@@ -89,7 +89,7 @@ def test_a_world_that_lacks_a_run_is_left_out_of_that_question_whole_and_named(j
     assert "1/corrupted-25" in collected["failed"], (
         "a run that failed has ended" and "1/neighbours" in collected["runs"]
     )
-    assert judge.left_out(left, 4) == "Worlds left out, of 4: of question 1 2, 4; of question 2 3, 4."
+    assert judge.left_out(left, 4) == "Worlds left out, of 4: of question 1 worlds 2, 4; of question 2 worlds 3, 4."
 
 
 def standing_in(judge: ModuleType) -> dict[str, Any]:
