@@ -264,7 +264,7 @@ def _row(old: Check, new: Check) -> tuple[str, ...]:
 
 
 def _change(old: Check, new: Check) -> str:
-    """Whether a quantity is better, worse or unchanged, and its goal met or missed, in words.
+    """Words on a quantity: better, worse or unchanged, and its goal met or missed.
 
     It is unchanged where the interval holds the value before. Without an interval only its distance to the goal tells.
     """
