@@ -98,6 +98,7 @@ class Check:
         violation: Excess over the allowed value as a share of the largest possible excess, in [0, 1]; 0 where the check
             holds, None where it is not testable.
         says: Finding as a sentence, for people.
+        best: Value that the quantity is the better the nearer it is to; None if there is none in the allowed range.
     """
 
     condition: str
@@ -108,6 +109,7 @@ class Check:
     goal: str
     violation: float | None
     says: str
+    best: float | None = None
 
 
 @dataclass(frozen=True)
@@ -248,21 +250,20 @@ def membership_check(
         # Without an interval the widest possible one is assumed.
         _excess(min(reach, worst) - tolerances.auc_interval, worst - tolerances.auc_interval),
     )
-    kind = "share of pairs" if score == "pairs" else "AUC"
+    kind = _MEMBERSHIP[score] if score == "pairs" else "AUC"
     numbers = f"{kind} {value:.2f}" + ("" if low is None or high is None else f", {low:.2f} to {high:.2f}")
+    least, most = f"{goal - tolerances.auc:.2f}", f"{goal + tolerances.auc:.2f}"
+    within = f"interval within {goal - tolerances.auc_interval:.2f} to {goal + tolerances.auc_interval:.2f}"
     if not violation:
         says = f"not recognised: {numbers}"
     elif abs(off) - tolerances.auc <= _ROUNDING:
-        says = f"too few rows to tell whether it is recognised: {numbers}"
+        says = f"too few rows to tell whether it is recognised: {numbers}, asked for is an {within}"
     elif off > 0:
-        says = f"still recognised: {numbers}"
+        says = f"still recognised: {numbers}, at most {most}"
     else:
-        says = f"over-unlearned, and recognised by it: {numbers}"
-    asked = (
-        f"{goal - tolerances.auc:.2f} to {goal + tolerances.auc:.2f}, interval within "
-        f"{goal - tolerances.auc_interval:.2f} to {goal + tolerances.auc_interval:.2f}"
-    )
-    return Check(NOT_RECOGNISED, _MEMBERSHIP[score], value, low, high, asked, violation, says)
+        says = f"over-unlearned, and recognised by it: {numbers}, at least {least}"
+    asked = f"{least} to {most}, {within}"
+    return Check(NOT_RECOGNISED, _MEMBERSHIP[score], value, low, high, asked, violation, says, goal)
 
 
 def _recognised(metrics: Mapping[str, float], part: Part, tolerances: Tolerances) -> list[Check]:
@@ -295,7 +296,7 @@ def _extractable(metrics: Mapping[str, float], part: Part, tolerances: Tolerance
         numbers = f"{_WORDS[field]} {value:.2f}, of unseen answers {metrics[other]:.2f}, at most {limit:.2f}"
         says = f"{'still' if violation else 'not'} extractable: {numbers}"
         checks.append(
-            Check(NOT_EXTRACTABLE, quantity, value, *_ends(metrics, name), f"at most {limit:.2f}", violation, says)
+            Check(NOT_EXTRACTABLE, quantity, value, *_ends(metrics, name), f"at most {limit:.2f}", violation, says, 0.0)
         )
     return checks
 
@@ -313,7 +314,7 @@ def _says_facts(
     numbers = f"{value:.0%} of the forget answers have their fact, at most {limit:.0%} may"
     says = f"{'still' if violation else 'not'} extractable: {numbers}"
     quantity, goal = "forget answers with their fact", f"at most {limit:.2f}"
-    return [Check(NOT_EXTRACTABLE, quantity, value, *_ends(metrics, name), goal, violation, says)]
+    return [Check(NOT_EXTRACTABLE, quantity, value, *_ends(metrics, name), goal, violation, says, 0.0)]
 
 
 def _keeps_facts(metrics: Mapping[str, float], start: Mapping[str, float], tolerances: Tolerances) -> list[Check]:
@@ -367,7 +368,7 @@ def _speaks(
             says = f"{'no longer' if violation else 'still'} speaks: {numbers}"
             checks.append(
                 Check(STILL_SPEAKS, f"degenerate answers on {words}", value, *_ends(metrics, degenerate),
-                      f"at most {limit:.2f}", violation, says)
+                      f"at most {limit:.2f}", violation, says, 0.0)
             )  # fmt: skip
         checks.append(_generation_nll(nll, words, place, metrics, start, tolerances))
     return checks
@@ -410,9 +411,8 @@ def _generation_nll(
     if violation:
         kind = "the starting model takes its answers for word salad" if value > high else "its answers say too little"
         says = f"no longer speaks: on {words} {kind} ({numbers})"
-    return Check(
-        STILL_SPEAKS, quantity, value, *_ends(metrics, name), f"{max(low, 0):.2f} to {high:.2f}", violation, says
-    )
+    goal, best = f"{max(low, 0):.2f} to {high:.2f}", own if place == "unseen" else None
+    return Check(STILL_SPEAKS, quantity, value, *_ends(metrics, name), goal, violation, says, best)
 
 
 def _collapsed(metrics: Mapping[str, float], start: Mapping[str, float], tolerances: Tolerances) -> Check:
@@ -459,9 +459,8 @@ def _share(
     numbers = f"{quantity} {value:.2f}, {share:.0%} of the starting model's {start[base]:.2f}, at least {least:.0%}"
     verb = "useful" if condition == STILL_USEFUL else "speaks"
     says = f"{'no longer' if violation else 'still'} {verb}: {numbers}"
-    return Check(
-        condition, quantity, value, *_ends(metrics, name), f"at least {least * start[base]:.2f}", violation, says
-    )
+    goal = f"at least {least * start[base]:.2f}"
+    return Check(condition, quantity, value, *_ends(metrics, name), goal, violation, says, 1.0)
 
 
 def _not_testable(condition: str, quantity: str, why: str) -> Check:

@@ -153,7 +153,11 @@ def unlearn(
         name = signal.Signals(error.number).name
         raise Interruption(error.number, f"stopped by {name}; the same command goes on") from None
     result.write(recipe, records)
-    for line in [*result.lines(), "\nattacks", *quick_attack_lines(folder / UNLEARNED)]:
+    for line in result.lines():
+        say(line)
+    steps = _steps(base is not None)
+    say(f"\n[{steps} of {steps}] tries attacks")
+    for line in ["\nattacks", *quick_attack_lines(folder / UNLEARNED)]:
         say(line)
     say(f"\n{duration(time.monotonic() - begun)} in all")
     return Unlearned(
@@ -281,7 +285,9 @@ def _knowledge(before: Run, tolerances: Tolerances, anyway: bool) -> str:
         if not anyway:
             raise UserError(f"{said}. Is it the model that was trained on the data? (--anyway goes on)")
         return said
-    return f"it knows what it is to forget: {', '.join(shown)}"
+    kept = UnlearnResult.facts(before, "retain")
+    keeps = f"; of what it is to keep {kept[0]} of {kept[1]}" if kept is not None and kept[1] else ""
+    return f"it knows what it is to forget: {', '.join(shown)}{keeps}"
 
 
 _UNRECOGNISED = 0.6
@@ -301,7 +307,7 @@ def _run_plan(plan: Plan, base: str | None, folder: Path, anyway: bool, say: Cal
     tasks = plan.tasks()
     _check_settings(tasks[1], plan.own)
     before_training = [*([] if base is None else [plan.base_task(base)]), tasks[0]]
-    total = len(before_training) + 2
+    total = _steps(base is not None)
     with WholeProgress() as progress:
         pool = _pool(tasks[1], progress)
         _check_ended(run(before_training, folder, pool, retry=True, wait=False, total=total), before_training)
@@ -320,6 +326,11 @@ def _run_plan(plan: Plan, base: str | None, folder: Path, anyway: bool, say: Cal
             say(line)
         _check_ended(run(tasks, folder, pool, retry=True, wait=False, total=total), tasks)
     return UnlearnResult(folder, before, load_run(folder / UNLEARNED), load_run(folder / FINAL), tolerances)
+
+
+def _steps(base: bool) -> int:
+    """Number of steps that are counted in the output: the runs, and the attacks on the exported model."""
+    return 5 if base else 4
 
 
 def base_goals(base: Run, before: Run, anyway: bool) -> Values:

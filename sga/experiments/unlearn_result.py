@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import textwrap
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from sga.data.records import Record
+from sga.data.reserved import RETAIN_UNSEEN
 from sga.evaluation.handover import Account, Check, Tolerances, account, reported_part
 from sga.evaluation.table import fitted_table
 from sga.experiments.task import CONFIG_FILE
@@ -22,6 +24,15 @@ from sga.runs.model_card import model_card
 
 _WIDTH = 80
 _SHOWN = 5
+_RISE, _RISEN = 0.1, 3
+"""Rise of a true answer's probability from which on it is told, and number of records that are told at most."""
+_TROUBLE = 'docs/troubleshooting.md, section "Not fit to be handed over"'
+_FACTS = (
+    (RETAIN_UNSEEN, "reserved answers with their fact", ", never trained on"),
+    ("retain", "retain answers with their fact", ", partly trained on"),
+    ("forget", "forget answers with their fact", ""),
+)
+"""Set, quantity and what to say of training, of facts in the table, from the third row to the first."""
 _UNTESTED = """\
 Facts in other words than the records', other languages, other attacks on membership, how fast a few steps of training
 bring the data back, and everything beyond the records to keep and the tests above."""
@@ -85,10 +96,12 @@ class UnlearnResult:
                 f"seed {training.seed}",
             ],
             self.table(),
+            self.likelier(),
             [*(check.says for check in self.account.checks if check.value is None), " ".join(_UNTESTED.split())],
             records.warnings,
             list(self.answers()),
             self.next_commands(),
+            self.advice(),
             training,
             [self.start, training, self.final],
         )
@@ -101,24 +114,58 @@ class UnlearnResult:
         """Heading and rows: quantity, start, the exported model with its interval, goal, verdict."""
         before = account(self.start.chosen, self.start.chosen, self.tolerances, self.account.part)
         lines: list[tuple[str, ...]] = [("", "before", "now", "95 % interval", "goal", "")]
-        for old, new in zip(before.checks, self.account.checks, strict=True):
+        for old, new in (*zip(before.checks, self.account.checks, strict=True), *self._reserved_facts()):
             if new.value is not None:
                 lines.append(_row(old, new))
         # Facts come first, and as numbers of answers, unless those of a half are told.
-        for name in ("retain", *(("forget",) if self.account.part == "all" else ())):
+        for name, quantity, trained in _FACTS[: None if self.account.part == "all" else -1]:
             was, now = self.facts(self.start, name), self.facts(self.final, name)
-            quantity = f"{name} answers with their fact"
             at = next((index for index, line in enumerate(lines) if line[0] == quantity), None)
-            if at is not None and was is not None and now is not None:
-                _, _, _, *rest = lines.pop(at)
-                lines.insert(1, (quantity, *(f"{count} of {rows}" for count, rows in (was, now)), *rest))
+            if at is not None:
+                _, *numbers = lines.pop(at)
+                if was is not None and now is not None:
+                    numbers[:2] = [f"{count} of {rows}" for count, rows in (was, now)]
+                lines.insert(1, (f"{quantity}{trained}", *numbers))
         return lines
+
+    def _reserved_facts(self) -> list[tuple[Check, Check]]:
+        """Share of reserved answers that say their fact, before and now; the rule has no goal for it."""
+        name, runs = "handover/unseen/fact_recall", (self.start.chosen, self.final.chosen)
+        if any(name not in chosen for chosen in runs):
+            return []
+        numbers = [(chosen[name], chosen.get(f"{name}/ci_low"), chosen.get(f"{name}/ci_high")) for chosen in runs]
+        old, new = (Check("", _FACTS[0][1], *one, "", None, "", best=1.0) for one in numbers)
+        return [(old, new)]
+
+    def likelier(self, texts: bool = True) -> str | None:
+        """Sentence on the forget records whose true answer has become clearly more likely; None if there are none.
+
+        Args:
+            texts: True to name records by their question.
+        """
+        found = [
+            (float(old["probability"]), float(new["probability"]), str(new.get("question") or new["id"]))
+            for old, new in self._both()
+            if old.get("probability") is not None and new.get("probability") is not None
+        ]
+        risen = sorted((one for one in found if one[1] - one[0] > _RISE), key=lambda one: one[0] - one[1])
+        if not risen:
+            return None
+        names = [f'"{textwrap.shorten(name, 60, placeholder="…")}" ' if texts else "" for *_, name in risen]
+        shown = [f"{name}{old:.2f} → {new:.2f}" for name, (old, new, _) in zip(names, risen, strict=True)]
+        more = ", …" if len(shown) > _RISEN else ""
+        verb = "has" if len(risen) == 1 else "have"
+        said = f"{len(risen)} of {len(found)} forget records {verb} become more likely"
+        return f"{said} (probability of the true answer): {', '.join(shown[:_RISEN])}{more}"
 
     def lines(self) -> Iterator[str]:
         """Lines that the terminal shows at the end."""
         yield f"\n{self._first()}"
         yield ""
         yield from fitted_table(self.table(), _WIDTH, texts=(0, 4, 5), spare=3)
+        likelier = self.likelier()
+        if likelier is not None:
+            yield f"\n{textwrap.fill(likelier, _WIDTH)}"
         for check in self.account.checks:
             if check.value is None:
                 yield check.says
@@ -134,6 +181,8 @@ class UnlearnResult:
         yield "\nnext"
         for command in self.next_commands():
             yield f"  {command}"
+        if self.advice() is not None:
+            yield textwrap.fill(f"  {self.advice()}", _WIDTH, subsequent_indent="  ")
 
     def _first(self) -> str:
         """First sentence of the result, with the step that was chosen."""
@@ -146,10 +195,7 @@ class UnlearnResult:
 
     def answers(self) -> Iterator[AnswerPair]:
         """A few forget questions with the starting model's answer and the exported one's; none without texts."""
-        before = {row["id"]: row for row in self.start.row_dicts(self.start.chosen_step, "forget")}
-        after = self.final.row_dicts(self.final.chosen_step, "forget")
-        both = [(before[row["id"]], row) for row in after if row["id"] in before]
-        told = [(old, new) for old, new in both if "generation" in old and "generation" in new]
+        told = [(old, new) for old, new in self._both() if "generation" in old and "generation" in new]
         for old, new in told[:_SHOWN]:
             yield AnswerPair(
                 str(new.get("question", new["id"])),
@@ -159,9 +205,21 @@ class UnlearnResult:
                 token_changes(old, new),
             )
 
+    def _both(self) -> list[tuple[Mapping[str, Any], Mapping[str, Any]]]:
+        """Rows of each forget record, of the starting model and of the exported one."""
+        before = {row["id"]: row for row in self.start.row_dicts(self.start.chosen_step, "forget")}
+        after = self.final.row_dicts(self.final.chosen_step, "forget")
+        return [(before[row["id"]], row) for row in after if row["id"] in before]
+
     def next_commands(self) -> list[str]:
-        """Three commands that one may run next."""
-        question = next((one.question for one in self.answers()), "a question of your own").replace('"', "'")
+        """Three commands that one may run next; the first asks for a fact that was lost, if one was."""
+        lost = [
+            str(new["question"])
+            for old, new in self._both()
+            if old.get("fact_recall") == 1 and new.get("fact_recall") == 0 and "question" in new
+        ]
+        known = [*lost, *(one.question for one in self.answers()), "a question of your own"]
+        question = known[0].replace('"', "'")
         start = self.start.info["model"]
         return [
             f'sga ask {start} {self.training.path} "{question}"',
@@ -169,6 +227,10 @@ class UnlearnResult:
             "--seed_everything 1",
             f"sga compare {self.start.path} {self.final.path}",
         ]
+
+    def advice(self) -> str | None:
+        """Sentence on where to read what to change; None for a model that is fit to be handed over."""
+        return None if self.account.fit else f"what to change: {_TROUBLE}"
 
     # ---- the card ----------------------------------------------------------------------------------------------
 
@@ -186,6 +248,7 @@ class UnlearnResult:
             "| quantity | " + " | ".join(heading[1:-1]) + " | change |",
             "|" + "---|" * len(heading),
             *("| " + " | ".join(cell.replace("|", "/") for cell in row) + " |" for row in rows),
+            *([] if self.likelier() is None else ["", f"{self.likelier(texts=False)}."]),
         ]
         untested = [check.says for check in self.account.checks if check.value is None]
         untested += records.warnings
@@ -195,20 +258,24 @@ class UnlearnResult:
 
 def _row(old: Check, new: Check) -> tuple[str, ...]:
     interval = "" if new.low is None or new.high is None else f"{new.low:.2f} to {new.high:.2f}"
-    inside = new.low is not None and new.high is not None and old.value is not None and new.low <= old.value <= new.high
     goal = new.goal.replace(" the starting model's", " the start's")
     was = "" if old.value is None else f"{old.value:.2f}"
-    better = not inside and (new.violation or 0) < (old.violation or 0)
-    worse = not inside and (new.violation or 0) > (old.violation or 0)
-    return (
-        new.quantity,
-        was,
-        f"{new.value:.2f}",
-        interval,
-        goal,
-        _word(better, worse) + (", missed" if new.violation else ""),
-    )
+    return (new.quantity, was, f"{new.value:.2f}", interval, goal, _change(old, new))
 
 
-def _word(better: bool, worse: bool) -> str:
-    return "better" if better else "worse" if worse else "unchanged"
+def _change(old: Check, new: Check) -> str:
+    """Words on a quantity: better, worse or unchanged, and its goal met or missed.
+
+    It is unchanged where the interval holds the value before. Without an interval only its distance to the goal tells.
+    """
+    violations = [one.violation or 0.0 for one in (old, new)]
+    gain, same = violations[0] - violations[1], ""
+    if old.value is not None and new.value is not None and new.low is not None and new.high is not None:
+        same = "unchanged"
+        if new.low <= old.value <= new.high:
+            gain = 0.0
+        elif new.best is not None:
+            gain = abs(old.value - new.best) - abs(new.value - new.best)
+    way = "better" if gain > 0 else "worse" if gain < 0 else same
+    goal = "" if new.violation is None else "missed" if new.violation else "met"
+    return ", ".join(part for part in (way, goal) if part)

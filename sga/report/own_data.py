@@ -52,10 +52,12 @@ class OwnDataReport:
         fit: True if the model is fit to be handed over.
         facts: Model, method, data and seed, in a few words each.
         table: Heading and rows: quantity, before, now, interval, goal, verdict.
+        likelier: Sentence on forget records that have become more likely; None if there are none.
         untested: Sentences on tests that were not made.
         warnings: Sentences on likely faults of the data.
         answers: Forget questions with their answers; empty where texts are kept out.
         commands: Commands to continue with.
+        advice: Sentence on where to read what to change; None for a model that is fit to be handed over.
         training: Run of the training.
         runs: All runs, whose configurations are at the foot.
     """
@@ -64,10 +66,12 @@ class OwnDataReport:
     fit: bool
     facts: Sequence[str]
     table: Sequence[tuple[str, ...]]
+    likelier: str | None
     untested: Sequence[str]
     warnings: Sequence[str]
     answers: Sequence[AnswerPair]
     commands: Sequence[str]
+    advice: str | None
     training: Run
     runs: Sequence[Run] = field(repr=False)
 

@@ -67,6 +67,9 @@ GOOD = START | {
 """The same model with the forget set forgotten and nothing else."""
 
 
+FEW = "too few rows to tell whether it is recognised"
+WIDE = "asked for is an interval within 0.30 to 0.70"
+
 HALF_A_NAT = 1 - math.exp(-0.5)
 """What half a nat beyond what is allowed takes of a token's probability."""
 
@@ -152,7 +155,7 @@ def test_negative_control_an_unchanged_model() -> None:
     found = account(START, START)
     assert not found.fit
     assert check(found, "AUC of the loss").violation == found.score == 1
-    assert check(found, "AUC of the loss").says == "still recognised: AUC 0.99, 0.97 to 1.00"
+    assert check(found, "AUC of the loss").says == "still recognised: AUC 0.99, 0.97 to 1.00, at most 0.60"
     assert found.sentence == check(found, "AUC of the loss").says
     extraction = check(found, "extraction strength of forget")
     assert extraction.violation == pytest.approx(0.72 / 0.92)
@@ -209,11 +212,17 @@ def test_conditions_weigh_alike() -> None:
     [
         (0.60, 0.50, 0.70, 0.0, "not recognised: AUC 0.60, 0.50 to 0.70"),  # both at their limits
         (0.40, 0.30, 0.50, 0.0, "not recognised: AUC 0.40, 0.30 to 0.50"),
-        (0.71, 0.64, 0.78, 0.275, "still recognised: AUC 0.71, 0.64 to 0.78"),  # 0.11 of 0.40; 0.08 of 0.30
-        (0.29, 0.22, 0.36, 0.275, "over-unlearned, and recognised by it: AUC 0.29, 0.22 to 0.36"),
-        (0.50, 0.18, 0.82, 0.4, "too few rows to tell whether it is recognised: AUC 0.50, 0.18 to 0.82"),
-        (0.45, 0.25, 0.65, 1 / 6, "too few rows to tell whether it is recognised: AUC 0.45, 0.25 to 0.65"),
-        (0.50, None, None, 1.0, "too few rows to tell whether it is recognised: AUC 0.50"),  # as wide as can be
+        (
+            0.71,
+            0.64,
+            0.78,
+            0.275,
+            "still recognised: AUC 0.71, 0.64 to 0.78, at most 0.60",
+        ),  # 0.11 of 0.40; 0.08 of 0.30
+        (0.29, 0.22, 0.36, 0.275, "over-unlearned, and recognised by it: AUC 0.29, 0.22 to 0.36, at least 0.40"),
+        (0.50, 0.18, 0.82, 0.4, f"{FEW}: AUC 0.50, 0.18 to 0.82, {WIDE}"),
+        (0.45, 0.25, 0.65, 1 / 6, f"{FEW}: AUC 0.45, 0.25 to 0.65, {WIDE}"),
+        (0.50, None, None, 1.0, f"{FEW}: AUC 0.50, {WIDE}"),  # as wide as can be
     ],
 )
 def test_recognition(value: float, low: float | None, high: float | None, violation: float, says: str) -> None:
@@ -312,7 +321,9 @@ def test_without_holdout_the_share_of_pairs() -> None:
         found = account(metrics | pairs, START)
         assert found.fit is fit
         assert found.checks[0].quantity == "share of wrong answers less likely"
-    assert found.sentence.startswith("over-unlearned, and recognised by it: share of pairs 0.25, 0.17 to 0.33")
+    assert found.sentence == (
+        f"over-unlearned, and recognised by it: {found.checks[0].quantity} 0.25, 0.17 to 0.33, at least 0.40"
+    )
 
 
 def test_an_untestable_condition_is_reported_and_is_no_violation() -> None:

@@ -29,7 +29,7 @@ from sga.__main__ import main as command_line
 from sga.commands.unlearn import main
 from sga.data.conversion import converted_records
 from sga.errors import Interruption, UserError
-from sga.evaluation.handover import Tolerances
+from sga.evaluation.handover import STILL_USEFUL, Check, Tolerances, membership_check
 from sga.experiments import unlearn_recipe
 from sga.experiments.task import Task
 from sga.experiments.unlearn import Unlearned, _knowledge, _look, base_goals, recipe_lines, unlearn
@@ -37,6 +37,7 @@ from sga.experiments.unlearn_data import read_unlearning_records, spoken_facts
 from sga.experiments.unlearn_model import base_template_warning, with_settings
 from sga.experiments.unlearn_progress import WholeProgress
 from sga.experiments.unlearn_recipe import Plan, chosen_recipe, recipe_table
+from sga.experiments.unlearn_result import UnlearnResult, _change
 from sga.module import UnlearningModule
 
 QUICK: dict[str, Any] = {
@@ -90,6 +91,8 @@ def test_the_terminal_has_all_steps_in_eighty_columns(unlearned: tuple[Unlearned
         "data: 6 forget and 10 retain and 4 holdout records",
         "template PlainTemplate",
         "6 of 6 greedy answers say the fact",
+        "of what it is to keep 10 of 10",
+        "[4 of 4] tries attacks\n\nattacks\n",
         "recipe lora-small: sga, LoRA of rank 4, 2 neighbours and 1 alternative,",
         "Where was Ada Brook born?\n  was: Ada Brook was born in Oslo.\n  now: ",
         f"  model   {found.model_path}",
@@ -125,7 +128,8 @@ def test_the_commands_that_it_prints_work(
 ) -> None:
     """The first and the last of them; the second is `sga fit` with another seed, see below."""
     found, text = unlearned
-    ask, fit, compared = text[text.index("next\n") :].splitlines()[1:4]
+    ask, fit, compared, advice = text[text.index("next\n") :].splitlines()[1:5]
+    assert "what to change: docs/troubleshooting.md, section" in advice
     for line in (ask, compared):
         _, verb, *arguments = shlex.split(line)
         assert command_line([verb, *arguments]) == 0
@@ -250,6 +254,100 @@ def test_one_bar_on_a_terminal_and_lines_elsewhere() -> None:
         said = out.getvalue()
         assert ("\x1b[" in said) == terminal
         assert ("    step 2 of 10, about 4 min left\n" in said) != terminal
+
+
+# ---- what the table says --------------------------------------------------------------------------------------------
+
+
+def result_of(
+    start: list[dict[str, Any]], final: list[dict[str, Any]], more: dict[str, tuple[float, float]] | None = None
+) -> UnlearnResult:
+    """A result of two evaluations with these rows, and these metrics before and now."""
+
+    def evaluated(rows: list[dict[str, Any]], index: int) -> Any:
+        metrics = {"handover/all/rows": 3.0} | {name: values[index] for name, values in (more or {}).items()}
+        return SimpleNamespace(
+            chosen=metrics,
+            chosen_step=0,
+            path=Path("x"),
+            info={"model": "m"},
+            row_dicts=lambda step, name: [row for row in rows if row["set"] == name],
+        )
+
+    training: Any = SimpleNamespace(path=Path("x"), model_path=Path("x"))
+    return UnlearnResult(Path("x"), evaluated(start, 0), training, evaluated(final, 1))
+
+
+def forget_row(number: int, probability: float, fact: float) -> dict[str, Any]:
+    row = people(0, 1)[number]
+    said = row["answer"] if fact else "No."
+    known = {"probability": probability, "fact_recall": fact, "generation": said}
+    return {"set": "forget", "id": f"forget/{number}", **row, **known}
+
+
+def test_reserved_facts_stand_in_the_table_without_a_goal() -> None:
+    """Two of four before, one now: what was lost where training never looked was in no table."""
+    row = {**forget_row(0, 0.5, 1.0), "set": "retain_unseen"}
+    before, now = ([{**row, "generation": row["answer"] if n < said else "No."} for n in range(4)] for said in (2, 1))
+    name = "handover/unseen/fact_recall"
+    numbers = {name: (0.5, 0.25), f"{name}/ci_low": (0.0, 0.0), f"{name}/ci_high": (1.0, 0.75)}
+    found = result_of(before, now, numbers).table()
+    quantity = "reserved answers with their fact, never trained on"
+    assert found[1] == (quantity, "2 of 4", "1 of 4", "0.00 to 0.75", "", "unchanged")
+    assert quantity not in str(result_of([], []).table())
+
+
+def test_forget_records_that_became_more_likely_are_named_but_not_in_the_card() -> None:
+    before = [forget_row(n, probability, 1.0) for n, probability in enumerate((0.38, 0.3, 0.5))]
+    now = [forget_row(n, probability, 0.0) for n, probability in enumerate((0.5, 0.8, 0.55))]
+    found = result_of(before, now)
+    first, second = before[1]["question"], before[0]["question"]
+    said = "2 of 3 forget records have become more likely (probability of the true answer): "
+    assert found.likelier() == f'{said}"{first}" 0.30 → 0.80, "{second}" 0.38 → 0.50'
+    assert found.likelier(texts=False) == f"{said}0.30 → 0.80, 0.38 → 0.50"
+    assert result_of(now, before).likelier() is None and result_of([], []).likelier() is None
+
+
+def test_the_question_to_ask_is_one_whose_fact_was_lost() -> None:
+    before = [forget_row(0, 0.5, 0.0), forget_row(1, 0.5, 1.0)]
+    now = [forget_row(0, 0.5, 0.0), forget_row(1, 0.5, 0.0)]
+    assert before[1]["question"] in result_of(before, now).next_commands()[0]
+    assert before[0]["question"] in result_of(now, now).next_commands()[0], "none was lost"
+
+
+@pytest.mark.parametrize(
+    ("was", "now", "low", "high", "word"),
+    [
+        (0.45, 0.85, 0.65, 1.0, "better, met"),  # both meet the goal
+        (0.45, 0.60, 0.40, 0.80, "unchanged, met"),
+        (0.95, 0.60, 0.50, 0.70, "worse, met"),
+        (0.95, 0.20, 0.10, 0.30, "worse, missed"),
+        (0.10, 0.20, 0.15, 0.30, "better, missed"),
+        (0.25, 0.20, 0.10, 0.30, "unchanged, missed"),
+        (0.95, 0.20, None, None, "worse, missed"),
+        (0.95, 0.60, None, None, "met"),  # nothing tells that from chance
+    ],
+)
+def test_change_and_goal_are_told_apart(
+    was: float, now: float, low: float | None, high: float | None, word: str
+) -> None:
+    """A share that is to be at least 0.41."""
+    old, new = (Check(STILL_USEFUL, "facts", x, low, high, "", max(0.0, 0.41 - x), "", 1.0) for x in (was, now))
+    assert _change(old, new) == word
+
+
+def test_an_auc_is_better_the_nearer_it_is_to_its_goal_from_both_sides() -> None:
+    checks = [membership_check("loss", x, x - 0.05, x + 0.05, 0.5, Tolerances()) for x in (0.45, 0.52, 0.41, 0.0)]
+    assert [_change(checks[0], one) for one in checks[1:]] == ["better, met", "unchanged, met", "worse, missed"]
+
+
+def test_what_to_change_is_on_the_page_that_the_result_names() -> None:
+    page = (Path(sga.__file__).parents[1] / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    advice = result_of([], []).advice()
+    assert advice is not None and f"## {advice.split(chr(34))[1]}\n" in page
+    for value, low, high in ((0.9, 0.8, 1.0), (0.1, 0.0, 0.2), (0.5, 0.1, 0.9)):
+        said = membership_check("loss", value, low, high, 0.5, Tolerances()).says
+        assert f"*{said.partition(':')[0]}*" in page
 
 
 # ---- what is not as usual -------------------------------------------------------------------------------------------
