@@ -169,10 +169,11 @@ class World:
 KEPT_ROWS = ("avg_nll", "log_truth_ratio", "fluency")
 KEPT_METRICS = (
     *("step", "epoch", "authors/model_utility_unseen", "authors/forget/degenerate", "authors/forget/rouge_l_recall"),
-    "authors/forget/extraction_strength",
+    *("authors/forget/extraction_strength", "authors/retain_unseen/probability"),
+    *("authors/retain_unseen/rouge_l_recall", "authors/retain_unseen/truth_ratio"),
 )
 
-KEPT_GROUPS = ("handover/all/", "handover/unseen/", "authors/retain_unseen/")
+KEPT_GROUPS = ("handover/all/", "handover/unseen/")
 
 
 def kept(collected: Mapping[str, Any]) -> dict[str, Any]:
