@@ -134,7 +134,9 @@ def check_folder(task: Task, folder: Path, replace: bool) -> None:
     """
     path = folder / task.name
     state = read_state(path)
-    if not state and path.exists() and not (path.is_dir() and not any(path.iterdir())):
+    # A process that was killed as it wrote the first state leaves the beginnings of that file and nothing else.
+    begun = path.is_dir() and all(found.name.startswith(f".{STATE_FILE}.") for found in path.iterdir())
+    if not state and path.exists() and not begun:
         raise UserError(f"{path} was not made by this command: choose another --folder, or move it away")
     if state and state.get("key") != task.key and not replace:
         raise UserError(f"{path} holds a run of another configuration: choose another --folder, or delete it")

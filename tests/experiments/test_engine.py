@@ -21,7 +21,7 @@ from sga.errors import UserError
 from sga.experiments.cluster import Cluster
 from sga.experiments.engine import InThisProcess, Job, Pace, Processes, run, terminable, why_ended
 from sga.experiments.fit import end_with_parent
-from sga.experiments.task import Outcome, Task, begin, end, held, outcome, read_state, with_needs
+from sga.experiments.task import Outcome, Task, begin, check_folder, end, held, outcome, read_state, with_needs
 from sga.files import read_yaml, write_json
 from sga.runs.lock import write_lock
 
@@ -154,6 +154,15 @@ def test_what_needs_a_failed_task_is_not_made_and_the_rest_is(tmp_path: Path) ->
     assert run([one, other], tmp_path, again) == found and not again.began, "a failure stays one"
     assert len(run([one, other], tmp_path, again, retry=True)) == 3
     assert again.began == ["models/target", "trials/1"] and read_state(tmp_path / target.name)["attempts"] == 2
+
+
+def test_a_folder_whose_first_state_was_being_written_when_it_was_killed_is_its_own(tmp_path: Path) -> None:
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / ".task.json.b8f94104").write_text('{"key"', encoding="utf-8")
+    check_folder(Task("one", {}), tmp_path, replace=False)
+    (tmp_path / "one" / "notes.txt").touch()
+    with pytest.raises(UserError, match="one was not made by this command"):
+        check_folder(Task("one", {}), tmp_path, replace=False)
 
 
 def test_folders_of_something_else_are_refused_before_anything_runs(tmp_path: Path) -> None:
