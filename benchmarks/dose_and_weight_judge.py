@@ -10,15 +10,13 @@ of docs/results/rates-and-normals.json.gz. Definitions are those of docs/experim
 from __future__ import annotations
 
 import argparse
-import gzip
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from hand_over_judge import Judged, read
+from hand_over_judge import Judged, read, write
 from rates_and_normals_judge import (
     LEVEL,
     Contrast,
@@ -208,8 +206,7 @@ def main() -> None:
     found["runs"] = {name: run for name, run in found["runs"].items() if name not in base["runs"]}
     print(*page_parts(found, base), sep="\n\n")
     if options.keep is not None:
-        content = json.dumps(found, separators=(",", ":")).encode()
-        options.keep.write_bytes(gzip.compress(content, mtime=0))
+        write(found, options.keep)
     if options.figure is not None:
         figure(judged(merged(base, found)[0]), options.figure, QUESTIONS)
 

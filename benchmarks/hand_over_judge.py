@@ -229,6 +229,11 @@ def read(path: Path) -> dict[str, Any]:
     return found
 
 
+def write(found: Mapping[str, Any], path: Path) -> None:
+    """Writes what the tables are computed from; the same content gives the same bytes."""
+    path.write_bytes(gzip.compress(json.dumps(found, separators=(",", ":")).encode(), mtime=0))
+
+
 def judge(collected: Mapping[str, Any], rule: Rule = Rule()) -> list[Judged]:
     """All that was collected, judged, by world; a world in which a model or a run is lacking is left out whole."""
     worlds: dict[int, dict[str, Any]] = {}
@@ -302,8 +307,7 @@ def main() -> None:
     rows = judge(found)
     print(table(rows), seeds(rows), sep="\n\n")
     if options.keep is not None:
-        content = json.dumps(found, separators=(",", ":")).encode()
-        options.keep.write_bytes(gzip.compress(content, mtime=0))
+        write(found, options.keep)
 
 
 if __name__ == "__main__":

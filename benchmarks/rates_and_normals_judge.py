@@ -10,8 +10,6 @@ docs/experiments/rates-and-normals.md, and the four quantities with their shortf
 from __future__ import annotations
 
 import argparse
-import gzip
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +18,7 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
-from hand_over_judge import Judged, Rule, World, column, kept, read, rows_of, shortened
+from hand_over_judge import Judged, Rule, World, column, kept, read, rows_of, shortened, write
 from scipy.stats import binomtest, wilcoxon
 
 from sga.evaluation.paired import holm
@@ -353,8 +351,7 @@ def main() -> None:
     tables = [answers(rows), primary_table(rows), secondary_table(rows, "last"), secondary_table(rows, "rule")]
     print(*tables, means_table(rows, rates_of(found)), rates_table(rates_of(found)), worlds_table(found), sep="\n\n")
     if options.keep is not None:
-        content = json.dumps(found, separators=(",", ":")).encode()
-        options.keep.write_bytes(gzip.compress(content, mtime=0))
+        write(found, options.keep)
     if options.figure is not None:
         figure(rows, options.figure)
 
