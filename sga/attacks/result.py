@@ -100,7 +100,11 @@ def attack_page(content: Mapping[str, Any], findings: Sequence[Finding]) -> str:
         others=others,
         steps=curve_rows(findings, content),
         styles=styles,
-        settings=content["settings"],
+        settings={
+            name: ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
+            for name, value in content["settings"].items()
+            if value is not None
+        },
     )
 
 

@@ -21,7 +21,7 @@ def page_of(*retained: str) -> tuple[str, dict[str, Any], list[Finding]]:
     content = {
         "models": {"unlearned": "runs/mine", "before": "runs/target", "retained": list(retained)},
         "verdict": ["Clean."],
-        "settings": {"prefix": "<b>Sure</b>"},
+        "settings": {"prefix": "<b>Sure</b>", "shares": (0.05, 0.2), "rate": None, "seed": 0},
     }
     relearned = {str(step): {"rest": {"rouge_l_recall": 0.1 * step}, "relearned": {}} for step in (0, 1, 2)}
     sampled = {str(k): {"leak": 0.1 * k, "leak_low": 0.0, "leak_high": 0.5} for k in (1, 2)}
@@ -54,6 +54,7 @@ def test_models_are_told_apart(retained: tuple[str, str]) -> None:
         assert {row["run"] for row in values} == set(names)
     assert len({row[2] for row in curve_rows(findings, content)[1:]}) == 3
     assert "<img" not in page.replace(page[page.rfind("<script>") :], "") and "&lt;b&gt;Sure" in page
+    assert "shares 0.05, 0.2; seed 0" in page, "in words, without what was not set"
 
 
 def test_axes_and_titles() -> None:
