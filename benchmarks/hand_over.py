@@ -48,6 +48,7 @@ def read_plan(path: Path, models: Path | None = None) -> list[Task]:
         models: Folder with ``WORLD`` folders of models to start from; those worlds' are not trained.
     """
     plan = read_yaml(path)
+    pairs = plan.get("pairs", "authors")  # what target and retained models start from, and learn beside the authors
     found: list[tuple[tuple[int, int], Task]] = []
     for place, world in enumerate(plan["worlds"]):
         turn = place // TOGETHER
@@ -55,11 +56,11 @@ def read_plan(path: Path, models: Path | None = None) -> list[Task]:
         given = models / str(world) if models is not None else None
         target: Task | None = None
         if given is None or not given.is_dir():
-            files = ["benchmarks/authors", "methods/target", "pairs/authors/target"]
+            files = ["benchmarks/authors", "methods/target", f"pairs/{pairs}/target"]
             target = made(f"{world}/target", files, {**common, **plan["training"]})
             found.append(((turn, 0), target))
         for number in plan["retained"]:
-            files = ["benchmarks/authors", "methods/retain", "pairs/authors/retain"]
+            files = ["benchmarks/authors", "methods/retain", f"pairs/{pairs}/retain"]
             seed = {"seed_everything": 1000 * world + number}
             retained = made(f"{world}/retained-{number}", files, {**common, **plan["training"], **seed})
             judged = made(
