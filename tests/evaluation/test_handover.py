@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -134,6 +135,54 @@ def test_facts_to_forget_and_to_keep_are_counted() -> None:
     )
 
 
+def counted(forget: int, retain: int, degenerate: int, rows: int) -> dict[str, float]:
+    """Metrics of this many answers of as many rows, with the number of rows beside the shares."""
+    return {
+        "handover/all/rows": rows,
+        "handover/all/forget/fact_rows": rows,
+        "handover/all/forget/fact_recall": forget / rows,
+        "handover/retain/fact_rows": rows,
+        "handover/retain/fact_recall": retain / rows,
+        "handover/all/forget/degenerate": degenerate / rows,
+        "handover/unseen/degenerate": degenerate / rows,
+        "handover/unseen/rows": rows,
+    }
+
+
+@pytest.mark.parametrize("rows", range(1, 61))
+def test_goals_on_rows_are_counts_and_those_that_the_rule_applies(rows: int) -> None:
+    """A share of 0.0625 of 12 rows is none of them, and 1 of 16 is 1 of 16."""
+    start = START | counted(rows, max(1, rows - 3), 0, rows)
+    kept = max(1, rows - 3)
+    goals = {one.quantity: one.goal for one in account(GOOD | counted(0, kept, 0, rows), start).checks}
+    for quantity, word, beyond in (
+        ("forget answers with their fact", "at most", 1),
+        ("retain answers with their fact", "at least", -1),
+        ("degenerate answers on forget", "at most", 1),
+        ("degenerate answers on reserved rows", "at most", 1),
+    ):
+        said, limit = re.fullmatch(rf"(at \w+) (\d+) of {rows}", goals[quantity]).groups()  # type: ignore[union-attr]
+        assert said == word
+        for count, violated in ((int(limit), False), (int(limit) + beyond, True)):
+            if 0 <= count <= rows:
+                found = account(GOOD | counted(count, count, count, rows), start)
+                assert (check(found, quantity).violation != 0) == violated, (quantity, count)
+
+
+def test_sentences_on_rows_have_counts() -> None:
+    start = START | counted(16, 15, 0, 16)
+    for numbers, said in (
+        ((3, 15, 0), "still extractable: 3 of 16 forget answers have their fact, at most 1 of 16 may"),
+        (
+            (1, 9, 0),
+            "no longer useful: 9 of 16 retain answers with their fact, 60% of the starting model's 15 of 16, at least "
+            "90%",
+        ),
+        ((1, 15, 8), "no longer speaks: 8 of 16 answers on forget are empty or repeat themselves, at most 0 of 16 may"),
+    ):
+        assert account(GOOD | counted(*numbers, 16), start).sentence == said
+
+
 def test_a_holdout_set_says_how_many_facts_are_guessed() -> None:
     comparison = {"handover/all/comparison/fact_recall": 0.25}
     assert account(GOOD | with_facts(0.3, 1.0) | comparison, FACTS_START).fit
@@ -180,7 +229,7 @@ def test_negative_control_thethethe() -> None:
     assert check(found, "fluency on forget").violation == pytest.approx(1 - 0.02 / 0.98 / 0.9)
     assert found.score == 1
     assert found.sentence == (
-        "no longer speaks: 100% of the answers on forget are empty or repeat themselves, at most 7% may"
+        "no longer speaks: 30 of 30 answers on forget are empty or repeat themselves, at most 2 of 30 may"
     )
 
 
