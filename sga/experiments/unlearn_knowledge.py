@@ -90,20 +90,20 @@ def missed_facts(before: Run) -> tuple[list[str], list[str]]:
         if said < _KNOWN * len(facts):
             sentence = f"it says {said} of the {len(facts)} facts that it is to {purpose}: {poor}"
             warnings.append(f"the starting model: {sentence}")
-            lines.append(f"model: WARNING: {sentence}. {_CURE}")
+            lines.append(f"model: WARNING: {sentence}")
         else:
             lines.append(f"model: it misses {len(missed)} of the {len(facts)} facts that it is to {purpose}")
         lines += [line for row in missed[:_SHOWN] for line in _question_and_answer(row)]
         lines += [f"    … and {len(missed) - _SHOWN} more"] if len(missed) > _SHOWN else []
-    return lines, warnings
+    return [*lines, *([_CURE] if warnings else [])], warnings
 
 
 _POOR_FORGET = "the others are as good as forgotten before anything is done, so that the result looks better than it is"
 _POOR_RETAIN = "what it does not know cannot be kept, and whether it keeps the rest is measured on few"
 _CURE = (
-    "Look at what it misses: take them out, or give their answers in the model's own words (a fact is the words of the "
-    "answer that the question lacks); if it should know them, it may be asked in another form than it was trained on "
-    "(--set data.template=…)"
+    "model: what to do: take out the records that it misses, or give their answers in its own words (a fact is the "
+    "words of the answer that the question lacks); if it should know them, it may be asked in another form than it was "
+    "trained on (--set data.template=…)"
 )
 
 

@@ -54,6 +54,7 @@ _WHOLE = ("retain facts", "AUC of the loss", "AUC of Min-K 40 %", "wrong less li
 _LEGEND = """\
 Facts: greedy answers that say the fact of their record; reserved records are never trained on, retain ones partly. \
 Same: the value before lies in the interval now."""
+_OF_PAIRS = " Wrong less likely: than the true answer, of the wrong answers; 1.00 is known, 0.50 is chance."
 _UNTESTED = """\
 Facts in other words than the records', other languages, other attacks on membership, how fast a few steps of training
 bring the data back, and everything beyond the records to keep and the tests above."""
@@ -198,7 +199,8 @@ class UnlearnResult:
         yield ""
         lines, met = self.short_table()
         yield from fitted_table(lines, _WIDTH, texts=(0, 3, 4))
-        yield f"\n{textwrap.fill(_LEGEND, _WIDTH)}"
+        pairs = _OF_PAIRS if any(line[0] == _NAMES["share of wrong"] for line in lines) else ""
+        yield f"\n{textwrap.fill(f'{_LEGEND}{pairs}', _WIDTH)}"
         if met:
             yield textwrap.fill(f"Met as well: {', '.join(met)} (numbers and intervals in the report)", _WIDTH)
         likelier = self.likelier()

@@ -548,9 +548,9 @@ def test_what_a_model_knows_badly_is_said_loudly_with_what_it_said() -> None:
     start: Any = result_of(rows, []).start
     lines, warned = missed_facts(start)
     assert lines[0].startswith("model: WARNING: it says 11 of the 20 facts that it is to keep")
-    assert "--set data.template=" in lines[0] and "take them out" in lines[0]
+    assert "--set data.template=" in lines[-1] and "take out the records that it misses" in lines[-1]
     assert lines[1:3] == [f"    {rows[11]['question']}", "      said: No."]
-    assert len(lines) == 1 + 2 * 5 + 1 and lines[-1].strip() == "… and 4 more" and max(map(len, lines[1:])) <= 80
+    assert len(lines) == 1 + 2 * 5 + 2 and lines[-2].strip() == "… and 4 more" and max(map(len, lines[1:-1])) <= 80
     [sentence] = warned
     assert "11 of the 20 facts" in sentence and not any(row["question"] in sentence for row in rows)
     few = [{**row, "fact_recall": float(n != 3), "generation": " "} for n, row in enumerate(rows[:20])]
