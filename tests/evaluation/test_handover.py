@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from sga.data.records import Record
 from sga.errors import UserError
+from sga.evaluation.enough_rows import enough_rows, passing
 from sga.evaluation.evaluation import Evaluation
 from sga.evaluation.handover import (
     NOT_COLLAPSED,
@@ -277,6 +279,18 @@ def test_conditions_weigh_alike() -> None:
 def test_recognition(value: float, low: float | None, high: float | None, violation: float, says: str) -> None:
     found = membership_check("loss", value, low, high, 0.5, Tolerances())
     assert (found.violation, found.says) == (pytest.approx(violation), says)
+
+
+def test_the_page_says_how_many_rows_are_enough_by_the_rule_s_own_interval() -> None:
+    """Below 20 rows hardly any model passes, however well it has forgotten; looser tolerances let more pass."""
+    page = (Path(__file__).parents[2] / "docs" / "handover.md").read_text(encoding="utf-8")
+    heading, _, holdout, without = re.search(r"\| rows of each set (?:.*\n){4}", page)[0].splitlines()  # type: ignore[index]
+    numbers = [[int(cell) for cell in line.split("|")[2:-1]] for line in (heading, holdout, without)]
+    for rows, both, alone in zip(*numbers, strict=True):
+        assert (passing(rows, rows), passing(rows)) == (both, alone)
+    assert passing(12) == 0 < passing(12, tolerances=Tolerances(auc=0.3, auc_interval=0.4))
+    assert enough_rows(True) == enough_rows(False) == 40 > (enough_rows(False, wrong=5) or 0) > 12
+    assert enough_rows(True, tolerances=Tolerances(auc=0.01, auc_interval=0.01)) is None
 
 
 def test_recognition_is_measured_from_the_base_model_where_it_is_given() -> None:
