@@ -148,7 +148,9 @@ def unlearn(
     weights = _look(records, start, own, say, base)
     recipe = chosen_recipe(method, lora, weights, records)
     plan = Plan(recipe, start, records.write(folder), weights, own)
-    few = None if base is not None else few_rows(records, plan.tasks()[1].config)
+    _, training, _ = plan.tasks()
+    _check_settings(training, own)
+    few = None if base is not None else few_rows(records, training.config)
     if few is not None:
         records.warnings.append(few)
         say(f"data: WARNING: {few}")
@@ -263,7 +265,6 @@ def _run_plan(
         StoppedError: training, or an evaluation, failed.
     """
     tasks = plan.tasks()
-    _check_settings(tasks[1], plan.own)
     before_training = [*([] if base is None else [plan.base_task(base)]), tasks[0]]
     total = _steps(base is not None)
     with WholeProgress() as progress:
