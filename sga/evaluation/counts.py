@@ -28,7 +28,7 @@ def number_words(share: float, rows: int | None, what: str) -> str:
 
 
 def most_words(limit: float, rows: int | None) -> str:
-    """As `at_most`, with the limit in per cent where rows are unknown."""
+    """The largest number of rows as by `at_most`; the limit in per cent where rows are unknown."""
     return f"at most {limit:.0%}" if rows is None else at_most(limit, rows)
 
 

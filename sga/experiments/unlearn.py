@@ -148,12 +148,7 @@ def unlearn(
     weights = _look(records, start, own, say, base)
     recipe = chosen_recipe(method, lora, weights, records)
     plan = Plan(recipe, start, records.write(folder), weights, own)
-    _, training, _ = plan.tasks()
-    _check_settings(training, own)
-    few = None if base is not None else few_rows(records, training.config)
-    if few is not None:
-        records.warnings.append(few)
-        say(f"data: WARNING: {few}")
+    _check_plan(plan, records, base, say)
     try:
         result = _run_plan(plan, None if base is None else str(base), folder, anyway, say, records.warnings)
     except Interruption as error:
@@ -250,6 +245,19 @@ def _look(
     shown = str(given.get("class_path")) if isinstance(given, dict) else str(given or type(template).__name__)
     say(f"model: {start['name_or_path']}, {weights / 1e6:.3g} million weights, template {shown.removeprefix('sga.')}")
     return weights
+
+
+def _check_plan(plan: Plan, records: UnlearningRecords, base: str | Path | None, say: Callable[[str], None]) -> None:
+    """Refuses settings that there are not, and says if there are too few records for the rule.
+
+    With a base model the rule aims at its number, which nobody knows yet.
+    """
+    _, training, _ = plan.tasks()
+    _check_settings(training, plan.own)
+    few = None if base is not None else few_rows(records, training.config)
+    if few is not None:
+        records.warnings.append(few)
+        say(f"data: WARNING: {few}")
 
 
 # ---- the work -------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""What the starting model of `sga unlearn` knows of the records to forget and to keep, in sentences."""
+"""Knowledge that the starting model of `sga unlearn` has of the records to forget and to keep, in sentences."""
 
 from __future__ import annotations
 
