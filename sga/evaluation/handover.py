@@ -464,13 +464,12 @@ def _share(
     """Check of a value that must be at least the share `least` of the starting model's, which is above 0."""
     value, share = metrics[name], metrics[name] / start[base]
     violation = _excess(least - share, least)
-    said, before = f"{quantity} {value:.2f}", f"{start[base]:.2f}"
+    goal = at_least(least * start[base], rows)
+    numbers = f"{quantity} {value:.2f}, {share:.0%} of the starting model's {start[base]:.2f}, at least {least:.0%}"
     if rows is not None:
-        said, before = f"{counted(value, rows)} {quantity}", counted(start[base], rows)
-    numbers = f"{said}, {share:.0%} of the starting model's {before}, at least {least:.0%}"
+        numbers = f"{counted(value, rows)} {quantity}, {counted(start[base], rows)} before, {goal} asked for"
     verb = "useful" if condition == STILL_USEFUL else "speaks"
     says = f"{'no longer' if violation else 'still'} {verb}: {numbers}"
-    goal = at_least(least * start[base], rows)
     return Check(condition, quantity, value, *_ends(metrics, name), goal, violation, says, 1.0, rows)
 
 
