@@ -155,10 +155,10 @@ def unlearn(
         name = signal.Signals(error.number).name
         raise Interruption(error.number, f"stopped by {name}; the same command goes on") from None
     result.write(recipe, records)
-    for line in result.lines():
+    for line in result.lines(records.warnings):
         say(line)
     steps = _steps(base is not None)
-    say(f"\n[{steps} of {steps}] tries attacks")
+    say(f"\n[{steps} of {steps}] tries attacks (minutes; the result above stands if you end them)")
     for line in ["\nattacks", *quick_attack_lines(folder / UNLEARNED)]:
         say(line)
     say(f"\n{duration(time.monotonic() - begun)} in all")

@@ -57,6 +57,8 @@ class WholeProgress(Progress):
         elif task.verb != "fit":
             self._ends = None if self._evaluation is None else now + self._evaluation
         self._phase_began, self._evaluates = now, task.verb != "fit"
+        if self.disable:
+            self.console.print(f"    {task.title} …", highlight=False)
         self.update(self._task, description=task.title)
 
     def hear(self, line: str) -> None:

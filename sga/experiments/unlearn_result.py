@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -193,8 +193,12 @@ class UnlearnResult:
         said = f"{len(risen)} of {len(found)} forget records {verb} become more likely"
         return f"{said} (probability of the true answer): {', '.join(shown[:_RISEN])}{more}"
 
-    def lines(self) -> Iterator[str]:
-        """Lines that the terminal shows at the end."""
+    def lines(self, warnings: Sequence[str] = ()) -> Iterator[str]:
+        """Lines that the terminal shows at the end.
+
+        Args:
+            warnings: Warnings on the data and the starting model, which the numbers have to be read with.
+        """
         yield f"\n{self._first()}"
         yield ""
         lines, met = self.short_table()
@@ -203,9 +207,9 @@ class UnlearnResult:
         yield f"\n{textwrap.fill(f'{_LEGEND}{pairs}', _WIDTH)}"
         if met:
             yield textwrap.fill(f"Met as well: {', '.join(met)} (numbers and intervals in the report)", _WIDTH)
-        likelier = self.likelier()
-        if likelier is not None:
-            yield f"\n{textwrap.fill(likelier, _WIDTH)}"
+        for text in (*warnings, self.likelier()):
+            if text is not None:
+                yield f"\n{textwrap.fill(text, _WIDTH)}"
         for check in self.account.checks:
             if check.value is None:
                 yield check.says
@@ -236,7 +240,8 @@ class UnlearnResult:
     def answers(self) -> Iterator[AnswerPair]:
         """A few forget questions with the starting model's answer and the exported one's; none without texts."""
         told = [(old, new) for old, new in self._both() if "generation" in old and "generation" in new]
-        for old, new in told[:_SHOWN]:
+        # From all over the file, whose neighbouring lines are often alike.
+        for old, new in (told[index * len(told) // _SHOWN] for index in range(_SHOWN)) if len(told) > _SHOWN else told:
             yield AnswerPair(
                 str(new.get("question", new["id"])),
                 str(new.get("answer", "")),

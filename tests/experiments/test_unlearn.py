@@ -94,7 +94,7 @@ def test_the_terminal_has_all_steps_in_eighty_columns(unlearned: tuple[Unlearned
         "template PlainTemplate",
         "6 of 6 greedy answers say the fact",
         "of what it is to keep 10 of 10",
-        "[4 of 4] tries attacks\n\nattacks\n",
+        "[4 of 4] tries attacks (minutes; the result above stands if you end them)\n\nattacks\n",
         "recipe lora-small: sga, LoRA of rank 4, 2 neighbours and 1 alternative,",
         "Where was Ada Brook born?\n  was: Ada Brook was born in Oslo.\n  now: ",
         f"  model   {found.model_path}",
@@ -102,6 +102,7 @@ def test_the_terminal_has_all_steps_in_eighty_columns(unlearned: tuple[Unlearned
         "next\n  sga ask ",
     ):
         assert said in text, said
+    assert " ".join(text.split()).count("holdout records are too few for a verdict: ") == 2, "beside the verdict, too"
     _, rule, table = text[text.index("before  ") : text.index("answers before and after")].partition("─" * 60)
     rows, _, rest = table.strip("─\n").partition("\n\n")
     assert rule and max(map(len, table.splitlines())) <= 80
@@ -266,6 +267,9 @@ def test_one_bar_on_a_terminal_and_lines_elsewhere() -> None:
         said = out.getvalue()
         assert ("\x1b[" in said) == terminal
         assert said.count("    step 2 of 10, about 4 min left\n") == (0 if terminal else 1), "after its evaluation too"
+        assert said.count("    trains by gd …\n") == (0 if terminal else 1), (
+            "before its first evaluation, which takes minutes"
+        )
 
 
 # ---- what the table says --------------------------------------------------------------------------------------------
@@ -291,7 +295,7 @@ def result_of(
 
 
 def forget_row(number: int, probability: float, fact: float) -> dict[str, Any]:
-    row = people(0, 1)[number]
+    row = people(*range(8))[number]
     said = row["answer"] if fact else "No."
     known = {"probability": probability, "fact_recall": fact, "generation": said}
     return {"set": "forget", "id": f"forget/{number}", **row, **known}
@@ -317,6 +321,14 @@ def test_forget_records_that_became_more_likely_are_named_but_not_in_the_card() 
     assert found.likelier() == f'{said}"{first}" 0.30 → 0.80, "{second}" 0.38 → 0.50'
     assert found.likelier(texts=False) == f"{said}0.30 → 0.80, 0.38 → 0.50"
     assert result_of(now, before).likelier() is None and result_of([], []).likelier() is None
+
+
+def test_answers_are_from_all_over_the_file() -> None:
+    """The first lines of a file are often of one kind: five chemical symbols, and none of six authors."""
+    rows = [forget_row(number, 0.5, 1.0) for number in range(12)]
+    found = result_of(rows, rows)
+    assert [one.question for one in found.answers()] == [rows[number]["question"] for number in (0, 2, 4, 7, 9)]
+    assert len(list(result_of(rows[:3], rows[:3]).answers())) == 3
 
 
 def test_the_question_to_ask_is_one_whose_fact_was_lost() -> None:
