@@ -13,6 +13,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import dose_and_weight_judge as dosing
 import rates_and_normals_judge as judging
 from result_tables import DOCS, RESULTS, Point, areas, numbers, of, pairs_that_stand, reported, retained_models, stored
 from scipy import stats
@@ -244,6 +245,38 @@ def rates_and_normals() -> list[str]:
     ]
 
 
+# ---- docs/results/dose-and-weight.md --------------------------------------------------------------------------------
+
+
+def dose_and_weight() -> list[str]:
+    """The page on worse normals and on λ of two sources."""
+    base, plan = judging.read(dosing.BASE), read_yaml(PLANS / "reported.yaml")["recipes"]
+    collected, left = dosing.merged(base, judging.read(RESULTS / "dose-and-weight.json.gz"))
+    rows = dosing.judged(collected)
+    last: dict[str, list[Any]] = {}
+    for row in rows:
+        if row.choice == "last":
+            last.setdefault(row.recipe, []).append(row)
+    nll = {recipe: fmean(row.forget_nll for row in found) for recipe, found in last.items()}
+    doses = [nll[recipe] for recipe in dosing.PARTS["dose"]]
+    claimed(
+        all(one.low > 0 for recipe in dosing.PARTS["dose"]
+            if (one := judging.contrast(rows, recipe, "neighbours", "utility"))), "utility is higher for it"
+    )  # fmt: skip
+    claimed(max(doses) < nll["neighbours"] / 10, "what it costs is the forgetting, alike in all four")
+    weights = {plan[source]["settings"]["model.loss.normal_weight"] for source in dosing.SOURCES}
+    [weight] = weights
+    return [
+        f"and so are the runs *neighbours* and *alternatives* at λ = {weight:g}; source of commit `{SOURCE}`",
+        f"after as many steps forget nll is {min(doses):.1f} to {max(doses):.1f} where it is {nll['neighbours']:.1f} "
+        "with whole neighbours, and utility is higher for it",
+        dosing.left_out(left, len({row.world for row in rows})),
+        "Intervals are 95 % bootstrap intervals of the mean over worlds",
+    ]
+
+
+SOURCE = "aa359a5"
+"""Commit of the package's source in all runs of the worlds."""
 RECORDED = (
     "30 minutes on 2 CPU cores",
     "two a minute on 2 free cores",
@@ -257,6 +290,11 @@ SECTIONS: tuple[tuple[str, str, Callable[[], list[str]]], ...] = (
     ("results.md", "## Rates and rules", rates),
     ("results.md", "## Alternatives, moving rates, group size", lambda: ["0 is best"]),
     ("results/rates-and-normals.md", "# What sets the rate, and which normals: what came out", rates_and_normals),
+    (
+        "results/dose-and-weight.md",
+        "# How good normal samples must be, and whether their source moves the best λ: what came out",
+        dose_and_weight,
+    ),
 )
 """Page below docs/, heading of the section, and its sentences with numbers."""
 

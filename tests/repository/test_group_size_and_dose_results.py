@@ -1,4 +1,4 @@
-"""The judge of the experiment on group size and on worse normals under a rule, by hand, and its page against its rows."""
+"""The judge of the experiment on group size and on worse normals under a rule, and its page against its rows."""
 
 from __future__ import annotations
 
@@ -40,14 +40,13 @@ def standing_in(base: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_stored_runs_of_others_under_these_names_give_their_contrasts(judge: ModuleType) -> None:
-    """Dose 50 for dose 25 under the rule: the contrast of the page before; twelve of twelve worlds, seven in the family."""
+    """Dose 50 for dose 25 under the rule: the contrast of the page before; twelve of twelve worlds, times seven."""
     base = judge.base_runs()
     assert len(judge.QUESTIONS) == 7
     answers, primary, last, _, means, rates, left = judge.page_parts(standing_in(base), base)
     assert "| corrupted-25-norm − corrupted-25 | 12 | −0.25 [−0.61, +0.15] | 8 of 12 | 0.2783 | 0.2783 |" in primary
-    assert f"| off-topic-50-norm − off-topic-50 | 12 | −4.25 [−4.95, −3.63] | 12 of 12 | 0.0005 | {7 * 2 / 4096:.4f} |" in (
-        primary
-    )  # fmt: skip
+    told = f"| 12 | −4.25 [−4.95, −3.63] | 12 of 12 | 0.0005 | {7 * 2 / 4096:.4f} |"
+    assert f"| off-topic-50-norm − off-topic-50 {told}" in primary
     assert re.search(r"With `NormRatio`: are neighbours with 25 % .*\| \*\*yes\*\* \| 0 of 12", answers)
     assert re.search(r"25 % of their words replaced: is `NormRatio` better .*\| cannot be told at n = 12", answers)
     assert left == "Worlds left out, of 12: of question 1 world 22; of question 2 none."

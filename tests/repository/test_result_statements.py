@@ -26,6 +26,7 @@ SECTIONS = [
     "## Rates and rules",
     "## Alternatives, moving rates, group size",
     "# What sets the rate",
+    "# How good normal samples must be",
 ]
 
 
