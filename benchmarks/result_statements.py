@@ -235,8 +235,8 @@ def rates_and_normals() -> list[str]:
         "quality and AUC are worse, utility and fluency better, and by the sum of shortfalls it loses",
         f"whether K = {least} at a learning rate between the tried ones catches up is not told",
         f"Worlds {left[0]} to {left[-1]}, each setting at one learning rate of development",
-        f"K other than {least} and {most}, and at equal tokens (now [measured]). One base model, one size, one optimiser, "
-        f"one λ ({weight:g}) for what is no rule, {len(of_margin[0])} optimiser steps",
+        f"K other than {least} and {most}, and at equal tokens (now [measured]). One base model, one size, one "
+        f"optimiser, one λ ({weight:g}) for what is no rule, {len(of_margin[0])} optimiser steps",
         "it is 0 where a run forgets, is not recognised, stays useful and speaks as the three retained models of its "
         "world do",
         "Intervals are 95 % bootstrap intervals of the mean over worlds",

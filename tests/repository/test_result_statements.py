@@ -27,6 +27,7 @@ SECTIONS = [
     "## Alternatives, moving rates, group size",
     "# What sets the rate",
     "# How good normal samples must be",
+    "# Group size at equal tokens",
 ]
 
 
