@@ -26,6 +26,7 @@ from rates_and_normals_judge import (
     secondary_table,
 )
 
+EXPLORATORY = BASE.with_name("group-size-and-dose-exploratory.json.gz")
 BASES = (BASE, BASE.with_name("dose-and-weight.json.gz"))
 PARTS = {
     "size": ("k2-tokens", "k8-tokens", "k8-passes"),
@@ -92,6 +93,15 @@ def page_parts(found: Mapping[str, Any], base: Mapping[str, Any]) -> list[str]:
         rates_table(rates),
         left_out(left, len({row.world for row in rows})),
     ]
+
+
+def small_weights(found: Mapping[str, Any], base: Mapping[str, Any], extra: Mapping[str, Any]) -> list[Judged]:
+    """Last evaluations of both doses in the worlds of the exploratory runs: at a small λ, at 2 and under the rule."""
+    runs = {**base["runs"], **found["runs"], **extra["runs"]}
+    recipes = [f"{dose}{weight}" for dose in WORSE for weight in ("-0.25", "-0.5", "", "-norm")]
+    worlds = {int(name.split("/")[0]) for name in extra["runs"]}
+    rows = [row for row in judge({"runs": runs, "failed": {}}) if row.recipe in recipes and row.world in worlds]
+    return sorted((row for row in rows if row.choice == "last"), key=lambda row: recipes.index(row.recipe))
 
 
 def main() -> None:

@@ -350,9 +350,9 @@ def worse_normals(rows: Sequence[Any], told: Told, rates: Mapping[str, Sequence[
         f"A quarter of the words replaced still costs a shortfall of {told[f'{doses[0]}-norm', whole][0].mean:.1f}; "
         f"half of the normals off-topic costs utility, {utility['off-topic-50-norm']:.2f} of the target's where whole "
         f"neighbours keep {utility[whole]:.2f}, and its sum is not told",
-        f"its λ is {max(one[0] for one in ruled):.1f} or less in the first epoch, while their gradient is large, and "
-        f"rises to {joined([one[-1] for one in ruled], 1)} as the model learns them; with whole neighbours it begins "
-        f"at {good[0]:.1f} and is held by its clamp of {clamp:g} from the third epoch on",
+        f"its λ, the ratio of the two gradients' lengths, is {max(one[0] for one in ruled):.1f} or less in the first "
+        f"epoch, and rises to {joined([one[-1] for one in ruled], 1)} by the last; with whole neighbours it begins at "
+        f"{good[0]:.1f} and is held by its clamp of {clamp:g} from the third epoch on",
         f"*Held fixed at its mean*, {joined(fixed, 1)}, it does nothing: forget nll is "
         f"{joined([nll[f'{dose}-mean'] for dose in doses], 1)}",
     ]

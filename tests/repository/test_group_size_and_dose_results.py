@@ -72,6 +72,8 @@ def test_the_page_is_recomputed_and_its_figure_is_the_command_s(
         sorted(re.findall(r'aria-label="([^"]*)"', path.read_text(encoding="utf-8"))) for path in (drawn, committed)
     )
     assert one == other and len(one) > 60
+    rows = judge.small_weights(judge.read(FILE), base, judge.read(judge.EXPLORATORY))
+    assert judge.means_table(rows, judge.rates_of(judge.read(FILE))) in page and len(rows) == 8 * 6
     others = judge.page_parts(standing_in(base), base)
     assert others[0] not in page and others[4] not in page, "other rows, other tables"
 
