@@ -358,10 +358,27 @@ def worse_normals(rows: Sequence[Any], told: Told, rates: Mapping[str, Sequence[
     ]
 
 
+def small_weights(found: Mapping[str, Any], base: Mapping[str, Any]) -> list[str]:
+    """What the page on group size and dose says of small fixed weights."""
+    rows = sizing.small_weights(found, base, judging.read(sizing.EXPLORATORY))
+    claimed(len({row.world for row in rows}) == 6, "six worlds")
+    nll, utility = (last_means(rows, quantity) for quantity in ("forget_nll", "utility_share"))
+    kept = {
+        weight: joined([utility[f"{dose}-{weight}"] for dose in sizing.WORSE]) for weight in ("0.5", "0.25", "norm")
+    }
+    claimed(min(nll[f"{dose}-{weight}"] for dose in sizing.WORSE for weight in ("0.5", "0.25")) > 3, "it forgets")
+    return [
+        f"λ = 0.5 ends at a utility of {kept['0.5']}, and λ = 0.25 at {kept['0.25']}, where the rule keeps "
+        f"{kept['norm']}",
+        "on worlds 11 to 16, named",
+        "same worlds at λ = 2 and",
+    ]
+
+
 def group_size_and_dose() -> list[str]:
     """The page on group size at equal tokens and on worse normals under a rule."""
-    found = judging.read(RESULTS / "group-size-and-dose.json.gz")
-    collected, left = dosing.merged(sizing.base_runs(), found, sizing.PARTS)
+    base, found = sizing.base_runs(), judging.read(RESULTS / "group-size-and-dose.json.gz")
+    collected, left = dosing.merged(base, found, sizing.PARTS)
     rows = sizing.judged(collected)
     told = {(one.first, one.second): (one, p) for _, one, p in judging.primary(rows, sizing.QUESTIONS)}
     claimed(not any(row.meets == 4 for row in rows), "no run meets all")
@@ -369,6 +386,7 @@ def group_size_and_dose() -> list[str]:
         f"*corrupted-25* and *off-topic-50* are those of [dose-and-weight.md], at λ = 2; source of commit `{SOURCE}`",
         *group_sizes(rows, told),
         *worse_normals(rows, told, judging.rates_of(found)),
+        *small_weights(found, base),
         dosing.left_out(left, len({row.world for row in rows})),
         "Intervals are 95 % bootstrap intervals of the mean over worlds",
     ]
