@@ -83,11 +83,25 @@ def best_table(sizes: Sequence[Cells], worlds: Sequence[int]) -> str:
     return "\n".join(lines)
 
 
+def answer(sizes: Sequence[Cells], worlds: Sequence[int]) -> str:
+    """What came out, in two sentences; the second is the same whatever it is, as the protocol says."""
+    told = []
+    for count, size in zip(PARAMETERS.values(), sizes, strict=True):
+        rates = best_rates(size, worlds)
+        by_world = ", ".join(f"{weight:g}" for weight in best_weights(size, worlds).values())
+        told.append(f"λ = {min(rates, key=lambda weight: rates[weight][1]):g} with {count:,} parameters ({by_world})")
+    return (
+        f"The mean shortfall is least at {', at '.join(told)}; in brackets the best λ of worlds "
+        f"{', '.join(map(str, worlds))}. Whether the best λ moves with size cannot be told at n = {len(worlds)}."
+    )
+
+
 def page_parts(files: Sequence[Mapping[str, Any]]) -> list[str]:
-    """All that the page has of the numbers: its tables, the check of the worlds by size last."""
+    """All that the page has of the numbers: the answer and its tables, the check of the worlds by size last."""
     sizes = [cells(found) for found in files]
     worlds = whole_worlds(sizes)
-    return [best_table(sizes, worlds), cells_table(sizes, worlds), *map(worlds_table, files)]
+    tables = best_table(sizes, worlds), cells_table(sizes, worlds)
+    return [answer(sizes, worlds), *tables, *map(worlds_table, files)]
 
 
 def main() -> None:
