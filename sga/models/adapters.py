@@ -83,8 +83,8 @@ class LoRA(Pretrained):
             check_peft_version(hf_peft.MIN_PEFT_VERSION)
         except ValueError as error:
             raise UserError(
-                f"transformers {transformers.__version__} does not work with peft {version('peft')} ({error}): pip install "
-                "'sga-unlearning[lora]' installs two that go together"
+                f"transformers {transformers.__version__} does not work with peft {version('peft')} ({error}): "
+                "pip install 'sga-unlearning[lora]' installs two that go together"
             ) from error
         super().__init__(name_or_path, revision, tokenizer_name_or_path, dtype, attention, trust_remote_code)
         self.rank, self.alpha, self.dropout, self.dora = rank, alpha, dropout, dora
