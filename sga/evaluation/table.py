@@ -72,8 +72,7 @@ def fitted_table(
         table.add_column(cells[0][i], width=widths[i], justify="left" if i in texts else "right")
     for line in cells[1:]:
         table.add_row(*(line[i] for i in kept))
-    drawn = sum(widths.values()) + gap * len(kept)
-    return [line[: drawn - gap] for line in _drawn(table, drawn)]  # rich below 14.3 rules the last column's padding too
+    return _drawn(table, sum(widths.values()) + gap * len(kept))
 
 
 def side_by_side(rows: Sequence[Sequence[str]], width: int | None = None) -> list[str]:

@@ -1,4 +1,4 @@
-"""What differs between Hugging Face's models: the language model's part of a configuration, the name of the cache."""
+"""Differences between Hugging Face's models: the language model's part of a configuration, the name of the cache."""
 
 from __future__ import annotations
 
