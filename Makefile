@@ -5,6 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+CONSTRAINTS ?= constraints.txt# versions to install; that of torch is always constraints.txt's
 WORKERS ?= 2# test processes, of one thread each
 PYTEST := $(BIN)/python -m pytest --quiet --numprocesses $(WORKERS) --dist worksteal
 
@@ -23,7 +24,7 @@ $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 	@echo "install 2 of 3: PyTorch, the largest download; minutes on a slow connection"
 	@$(PIP) $$(grep '^torch==' constraints.txt)
 	@echo "install 3 of 3: this package with all that it needs; a minute or more"
-	@$(PIP) --constraint constraints.txt --editable '.[dev]'
+	@$(PIP) --constraint $(CONSTRAINTS) --editable '.[dev]'
 	@echo "installed; for the command sga: source $(VENV)/bin/activate"
 	@touch $@
 
