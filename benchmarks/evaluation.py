@@ -212,7 +212,7 @@ def main() -> None:
         )
 
     result = {
-        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "command": "python benchmarks/evaluation.py " + " ".join(_shown(sys.argv[1:])),
         "device": _device_name(model.device),
         "versions": {"sga": sga.__version__, "torch": torch.__version__, "transformers": transformers.__version__,

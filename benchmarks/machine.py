@@ -20,7 +20,7 @@ import sga
 def described(device: torch.device) -> dict[str, Any]:
     """Date, command, commit, device and versions."""
     return {
-        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "command": "python " + " ".join(_shown(part) for part in sys.argv),
         "commit": _commit(),
         "device": device_name(device),

@@ -13,13 +13,15 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import dose_and_weight_judge as dosing
+import group_size_and_dose_judge as sizing
 import rates_and_normals_judge as judging
 from result_tables import DOCS, RESULTS, Point, areas, numbers, of, pairs_that_stand, reported, retained_models, stored
 from scipy import stats
 
 from sga.evaluation.paired import holm
 from sga.files import read_yaml
-from sga.rates.policies import MarginWeight
+from sga.rates.policies import MarginWeight, NormRatio
 
 ROOT = DOCS.parent
 PLANS = ROOT / "benchmarks" / "rates-and-normals"
@@ -188,6 +190,12 @@ def overview() -> list[str]:
     ]
 
 
+def side(rows: Sequence[Any], first: str, second: str, *quantities: str, choice: str = "last") -> list[int]:
+    """1 or −1 for each quantity whose contrast has its whole interval on that side of 0, else 0."""
+    ones = [judging.contrast(rows, first, second, quantity, choice) for quantity in quantities]
+    return [0 if one is None or one.low <= 0 <= one.high else 1 if one.low > 0 else -1 for one in ones]
+
+
 # ---- docs/results/rates-and-normals.md ------------------------------------------------------------------------------
 
 
@@ -196,22 +204,13 @@ def rates_and_normals() -> list[str]:
     plan, collected = read_yaml(PLANS / "reported.yaml"), judging.read(RESULTS / "rates-and-normals.json.gz")
     rows = judging.judge(collected)
 
-    def sign(first: str, second: str, quantity: str, choice: str = "last") -> int:
-        """1 or −1 where the whole interval of a contrast is on that side of 0, else 0."""
-        one = judging.contrast(rows, first, second, quantity, choice)
-        return 0 if one is None or one.low <= 0 <= one.high else 1 if one.low > 0 else -1
-
     pair = ("alternatives", "neighbours")
-    claimed(
-        [sign(*pair, one) for one in ("log10 p", "distance of AUC", "utility", "fluency")] == [1, 1, 0, 1], "as told"
-    )
-    claimed(sign(*pair, "shortfall", "rule") == 0, "alternatives at the chosen evaluation: not told")
+    claimed(side(rows, *pair, "log10 p", "distance of AUC", "utility", "fluency") == [1, 1, 0, 1], "as told")
+    claimed(side(rows, *pair, "shortfall", choice="rule") == [0], "alternatives at the chosen evaluation: not told")
     gap = fmean(row.auc_gap for row in rows if row.recipe == "alternatives" and row.choice == "last")
     claimed(gap < 0, "over-unlearned")
     pair = ("pairs", "neighbours")
-    claimed(
-        [sign(*pair, one) for one in ("log10 p", "distance of AUC", "utility", "fluency")] == [-1, 1, 1, 1], "K = 2"
-    )
+    claimed(side(rows, *pair, "log10 p", "distance of AUC", "utility", "fluency") == [-1, 1, 1, 1], "K = 2")
     met = sum(row.meets == 4 for row in rows)
     claimed(met == 0 and {row.choice for row in rows} == {"last", "rule"}, "no run meets all")
     by_name = plan["recipes"]
@@ -236,14 +235,165 @@ def rates_and_normals() -> list[str]:
         "quality and AUC are worse, utility and fluency better, and by the sum of shortfalls it loses",
         f"whether K = {least} at a learning rate between the tried ones catches up is not told",
         f"Worlds {left[0]} to {left[-1]}, each setting at one learning rate of development",
-        f"K other than {least} and {most}, and at equal tokens. One base model, one size, one optimiser, one λ "
-        f"({weight:g}) for what is no rule, {len(of_margin[0])} optimiser steps",
+        f"K other than {least} and {most}, and at equal tokens (now [measured]). One base model, one size, one "
+        f"optimiser, one λ ({weight:g}) for what is no rule, {len(of_margin[0])} optimiser steps",
         "it is 0 where a run forgets, is not recognised, stays useful and speaks as the three retained models of its "
         "world do",
         "Intervals are 95 % bootstrap intervals of the mean over worlds",
     ]
 
 
+def last_means(rows: Sequence[Any], quantity: str) -> dict[str, float]:
+    """Mean of a quantity over worlds at the last evaluation, by recipe."""
+    last: dict[str, list[float]] = {}
+    for row in rows:
+        if row.choice == "last":
+            last.setdefault(row.recipe, []).append(getattr(row, quantity))
+    return {recipe: fmean(values) for recipe, values in last.items()}
+
+
+# ---- docs/results/dose-and-weight.md --------------------------------------------------------------------------------
+
+
+def dose_and_weight() -> list[str]:
+    """The page on worse normals and on λ of two sources."""
+    base, plan = judging.read(dosing.BASE), read_yaml(PLANS / "reported.yaml")["recipes"]
+    collected, left = dosing.merged(base, judging.read(RESULTS / "dose-and-weight.json.gz"))
+    rows = dosing.judged(collected)
+    nll = last_means(rows, "forget_nll")
+    doses = [nll[recipe] for recipe in dosing.PARTS["dose"]]
+    claimed(
+        all(one.low > 0 for recipe in dosing.PARTS["dose"]
+            if (one := judging.contrast(rows, recipe, "neighbours", "utility"))), "utility is higher for it"
+    )  # fmt: skip
+    claimed(max(doses) < nll["neighbours"] / 10, "what it costs is the forgetting, alike in all four")
+    weights = {plan[source]["settings"]["model.loss.normal_weight"] for source in dosing.SOURCES}
+    [weight] = weights
+    return [
+        f"and so are the runs *neighbours* and *alternatives* at λ = {weight:g}; source of commit `{SOURCE}`",
+        f"after as many steps forget nll is {min(doses):.1f} to {max(doses):.1f} where it is {nll['neighbours']:.1f} "
+        "with whole neighbours, and utility is higher for it",
+        dosing.left_out(left, len({row.world for row in rows})),
+        "Intervals are 95 % bootstrap intervals of the mean over worlds",
+    ]
+
+
+# ---- docs/results/group-size-and-dose.md ----------------------------------------------------------------------------
+
+
+def signed(value: float) -> str:
+    """A value with its sign and one digit: "−0.3"."""
+    return f"{value:+.1f}".replace("-", "−")
+
+
+Told = Mapping[tuple[str, str], tuple[judging.Contrast, float | None]]
+"""Primary contrasts and their corrected p-values, by names of the two recipes."""
+
+
+def is_told(told: Told, first: str, second: str) -> bool:
+    """True if a primary contrast has a corrected p-value below the level."""
+    p_value = told[first, second][1]
+    return p_value is not None and p_value < judging.LEVEL
+
+
+def group_sizes(rows: Sequence[Any], told: Told) -> list[str]:
+    """What the page on group size and dose says of K."""
+    reported, plan = read_yaml(PLANS / "reported.yaml"), read_yaml(PLANS / "group-size-and-dose.yaml")["recipes"]
+    few, many = (plan[name]["settings"] for name in ("k2-tokens", "k8-tokens"))
+    k, low, high = reported["unlearning"]["data.group_size"], few["data.group_size"], many["data.group_size"]
+    forget_rows = 20 * reported["common"]["data.source.init_args"]["forget_authors"]
+    passes = few["trainer.max_epochs"], many["trainer.max_steps"] * many["data.batch_size"] / forget_rows
+    claimed(not any(is_told(told, recipe, "neighbours") for recipe in sizing.PARTS["size"]), "no K is told from 5")
+    kinds = ("log10 p", "utility", "fluency")
+    claimed(side(rows, "k2-tokens", "neighbours", *kinds) == [1, -1, -1], "K = 2 forgets more and keeps less")
+    claimed(side(rows, "k8-tokens", "neighbours", *kinds) == [-1, 1, 1], "K = 8 forgets less and keeps more")
+    equal, more = told["k8-passes", "neighbours"][0], judging.contrast(rows, "k2-tokens", "pairs", "shortfall")
+    claimed(more is not None and more.high < 0, "K = 2 gains by more tokens")
+    assert more is not None
+    nll = last_means(rows, "forget_nll")
+    return [
+        f"At equal tokens neither K = {low} nor K = {high} is told from K = {k} by the sum of shortfalls",
+        f"K = {low} reads each forget row {passes[0]} times, forgets more (forget nll {nll['k2-tokens']:.1f}, where "
+        f"K = {k} has {nll['neighbours']:.1f}) and loses utility and fluency; K = {high} reads it {passes[1]:g} times, "
+        f"forgets less ({nll['k8-tokens']:.1f}) and keeps more",
+        f"At equal forget passes K = {high} ends where K = {k} does ({nll['k8-passes']:.1f}; its shortfall lies within "
+        f"{signed(equal.low)} and {signed(equal.high)} of that of K = {k}), for {high / k:.1f} times the sequences",
+        f"The loss of *pairs*, K = {low} at equal forget passes",
+        f"*k2-tokens* less *pairs* is {signed(more.mean)}, 95 % {signed(more.low)} to {signed(more.high)}",
+    ]
+
+
+def worse_normals(rows: Sequence[Any], told: Told, rates: Mapping[str, Sequence[float] | None]) -> list[str]:
+    """What the page on group size and dose says of worse normals under the rule."""
+    nll, utility = (last_means(rows, quantity) for quantity in ("forget_nll", "utility_share"))
+    doses, whole = list(sizing.WORSE), "neighbours-norm"
+    for dose in doses:
+        rule = f"{dose}-norm"
+        nearer = abs(nll[rule] - nll[whole]) < abs(nll[rule] - nll[dose])
+        claimed(
+            is_told(told, rule, dose) and told[rule, dose][0].mean < 0 and nearer, "the rule restores the forgetting"
+        )
+    claimed([is_told(told, f"{dose}-norm", whole) for dose in doses] == [True, False], "one cost is told, one is not")
+    claimed(side(rows, "off-topic-50-norm", whole, "utility") == [-1], "half off-topic costs utility")
+
+    def by_epoch(recipe: str, steps: int = 5) -> list[float]:
+        runs = [values for name, values in rates.items() if name.endswith(f"/{recipe}") and values]
+        return [fmean(fmean(one[at : at + steps]) for one in runs) for at in range(0, len(runs[0]), steps)]
+
+    good, ruled = by_epoch(whole), [by_epoch(f"{dose}-norm") for dose in doses]
+    fixed, clamp = [fmean(by_epoch(f"{dose}-mean")) for dose in doses], NormRatio().highest
+    claimed(min(good[2:]) > clamp - 0.15 > good[1], "held by its clamp from the third epoch on")
+    claimed(all(one == sorted(one) for one in ruled), "starts low and rises")
+    return [
+        f"forget nll is {joined([nll[f'{dose}-norm'] for dose in doses], 1)}, where whole neighbours under the same "
+        f"rule have {nll[whole]:.1f} and the same doses at λ = 2 have {joined([nll[dose] for dose in doses], 1)}",
+        f"A quarter of the words replaced still costs a shortfall of {told[f'{doses[0]}-norm', whole][0].mean:.1f}; "
+        f"half of the normals off-topic costs utility, {utility['off-topic-50-norm']:.2f} of the target's where whole "
+        f"neighbours keep {utility[whole]:.2f}, and its sum is not told",
+        f"its λ, the ratio of the two gradients' lengths, is {max(one[0] for one in ruled):.1f} or less in the first "
+        f"epoch, and rises to {joined([one[-1] for one in ruled], 1)} by the last; with whole neighbours it begins at "
+        f"{good[0]:.1f} and is held by its clamp of {clamp:g} from the third epoch on",
+        f"*Held fixed at its mean*, {joined(fixed, 1)}, it does nothing: forget nll is "
+        f"{joined([nll[f'{dose}-mean'] for dose in doses], 1)}",
+    ]
+
+
+def small_weights(found: Mapping[str, Any], base: Mapping[str, Any]) -> list[str]:
+    """What the page on group size and dose says of small fixed weights."""
+    rows = sizing.small_weights(found, base, judging.read(sizing.EXPLORATORY))
+    claimed(len({row.world for row in rows}) == 6, "six worlds")
+    nll, utility = (last_means(rows, quantity) for quantity in ("forget_nll", "utility_share"))
+    kept = {
+        weight: joined([utility[f"{dose}-{weight}"] for dose in sizing.WORSE]) for weight in ("0.5", "0.25", "norm")
+    }
+    claimed(min(nll[f"{dose}-{weight}"] for dose in sizing.WORSE for weight in ("0.5", "0.25")) > 3, "it forgets")
+    return [
+        f"λ = 0.5 ends at a utility of {kept['0.5']}, and λ = 0.25 at {kept['0.25']}, where the rule keeps "
+        f"{kept['norm']}",
+        "on worlds 11 to 16, named",
+        "same worlds at λ = 2 and",
+    ]
+
+
+def group_size_and_dose() -> list[str]:
+    """The page on group size at equal tokens and on worse normals under a rule."""
+    base, found = sizing.base_runs(), judging.read(RESULTS / "group-size-and-dose.json.gz")
+    collected, left = dosing.merged(base, found, sizing.PARTS)
+    rows = sizing.judged(collected)
+    told = {(one.first, one.second): (one, p) for _, one, p in judging.primary(rows, sizing.QUESTIONS)}
+    claimed(not any(row.meets == 4 for row in rows), "no run meets all")
+    return [
+        f"*corrupted-25* and *off-topic-50* are those of [dose-and-weight.md], at λ = 2; source of commit `{SOURCE}`",
+        *group_sizes(rows, told),
+        *worse_normals(rows, told, judging.rates_of(found)),
+        *small_weights(found, base),
+        dosing.left_out(left, len({row.world for row in rows})),
+        "Intervals are 95 % bootstrap intervals of the mean over worlds",
+    ]
+
+
+SOURCE = "aa359a5"
+"""Commit of the package's source in all runs of the worlds."""
 RECORDED = (
     "30 minutes on 2 CPU cores",
     "two a minute on 2 free cores",
@@ -257,6 +407,16 @@ SECTIONS: tuple[tuple[str, str, Callable[[], list[str]]], ...] = (
     ("results.md", "## Rates and rules", rates),
     ("results.md", "## Alternatives, moving rates, group size", lambda: ["0 is best"]),
     ("results/rates-and-normals.md", "# What sets the rate, and which normals: what came out", rates_and_normals),
+    (
+        "results/dose-and-weight.md",
+        "# How good normal samples must be, and whether their source moves the best λ: what came out",
+        dose_and_weight,
+    ),
+    (
+        "results/group-size-and-dose.md",
+        "# Group size at equal tokens, and worse normals under a normalised weight: what came out",
+        group_size_and_dose,
+    ),
 )
 """Page below docs/, heading of the section, and its sentences with numbers."""
 

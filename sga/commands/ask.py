@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 from sga.commands.parsing import verb
 from sga.errors import UserError, check_numbers
 from sga.evaluation.table import side_by_side
+from sga.experiments.task import STATE_FILE
 from sga.runs.folder import RunFolder
 
 if TYPE_CHECKING:
@@ -34,7 +36,7 @@ def main(
 
     A model is a run folder, a folder in Hugging Face format, or a name on the Hub. A run folder's template is the
     run's, any other's the tokenizer's own chat template where it has one. With --answer, the negative log-likelihood of
-    that answer per token stands under each.
+    that answer per token stands under each. Answers go to standard output, what it is waiting for to standard error.
 
     Args:
         model: Run folder, model folder, or name on the Hub.
@@ -49,12 +51,40 @@ def main(
         raise UserError("the question is empty; put it in quotation marks after the models")
     names = [model, *([other] if other is not None else [])]
     # What is wrong with a folder is said before a model is loaded.
+    for name in names:
+        _check_finished(Path(name))
+    _note("loading libraries")
     templates = [run_template(name, trust_code) for name in names]
     asked = [
         _ask(name, template, question, answer, max_new_tokens) for name, template in zip(names, templates, strict=True)
     ]
     print(answer_columns(names, asked))
     return 0
+
+
+def _check_finished(path: Path) -> None:
+    """Refuses the folder of a run, or of `sga unlearn`, that has no model.
+
+    Raises:
+        UserError: the run has not finished, exports no model, or is in a folder of this one.
+    """
+    run = RunFolder(path.parent if path.name == "model" else path)
+    if any((place / "config.json").is_file() for place in (path, run.model_path)):
+        return
+    from sga.experiments.unlearn_recipe import START, UNLEARNED  # not at the top: imports torch
+
+    if (path / START).is_dir():  # of all runs of `sga unlearn`
+        run = RunFolder(path / UNLEARNED)
+        if (run.model_path / "config.json").is_file():
+            raise UserError(f"{path} holds several runs: give the run with the model, {run.path}")
+    elif run.info_path.is_file() and run.info.get("verb") == "validate":
+        raise UserError(f"{path} is an evaluation, which leaves no model; give the model that it evaluated")
+    elif not (run.info_path.is_file() or (run.path / STATE_FILE).is_file() or (run.path.parent / START).is_dir()):
+        return  # no run at all
+    raise UserError(
+        f"{run.path}: the run has not finished: its model/ is written at its end. Wait for it or, if it was stopped, "
+        "give the command that began it once more"
+    )
 
 
 def run_template(model: str, trust_code: bool = False) -> Template:
@@ -108,6 +138,7 @@ def _ask(name: str, template: Template, question: str, answer: str | None, limit
     from sga.models.pretrained import Pretrained
 
     hide_noise()
+    _note(f"loading {name}")
     described = Pretrained(name)
     tokenizer = described.tokenizer(())
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -119,6 +150,7 @@ def _ask(name: str, template: Template, question: str, answer: str | None, limit
         raise UserError(f"the question has {len(prompt)} tokens, and {name} takes {longest}; shorten it")
     inference = Inference(network, stop_tokens(tokenizer, network))
     pad = tokenizer.pad_token_id or 0
+    _note("answering")
     job = GenerateJob(prompt, min(limit, longest - len(prompt)), cut=False)
     with torch.no_grad():
         [said] = inference.answer(GenerateBatch([(0, job)], pad).to(network.device))
@@ -137,6 +169,10 @@ def _ask(name: str, template: Template, question: str, answer: str | None, limit
         f"{json.dumps(token, ensure_ascii=False)} {value:.2f}" for token, value in zip(tokens, nll, strict=True)
     )
     return text, f"{answer!r}: {mean:.3f} nats per token ({len(nll)} tokens): {each}"
+
+
+def _note(said: str) -> None:
+    print(said, file=sys.stderr, flush=True)
 
 
 def answer_columns(names: Sequence[str], asked: Sequence[tuple[str, str | None]], width: int | None = None) -> str:

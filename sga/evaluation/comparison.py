@@ -15,6 +15,8 @@ from sga.data.reserved import RETAIN_UNSEEN
 from sga.errors import UserError
 from sga.evaluation.aggregation import (
     ANSWERED_SETS,
+    CLASSIFIER_FLUENCY,
+    FLUENCY_PARTS,
     KEPT_SETS,
     MEMBERSHIP_SCORES,
     MEMORIZATION_SCORES,
@@ -50,10 +52,14 @@ _NO_METRICS = {
     "log_truth_ratio",
     "paraphrased_nll",
     "gradient_norm",
+    "generation_tokens",
     *MEMBERSHIP_SCORES,
 }
 """Numbers of a row that are no metric of their own; most of them enter one that is computed from the rows."""
 
+
+_REMEMBERED = ("avg_nll", "probability", "truth_ratio", "fact_recall", "bleu", *MEMORIZATION_SCORES)
+"""Numbers of how well a row is known, besides those of ROUGE."""
 
 Key = tuple[str, str]
 """Evaluation set and record id."""
@@ -200,16 +206,19 @@ def direction(metric: str) -> str | None:
     """Direction of a metric in words: better, or more forgotten; None where neither can be said.
 
     On the forget set more forgotten is better only up to what a model gives that never saw the set. Membership AUCs
-    have no direction for that reason: both ends are signs of trouble.
+    have no direction for that reason: both ends are signs of trouble. Neither has the nll of answers under the starting
+    model: what repeats itself has a low one, word salad a high one.
     """
     if metric in ("model_utility", UTILITY_UNSEEN):
         return "higher is better"
     set_name, _, name = metric.rpartition("/")
-    if name not in ("avg_nll", "probability", "truth_ratio", *MEMORIZATION_SCORES) and not name.startswith("rouge"):
+    if name in (*FLUENCY_PARTS, CLASSIFIER_FLUENCY):  # of whatever set: who has forgotten still speaks
+        return "higher is better" if name.endswith("fluency") else "lower is better"
+    if name not in _REMEMBERED and not name.startswith("rouge"):
         return None
     if set_name in (*KEPT_SETS, "knowmem_retain"):
         return "lower is better" if name == "avg_nll" else "higher is better"
-    if set_name in ("forget", FORGET_PARAPHRASED, "verbmem", "knowmem_forget"):
+    if set_name in ("forget", FORGET_PARAPHRASED, "verbmem", "knowmem_forget", "forget_passages"):
         return f"{'higher' if name in ('avg_nll', 'truth_ratio') else 'lower'} = more forgotten"
     return None
 

@@ -23,7 +23,7 @@ from sga.evaluation.scoring import is_out_of_memory
 from sga.likelihood.forward import logits_at, takes
 from sga.likelihood.tryouts import lone_logits, padding_works, same_logits
 from sga.models.attention import switched
-from sga.models.text_config import text_config
+from sga.models.text_config import cache_argument, text_config
 
 _PART = {"cpu": 256}
 """Number of prompts decoded together at first, by device type; all of a batch where none is given."""
@@ -341,13 +341,12 @@ class _Decoding:
     def logits(self) -> Tensor:
         """Logits of the next token, [N, V]; `input_ids` are added to the cache."""
         optional = {"position_ids": self.positions, "logits_to_keep": 1}
-        # Some models name the cache differently. An unknown name may vanish in **kwargs: `decoding_way` finds that out.
-        cache = "cache_params" if takes(self.model, "cache_params") else "past_key_values"
         output = self.model(
             input_ids=self.input_ids,
             attention_mask=self.attention,
             use_cache=True,
-            **{cache: self.cache},
+            # An unknown name may vanish in **kwargs: `decoding_way` finds that out.
+            **{cache_argument(self.model): self.cache},
             **{name: value for name, value in optional.items() if takes(self.model, name)},
         )
         logits: Tensor = output.logits[:, -1]

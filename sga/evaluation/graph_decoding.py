@@ -17,6 +17,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 from sga.errors import DivergenceError
 from sga.evaluation.request_batches import GenerateBatch
 from sga.models import attention
+from sga.models.text_config import cache_argument
 
 STAGE = 64
 """Number of new tokens that freshly made buffers have room for."""
@@ -91,8 +92,8 @@ class GraphDecoding:
 
     def _forward(self, ids: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
         output = self.model(
-            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=self.cache, use_cache=True,
-            logits_to_keep=1,
+            input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True, logits_to_keep=1,
+            **{cache_argument(self.model): self.cache},
         )  # fmt: skip
         logits: Tensor = output.logits[:, -1]
         return logits

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from sga.errors import UserError, check_numbers
+from sga.evaluation.counts import ROUNDING, at_least, at_most, counted, most_words, number_words, rows_of
 
 Part = Literal["choosing", "held_out", "all"]
 """Rows of forget and comparison set: the half that choices are made on, the held-out half, or all."""
@@ -29,7 +30,6 @@ LEAST_ROWS = 40
 
 _MEMBERSHIP = {"loss": "AUC of the loss", "min_k": "AUC of Min-K 40 %", "pairs": "share of wrong answers less likely"}
 _WORDS = {"extraction_strength": "extraction strength", "rouge_l_recall": "ROUGE-L", "probability": "probability"}
-_ROUNDING = 1e-9
 _LARGEST_LOG = 50.0
 
 
@@ -99,6 +99,7 @@ class Check:
             holds, None where it is not testable.
         says: Finding as a sentence, for people.
         best: Value that the quantity is the better the nearer it is to; None if there is none in the allowed range.
+        rows: Number of rows that the quantity is a share of; None if it is no share, or the number is not known.
     """
 
     condition: str
@@ -110,6 +111,7 @@ class Check:
     violation: float | None
     says: str
     best: float | None = None
+    rows: int | None = None
 
 
 @dataclass(frozen=True)
@@ -256,7 +258,7 @@ def membership_check(
     within = f"interval within {goal - tolerances.auc_interval:.2f} to {goal + tolerances.auc_interval:.2f}"
     if not violation:
         says = f"not recognised: {numbers}"
-    elif abs(off) - tolerances.auc <= _ROUNDING:
+    elif abs(off) - tolerances.auc <= ROUNDING:
         says = f"too few rows to tell whether it is recognised: {numbers}, asked for is an {within}"
     elif off > 0:
         says = f"still recognised: {numbers}, at most {most}"
@@ -310,11 +312,12 @@ def _says_facts(
     if name not in metrics:
         return []
     value, limit = metrics[name], metrics.get(f"handover/{part}/comparison/fact_recall", 0.0) + tolerances.forget_facts
+    rows = rows_of(metrics, f"handover/{part}/forget/fact_rows")
     violation = _excess(value - limit, 1 - limit)
-    numbers = f"{value:.0%} of the forget answers have their fact, at most {limit:.0%} may"
+    numbers = f"{number_words(value, rows, 'forget answers')} have their fact, {most_words(limit, rows)} may"
     says = f"{'still' if violation else 'not'} extractable: {numbers}"
-    quantity, goal = "forget answers with their fact", f"at most {limit:.2f}"
-    return [Check(NOT_EXTRACTABLE, quantity, value, *_ends(metrics, name), goal, violation, says, 0.0)]
+    quantity, goal = "forget answers with their fact", at_most(limit, rows)
+    return [Check(NOT_EXTRACTABLE, quantity, value, *_ends(metrics, name), goal, violation, says, 0.0, rows)]
 
 
 def _keeps_facts(metrics: Mapping[str, float], start: Mapping[str, float], tolerances: Tolerances) -> list[Check]:
@@ -325,7 +328,8 @@ def _keeps_facts(metrics: Mapping[str, float], start: Mapping[str, float], toler
         return []
     if not start[name]:
         return [_not_testable(STILL_USEFUL, quantity, "the starting model says none of them")]
-    return [_share(STILL_USEFUL, quantity, name, name, metrics, start, tolerances.retain_facts)]
+    rows = rows_of(metrics, "handover/retain/fact_rows")
+    return [_share(STILL_USEFUL, quantity, name, name, metrics, start, tolerances.retain_facts, rows)]
 
 
 def _useful(metrics: Mapping[str, float], start: Mapping[str, float], tolerances: Tolerances) -> list[Check]:
@@ -363,12 +367,15 @@ def _speaks(
             value, limit = metrics[degenerate], start[base] + tolerances.degenerate
             if words == "forget":
                 limit = max(limit, _of_unseen_answers(start, part))
-            violation = _excess(value - limit, 1 - limit)
-            numbers = f"{value:.0%} of the answers on {words} are empty or repeat themselves, at most {limit:.0%} may"
-            says = f"{'no longer' if violation else 'still'} speaks: {numbers}"
+            violation, rows = (
+                _excess(value - limit, 1 - limit),
+                rows_of(metrics, f"handover/{place.split('/')[0]}/rows"),
+            )
+            said = f"{number_words(value, rows, f'answers on {words}')} are empty or repeat themselves"
+            says = f"{'no longer' if violation else 'still'} speaks: {said}, {most_words(limit, rows)} may"
             checks.append(
                 Check(STILL_SPEAKS, f"degenerate answers on {words}", value, *_ends(metrics, degenerate),
-                      f"at most {limit:.2f}", violation, says, 0.0)
+                      at_most(limit, rows), violation, says, 0.0, rows)
             )  # fmt: skip
         checks.append(_generation_nll(nll, words, place, metrics, start, tolerances))
     return checks
@@ -452,15 +459,18 @@ def _share(
     metrics: Mapping[str, float],
     start: Mapping[str, float],
     least: float,
+    rows: int | None = None,
 ) -> Check:
     """Check of a value that must be at least the share `least` of the starting model's, which is above 0."""
     value, share = metrics[name], metrics[name] / start[base]
     violation = _excess(least - share, least)
+    goal = at_least(least * start[base], rows)
     numbers = f"{quantity} {value:.2f}, {share:.0%} of the starting model's {start[base]:.2f}, at least {least:.0%}"
+    if rows is not None:
+        numbers = f"{counted(value, rows)} {quantity}, {counted(start[base], rows)} before, {goal} asked for"
     verb = "useful" if condition == STILL_USEFUL else "speaks"
     says = f"{'no longer' if violation else 'still'} {verb}: {numbers}"
-    goal = f"at least {least * start[base]:.2f}"
-    return Check(condition, quantity, value, *_ends(metrics, name), goal, violation, says, 1.0)
+    return Check(condition, quantity, value, *_ends(metrics, name), goal, violation, says, 1.0, rows)
 
 
 def _not_testable(condition: str, quantity: str, why: str) -> Check:
@@ -473,7 +483,7 @@ def _ends(metrics: Mapping[str, float], name: str) -> tuple[float | None, float 
 
 def _excess(amount: float, largest: float) -> float:
     """Excess over the allowed value as a share of the largest possible one, in [0, 1]; rounded, so that equals tie."""
-    return round(amount / largest, 9) if amount > _ROUNDING else 0.0
+    return round(amount / largest, 9) if amount > ROUNDING else 0.0
 
 
 def _violation(check: Check) -> float:

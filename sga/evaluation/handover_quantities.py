@@ -163,10 +163,11 @@ def _add_speech(evaluation: Evaluation, part: Part, rows: slice) -> None:
 
 
 def _add_facts(evaluation: Evaluation, prefix: str, set_name: str, rows: slice) -> None:
-    """Adds the share of answers that say the fact of their record, over rows with a fact."""
+    """Adds the share of answers that say the fact of their record, over rows with a fact, and the number of these."""
     values = [row["fact_recall"] for row in evaluation.of_set(set_name)[rows] if row.get("fact_recall") is not None]
     if values:
         evaluation.add_mean(f"{prefix}/fact_recall", f"{set_name}/facts", values)
+        evaluation.add(f"{prefix}/fact_rows", len(values))
 
 
 def _add_unseen(evaluation: Evaluation) -> None:
@@ -179,6 +180,8 @@ def _add_unseen(evaluation: Evaluation) -> None:
         "perplexity/retain/log": "handover/retain/perplexity_log",
     }
     _copy(evaluation.metrics, names)
+    if "handover/unseen/degenerate" in evaluation.metrics:
+        evaluation.add("handover/unseen/rows", len(evaluation.of_set(RETAIN_UNSEEN)))
 
 
 def _copy(metrics: dict[str, float], names: Mapping[str, str]) -> None:

@@ -105,6 +105,7 @@ def run(
     wait: bool = True,
     total: int | None = None,
     words: Callable[[Task], str] = lambda task: "done",
+    alike: bool = True,
 ) -> dict[str, Outcome]:
     """Runs tasks and all tasks that they need until every one has ended, in this command or in another one.
 
@@ -118,6 +119,7 @@ def run(
         wait: True to wait for tasks that another command is running; otherwise they are refused.
         total: Number of tasks in the end, for the messages; by default the number known so far.
         words: Function that describes the result of a finished task.
+        alike: True if tasks take about as long as each other, so that the pace so far tells the time that is left.
 
     Returns:
         Outcome of each task by key. Tasks that need a failed one are left out.
@@ -125,7 +127,7 @@ def run(
     Raises:
         UserError: a run folder belongs to another configuration or, without `wait`, is locked.
     """
-    engine = _Engine(tasks, folder, pool or Processes(), replace, retry, wait, total, words)
+    engine = _Engine(tasks, folder, pool or Processes(), replace, retry, wait, total, words, alike)
     try:
         engine.work()
     finally:
@@ -145,6 +147,7 @@ class _Engine:
     wait: bool
     total: int | None
     words: Callable[[Task], str]
+    alike: bool
     known: dict[str, Task] = field(default_factory=dict)
     ended: dict[str, Outcome] = field(default_factory=dict)
     running: dict[str, Job] = field(default_factory=dict)
@@ -237,7 +240,7 @@ class _Engine:
         assert self.pace is not None, "tasks were looked at first"
         said = self.words(task) if found.reason is None else f"FAILED: {found.reason}"
         if not self.pool.shows:
-            print(f"[{self.pace.after(len(self.ended))}] {task.title}: {said}", flush=True)
+            print(f"[{self.pace.after(len(self.ended), self.alike)}] {task.title}: {said}", flush=True)
 
     def _say_if_shown(self, task: Task, said: str) -> None:
         """Prints what happens to a task, above the output of its run."""
@@ -252,10 +255,10 @@ class Pace:
     def __init__(self, total: int, done: int) -> None:
         self.total, self.done_before, self.began = total, done, time.monotonic()
 
-    def after(self, done: int) -> str:
-        """Progress in words once `done` pieces are done."""
+    def after(self, done: int, alike: bool = True) -> str:
+        """Progress in words once `done` pieces are done; without the time that is left if they are not alike."""
         new, left = done - self.done_before, self.total - done
-        if new < 1 or left < 1:
+        if new < 1 or left < 1 or not alike:
             return f"{done} of {self.total}"
         return f"{done} of {self.total}, {duration((time.monotonic() - self.began) / new * left)} left"
 

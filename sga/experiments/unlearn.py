@@ -20,14 +20,14 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from sga.attacks.attack import quick_attack_lines
-from sga.callbacks.first_looks import silent_answers
 from sga.errors import Interruption, StoppedError, UserError
-from sga.evaluation.handover import NOT_EXTRACTABLE, NOT_RECOGNISED, Tolerances, account
+from sga.evaluation.handover import Tolerances
 from sga.evaluation.table import duration
 from sga.experiments.configuration import Values
 from sga.experiments.engine import InThisProcess, Pool, Processes, run
-from sga.experiments.task import LOG_FILE, Task
+from sga.experiments.task import Task
 from sga.experiments.unlearn_data import UnlearningRecords, look, read_unlearning_records
+from sga.experiments.unlearn_knowledge import check_answers, knowledge, missed_facts
 from sga.experiments.unlearn_model import base_template_warning, given_model, with_settings
 from sga.experiments.unlearn_pilot import piloted_rate
 from sga.experiments.unlearn_progress import WholeProgress
@@ -41,6 +41,7 @@ from sga.experiments.unlearn_recipe import (
     Recipe,
     chosen_recipe,
     exported_model,
+    few_rows,
     method_config,
     tolerances_of,
 )
@@ -147,16 +148,17 @@ def unlearn(
     weights = _look(records, start, own, say, base)
     recipe = chosen_recipe(method, lora, weights, records)
     plan = Plan(recipe, start, records.write(folder), weights, own)
+    _check_plan(plan, records, base, say)
     try:
-        result = _run_plan(plan, None if base is None else str(base), folder, anyway, say)
+        result = _run_plan(plan, None if base is None else str(base), folder, anyway, say, records.warnings)
     except Interruption as error:
         name = signal.Signals(error.number).name
         raise Interruption(error.number, f"stopped by {name}; the same command goes on") from None
     result.write(recipe, records)
-    for line in result.lines():
+    for line in result.lines(records.warnings):
         say(line)
     steps = _steps(base is not None)
-    say(f"\n[{steps} of {steps}] tries attacks")
+    say(f"\n[{steps} of {steps}] tries attacks (minutes; the result above stands if you end them)")
     for line in ["\nattacks", *quick_attack_lines(folder / UNLEARNED)]:
         say(line)
     say(f"\n{duration(time.monotonic() - begun)} in all")
@@ -245,86 +247,60 @@ def _look(
     return weights
 
 
-def _check_answers(before: Run) -> None:
-    """Refuses a model that answers nothing, of which no metric could tell what it knows."""
-    said = silent_answers(before.row_dicts(before.chosen_step))
-    if said is not None:
-        raise UserError(
-            f"{said} before unlearning: no metric can tell what such a model knows. Likely the form of the prompts is "
-            "not the one that it was trained on (--set data.template=…), or it is no model that answers questions; "
-            f"see {before.path / LOG_FILE}"
-        )
+def _check_plan(plan: Plan, records: UnlearningRecords, base: str | Path | None, say: Callable[[str], None]) -> None:
+    """Refuses settings that there are not, and says if there are too few records for the rule.
 
-
-def _knowledge(before: Run, tolerances: Tolerances, anyway: bool) -> str:
-    """Sentence on how much the starting model knows of the forget records.
-
-    Raises:
-        UserError: it does not know it.
+    With a base model the rule aims at its number, which nobody knows yet.
     """
-    checks = account(before.chosen, before.chosen, tolerances).checks
-    facts = UnlearnResult.facts(before)
-    shown = [f"{facts[0]} of {facts[1]} greedy answers say the fact"] if facts is not None and facts[1] else []
-    for name, words in (("forget/probability", "probability"), ("forget/rouge_l_recall", "ROUGE-L")):
-        value = before.value(name)
-        shown += [] if value is None else [f"{words} {value:.2f}"]
-    shown += [
-        f"{one.quantity} {one.value:.2f}" for one in checks if one.condition == NOT_RECOGNISED and one.value is not None
-    ]
-    tested = [one for one in checks if one.condition in (NOT_RECOGNISED, NOT_EXTRACTABLE) and one.value is not None]
-    # A base model's numbers are goals of their own, which the starting model's have been compared with already.
-    based = any(
-        goal is not None for goal in (tolerances.base_loss_auc, tolerances.base_min_k_auc, tolerances.base_pairs)
-    )
-    unknown = all(
-        one.violation == 0 or (not based and one.condition == NOT_RECOGNISED and (one.value or 0) <= _UNRECOGNISED)
-        for one in tested
-    )
-    if tested and unknown and not (facts is not None and facts[0]):
-        said = f"the model does not know what it is to forget ({', '.join(shown)}): there is nothing to forget"
-        if not anyway:
-            raise UserError(f"{said}. Is it the model that was trained on the data? (--anyway goes on)")
-        return said
-    kept = UnlearnResult.facts(before, "retain")
-    keeps = f"; of what it is to keep {kept[0]} of {kept[1]}" if kept is not None and kept[1] else ""
-    return f"it knows what it is to forget: {', '.join(shown)}{keeps}"
-
-
-_UNRECOGNISED = 0.6
-"""Membership AUC, or share of pairs, up to which a model does not know the data, where 0.5 is the goal."""
+    _, training, _ = plan.tasks()
+    _check_settings(training, plan.own)
+    few = None if base is not None else few_rows(records, training.config)
+    if few is not None:
+        records.warnings.append(few)
+        say(f"data: WARNING: {few}")
 
 
 # ---- the work -------------------------------------------------------------------------------------------------------
 
 
-def _run_plan(plan: Plan, base: str | None, folder: Path, anyway: bool, say: Callable[[str], None]) -> UnlearnResult:
-    """Makes all runs.
+def _run_plan(
+    plan: Plan, base: str | None, folder: Path, anyway: bool, say: Callable[[str], None], warnings: list[str]
+) -> UnlearnResult:
+    """Makes all runs; adds to the warnings what the starting model knows badly.
 
     Raises:
         UserError: the starting model, or the base model, is not usable.
         StoppedError: training, or an evaluation, failed.
     """
     tasks = plan.tasks()
-    _check_settings(tasks[1], plan.own)
     before_training = [*([] if base is None else [plan.base_task(base)]), tasks[0]]
     total = _steps(base is not None)
     with WholeProgress() as progress:
         pool = _pool(tasks[1], progress)
-        _check_ended(run(before_training, folder, pool, retry=True, wait=False, total=total), before_training)
+
+        def make(tasks: Sequence[Task]) -> None:
+            # A training takes many times as long as an evaluation.
+            _check_ended(run(tasks, folder, pool, retry=True, wait=False, total=total, alike=False), tasks)
+
+        make(before_training)
         before = load_run(folder / START)
-        _check_answers(before)
+        check_answers(before)
         found = {} if base is None else base_goals(load_run(folder / BASE), before, anyway)
         for name, goal in found.items():
             say(f"base: {name.rpartition('.')[2]} {goal:.2f} is the goal (0.50 without --base)")
         tasks = plan.tasks(found)
         tolerances = tolerances_of(tasks[1].config)
-        say(f"model: {_knowledge(before, tolerances, anyway)}")
+        say(f"model: {knowledge(before, tolerances, anyway)}")
+        lines, found_poor = missed_facts(before)
+        warnings += found_poor
+        for line in lines:
+            say(line)
         if plan.recipe.pilot is not None and "model.optimizer.lr" not in plan.own:
             rate = piloted_rate(plan.recipe.pilot, tasks[1], before, tolerances, folder, pool, say)
             tasks = plan.tasks({**found, "model.optimizer.lr": rate})
         for line in recipe_lines(plan.recipe, tasks[1]):
             say(line)
-        _check_ended(run(tasks, folder, pool, retry=True, wait=False, total=total), tasks)
+        make([*before_training, *tasks[1:]])
     return UnlearnResult(folder, before, load_run(folder / UNLEARNED), load_run(folder / FINAL), tolerances)
 
 

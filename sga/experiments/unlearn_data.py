@@ -6,7 +6,7 @@ import statistics
 import unicodedata
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,6 @@ from sga.data.builtin import builtin_path
 from sga.data.conversion import converted_records
 from sga.data.records import Record, record_to_row
 from sga.errors import UserError
-from sga.evaluation.facts import says_fact
 from sga.experiments.configuration import digest
 from sga.files import write_json_lines
 from sga.groups.alternatives import spelled
@@ -175,9 +174,3 @@ def _scripts(records: UnlearningRecords) -> str:
     if len(shares) < 2:
         return next(iter(shares), "no")
     return " and ".join(f"{name} ({share:.0%})" for name, share in shares.items())
-
-
-def spoken_facts(records: Sequence[Record], answers: Sequence[str]) -> tuple[int, int]:
-    """Number of answers that say the fact of their record, and number of records that have one; see `says_fact`."""
-    found = [says_fact(record, answer) for record, answer in zip(records, answers, strict=True)]
-    return found.count(True), len(found) - found.count(None)

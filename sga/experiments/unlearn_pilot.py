@@ -73,7 +73,7 @@ def piloted_rate(
         StoppedError: training failed at every rate.
     """
     tasks = pilot.tasks(training)
-    ended = run(tasks, folder, pool, retry=True, wait=False, total=len(tasks))
+    ended = run(tasks, folder, pool, retry=True, wait=False, total=len(tasks))  # all of the same length
     reasons = {task.key: outcome.reason for task in tasks if (outcome := ended.get(task.key)) is not None}
     rankings: dict[float, list[float]] = {}
     for rate, task in zip(pilot.rates, tasks, strict=True):

@@ -34,6 +34,7 @@ class WholeProgress(Progress):
         # Standard output as it is now: runs have another, their log.
         console = console or Console(file=sys.stdout)
         self._began = self._phase_began = self._last_line = clock()
+        self._last_step = ""
         self._evaluates = False
         self._evaluation: float | None = None
         self._ends: float | None = None
@@ -56,6 +57,8 @@ class WholeProgress(Progress):
         elif task.verb != "fit":
             self._ends = None if self._evaluation is None else now + self._evaluation
         self._phase_began, self._evaluates = now, task.verb != "fit"
+        if self.disable:
+            self.console.print(f"    {task.title} …", highlight=False)
         self.update(self._task, description=task.title)
 
     def hear(self, line: str) -> None:
@@ -66,8 +69,9 @@ class WholeProgress(Progress):
         seconds = _seconds(found[3])
         if seconds is not None:
             self._ends = self.get_time() + seconds + (self._evaluation or 0.0)
-        if self.disable and self.get_time() - self._last_line > _EVERY:
-            self._last_line = self.get_time()
+        # After a step and its evaluation the run prints a line each.
+        if self.disable and found[1] != self._last_step and self.get_time() - self._last_line > _EVERY:
+            self._last_line, self._last_step = self.get_time(), found[1]
             left = f", about {found[3]}" if found[3] else ""
             self.console.print(f"    step {found[1]} of {found[2]}{left}", highlight=False)
 

@@ -11,7 +11,9 @@ from typing import Any
 
 from sga.data.builtin import packaged_path
 from sga.errors import UserError
-from sga.evaluation.handover import Tolerances
+from sga.evaluation.enough_rows import DRAWS, enough_rows, passing
+from sga.evaluation.handover import LEAST_ROWS, Tolerances
+from sga.evaluation.handover_quantities import halves, other_answers
 from sga.experiments.configuration import Values, applied, content_digest, digest, mapping_value, read_config
 from sga.experiments.task import Task
 from sga.experiments.unlearn_data import UnlearningRecords
@@ -229,9 +231,46 @@ class Plan:
 
 def tolerances_of(config: Mapping[str, Any]) -> Tolerances:
     """Tolerances of the stopping rule in a configuration; the defaults where it sets none."""
+    return Tolerances(**(_of_rule(config).get("tolerances") or {}))
+
+
+def _of_rule(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of the stopping rule in a configuration."""
     rule = (config.get("stop") or {}).get("rule")
-    arguments = (rule.get("init_args") or {}) if isinstance(rule, dict) else {}
-    return Tolerances(**(arguments.get("tolerances") or {}))
+    return (rule.get("init_args") or {}) if isinstance(rule, dict) else {}
+
+
+def few_rows(records: UnlearningRecords, config: Mapping[str, Any]) -> str | None:
+    """Sentence on records that are too few for most models that have forgotten to pass; None if they are enough.
+
+    Args:
+        records: Records to forget, to keep and, where given, of the holdout set.
+        config: Configuration of the training, with the stopping rule.
+    """
+    tolerances, holdout = tolerances_of(config), records.sets.get("holdout")
+    forget, retain = records.sets["forget"], records.sets["retain"]
+    wrong = min(len(record.perturbed_answers) for record in forget) or 1
+    if not holdout and not all(record.perturbed_answers for record in forget) and not other_answers(forget, retain):
+        return None  # nothing to recognise them by
+    sizes = [len(forget), *([len(holdout)] if holdout else [])]
+    halved = "held_out" in halves(sizes, int(_of_rule(config).get("least_rows", LEAST_ROWS)))
+    judged = [size // 2 if halved else size for size in sizes]
+    passed = passing(judged[0], judged[1] if holdout else None, wrong, tolerances)
+    if 2 * passed >= DRAWS:
+        return None
+    enough = enough_rows(bool(holdout), wrong, tolerances)
+    words = f"{sizes[0]} forget" + (f" and {sizes[1]} holdout" if holdout else "")
+    parts = f", judged in halves of {min(judged)}," if halved else ""
+    more = (
+        ""
+        if enough is None
+        else f"; with {enough * (2 if halved else 1)}{' of each' if holdout else ''} it passes half"
+    )
+    return (
+        f"{words} records{parts} are too few for a verdict: of {DRAWS} simulated models that recognise nothing of them "
+        f"the rule passes {passed or 'none'}, because its 95 % interval is too wide with so few{more}. Give more "
+        "records, or go by the counts and answers (docs/handover.md)"
+    )
 
 
 def _task(name: str, config: dict[str, Any], model: str, needs: dict[str, Task], title: str, verb: Any) -> Task:

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import textwrap
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from sga.data.records import Record
-from sga.data.reserved import RETAIN_UNSEEN
-from sga.evaluation.handover import Account, Check, Tolerances, account, reported_part
+from sga.evaluation.counts import ROUNDING, counted, rows_of
+from sga.evaluation.handover import NOT_RECOGNISED, Account, Check, Tolerances, account, reported_part
 from sga.evaluation.table import fitted_table
 from sga.experiments.task import CONFIG_FILE
-from sga.experiments.unlearn_data import UnlearningRecords, spoken_facts
+from sga.experiments.unlearn_data import UnlearningRecords
 from sga.experiments.unlearn_recipe import Recipe
 from sga.files import write_text
 from sga.report.own_data import AnswerPair, OwnDataReport, token_changes
@@ -27,12 +26,35 @@ _SHOWN = 5
 _RISE, _RISEN = 0.1, 3
 """Rise of a true answer's probability from which on it is told, and number of records that are told at most."""
 _TROUBLE = 'docs/troubleshooting.md, section "Not fit to be handed over"'
+_RESERVED_FACTS = "reserved answers with their fact"
 _FACTS = (
-    (RETAIN_UNSEEN, "reserved answers with their fact", ", never trained on"),
-    ("retain", "retain answers with their fact", ", partly trained on"),
-    ("forget", "forget answers with their fact", ""),
+    ("forget answers with their fact", ""),
+    ("retain answers with their fact", ", partly trained on"),
+    (_RESERVED_FACTS, ", never trained on"),
 )
-"""Set, quantity and what to say of training, of facts in the table, from the third row to the first."""
+"""Quantity and what to say of training, of the first rows of the table."""
+_NAMES = {
+    "forget answers": "facts",
+    "retain answers": "retain facts",
+    "reserved answers": "facts",
+    "AUC of the loss": "AUC of the loss",
+    "AUC of Min-K": "AUC of Min-K 40 %",
+    "share of wrong": "wrong less likely",
+    "extraction": "extraction",
+    "ROUGE-L": "ROUGE-L",
+    "probability": "probability",
+    "fluency": "fluency",
+    "degenerate": "degenerate",
+    "nll": "answer nll",
+    "perplexity": "perplexity ratio",
+}
+"""Names of quantities in the terminal, by the beginning of the whole name."""
+_WHOLE = ("retain facts", "AUC of the loss", "AUC of Min-K 40 %", "wrong less likely", "perplexity ratio")
+"""Those that need no set before them."""
+_LEGEND = """\
+Facts: greedy answers that say the fact of their record; reserved records are never trained on, retain ones partly. \
+Same: the value before lies in the interval now."""
+_OF_PAIRS = " Wrong less likely: than the true answer, of the wrong answers; 1.00 is known, 0.50 is chance."
 _UNTESTED = """\
 Facts in other words than the records', other languages, other attacks on membership, how fast a few steps of training
 bring the data back, and everything beyond the records to keep and the tests above."""
@@ -71,18 +93,6 @@ class UnlearnResult:
         """Path of the exported model."""
         return self.training.model_path
 
-    @staticmethod
-    def facts(run: Run, name: str = "forget") -> tuple[int, int] | None:
-        """Number of a run's greedy answers that say the fact of their record, and of records that have one.
-
-        None without answers or texts.
-        """
-        rows = [row for row in run.row_dicts(run.chosen_step, name) if "generation" in row and "answer" in row]
-        if not rows:
-            return None
-        records = [Record(str(row["id"]), str(row["question"]), str(row["answer"])) for row in rows]
-        return spoken_facts(records, [str(row["generation"]) for row in rows])
-
     def write(self, recipe: Recipe, records: UnlearningRecords) -> None:
         """Writes the page and the model card."""
         training = self.training
@@ -112,29 +122,54 @@ class UnlearnResult:
 
     def table(self) -> list[tuple[str, ...]]:
         """Heading and rows: quantity, start, the exported model with its interval, goal, verdict."""
-        before = account(self.start.chosen, self.start.chosen, self.tolerances, self.account.part)
         lines: list[tuple[str, ...]] = [("", "before", "now", "95 % interval", "goal", "")]
-        for old, new in (*zip(before.checks, self.account.checks, strict=True), *self._reserved_facts()):
-            if new.value is not None:
-                lines.append(_row(old, new))
-        # Facts come first, and as numbers of answers, unless those of a half are told.
-        for name, quantity, trained in _FACTS[: None if self.account.part == "all" else -1]:
-            was, now = self.facts(self.start, name), self.facts(self.final, name)
-            at = next((index for index, line in enumerate(lines) if line[0] == quantity), None)
-            if at is not None:
-                _, *numbers = lines.pop(at)
-                if was is not None and now is not None:
-                    numbers[:2] = [f"{count} of {rows}" for count, rows in (was, now)]
-                lines.insert(1, (f"{quantity}{trained}", *numbers))
+        for old, new in self._pairs():
+            trained = next((words for quantity, words in _FACTS if quantity == new.quantity), "")
+            goal = new.goal.replace(" the starting model's", " the start's")
+            verdict = ", ".join(part for part in (_way(old, new), _goal_met(new)) if part)
+            lines.append((f"{new.quantity}{trained}", _value(old), _value(new), _interval(new), goal, verdict))
         return lines
+
+    def short_table(self) -> tuple[list[tuple[str, ...]], list[str]]:
+        """Rows for the terminal: facts, recognition, and goals that are missed; and the names of those that are met.
+
+        The interval stands where the rule has a goal for it, in a row of its own.
+        """
+        lines: list[tuple[str, ...]] = [("", "before", "now", "goal", "")]
+        met = []
+        for old, new in self._pairs():
+            name, recognition = _short(new.quantity), new.condition == NOT_RECOGNISED
+            if not new.violation and not recognition and new.quantity not in dict(_FACTS):
+                met.append(name)
+                continue
+            goal, _, within = new.goal.removesuffix(" times the starting model's").partition(", interval within ")
+            verdict = [_way(old, new), _goal_met(new)]
+            if recognition and new.best is not None and abs(new.value - new.best) <= self.tolerances.auc + ROUNDING:  # type: ignore[operator]
+                verdict[1] = "met"
+            lines.append((name, _value(old), _value(new), goal, ", ".join(part for part in verdict if part)))
+            if within and new.low is not None and new.high is not None:
+                reach, allowed = _reach(new), self.tolerances.auc_interval + ROUNDING
+                lines.append(("  95 % interval", "", _interval(new), within, "met" if reach <= allowed else "missed"))
+        return lines, met
+
+    def _pairs(self) -> list[tuple[Check, Check]]:
+        """Checks of the starting model and of the exported one with a value, facts first."""
+        before = account(self.start.chosen, self.start.chosen, self.tolerances, self.account.part)
+        pairs = [*zip(before.checks, self.account.checks, strict=True), *self._reserved_facts()]
+        order = [quantity for quantity, _ in _FACTS]
+        return sorted(
+            (pair for pair in pairs if pair[1].value is not None),
+            key=lambda pair: order.index(pair[1].quantity) if pair[1].quantity in order else len(order),
+        )
 
     def _reserved_facts(self) -> list[tuple[Check, Check]]:
         """Share of reserved answers that say their fact, before and now; the rule has no goal for it."""
         name, runs = "handover/unseen/fact_recall", (self.start.chosen, self.final.chosen)
         if any(name not in chosen for chosen in runs):
             return []
+        rows = rows_of(runs[1], "handover/unseen/fact_rows")
         numbers = [(chosen[name], chosen.get(f"{name}/ci_low"), chosen.get(f"{name}/ci_high")) for chosen in runs]
-        old, new = (Check("", _FACTS[0][1], *one, "", None, "", best=1.0) for one in numbers)
+        old, new = (Check("", _RESERVED_FACTS, *one, "", None, "", best=1.0, rows=rows) for one in numbers)
         return [(old, new)]
 
     def likelier(self, texts: bool = True) -> str | None:
@@ -158,14 +193,23 @@ class UnlearnResult:
         said = f"{len(risen)} of {len(found)} forget records {verb} become more likely"
         return f"{said} (probability of the true answer): {', '.join(shown[:_RISEN])}{more}"
 
-    def lines(self) -> Iterator[str]:
-        """Lines that the terminal shows at the end."""
+    def lines(self, warnings: Sequence[str] = ()) -> Iterator[str]:
+        """Lines that the terminal shows at the end.
+
+        Args:
+            warnings: Warnings on the data and the starting model, which the numbers have to be read with.
+        """
         yield f"\n{self._first()}"
         yield ""
-        yield from fitted_table(self.table(), _WIDTH, texts=(0, 4, 5), spare=3)
-        likelier = self.likelier()
-        if likelier is not None:
-            yield f"\n{textwrap.fill(likelier, _WIDTH)}"
+        lines, met = self.short_table()
+        yield from fitted_table(lines, _WIDTH, texts=(0, 3, 4))
+        pairs = _OF_PAIRS if any(line[0] == _NAMES["share of wrong"] for line in lines) else ""
+        yield f"\n{textwrap.fill(f'{_LEGEND}{pairs}', _WIDTH)}"
+        if met:
+            yield textwrap.fill(f"Met as well: {', '.join(met)} (numbers and intervals in the report)", _WIDTH)
+        for text in (*warnings, self.likelier()):
+            if text is not None:
+                yield f"\n{textwrap.fill(text, _WIDTH)}"
         for check in self.account.checks:
             if check.value is None:
                 yield check.says
@@ -196,7 +240,8 @@ class UnlearnResult:
     def answers(self) -> Iterator[AnswerPair]:
         """A few forget questions with the starting model's answer and the exported one's; none without texts."""
         told = [(old, new) for old, new in self._both() if "generation" in old and "generation" in new]
-        for old, new in told[:_SHOWN]:
+        # From all over the file, whose neighbouring lines are often alike.
+        for old, new in (told[index * len(told) // _SHOWN] for index in range(_SHOWN)) if len(told) > _SHOWN else told:
             yield AnswerPair(
                 str(new.get("question", new["id"])),
                 str(new.get("answer", "")),
@@ -256,26 +301,54 @@ class UnlearnResult:
         return model_card(self.training, verdict, results, untested)
 
 
-def _row(old: Check, new: Check) -> tuple[str, ...]:
-    interval = "" if new.low is None or new.high is None else f"{new.low:.2f} to {new.high:.2f}"
-    goal = new.goal.replace(" the starting model's", " the start's")
-    was = "" if old.value is None else f"{old.value:.2f}"
-    return (new.quantity, was, f"{new.value:.2f}", interval, goal, _change(old, new))
+def _short(quantity: str) -> str:
+    """Name of a quantity in the terminal, of at most 20 characters.
+
+    >>> _short("degenerate answers on reserved rows"), _short("share of wrong answers less likely")
+    ('reserved degenerate', 'wrong less likely')
+    """
+    for words, name in _NAMES.items():
+        if quantity.startswith(words):
+            return name if name in _WHOLE else f"{'forget' if 'forget' in quantity else 'reserved'} {name}"
+    return quantity
 
 
-def _change(old: Check, new: Check) -> str:
-    """Words on a quantity: better, worse or unchanged, and its goal met or missed.
+def _value(check: Check) -> str:
+    if check.value is None:
+        return ""
+    return f"{check.value:.2f}" if check.rows is None else counted(check.value, check.rows)
 
-    It is unchanged where the interval holds the value before. Without an interval only its distance to the goal tells.
+
+def _interval(check: Check) -> str:
+    """The interval, in rows where the quantity is a share of them."""
+    if check.low is None or check.high is None:
+        return ""
+    if check.rows is None:
+        return f"{check.low:.2f} to {check.high:.2f}"
+    return f"{check.low * check.rows:.0f} to {check.high * check.rows:.0f}"
+
+
+def _reach(check: Check) -> float:
+    """Largest distance of the interval's ends from the best value."""
+    assert check.best is not None and check.low is not None and check.high is not None
+    return max(check.best - check.low, check.high - check.best)
+
+
+def _way(old: Check, new: Check) -> str:
+    """Word on a quantity: better, worse or the same.
+
+    It is the same where the interval holds the value before. Without an interval only its distance to the goal tells.
     """
     violations = [one.violation or 0.0 for one in (old, new)]
     gain, same = violations[0] - violations[1], ""
     if old.value is not None and new.value is not None and new.low is not None and new.high is not None:
-        same = "unchanged"
+        same = "same"
         if new.low <= old.value <= new.high:
             gain = 0.0
         elif new.best is not None:
             gain = abs(old.value - new.best) - abs(new.value - new.best)
-    way = "better" if gain > 0 else "worse" if gain < 0 else same
-    goal = "" if new.violation is None else "missed" if new.violation else "met"
-    return ", ".join(part for part in (way, goal) if part)
+    return "better" if gain > 0 else "worse" if gain < 0 else same
+
+
+def _goal_met(check: Check) -> str:
+    return "" if check.violation is None else "missed" if check.violation else "met"

@@ -10,7 +10,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
 
@@ -181,7 +181,7 @@ class Endpoint(Writer):
             headers = None if self._key else {"Authorization": openai.Omit()}
             asked = self._clients[0].chat.completions.with_raw_response.create(**body, extra_headers=headers)
             response = await asyncio.wait_for(asked, self.timeout)
-        except (TimeoutError, asyncio.TimeoutError, openai.APITimeoutError):
+        except (TimeoutError, openai.APITimeoutError):
             return f"no answer within {self.timeout:g} s"
         except openai.APIStatusError as error:
             return self._refusal(error.response)
@@ -278,8 +278,8 @@ def _retry_after(value: str | None) -> float:
             moment = parsedate_to_datetime(value)
         except ValueError:
             return 0.0
-        moment = moment if moment.tzinfo is not None else moment.replace(tzinfo=timezone.utc)
-        seconds = (moment - datetime.now(timezone.utc)).total_seconds()
+        moment = moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+        seconds = (moment - datetime.now(UTC)).total_seconds()
     return min(max(seconds, 0.0), _LONGEST_WAIT) if seconds == seconds else 0.0
 
 

@@ -11,12 +11,16 @@ import importlib.util
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import transformers
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.integrations import peft as hf_peft
+from transformers.utils.peft_utils import check_peft_version
 
 from sga.errors import UserError, check_numbers
 from sga.models.blocks import transformer_blocks
@@ -75,6 +79,13 @@ class LoRA(Pretrained):
             raise UserError("target_modules must name at least one layer; null takes every linear one but the head")
         if importlib.util.find_spec("peft") is None:
             raise UserError("an adapter needs the package peft: pip install 'sga-unlearning[lora]'")
+        try:
+            check_peft_version(hf_peft.MIN_PEFT_VERSION)
+        except ValueError as error:
+            raise UserError(
+                f"transformers {transformers.__version__} does not work with peft {version('peft')} ({error}): "
+                "pip install 'sga-unlearning[lora]' installs two that go together"
+            ) from error
         super().__init__(name_or_path, revision, tokenizer_name_or_path, dtype, attention, trust_remote_code)
         self.rank, self.alpha, self.dropout, self.dora = rank, alpha, dropout, dora
         self.target_modules = None if target_modules is None else tuple(target_modules)

@@ -16,7 +16,7 @@ from transformers.modeling_outputs import CausalLMOutput
 
 from sga.errors import UserError
 from sga.models.pretrained import LanguageModel, Pretrained
-from sga.models.text_config import text_config
+from sga.models.text_config import cache_argument, text_config
 
 
 class _Combination(LanguageModel):
@@ -133,7 +133,7 @@ class ContrastedModel(PreTrainedModel):  # type: ignore[no-untyped-call]  # of _
                 input_ids=input_ids,
                 attention_mask=attention_mask,
                 position_ids=position_ids,
-                past_key_values=past_key_values,
+                **{cache_argument(model): past_key_values},
                 use_cache=bool(use_cache) and past_key_values is not None,  # a model's own cache lacks the layers
                 logits_to_keep=logits_to_keep,
             ).logits

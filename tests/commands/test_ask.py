@@ -81,6 +81,7 @@ def test_the_template_is_the_run_s_or_the_tokenizer_s(
     assert "user: " in AutoTemplate().prompt(tokenizer, QUESTION).prefix
     run = tmp_path / "run"
     (run / "model").mkdir(parents=True)
+    (run / "model" / "config.json").write_text("{}")
     (run / "run.json").write_text("{}")
     stored = {"data": {"template": {"class_path": "sga.PlainTemplate", "init_args": {"text": "{question} {answer}"}}}}
     (run / "config.yaml").write_text(json.dumps(stored))
@@ -127,6 +128,48 @@ def test_what_cannot_be_asked_is_said(
     given = [str(own_target) if argument == "MODEL" else argument for argument in arguments]
     assert main(["ask", *given]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_what_it_waits_for_is_said_apart_from_the_answers(own_target: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["ask", str(own_target), str(own_target / "model"), QUESTION]) == 0
+    said = capsys.readouterr()
+    assert said.err.splitlines() == [
+        "loading libraries",
+        f"loading {own_target}",
+        "answering",
+        f"loading {own_target / 'model'}",
+        "answering",
+    ]
+    assert "loading" not in said.out
+
+
+def test_a_run_without_a_model_yet_is_said_to_be_unfinished(
+    own_target: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It was "no such folder", or "has no config.json", while the run was at work."""
+
+    def said(place: Path) -> str:
+        assert main(["ask", str(own_target), str(place), QUESTION]) == 2
+        error = capsys.readouterr().err
+        assert "loading" not in error, "before anything is loaded"
+        return error
+
+    mine = tmp_path / "mine"
+    (mine / "start").mkdir(parents=True)
+    (mine / "start" / "run.json").write_text('{"verb": "validate"}')
+    for place in (mine, mine / "unlearned", mine / "unlearned" / "model"):
+        assert "mine/unlearned: the run has not finished: its model/ is written at its end" in said(place)
+    assert "mine/start is an evaluation, which leaves no model" in said(mine / "start")
+    (mine / "unlearned").mkdir()
+    (mine / "unlearned" / "task.json").write_text('{"state": "started"}')
+    for place in (mine, mine / "unlearned", mine / "unlearned" / "model"):
+        assert "mine/unlearned: the run has not finished: its model/ is written at its end" in said(place)
+    (mine / "unlearned" / "model").mkdir()
+    (mine / "unlearned" / "model" / "config.json").write_text("{}")
+    assert f"give the run with the model, {mine / 'unlearned'}" in said(mine)
+    (tmp_path / "other").mkdir()
+    assert main(["ask", str(tmp_path / "other"), QUESTION]) == 2
+    assert "has no config.json" in capsys.readouterr().err, "no run at all"
 
 
 # ---- methods and configurations -------------------------------------------------------------------------------------

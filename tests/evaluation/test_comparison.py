@@ -209,7 +209,31 @@ def test_the_verdict_goes_by_the_adjusted_p_and_by_direction():
     assert line("forget/rouge_l_recall", 1, 0.01).verdict == "A forgot more"
     assert line("forget/something_new", 1, 0.01).verdict == "no direction"
     assert line("holdout/avg_nll", 1, 0.01).verdict == "no direction"
+    assert line("forget/fact_recall", -1, 0.01).verdict == "B forgot more"
+    assert line("retain/fact_recall", -1, 0.01).verdict == "A better"
+    assert line("retain_unseen/fluency", 1, 0.01).verdict == "B better"
+    assert line("forget/degenerate", 1, 0.01).verdict == "A better", "a retained model does not repeat itself either"
     assert line("mia/min_k", 1, 0.01).verdict == "no direction"
+
+
+def test_every_number_of_our_rows_has_a_direction_or_is_named_here_as_without():
+    """Fact recall had none, beside ROUGE that had one."""
+    memorised = ("avg_nll", "probability", "truth_ratio", "rouge_l_recall", "rouge_l_fmeasure", "bleu",
+                 "exact_memorization", "extraction_strength", "fact_recall")  # fmt: skip
+    spoken = ("fluency", "empty", "repeated", "degenerate", "classifier_fluency")
+    for name in (*memorised, *spoken):
+        for set_name in ("forget", "forget_paraphrased", "retain", "retain_unseen", "real_authors", "world_facts"):
+            assert direction(f"{set_name}/{name}") is not None, (set_name, name)
+    for name in ("forget_passages/bleu", "forget_passages/rouge_l_recall"):
+        assert direction(name) == "lower = more forgotten"
+    for name in ("forget/generation_nll", "forget/gradient_norm", "mia/loss", "holdout/fact_recall"):
+        assert direction(name) is None, f"{name}: both ends are signs of trouble, or nothing is asked of it"
+
+
+def test_the_length_of_an_answer_is_no_metric(tmp_path):
+    rows = [{**row, "generation_tokens": 7 + n} for n, row in enumerate(rows_of())]
+    found = compared(tmp_path, write_run(tmp_path / "a", rows), write_run(tmp_path / "b", rows))
+    assert not [name for name in found["metrics"] if "tokens" in name]
 
 
 # ---- which rows and columns -----------------------------------------------------------------------------------------

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from sga.data.records import Record
 from sga.errors import UserError
+from sga.evaluation.enough_rows import enough_rows, passing
 from sga.evaluation.evaluation import Evaluation
 from sga.evaluation.handover import (
     NOT_COLLAPSED,
@@ -134,6 +137,53 @@ def test_facts_to_forget_and_to_keep_are_counted() -> None:
     )
 
 
+def counted(forget: int, retain: int, degenerate: int, rows: int) -> dict[str, float]:
+    """Metrics of this many answers of as many rows, with the number of rows beside the shares."""
+    return {
+        "handover/all/rows": rows,
+        "handover/all/forget/fact_rows": rows,
+        "handover/all/forget/fact_recall": forget / rows,
+        "handover/retain/fact_rows": rows,
+        "handover/retain/fact_recall": retain / rows,
+        "handover/all/forget/degenerate": degenerate / rows,
+        "handover/unseen/degenerate": degenerate / rows,
+        "handover/unseen/rows": rows,
+    }
+
+
+@pytest.mark.parametrize("rows", range(1, 61))
+def test_goals_on_rows_are_counts_and_those_that_the_rule_applies(rows: int) -> None:
+    """A share of 0.0625 of 12 rows is none of them, and 1 of 16 is 1 of 16."""
+    start = START | counted(rows, max(1, rows - 3), 0, rows)
+    kept = max(1, rows - 3)
+    goals = {one.quantity: one.goal for one in account(GOOD | counted(0, kept, 0, rows), start).checks}
+    for quantity, word, beyond in (
+        ("forget answers with their fact", "at most", 1),
+        ("retain answers with their fact", "at least", -1),
+        ("degenerate answers on forget", "at most", 1),
+        ("degenerate answers on reserved rows", "at most", 1),
+    ):
+        said, limit = re.fullmatch(rf"(at \w+) (\d+) of {rows}", goals[quantity]).groups()  # type: ignore[union-attr]
+        assert said == word
+        for count, violated in ((int(limit), False), (int(limit) + beyond, True)):
+            if 0 <= count <= rows:
+                found = account(GOOD | counted(count, count, count, rows), start)
+                assert (check(found, quantity).violation != 0) == violated, (quantity, count)
+
+
+def test_sentences_on_rows_have_counts() -> None:
+    start = START | counted(16, 15, 0, 16)
+    for numbers, said in (
+        ((3, 15, 0), "still extractable: 3 of 16 forget answers have their fact, at most 1 of 16 may"),
+        (
+            (1, 9, 0),
+            "no longer useful: 9 of 16 retain answers with their fact, 15 of 16 before, at least 14 of 16 asked for",
+        ),
+        ((1, 15, 8), "no longer speaks: 8 of 16 answers on forget are empty or repeat themselves, at most 0 of 16 may"),
+    ):
+        assert account(GOOD | counted(*numbers, 16), start).sentence == said
+
+
 def test_a_holdout_set_says_how_many_facts_are_guessed() -> None:
     comparison = {"handover/all/comparison/fact_recall": 0.25}
     assert account(GOOD | with_facts(0.3, 1.0) | comparison, FACTS_START).fit
@@ -180,7 +230,7 @@ def test_negative_control_thethethe() -> None:
     assert check(found, "fluency on forget").violation == pytest.approx(1 - 0.02 / 0.98 / 0.9)
     assert found.score == 1
     assert found.sentence == (
-        "no longer speaks: 100% of the answers on forget are empty or repeat themselves, at most 7% may"
+        "no longer speaks: 30 of 30 answers on forget are empty or repeat themselves, at most 2 of 30 may"
     )
 
 
@@ -228,6 +278,18 @@ def test_conditions_weigh_alike() -> None:
 def test_recognition(value: float, low: float | None, high: float | None, violation: float, says: str) -> None:
     found = membership_check("loss", value, low, high, 0.5, Tolerances())
     assert (found.violation, found.says) == (pytest.approx(violation), says)
+
+
+def test_the_page_says_how_many_rows_are_enough_by_the_rule_s_own_interval() -> None:
+    """Below 20 rows hardly any model passes, however well it has forgotten; looser tolerances let more pass."""
+    page = (Path(__file__).parents[2] / "docs" / "handover.md").read_text(encoding="utf-8")
+    heading, _, holdout, without = re.search(r"\| rows of each set (?:.*\n){4}", page)[0].splitlines()  # type: ignore[index]
+    numbers = [[int(cell) for cell in line.split("|")[2:-1]] for line in (heading, holdout, without)]
+    for rows, both, alone in zip(*numbers, strict=True):
+        assert (passing(rows, rows), passing(rows)) == (both, alone)
+    assert passing(12) == 0 < passing(12, tolerances=Tolerances(auc=0.3, auc_interval=0.4))
+    assert enough_rows(True) == enough_rows(False) == 40 > (enough_rows(False, wrong=5) or 0) > 12
+    assert enough_rows(True, tolerances=Tolerances(auc=0.01, auc_interval=0.01)) is None
 
 
 def test_recognition_is_measured_from_the_base_model_where_it_is_given() -> None:

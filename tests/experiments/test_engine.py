@@ -544,6 +544,14 @@ def test_the_time_left_goes_by_what_is_done_since_the_command_began(monkeypatch:
     assert pace.after(20) == "20 of 20"
 
 
+def test_the_time_left_is_left_out_where_tasks_are_not_alike(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`sga unlearn` said of a finished evaluation "36 s left", as if training took as long as that."""
+    run([Task(f"t{n}", {"n": n}) for n in range(2)], tmp_path, Pretended(), alike=False)
+    assert capsys.readouterr().out.splitlines() == ["[1 of 2] t0: done", "[2 of 2] t1: done"]
+
+
 def test_a_reason_is_read_from_exit_code_and_log(tmp_path: Path) -> None:
     log = tmp_path / "fit.log"
     log.write_text("Epoch 0\nsga: error: group_size must be at least 1, got 0\n", encoding="utf-8")

@@ -32,12 +32,13 @@ from sga.errors import Interruption, UserError
 from sga.evaluation.handover import STILL_USEFUL, Check, Tolerances, membership_check
 from sga.experiments import unlearn_recipe
 from sga.experiments.task import Task
-from sga.experiments.unlearn import Unlearned, _knowledge, _look, base_goals, recipe_lines, unlearn
-from sga.experiments.unlearn_data import read_unlearning_records, spoken_facts
+from sga.experiments.unlearn import Unlearned, _look, base_goals, recipe_lines, unlearn
+from sga.experiments.unlearn_data import read_unlearning_records
+from sga.experiments.unlearn_knowledge import knowledge, missed_facts
 from sga.experiments.unlearn_model import base_template_warning, with_settings
 from sga.experiments.unlearn_progress import WholeProgress
-from sga.experiments.unlearn_recipe import Plan, chosen_recipe, recipe_table
-from sga.experiments.unlearn_result import UnlearnResult, _change
+from sga.experiments.unlearn_recipe import Plan, chosen_recipe, few_rows, recipe_table
+from sga.experiments.unlearn_result import UnlearnResult, _goal_met, _way
 from sga.module import UnlearningModule
 
 QUICK: dict[str, Any] = {
@@ -89,10 +90,11 @@ def test_the_terminal_has_all_steps_in_eighty_columns(unlearned: tuple[Unlearned
     found, text = unlearned
     for said in (
         "data: 6 forget and 10 retain and 4 holdout records",
+        "data: WARNING: 6 forget and 4 holdout records are too few for",
         "template PlainTemplate",
         "6 of 6 greedy answers say the fact",
         "of what it is to keep 10 of 10",
-        "[4 of 4] tries attacks\n\nattacks\n",
+        "[4 of 4] tries attacks (minutes; the result above stands if you end them)\n\nattacks\n",
         "recipe lora-small: sga, LoRA of rank 4, 2 neighbours and 1 alternative,",
         "Where was Ada Brook born?\n  was: Ada Brook was born in Oslo.\n  now: ",
         f"  model   {found.model_path}",
@@ -100,9 +102,14 @@ def test_the_terminal_has_all_steps_in_eighty_columns(unlearned: tuple[Unlearned
         "next\n  sga ask ",
     ):
         assert said in text, said
-    table = text[text.index("before  ") : text.index("answers before and after")]
-    assert max(map(len, table.splitlines())) <= 80
-    assert table.count("answers") >= 2 and "10 of 10" in table and "missed" in table
+    assert " ".join(text.split()).count("holdout records are too few for a verdict: ") == 2, "beside the verdict, too"
+    _, rule, table = text[text.index("before  ") : text.index("answers before and after")].partition("─" * 60)
+    rows, _, rest = table.strip("─\n").partition("\n\n")
+    assert rule and max(map(len, table.splitlines())) <= 80
+    names = [row[:20].strip() for row in rows.splitlines()]
+    assert names[:4] == ["forget facts", "retain facts", "reserved facts", "AUC of the loss"], "one line each"
+    assert all(names) and len(names) <= 12 and "10 of 10" in rows and "missed" in rows and "at most 0 of 6" in rows
+    assert "Met as well: " in rest and "95 % interval" in names and f"{found.report}" in text
 
 
 def test_the_page_says_the_same_first_and_shows_answers_with_their_tokens(unlearned: tuple[Unlearned, str]) -> None:
@@ -142,6 +149,8 @@ def test_the_card_has_numbers_and_no_texts(unlearned: tuple[Unlearned, str]) -> 
     found, _ = unlearned
     card = (found.model_path / "README.md").read_text(encoding="utf-8")
     assert found.sentence in card and "6 forget, 10 retain, 4 holdout" in card
+    assert re.search(r"\| forget answers with their fact \| 6 of 6 \| \d of 6 \| \d to \d \| at most 0 of 6 \|", card)
+    assert "too few for" in card and "too few for" in found.report.read_text(encoding="utf-8")
     assert "smoothing_rate: -4" in card and "What was not tested" in card and "torch" in card
     assert not any(row["answer"] in card or row["question"] in card for row in people(0, 1, 2, 3))
 
@@ -243,6 +252,10 @@ def test_one_bar_on_a_terminal_and_lines_elsewhere() -> None:
             progress.phase(Task("one", {}, title="trains by gd", verb="fit"))
             progress.hear("step 0 of 10, epoch 0: evaluation: x 1, 30 s")
             progress.hear("step 2 of 10, epoch 1: train/loss 1, 60 s of training, about 4 min left")
+            now[0] += 20
+            progress.hear("step 2 of 10, epoch 1: evaluation: x 1, 20 s, about 4 min left")
+            now[0] -= 20
+            progress.hear("step 2 of 10, epoch 1: train/loss 1, 60 s of training, about 4 min left")
             assert progress.left == 4 * 60 + 30
             now[0] = 90.0
             assert progress.left == 4 * 60 + 30 - 60
@@ -253,7 +266,10 @@ def test_one_bar_on_a_terminal_and_lines_elsewhere() -> None:
             print("words between", file=out)
         said = out.getvalue()
         assert ("\x1b[" in said) == terminal
-        assert ("    step 2 of 10, about 4 min left\n" in said) != terminal
+        assert said.count("    step 2 of 10, about 4 min left\n") == (0 if terminal else 1), "after its evaluation too"
+        assert said.count("    trains by gd …\n") == (0 if terminal else 1), (
+            "before its first evaluation, which takes minutes"
+        )
 
 
 # ---- what the table says --------------------------------------------------------------------------------------------
@@ -279,7 +295,7 @@ def result_of(
 
 
 def forget_row(number: int, probability: float, fact: float) -> dict[str, Any]:
-    row = people(0, 1)[number]
+    row = people(*range(8))[number]
     said = row["answer"] if fact else "No."
     known = {"probability": probability, "fact_recall": fact, "generation": said}
     return {"set": "forget", "id": f"forget/{number}", **row, **known}
@@ -287,13 +303,12 @@ def forget_row(number: int, probability: float, fact: float) -> dict[str, Any]:
 
 def test_reserved_facts_stand_in_the_table_without_a_goal() -> None:
     """Two of four before, one now: what was lost where training never looked was in no table."""
-    row = {**forget_row(0, 0.5, 1.0), "set": "retain_unseen"}
-    before, now = ([{**row, "generation": row["answer"] if n < said else "No."} for n in range(4)] for said in (2, 1))
     name = "handover/unseen/fact_recall"
     numbers = {name: (0.5, 0.25), f"{name}/ci_low": (0.0, 0.0), f"{name}/ci_high": (1.0, 0.75)}
-    found = result_of(before, now, numbers).table()
+    numbers["handover/unseen/fact_rows"] = (4, 4)
+    found = result_of([], [], numbers).table()
     quantity = "reserved answers with their fact, never trained on"
-    assert found[1] == (quantity, "2 of 4", "1 of 4", "0.00 to 0.75", "", "unchanged")
+    assert found[1] == (quantity, "2 of 4", "1 of 4", "0 to 3", "", "same")
     assert quantity not in str(result_of([], []).table())
 
 
@@ -308,6 +323,14 @@ def test_forget_records_that_became_more_likely_are_named_but_not_in_the_card() 
     assert result_of(now, before).likelier() is None and result_of([], []).likelier() is None
 
 
+def test_answers_are_from_all_over_the_file() -> None:
+    """The first lines of a file are often of one kind: five chemical symbols, and none of six authors."""
+    rows = [forget_row(number, 0.5, 1.0) for number in range(12)]
+    found = result_of(rows, rows)
+    assert [one.question for one in found.answers()] == [rows[number]["question"] for number in (0, 2, 4, 7, 9)]
+    assert len(list(result_of(rows[:3], rows[:3]).answers())) == 3
+
+
 def test_the_question_to_ask_is_one_whose_fact_was_lost() -> None:
     before = [forget_row(0, 0.5, 0.0), forget_row(1, 0.5, 1.0)]
     now = [forget_row(0, 0.5, 0.0), forget_row(1, 0.5, 0.0)]
@@ -319,11 +342,11 @@ def test_the_question_to_ask_is_one_whose_fact_was_lost() -> None:
     ("was", "now", "low", "high", "word"),
     [
         (0.45, 0.85, 0.65, 1.0, "better, met"),  # both meet the goal
-        (0.45, 0.60, 0.40, 0.80, "unchanged, met"),
+        (0.45, 0.60, 0.40, 0.80, "same, met"),
         (0.95, 0.60, 0.50, 0.70, "worse, met"),
         (0.95, 0.20, 0.10, 0.30, "worse, missed"),
         (0.10, 0.20, 0.15, 0.30, "better, missed"),
-        (0.25, 0.20, 0.10, 0.30, "unchanged, missed"),
+        (0.25, 0.20, 0.10, 0.30, "same, missed"),
         (0.95, 0.20, None, None, "worse, missed"),
         (0.95, 0.60, None, None, "met"),  # nothing tells that from chance
     ],
@@ -333,12 +356,13 @@ def test_change_and_goal_are_told_apart(
 ) -> None:
     """A share that is to be at least 0.41."""
     old, new = (Check(STILL_USEFUL, "facts", x, low, high, "", max(0.0, 0.41 - x), "", 1.0) for x in (was, now))
-    assert _change(old, new) == word
+    assert ", ".join(part for part in (_way(old, new), _goal_met(new)) if part) == word
 
 
 def test_an_auc_is_better_the_nearer_it_is_to_its_goal_from_both_sides() -> None:
     checks = [membership_check("loss", x, x - 0.05, x + 0.05, 0.5, Tolerances()) for x in (0.45, 0.52, 0.41, 0.0)]
-    assert [_change(checks[0], one) for one in checks[1:]] == ["better, met", "unchanged, met", "worse, missed"]
+    assert [_way(checks[0], one) for one in checks[1:]] == ["better", "same", "worse"]
+    assert [_goal_met(one) for one in checks] == ["met", "met", "met", "missed"]
 
 
 def test_what_to_change_is_on_the_page_that_the_result_names() -> None:
@@ -427,7 +451,7 @@ def test_settings_of_the_model_are_those_of_every_run(tmp_path: Path, monkeypatc
 
 
 def test_a_base_model_and_tolerances_are_goals_of_the_rule_and_of_the_result(
-    own_root: Path, own_target: Path, own_reference: Path, tmp_path: Path
+    own_root: Path, own_target: Path, own_reference: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The base model's AUC takes the place of 0.5, and half of the utility is enough; the target is no base."""
     files = [own_root / f"{name}.jsonl" for name in ("forget", "retain", "holdout")]
@@ -438,6 +462,8 @@ def test_a_base_model_and_tolerances_are_goals_of_the_rule_and_of_the_result(
     text = "\n".join(lines)
     tolerances = sga.load_run(tmp_path / "a" / "unlearned").config["stop"]["rule"]["init_args"]["tolerances"]
     assert tolerances["utility_share"] == 0.5
+    printed = re.findall(r"^\[(\d) of 5(.*)\] (\w+) ", capsys.readouterr().out, re.MULTILINE)
+    assert printed == [("1", "", "looks"), ("2", "", "looks"), ("3", "", "trains"), ("4", "", "reads")]
     for field, name in (("base_loss_auc", "loss"), ("base_min_k_auc", "min_k")):
         goal = base[f"handover/all/mia/{name}"]
         assert tolerances[field] == pytest.approx(goal) and f"base: {field} {goal:.2f} is the goal" in text
@@ -527,6 +553,47 @@ def test_rows_of_evaluations_are_told_as_they_are(rows: int | None, tmp_path: Pa
     assert any("200 of the 201 retain" in line for line in recipe_lines(recipe, training)) == (rows == 200)
 
 
+def test_what_a_model_knows_badly_is_said_loudly_with_what_it_said() -> None:
+    """11 of 20 facts to keep were counted and no more; whoever saw a poor result had no idea why."""
+    rows = [{**forget_row(n % 2, 0.5, float(n < 11)), "set": "retain", "id": str(n)} for n in range(20)]
+    rows += [{**forget_row(0, 0.5, 1.0), "id": str(n)} for n in range(5)]
+    start: Any = result_of(rows, []).start
+    lines, warned = missed_facts(start)
+    assert lines[0].startswith("model: WARNING: it says 11 of the 20 facts that it is to keep")
+    assert "--set data.template=" in lines[-1] and "take out the records that it misses" in lines[-1]
+    assert lines[1:3] == [f"    {rows[11]['question']}", "      said: No."]
+    assert len(lines) == 1 + 2 * 5 + 2 and lines[-2].strip() == "… and 4 more" and max(map(len, lines[1:-1])) <= 80
+    [sentence] = warned
+    assert "11 of the 20 facts" in sentence and not any(row["question"] in sentence for row in rows)
+    few = [{**row, "fact_recall": float(n != 3), "generation": " "} for n, row in enumerate(rows[:20])]
+    lines, warned = missed_facts(result_of(few, []).start)
+    assert lines == [
+        "model: it misses 1 of the 20 facts that it is to keep",
+        f"    {few[3]['question']}",
+        "      said: (nothing)",
+    ]
+    assert not warned and missed_facts(result_of(rows[20:], []).start) == ([], [])
+
+
+def test_how_few_records_can_pass_is_said_before_anything_is_computed(own_target: Path) -> None:
+    def said(forget: int, holdout: int | None = None, **settings: Any) -> str | None:
+        asked = [[{"question": f"Where is {word} {n}?", "answer": f"In {n}."} for n in range(count)]
+                 for word, count in (("a", forget), ("b", 40), ("c", holdout or 0))]  # fmt: skip
+        records = read_unlearning_records(*asked[:2], asked[2] if holdout else None)
+        own = {name.replace("__", "."): value for name, value in settings.items()}
+        files = {name: "x" for name in records.sets}
+        plan = Plan(chosen_recipe(None, None, 1, records), {"name_or_path": str(own_target)}, files, 1, own)
+        return few_rows(records, plan.tasks()[1].config)
+
+    few = said(12) or ""
+    assert "12 forget records are too few for a verdict: of 200 simulated models" in few
+    assert "the rule passes none" in few and "with 40 it passes half" in few
+    assert "12 forget and 50 holdout records are too few" in (said(12, 50) or "")
+    assert said(60) is None and said(50, 50) is None
+    assert said(12, stop__rule__tolerances__auc=0.5, stop__rule__tolerances__auc_interval=0.5) is None
+    assert "halves of 30" in (said(60, stop__rule__least_rows=40) or "")
+
+
 @pytest.mark.parametrize(("goal", "known"), [(0.3, True), (0.5, False), (None, False)])
 def test_what_a_model_knows_is_judged_by_the_base_model(goal: float | None, known: bool) -> None:
     """An AUC of 0.55 is recognition where a model that never saw the data has 0.30."""
@@ -537,10 +604,10 @@ def test_what_a_model_knows_is_judged_by_the_base_model(goal: float | None, know
     )
     tolerances = Tolerances(base_loss_auc=goal)
     if known:
-        assert _knowledge(before, tolerances, False).startswith("it knows")
+        assert knowledge(before, tolerances, False).startswith("it knows")
     else:
         with pytest.raises(UserError, match="there is nothing to forget"):
-            _knowledge(before, tolerances, False)
+            knowledge(before, tolerances, False)
 
 
 def test_without_retain_general_questions_stand_in(own_target: Path, tmp_path: Path) -> None:
@@ -726,9 +793,3 @@ def test_a_wrong_setting_is_said_before_anything_is_computed(
     with pytest.raises(UserError, match=said):
         quick(own_target, tmp_path / "runs", people(0), people(3, 4), settings={name: 1})
     assert not (tmp_path / "runs" / "start").exists() and "usage" not in capsys.readouterr().err
-
-
-def test_spoken_facts_count_the_words_that_the_question_lacks() -> None:
-    records = converted_records(people(0), "forget")
-    assert spoken_facts(records, ["Ada Brook was born in Oslo.", "A farmer."]) == (1, 2)
-    assert spoken_facts(records, ["Ada Brook was born in Porto.", "Ada Brook works as a baker."]) == (1, 2)

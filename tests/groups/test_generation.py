@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
 from typing import Any
@@ -549,7 +549,7 @@ def test_a_web_page_in_the_place_of_an_answer_is_shown(monkeypatch: pytest.Monke
 
 
 def test_retry_after_is_a_number_or_a_date() -> None:
-    later = datetime.now(timezone.utc) + timedelta(seconds=30)
+    later = datetime.now(UTC) + timedelta(seconds=30)
     assert 28 < _retry_after(format_datetime(later, usegmt=True)) <= 30
     assert [_retry_after(value) for value in (None, "7", "-3", "soon", "nan", "1e9")] == [0, 7, 0, 0, 0, 120]
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers.integrations.peft
 from architectures import small_model
 from conftest import TINY_TOFU_TEMPLATE, TinyNetwork, exact_norms, shipped
 from peft import PeftModel
@@ -251,6 +252,12 @@ def test_a_missing_package_is_said_before_anything_is_loaded(
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"sga-unlearning\[lora\]"):
         LoRA(str(base_folder))
+
+
+def test_a_peft_that_transformers_refuses_is_said_before_anything_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transformers.integrations.peft, "MIN_PEFT_VERSION", "99.0")
+    with pytest.raises(UserError, match=r"transformers \d.* with peft \d.* >= 99\.0.*sga-unlearning\[lora\]"):
+        LoRA("no such model")
 
 
 def test_tiny_tofu_ascends_by_its_adapter_alone_and_merges(tiny_models: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,15 @@ def test_negative_control_dead_links_are_seen() -> None:
     page = "# One head\n[a](README.md) [b](nowhere.md) [c](#one-head) [d](#other)"
     page += " [e](docs/metrics.md#rouge-l-recall) [f](docs/metrics.md#no)"
     assert dead_links(ROOT / "README.md", page) == ["nowhere.md", "#other", "docs/metrics.md#no"]
+
+
+def test_make_says_what_it_installs_before_it_does() -> None:
+    """pip was silent for minutes."""
+    done = subprocess.run(["make", "-n", "-B", "install"], cwd=ROOT, capture_output=True, text=True, check=True)
+    lines = done.stdout.splitlines()
+    waits = [place for place, line in enumerate(lines) if "pip install" in line or "-m venv" in line]
+    assert len(waits) == 3
+    assert [lines[place - 1].partition(" of 3")[0] for place in waits] == [f'echo "install {n}' for n in (1, 2, 3)]
 
 
 def test_the_index_has_every_page() -> None:

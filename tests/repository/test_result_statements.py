@@ -26,6 +26,8 @@ SECTIONS = [
     "## Rates and rules",
     "## Alternatives, moving rates, group size",
     "# What sets the rate",
+    "# How good normal samples must be",
+    "# Group size at equal tokens",
 ]
 
 

@@ -7,7 +7,7 @@ import io
 import json
 import math
 from collections.abc import Iterable, Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -199,7 +199,7 @@ def summary(sweep: Sweep, rows: Sequence[Row], left_over: Sequence[str]) -> dict
     return {
         "sweep": sweep.path.name,
         "key": sweep.key,
-        "date": datetime.now(timezone.utc).isoformat(timespec="minutes"),
+        "date": datetime.now(UTC).isoformat(timespec="minutes"),
         "device": info.get("device"),
         "versions": info.get("versions"),
         "objectives": sweep.objectives,
