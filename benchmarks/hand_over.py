@@ -23,6 +23,7 @@ from typing import Any
 
 from sga.errors import Interruption
 from sga.experiments.configuration import applied, read_config
+from sga.experiments.demo import installed_model
 from sga.experiments.engine import InThisProcess, Job, run
 from sga.experiments.task import Outcome, Task, end, outcome
 from sga.files import read_yaml
@@ -48,6 +49,9 @@ def read_plan(path: Path, models: Path | None = None) -> list[Task]:
         models: Folder with ``WORLD`` folders of models to start from; those worlds' are not trained.
     """
     plan = read_yaml(path)
+    if "model.language_model" in plan["training"]:  # a pretrained model
+        started = plan["training"]["model.language_model"]["init_args"]
+        started["name_or_path"] = installed_model(started["name_or_path"])
     found: list[tuple[tuple[int, int], Task]] = []
     for place, world in enumerate(plan["worlds"]):
         turn = place // TOGETHER
@@ -56,12 +60,12 @@ def read_plan(path: Path, models: Path | None = None) -> list[Task]:
         target: Task | None = None
         if given is None or not given.is_dir():
             files = ["benchmarks/authors", "methods/target", "pairs/authors/target"]
-            target = made(f"{world}/target", files, {**common, **plan["training"]})
+            target = made(f"{world}/target", files, {**common, **plan["training"], **plan.get("target", {})})
             found.append(((turn, 0), target))
         for number in plan["retained"]:
             files = ["benchmarks/authors", "methods/retain", "pairs/authors/retain"]
-            seed = {"seed_everything": 1000 * world + number}
-            retained = made(f"{world}/retained-{number}", files, {**common, **plan["training"], **seed})
+            own = {**plan.get("retain", {}), "seed_everything": 1000 * world + number}
+            retained = made(f"{world}/retained-{number}", files, {**common, **plan["training"], **own})
             judged = made(
                 f"{world}/judged-{number}",
                 ["benchmarks/authors", "methods/evaluate"],

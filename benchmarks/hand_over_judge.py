@@ -45,7 +45,7 @@ class Judged:
         auc: Membership AUC of the loss.
         auc_gap: The same less the mean of the retained models'.
         utility: model_utility_unseen.
-        utility_share: The same as a share of the target's.
+        utility_share: The same as a share of the target's; that of the reserved rows alone where these are asked for.
         reserved_share: Harmonic mean of the three parts on the reserved rows, as a share of the target's.
         fluency: Fluency of the forget answers.
         fluency_share: The same as a share of the retained models' mean.
@@ -114,10 +114,11 @@ class World:
         world: The seed.
         runs: Collected runs by name within the world.
         rule: How the rule is asked.
+        reserved: True to measure utility on the reserved rows alone, where a target's of nine parts can be 0.
     """
 
-    def __init__(self, world: int, runs: Mapping[str, Any], rule: Rule) -> None:
-        self.world, self.rule = world, rule
+    def __init__(self, world: int, runs: Mapping[str, Any], rule: Rule, reserved: bool = False) -> None:
+        self.world, self.rule, self.reserved = world, rule, reserved
         self.retained = {name: run for name, run in runs.items() if name.startswith("judged-")}
         self.runs = {
             name: run for name, run in runs.items() if name not in self.retained and len(run["evaluations"]) > 1
@@ -133,8 +134,8 @@ class World:
         auc, usual = auc_of(rows), fmean(auc_of(one) for one in references)
         fluency, fluent = fmean(column(rows, "fluency")), fmean(fmean(column(one, "fluency")) for one in references)
         utility, reserved = metrics["authors/model_utility_unseen"], reserved_utility(metrics)
-        share = utility / self.start["authors/model_utility_unseen"]
         reserved_share = reserved / reserved_utility(self.start)
+        share = reserved_share if self.reserved else utility / self.start["authors/model_utility_unseen"]
         excesses = [
             LEAST_LOG10_P - fmean(logs),
             abs(auc - usual) - MOST_AUC_GAP,
@@ -234,8 +235,14 @@ def write(found: Mapping[str, Any], path: Path) -> None:
     path.write_bytes(gzip.compress(json.dumps(found, separators=(",", ":")).encode(), mtime=0))
 
 
-def judge(collected: Mapping[str, Any], rule: Rule = Rule()) -> list[Judged]:
-    """All that was collected, judged, by world; a world in which a model or a run is lacking is left out whole."""
+def judge(collected: Mapping[str, Any], rule: Rule = Rule(), reserved: bool = False) -> list[Judged]:
+    """All that was collected, judged, by world; a world in which a model or a run is lacking is left out whole.
+
+    Args:
+        collected: What was collected.
+        rule: How the rule is asked.
+        reserved: True to measure utility on the reserved rows alone.
+    """
     worlds: dict[int, dict[str, Any]] = {}
     for name, run in collected["runs"].items():
         world, recipe = name.split("/")
@@ -244,7 +251,7 @@ def judge(collected: Mapping[str, Any], rule: Rule = Rule()) -> list[Judged]:
     found = []
     for world, runs in sorted(worlds.items()):
         if names <= runs.keys():
-            found += World(world, runs, rule).all()
+            found += World(world, runs, rule, reserved).all()
     return found
 
 
@@ -302,9 +309,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path)
     parser.add_argument("--keep", type=Path, help="file that is made of what the tables are computed from")
+    parser.add_argument("--reserved", action="store_true", help="utility of the reserved rows alone")
     options = parser.parse_args()
     found = kept(read(options.file))
-    rows = judge(found)
+    rows = judge(found, reserved=options.reserved)
     print(table(rows), seeds(rows), sep="\n\n")
     if options.keep is not None:
         write(found, options.keep)

@@ -25,9 +25,9 @@ def judge() -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("name", ["hand-over", "hand-over-development"])
+@pytest.mark.parametrize("name", ["hand-over", "hand-over-development", "hand-over-pretrained"])
 def test_tables_are_recomputed_from_the_stored_rows(judge: ModuleType, name: str) -> None:
-    rows = judge.judge(judge.read(RESULTS / f"{name}.json.gz"))
+    rows = judge.judge(judge.read(RESULTS / f"{name}.json.gz"), reserved=name.endswith("pretrained"))
     page = (RESULTS / "hand-over.md").read_text(encoding="utf-8")
     assert judge.table(rows) in page
     assert name.endswith("development") or judge.seeds(rows) in page
@@ -61,6 +61,14 @@ def test_an_evaluation_is_judged_by_hand(judge: ModuleType) -> None:
     assert (start.meets, last.meets) == (2, 3)
     assert start.shortfall == pytest.approx(math.log10(0.05) - math.log10(2 / 70) + 0.35 / 0.15)
     assert last.shortfall == pytest.approx(4.0), "0.4 below 0.9, in units of 0.1"
+    nothing = {"authors/model_utility_unseen": 0.0}
+    known["evaluations"] = [{**one, **nothing} for one in known["evaluations"]]
+    [reserved] = [
+        one
+        for one in judge.World(1, {**world, "recipe": known}, judge.Rule(), reserved=True).all()
+        if one.recipe == "recipe" and one.choice == "last"
+    ]
+    assert (reserved.utility_share, reserved.meets, reserved.shortfall) == (1.0, 4, 0.0), "the nine parts are not asked"
     retained = [one for one in found if one.recipe == "retained"]
     assert [one.meets for one in retained] == [4, 4, 4]
 
