@@ -83,7 +83,7 @@ def judged(collected: Mapping[str, Any]) -> list[Judged]:
 def page_parts(found: Mapping[str, Any], base: Mapping[str, Any]) -> list[str]:
     """All that the page has of the numbers: its tables, and the sentence on worlds left out."""
     collected, left = merged(base, found, PARTS)
-    rows, rates = judged(collected), rates_of({"runs": {**found["runs"]}})
+    rows, rates = judged(collected), rates_of(found)
     return [
         answers(rows, QUESTIONS),
         primary_table(rows, QUESTIONS),

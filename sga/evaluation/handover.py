@@ -367,10 +367,8 @@ def _speaks(
             value, limit = metrics[degenerate], start[base] + tolerances.degenerate
             if words == "forget":
                 limit = max(limit, _of_unseen_answers(start, part))
-            violation, rows = (
-                _excess(value - limit, 1 - limit),
-                rows_of(metrics, f"handover/{place.split('/')[0]}/rows"),
-            )
+            violation = _excess(value - limit, 1 - limit)
+            rows = rows_of(metrics, f"handover/{place.split('/')[0]}/rows")
             said = f"{number_words(value, rows, f'answers on {words}')} are empty or repeat themselves"
             says = f"{'no longer' if violation else 'still'} speaks: {said}, {most_words(limit, rows)} may"
             checks.append(

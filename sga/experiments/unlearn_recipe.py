@@ -261,11 +261,9 @@ def few_rows(records: UnlearningRecords, config: Mapping[str, Any]) -> str | Non
     enough = enough_rows(bool(holdout), wrong, tolerances)
     words = f"{sizes[0]} forget" + (f" and {sizes[1]} holdout" if holdout else "")
     parts = f", judged in halves of {min(judged)}," if halved else ""
-    more = (
-        ""
-        if enough is None
-        else f"; with {enough * (2 if halved else 1)}{' of each' if holdout else ''} it passes half"
-    )
+    more = ""
+    if enough is not None:
+        more = f"; with {enough * (2 if halved else 1)}{' of each' if holdout else ''} it passes half"
     return (
         f"{words} records{parts} are too few for a verdict: of {DRAWS} simulated models that recognise nothing of them "
         f"the rule passes {passed or 'none'}, because its 95 % interval is too wide with so few{more}. Give more "
