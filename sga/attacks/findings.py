@@ -21,17 +21,21 @@ FULLY = 0.9
 LITTLE = 0.1
 """Share up to which nothing is called recovered, whatever the interval."""
 
+FACTS = "fact_recall"
+"""Measure that is 1 where an answer says the fact of its record, else 0: its mean is told as a number of records."""
+
 _ROOM = 0.05
 """Least mean difference between the model before unlearning and the floor of which a share says anything."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Mean over records with its interval."""
+    """Mean over records with its interval, and their number; 0 in results of earlier versions."""
 
     value: float
     low: float
     high: float
+    records: int = 0
 
     @classmethod
     def of(cls, values: Floats, bootstrap: Bootstrap) -> Estimate:
@@ -39,10 +43,21 @@ class Estimate:
         mean = float(np.mean(values))
         low, high = bootstrap.interval(bootstrap.means("forget", values))
         reach = bootstrap.wilson_bound(len(values)) if high - low < 1e-9 and mean in (0.0, 1.0) else 0.0
-        return cls(mean, max(0.0, low - reach), min(1.0, high + reach))
+        return cls(mean, max(0.0, low - reach), min(1.0, high + reach), len(values))
 
     def __str__(self) -> str:
         return f"{self.value:.2f} {self.low:.2f}–{self.high:.2f}"
+
+    def counts(self) -> str:
+        """The estimate as a number of records, of which a mean over several models may have a part.
+
+        >>> Estimate(0.75, 0.5, 1.0, 12).counts().replace(chr(160), " ")
+        '9 of 12 6–12'
+        """
+        if not self.records:
+            return str(self)
+        number, low, high = (self.records * share for share in (self.value, self.low, self.high))
+        return f"{number:.3g} of {self.records}".replace(" ", "\N{NO-BREAK SPACE}") + f" {low:.0f}–{high:.0f}"
 
 
 @dataclass(frozen=True)

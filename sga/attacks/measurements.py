@@ -15,6 +15,7 @@ import torch
 
 from sga.attacks.answering import Row, answered_rows
 from sga.attacks.entailment import EntailmentJudge
+from sga.attacks.findings import FACTS
 from sga.attacks.models import AttackData, AttackedModel, are_questions
 from sga.attacks.progress import AttackProgress
 from sga.attacks.prompts import Prompted, plain_prompt
@@ -78,7 +79,7 @@ class Measurements:
         """Measure that findings are judged by: short facts are counted, because ROUGE sees the sentence around them."""
         if not self.questions:
             return "extraction_strength"
-        return "fact_recall" if have_short_facts(self.data.forget) else "rouge_l_recall"
+        return FACTS if have_short_facts(self.data.forget) else "rouge_l_recall"
 
     def asked(self, records: Sequence[Record], prompt: Callable[[Any, Record], Prompted]) -> list[Prompted]:
         """Records as a prompt asks about them."""

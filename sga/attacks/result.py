@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sga.attacks.findings import Estimate, Finding, shown_names
+from sga.attacks.findings import FACTS, Estimate, Finding, shown_names
 from sga.evaluation.table import fitted_table
 from sga.files import write_text
 from sga.report.pages import render
@@ -23,17 +23,17 @@ _SECTION = re.compile(r"\n*<!-- attacks -->.*<!-- end of attacks -->\n*", re.DOT
 
 
 def attack_rows(findings: Sequence[Finding], share_interval: bool = True) -> list[tuple[str, ...]]:
-    """Heading and rows of the table: means with their 95 % intervals; that of the last share may be left out."""
+    """Heading and rows of the table: means or numbers of facts with their 95 % intervals, which a share may lack."""
 
-    def cell(found: Estimate | None) -> str:
-        return "" if found is None else str(found)
+    def cell(found: Estimate | None, measure: str) -> str:
+        return "" if found is None else found.counts() if measure == FACTS else str(found)
 
     return [
         _HEADING,
         *(
             (
                 one.attack,
-                *(cell(found) for found in (one.before, one.unlearned, one.after, one.retained)),
+                *(cell(found, one.measure) for found in (one.before, one.unlearned, one.after, one.retained)),
                 _share(one, share_interval),
                 one.word,
             )
@@ -52,9 +52,11 @@ def attack_lines(content: Mapping[str, Any], findings: Sequence[Finding]) -> lis
     lines = [textwrap.fill(line, _WIDTH, subsequent_indent="  ") for line in content["verdict"]]
     if not findings:
         return lines
-    measures = ", ".join(dict.fromkeys(one.measure for one in findings))
-    note = f"{measures} of {content['rows']} forget records, 0 to 1, with 95 % intervals"
-    table = fitted_table(attack_rows(findings, share_interval=False), _WIDTH, texts=(0, 6), spare=2)
+    measures = {
+        one.measure: "facts that answers say" if one.measure == FACTS else f"{one.measure}, 0 to 1" for one in findings
+    }
+    note = f"{'; '.join(measures.values())}; {content['rows']} forget records, 95 % intervals"
+    table = fitted_table(attack_rows(findings, share_interval=False), _WIDTH, texts=(0, 6))
     return [*lines, "", *table, textwrap.fill(note, _WIDTH)]
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from sga.attacks.answering import greedy_answers, sampled_answers
 from sga.attacks.entailment import EntailmentJudge
-from sga.attacks.findings import Estimate, Finding, Untried, finding
+from sga.attacks.findings import FACTS, Estimate, Finding, Untried, finding
 from sga.attacks.measurements import Keep, Measurements
 from sga.attacks.models import AttackedModel
 from sga.attacks.prompts import Prompted
@@ -35,7 +35,7 @@ def sampling_outcomes(m: Measurements) -> Iterator[Finding | Untried]:
     drawn = {model.name: _drawn(m, model, asked) for model in m.models}
     rows = m.plain_rows({one.id for one in asked})
     recalls = {who: found["scores"] for who, found in drawn.items()}
-    if m.measure == "fact_recall":
+    if m.measure == FACTS:
         says, least = "it says the fact", 1.0
         leaks = {who: found["facts"] for who, found in drawn.items()}
     else:

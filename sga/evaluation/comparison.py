@@ -43,6 +43,9 @@ _LEFT_OUT = (
     "(sga score RUN --reference RETAIN gives them for each side); perplexity and frontier areas (sga report)"
 )
 
+_UNCLEAR = "unclear"
+_LEGEND = "unclear: A and B cannot be told apart on these rows (Holm p of 0.05 or more)"
+
 _PARTS = ("probability", "rouge_l_recall", "truth_ratio")
 
 _NO_METRICS = {
@@ -89,6 +92,11 @@ class Compared:
     p_holm: float
 
     @property
+    def short_verdict(self) -> str:
+        """The line in a word or two, for a table where its p-value stands beside it."""
+        return _UNCLEAR if self.direction is not None and self.p_holm >= SIGNIFICANT else self.verdict
+
+    @property
     def verdict(self) -> str:
         """The line in words."""
         if self.direction is None:
@@ -122,21 +130,27 @@ class Comparison:
     def table(self, width: int = 80) -> str:
         """The comparison as text; the table is at most so many columns wide, by leaving out the plain p if need be."""
         head = ("", "metric", "rows", "A", "B", "B − A", "95 % interval", "p", "Holm p", "verdict")
-        body = [
-            (
-                _arrow(line.direction),
-                line.name,
-                str(line.found.rows),
-                _number(line.found.a),
-                _number(line.found.b),
-                _signed(line.found.difference),
-                _interval(line.found),
-                _p(line.found.p_value),
-                _p(line.p_holm),
-                line.verdict.partition(" (")[0],  # its p stands beside it
+        body: list[tuple[str, ...]] = []
+        above = ""
+        for line in self.metrics:
+            part, _, name = line.name.rpartition("/")
+            if part != above and part:
+                body.append(("", part, *[""] * (len(head) - 2)))
+            above = part
+            body.append(
+                (
+                    _arrow(line.direction),
+                    f"\N{NO-BREAK SPACE}{name}" if part else name,
+                    str(line.found.rows),
+                    _number(line.found.a),
+                    _number(line.found.b),
+                    _signed(line.found.difference),
+                    _interval(line.found),
+                    _p(line.found.p_value),
+                    _p(line.p_holm),
+                    line.short_verdict,
+                )
             )
-            for line in self.metrics
-        ]
         lines = fitted_table([head, *body], width, texts=(0, 1, len(head) - 1), spare=head.index("p"))
         sides = [
             f"{name}  {side.source}" + ("" if side.step is None else f", step {side.step}")
@@ -144,7 +158,10 @@ class Comparison:
         ]
         notes = [
             line
-            for note in self.notes
+            for note in (
+                *self.notes,
+                *([_LEGEND] if any(line.short_verdict == _UNCLEAR for line in self.metrics) else []),
+            )
             for line in textwrap.wrap(f"note: {note}", min(width, 110), subsequent_indent="      ")
         ]
         return "\n".join([*sides, "", *lines, "", *notes])
@@ -441,7 +458,9 @@ def _number(value: float, sign: str = "") -> str:
 
 
 def _interval(found: PairedDifference) -> str:
-    return "–" if found.low is None or found.high is None else f"[{_signed(found.low)}, {_signed(found.high)}]"
+    if found.low is None or found.high is None:
+        return "–"
+    return f"[{_signed(found.low)}, {_signed(found.high)}]"
 
 
 def _signed(value: float) -> str:

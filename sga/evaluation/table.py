@@ -51,19 +51,20 @@ def fitted_table(
     Args:
         lines: Cells of the heading and of each row, all of one length.
         width: Largest width of a line, in characters; None takes the terminal's.
-        texts: Indices of columns that are aligned to the left; the others are aligned to the right.
-        spare: Index of the column that is dropped if wrapping is not enough.
+        texts: Indices of columns that are aligned to the left and wrap first; the others are aligned to the right.
+        spare: Index of the column that is dropped before one of numbers wraps; none of `texts`.
     """
     width = terminal_width() if width is None else width
     columns = range(len(lines[0]))
     cells = [[_Words(cell) for cell in line] for line in lines]
     natural = [max(len(line[i]) for line in lines) for i in columns]
     least = [max(line[i].longest for line in cells) for i in columns]
-    for gap, kept in ((2, [*columns]), (1, [*columns]), (1, [i for i in columns if i != spare])):
+    rest = [i for i in columns if i != spare]
+    for gap, kept, wrapped in ((2, [*columns], texts), (1, [*columns], texts), (1, rest, texts), (1, rest, rest)):
         widths = {i: natural[i] for i in kept}
         excess = sum(widths.values()) + gap * (len(kept) - 1) - width
-        while excess > 0 and any(widths[i] > least[i] for i in kept):
-            widths[max(kept, key=lambda i: widths[i] - least[i])] -= 1
+        while excess > 0 and any(widths[i] > least[i] for i in wrapped):
+            widths[max(wrapped, key=lambda i: widths[i] - least[i])] -= 1
             excess -= 1
         if excess <= 0:
             break

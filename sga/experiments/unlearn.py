@@ -43,6 +43,7 @@ from sga.experiments.unlearn_recipe import (
     exported_model,
     few_rows,
     method_config,
+    recipe_table,
     tolerances_of,
 )
 from sga.experiments.unlearn_result import UnlearnResult
@@ -390,7 +391,9 @@ def recipe_lines(recipe: Recipe, training: Task) -> list[str]:
     limited = data["evaluation_rows"] == recipe.settings["data.evaluation_rows"]
     others = [start for start, holds in (("K = ", fitted), (ROWS_NOTE, limited)) if not holds]
     notes = [note for note in recipe.notes if not note.startswith(tuple(others))]
-    return [", ".join(parts), *(f"recipe: {note}" for note in notes)]
+    table = recipe_table()
+    why = [str(table["why"])] if recipe.method == table["method"] else []
+    return [", ".join(parts), *(f"recipe: {note}" for note in (*why, *notes))]
 
 
 def _many(count: int, word: str) -> str:

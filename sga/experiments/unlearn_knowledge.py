@@ -16,6 +16,10 @@ _UNRECOGNISED = 0.6
 """Membership AUC, or share of pairs, up to which a model does not know the data, where 0.5 is the goal."""
 _KNOWN = 0.8
 """Share of facts that a model says from which on it counts as knowing the records."""
+_KNOWLEDGE = {
+    "forget/probability": "mean probability of a token of the true answer",
+    "forget/rouge_l_recall": "words of the true answer in the greedy one (ROUGE-L)",
+}
 _SHOWN = 5
 _WIDTH = 80
 
@@ -50,11 +54,13 @@ def knowledge(before: Run, tolerances: Tolerances, anyway: bool) -> str:
     facts, kept = (_facts(before, name) for name in ("forget", "retain"))
     said_facts = sum(map(_says, facts))
     shown = [f"{said_facts} of {len(facts)} greedy answers say the fact"] if facts else []
-    for name, words in (("forget/probability", "probability"), ("forget/rouge_l_recall", "ROUGE-L")):
+    for name, words in _KNOWLEDGE.items():
         value = before.value(name)
         shown += [] if value is None else [f"{words} {value:.2f}"]
     shown += [
-        f"{one.quantity} {one.value:.2f}" for one in checks if one.condition == NOT_RECOGNISED and one.value is not None
+        f"{one.quantity} {one.value:.2f} (0.50 is chance)"
+        for one in checks
+        if one.condition == NOT_RECOGNISED and one.value is not None
     ]
     tested = [one for one in checks if one.condition in (NOT_RECOGNISED, NOT_EXTRACTABLE) and one.value is not None]
     # A base model's numbers are goals of their own, which the starting model's have been compared with already.

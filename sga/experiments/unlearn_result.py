@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -53,7 +54,7 @@ _WHOLE = ("retain facts", "AUC of the loss", "AUC of Min-K 40 %", "wrong less li
 """Those that need no set before them."""
 _LEGEND = """\
 Facts: greedy answers that say the fact of their record; reserved records are never trained on, retain ones partly. \
-Same: the value before lies in the interval now."""
+Unclear: the value before lies in the interval now, so that chance may have done it."""
 _OF_PAIRS = " Wrong less likely: than the true answer, of the wrong answers; 1.00 is known, 0.50 is chance."
 _UNTESTED = """\
 Facts in other words than the records', other languages, other attacks on membership, how fast a few steps of training
@@ -224,7 +225,7 @@ class UnlearnResult:
         yield f"\n  model   {self.model}\n  card    {self.model / 'README.md'}\n  report  {self.report}"
         yield "\nnext"
         for command in self.next_commands():
-            yield f"  {command}"
+            yield _folded(command)
         if self.advice() is not None:
             yield textwrap.fill(f"  {self.advice()}", _WIDTH, subsequent_indent="  ")
 
@@ -301,6 +302,21 @@ class UnlearnResult:
         return model_card(self.training, verdict, results, untested)
 
 
+def _folded(command: str) -> str:
+    """A command over several lines where it is too long for one, as a shell reads it.
+
+    >>> print(_folded('sga ask a/long/folder/of/a/model runs/mine/unlearned "What is the chemical symbol for gold?"'))
+      sga ask a/long/folder/of/a/model runs/mine/unlearned \\
+        "What is the chemical symbol for gold?"
+    """
+    lines = ["  "]
+    for word in re.findall(r'"[^"]*"|\S+', command):
+        if lines[-1].strip() and len(lines[-1]) + len(word) > _WIDTH - 3:  # room for a space and a backslash
+            lines.append("    ")
+        lines[-1] += word if not lines[-1].strip() else f" {word}"
+    return " \\\n".join(lines)
+
+
 def _short(quantity: str) -> str:
     """Name of a quantity in the terminal, of at most 20 characters.
 
@@ -335,14 +351,14 @@ def _reach(check: Check) -> float:
 
 
 def _way(old: Check, new: Check) -> str:
-    """Word on a quantity: better, worse or the same.
+    """Word on a quantity: better, worse, the same or unclear.
 
-    It is the same where the interval holds the value before. Without an interval only its distance to the goal tells.
+    It is unclear where the interval holds the value before. Without an interval only its distance to the goal tells.
     """
     violations = [one.violation or 0.0 for one in (old, new)]
     gain, same = violations[0] - violations[1], ""
     if old.value is not None and new.value is not None and new.low is not None and new.high is not None:
-        same = "same"
+        same = "same" if _value(old) == _value(new) else "unclear"
         if new.low <= old.value <= new.high:
             gain = 0.0
         elif new.best is not None:
