@@ -31,6 +31,7 @@ from sga.runs.folder import RunFolder
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 NAME_OR_PATH = "model.language_model.name_or_path"
+REPLAYED = "model.loss.normal_weight.file"
 TOGETHER = 3
 """Worlds that are begun together, so that those that were begun first are whole when time is up."""
 KEPT = (
@@ -48,7 +49,7 @@ def read_plan(path: Path, models: Path | None = None) -> list[Task]:
         path: The plan.
         models: Folder with ``WORLD`` folders of models to start from; those worlds' are not trained.
     """
-    plan = read_yaml(path)
+    plan = parts_of(path)
     if "model.language_model" in plan["training"]:  # a pretrained model
         started = plan["training"]["model.language_model"]["init_args"]
         started["name_or_path"] = installed_model(started["name_or_path"])
@@ -74,13 +75,23 @@ def read_plan(path: Path, models: Path | None = None) -> list[Task]:
                 "validate",
             )
             found.append(((turn, 1), judged))
+        runs: dict[str, Task] = {}
         for name, recipe in plan["recipes"].items():
             settings = {**common, **plan["rule"], **plan["unlearning"], **(recipe.get("settings") or {})}
             files = ["benchmarks/authors", f"methods/{recipe['method']}"]
             needs = {NAME_OR_PATH: target} if target else {}
-            task = made(f"{world}/{name}", files, _from(target, given, NAME_OR_PATH, settings), needs)
-            found.append(((turn, 2), task))
+            if "replays" in recipe:  # takes the λ of that recipe's steps
+                needs[REPLAYED] = runs[recipe["replays"]]
+                settings["model.loss.normal_weight.seed"] = world
+            runs[name] = made(f"{world}/{name}", files, _from(target, given, NAME_OR_PATH, settings), needs)
+            found.append(((turn, 2), runs[name]))
     return [task for _, task in sorted(found, key=lambda one: one[0])]
+
+
+def parts_of(path: Path) -> dict[str, Any]:
+    """Parts of a plan by name; those of the plan beside it that it extends hold where it has none of its own."""
+    plan = read_yaml(path)
+    return {**read_yaml(path.parent / plan["extends"]), **plan} if "extends" in plan else plan
 
 
 def _from(target: Task | None, given: Path | None, setting: str, settings: dict[str, Any]) -> dict[str, Any]:

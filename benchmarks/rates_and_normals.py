@@ -17,23 +17,20 @@ import gzip
 import json
 from pathlib import Path
 
-from hand_over import NAME_OR_PATH, Patient, collected, made
+from hand_over import NAME_OR_PATH, REPLAYED, Patient, collected, made, parts_of
 
 from sga.experiments.engine import run
 from sga.experiments.task import Task
-from sga.files import read_json_object, read_yaml
+from sga.files import read_json_object
 from sga.runs.folder import RunFolder
 
 TARGET = ["benchmarks/authors", "methods/target", "pairs/authors/target"]
-REPLAYED = "model.loss.normal_weight.file"
 STARTED = {"model.language_model": {"class_path": "sga.Pretrained", "init_args": {"name_or_path": "base"}}}
 
 
 def read_plan(path: Path) -> list[Task]:
     """All tasks of a plan: of each stage world by world, and in each world first what its recipes need."""
-    plan = read_yaml(path)
-    if "extends" in plan:  # a plan beside it, whose parts hold where this one has none of its own
-        plan = {**read_yaml(path.parent / plan["extends"]), **plan}
+    plan = parts_of(path)
     common, training = plan["common"], plan["training"]
     source = {"data.source.init_args": {**common["data.source.init_args"], **plan["base"]["source"]}}
     base = made("base", TARGET, {**common, **plan["base"]["settings"], **source})
