@@ -26,7 +26,7 @@ from sga.experiments.configuration import applied, read_config
 from sga.experiments.demo import installed_model
 from sga.experiments.engine import InThisProcess, Job, run
 from sga.experiments.task import Outcome, Task, end, outcome
-from sga.files import read_yaml
+from sga.files import read_json_object, read_yaml
 from sga.runs.folder import RunFolder
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -135,7 +135,7 @@ class _Failed:
 
 
 def collected(tasks: list[Task], folder: Path) -> dict[str, Any]:
-    """Metrics and forget rows of the runs that finished, and the reasons of those that failed."""
+    """Metrics, forget rows and rates by step of the runs that finished, and the reasons of those that failed."""
     runs, failed = {}, {}
     for task in tasks:
         ended = outcome(task, folder)
@@ -151,7 +151,8 @@ def collected(tasks: list[Task], folder: Path) -> dict[str, Any]:
                 "forget": [{key: row[key] for key in KEPT if key in row} for row in forget],
                 "holdout": [row["avg_nll"] for row in holdout],
             }
-        runs[task.name] = {"evaluations": path.evaluations, "chosen": path.chosen, "rows": rows}
+        rates = read_json_object(path.rates_path)["values"] if path.rates_path.is_file() else None
+        runs[task.name] = {"evaluations": path.evaluations, "chosen": path.chosen, "rows": rows, "rates": rates}
     return {"runs": runs, "failed": failed}
 
 

@@ -21,8 +21,6 @@ from hand_over import NAME_OR_PATH, REPLAYED, Patient, collected, made, parts_of
 
 from sga.experiments.engine import run
 from sga.experiments.task import Task
-from sga.files import read_json_object
-from sga.runs.folder import RunFolder
 
 TARGET = ["benchmarks/authors", "methods/target", "pairs/authors/target"]
 STARTED = {"model.language_model": {"class_path": "sga.Pretrained", "init_args": {"name_or_path": "base"}}}
@@ -73,9 +71,6 @@ def main() -> None:
         run(tasks, options.folder, Patient(lambda line: None), retry=False)
         return
     found = collected([one for one in tasks if one.name != "base" and not one.name.endswith("/target")], options.folder)
-    for name, one in found["runs"].items():
-        path = RunFolder(options.folder / name).rates_path
-        one["rates"] = read_json_object(path)["values"] if path.is_file() else None
     found["runs"] = {name.replace("/retained-", "/judged-"): one for name, one in found["runs"].items()}
     with gzip.open(options.to, "wt", encoding="utf-8") as file:
         json.dump(found, file)
