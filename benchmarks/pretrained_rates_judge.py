@@ -1,7 +1,7 @@
 """The judge of the look at rates and more baselines on a pretrained model.
 
-    python benchmarks/hand_over.py collect benchmarks/hand-over/pretrained{,-rates}.yaml --folder FOLDER --to FILE.json.gz
-    python benchmarks/pretrained_rates_judge.py FILE.json.gz [--keep docs/results/pretrained-rates.json.gz]
+    python benchmarks/hand_over.py collect benchmarks/hand-over/pretrained{,-rates}.yaml --folder FOLDER --to FILE
+    python benchmarks/pretrained_rates_judge.py FILE [--keep docs/results/pretrained-rates.json.gz]
 
 Prints the parts of the page, and keeps what they are computed from. Definitions: docs/experiments/pretrained-rates.md.
 """
