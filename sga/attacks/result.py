@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import altair as alt
 
 _WIDTH = 80
-_HEADING = ("attack", "before", "un- learned", "after the attack", "retained models", "comes back", "")
+_HEADING = ("attack", "before", "un- learned", "after the attack", "retained models", "comes back", "verdict")
 _SECTION = re.compile(r"\n*<!-- attacks -->.*<!-- end of attacks -->\n*", re.DOTALL)
 
 
@@ -56,7 +56,12 @@ def attack_lines(content: Mapping[str, Any], findings: Sequence[Finding]) -> lis
         one.measure: "facts that answers say" if one.measure == FACTS else f"{one.measure}, 0 to 1" for one in findings
     }
     note = f"{'; '.join(measures.values())}; {content['rows']} forget records, 95 % intervals"
-    table = fitted_table(attack_rows(findings, share_interval=False), _WIDTH, texts=(0, 6))
+    rows: list[Sequence[str]] = [*attack_rows(findings, share_interval=False)]
+    if all(one.retained is None for one in findings):  # room for numbers beside their intervals
+        at = _HEADING.index("retained models")
+        rows = [[cell.replace(" ", "\N{NO-BREAK SPACE}") for cell in (*row[:at], *row[at + 1 :])] for row in rows[1:]]
+        rows = [[head for head in _whole_words([_HEADING])[0] if head != "retained models"], *rows]
+    table = fitted_table(rows, _WIDTH, texts=(0, len(rows[0]) - 1))
     return [*lines, "", *table, textwrap.fill(note, _WIDTH)]
 
 

@@ -15,9 +15,10 @@ import numpy as np
 from sga.data.records import FORGET_PARAPHRASED, Record
 from sga.data.reserved import RETAIN_UNSEEN
 from sga.evaluation.evaluation import Evaluation
+from sga.evaluation.facts import have_short_facts
 from sga.evaluation.handover import LEAST_ROWS, Part
 from sga.evaluation.metrics import Floats, membership_auc
-from sga.groups.alternatives import spelled
+from sga.groups.alternatives import spelled, substituted
 from sga.groups.embedders import TFIDF
 from sga.groups.search import nearest
 
@@ -72,7 +73,11 @@ def likelier_share(true_nll: float, wrong_nll: Sequence[float]) -> float:
 
 @lru_cache(maxsize=4)
 def other_answers(forget: tuple[Record, ...], pool: tuple[Record, ...]) -> tuple[str, ...] | None:
-    """A wrong answer to each forget question: the answer of the pool's record with the most similar question.
+    """A wrong answer to each forget question, made of the pool's record with the most similar question.
+
+    Where facts are short (`have_short_facts`), it is the true answer with that record's fact in place of its own: "The
+    capital of France is Rome." Another sentence would be told from the true one by its words alone. Elsewhere, and
+    where no such answer can be made, it is that record's answer.
 
     Args:
         forget: Records to forget, each with a question and answer.
@@ -86,13 +91,18 @@ def other_answers(forget: tuple[Record, ...], pool: tuple[Record, ...]) -> tuple
     embed = TFIDF().fitted([(record.question, "") for record in pool])
     queries, vectors = (embed([(record.question, "") for record in some]) for some in (forget, pool))
     found = nearest(queries, vectors, min(_EXAMINED, len(pool)), decimals=9)[1].tolist()
+    in_sentence = have_short_facts(forget)
     answers = []
     for record, indices in zip(forget, found, strict=True):
         known = {spelled(text) for text in (record.answer, record.paraphrased_answer) if text}
-        others = [pool[index].answer for index in indices if spelled(pool[index].answer) not in known]
-        if not others:
+        nearby = [pool[index] for index in indices]
+        others = [one.answer for one in nearby]
+        if in_sentence:
+            others = [*filter(None, (substituted(record, one) for one in nearby)), *others]
+        wrong = next((other for other in others if spelled(other) not in known), None)
+        if wrong is None:
             return None
-        answers.append(others[0])
+        answers.append(wrong)
     return tuple(answers)
 
 

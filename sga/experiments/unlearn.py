@@ -162,6 +162,7 @@ def unlearn(
     say(f"\n[{steps} of {steps}] tries attacks (minutes; the result above stands if you end them)")
     for line in ["\nattacks", *quick_attack_lines(folder / UNLEARNED)]:
         say(line)
+    result.write_page(recipe, records)  # which tells of the attacks now
     say(f"\n{duration(time.monotonic() - begun)} in all")
     return Unlearned(
         folder,

@@ -104,7 +104,9 @@ def missed_facts(before: Run) -> tuple[list[str], list[str]]:
     return [*lines, *([_CURE] if warnings else [])], warnings
 
 
-_POOR_FORGET = "the others are as good as forgotten before anything is done, so that the result looks better than it is"
+_POOR_FORGET = (
+    "the others it does not say before, so that not saying them afterwards shows nothing, and the count looks good"
+)
 _POOR_RETAIN = "what it does not know cannot be kept, and whether it keeps the rest is measured on few"
 _CURE = (
     "model: what to do: take out the records that it misses, or give their answers in its own words (a fact is the "

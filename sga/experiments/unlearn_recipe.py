@@ -265,9 +265,9 @@ def few_rows(records: UnlearningRecords, config: Mapping[str, Any]) -> str | Non
     if enough is not None:
         more = f"; with {enough * (2 if halved else 1)}{' of each' if holdout else ''} it passes half"
     return (
-        f"{words} records{parts} are too few for a verdict: of {DRAWS} simulated models that recognise nothing of them "
-        f"the rule passes {passed or 'none'}, because its 95 % interval is too wide with so few{more}. Give more "
-        "records, or go by the counts and answers (docs/handover.md)"
+        f"{words} records{parts} are too few for a verdict: of {DRAWS} simulated models that never saw them the rule "
+        f"passes {passed or 'none'}, because its 95 % interval is too wide with so few{more}. Give more records, or go "
+        "by the counts and answers (docs/handover.md)"
     )
 
 

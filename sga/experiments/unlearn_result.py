@@ -11,13 +11,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from sga.data.reserved import RETAIN_UNSEEN
 from sga.evaluation.counts import ROUNDING, counted, rows_of
 from sga.evaluation.handover import NOT_RECOGNISED, Account, Check, Tolerances, account, reported_part
 from sga.evaluation.table import fitted_table
 from sga.experiments.task import CONFIG_FILE
 from sga.experiments.unlearn_data import UnlearningRecords
 from sga.experiments.unlearn_recipe import Recipe
-from sga.files import write_text
+from sga.files import read_json_object, write_text
 from sga.report.own_data import AnswerPair, OwnDataReport, token_changes
 from sga.runs.folder import Run
 from sga.runs.model_card import model_card
@@ -96,7 +97,13 @@ class UnlearnResult:
 
     def write(self, recipe: Recipe, records: UnlearningRecords) -> None:
         """Writes the page and the model card."""
+        self.write_page(recipe, records)
+        write_text(self.model / "README.md", self.card(records))
+
+    def write_page(self, recipe: Recipe, records: UnlearningRecords) -> None:
+        """Writes the page, with what attacks have brought back if they have been made."""
         training = self.training
+        attacks = training.path / "attacks" / "attacks.json"
         page = OwnDataReport(
             " ".join(self._first().split()),
             self.account.fit,
@@ -107,7 +114,8 @@ class UnlearnResult:
                 f"seed {training.seed}",
             ],
             self.table(),
-            self.likelier(),
+            [said for said in (self.lost(), self.likelier()) if said],
+            read_json_object(attacks)["verdict"] if attacks.is_file() else [],
             [*(check.says for check in self.account.checks if check.value is None), " ".join(_UNTESTED.split())],
             records.warnings,
             list(self.answers()),
@@ -117,7 +125,6 @@ class UnlearnResult:
             [self.start, training, self.final],
         )
         page.write(self.report)
-        write_text(self.model / "README.md", self.card(records))
 
     # ---- the table ---------------------------------------------------------------------------------------------
 
@@ -192,7 +199,35 @@ class UnlearnResult:
         more = ", …" if len(shown) > _RISEN else ""
         verb = "has" if len(risen) == 1 else "have"
         said = f"{len(risen)} of {len(found)} forget records {verb} become more likely"
-        return f"{said} (probability of the true answer): {', '.join(shown[:_RISEN])}{more}"
+        return f"{said} (probability of the whole true answer, fact or not): {', '.join(shown[:_RISEN])}{more}"
+
+    def lost(self, texts: bool = True) -> str | None:
+        """Sentence on the facts to keep that were lost; None if there are none.
+
+        Args:
+            texts: True to name records by their question and what is answered now.
+        """
+        before = {row["id"]: row for row in self.start.row_dicts(self.start.chosen_step, "retain")}
+        after = self.final.row_dicts(self.final.chosen_step, "retain")
+        rows = [row for row in after if row.get("fact_recall") == 0 and before[row["id"]].get("fact_recall") == 1]
+        if not rows:
+            return None
+        reserved = {row["id"] for row in self.final.row_dicts(self.final.chosen_step, RETAIN_UNSEEN)}
+        unseen = sum(row["id"] in reserved for row in rows)
+        said = "1 fact to keep was lost" if len(rows) == 1 else f"{len(rows)} facts to keep were lost"
+        if unseen:
+            said += (
+                f", {unseen} of {'a reserved record' if unseen == 1 else 'reserved records'}; others that are like what "
+                "is to be forgotten, and that you did not list, will be, too"
+            )
+        if not texts:
+            return said
+        named = [
+            f'"{textwrap.shorten(str(row.get("question") or row["id"]), 60, placeholder="…")}"'
+            + (f" now {textwrap.shorten(str(row['generation']), 60, placeholder='…')}" if "generation" in row else "")
+            for row in rows
+        ]
+        return f"{said}: {'; '.join(named[:_SHOWN])}{'; …' if len(named) > _SHOWN else ''}"
 
     def lines(self, warnings: Sequence[str] = ()) -> Iterator[str]:
         """Lines that the terminal shows at the end.
@@ -208,7 +243,7 @@ class UnlearnResult:
         yield f"\n{textwrap.fill(f'{_LEGEND}{pairs}', _WIDTH)}"
         if met:
             yield textwrap.fill(f"Met as well: {', '.join(met)} (numbers and intervals in the report)", _WIDTH)
-        for text in (*warnings, self.likelier()):
+        for text in (*warnings, self.lost(), self.likelier()):
             if text is not None:
                 yield f"\n{textwrap.fill(text, _WIDTH)}"
         for check in self.account.checks:
@@ -289,12 +324,18 @@ class UnlearnResult:
         )
         heading, *rows = self.table()
         results = [
-            f"Of this folder's weights, read from disk again; forgetting on {self.account.rows} records of {counts}.",
+            f"Of this folder's weights, read from disk again. Records: {counts}; forgetting is measured on "
+            f"{self.account.rows} of the first.",
             "",
             "| quantity | " + " | ".join(heading[1:-1]) + " | change |",
             "|" + "---|" * len(heading),
             *("| " + " | ".join(cell.replace("|", "/") for cell in row) + " |" for row in rows),
-            *([] if self.likelier() is None else ["", f"{self.likelier(texts=False)}."]),
+            *(
+                line
+                for said in (self.lost(texts=False), self.likelier(texts=False))
+                if said
+                for line in ("", f"{said}.")
+            ),
         ]
         untested = [check.says for check in self.account.checks if check.value is None]
         untested += records.warnings

@@ -155,15 +155,23 @@ class SubstitutedAnswers(NeighborAnswers):
     _source: ClassVar[str] = "substituted_answer"
 
     def answer(self, forget: Record, neighbor: Record) -> str | None:
-        own, other = fact_span(forget), fact_span(neighbor)
-        if own is None:
-            return neighbor.answer
-        if other is None:
-            return None
-        fact = neighbor.answer[slice(*other)]
-        if spelled(fact) in spelled(forget.question):
-            return None  # "The currency of Japan is Japan."
-        return forget.answer[: own[0]] + fact + forget.answer[own[1] :]
+        return substituted(forget, neighbor)
+
+
+def substituted(record: Record, other: Record) -> str | None:
+    """Answer of a record with the other's fact in place of its own; None if that cannot be made.
+
+    Without a fact of its own it is the other's answer.
+    """
+    own, taken = fact_span(record), fact_span(other)
+    if own is None:
+        return other.answer
+    if taken is None:
+        return None
+    fact = other.answer[slice(*taken)]
+    if spelled(fact) in spelled(record.question):
+        return None  # "The currency of Japan is Japan."
+    return record.answer[: own[0]] + fact + record.answer[own[1] :]
 
 
 def fact_span(record: Record) -> tuple[int, int] | None:

@@ -52,7 +52,8 @@ class OwnDataReport:
         fit: True if the model is fit to be handed over.
         facts: Model, method, data and seed, in a few words each.
         table: Heading and rows: quantity, before, now, interval, goal, verdict.
-        likelier: Sentence on forget records that have become more likely; None if there are none.
+        changes: Sentences on facts to keep that were lost, and on forget records that have become more likely.
+        attacks: Sentences on what attacks bring back; empty if none were made.
         untested: Sentences on tests that were not made.
         warnings: Sentences on likely faults of the data.
         answers: Forget questions with their answers; empty where texts are kept out.
@@ -66,7 +67,8 @@ class OwnDataReport:
     fit: bool
     facts: Sequence[str]
     table: Sequence[tuple[str, ...]]
-    likelier: str | None
+    changes: Sequence[str]
+    attacks: Sequence[str]
     untested: Sequence[str]
     warnings: Sequence[str]
     answers: Sequence[AnswerPair]

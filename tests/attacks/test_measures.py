@@ -14,7 +14,7 @@ from conftest import TinyNetwork
 from scipy.stats import binomtest
 
 from sga.attacks.answering import answered_rows, greedy_answers, sampled_answers
-from sga.attacks.findings import Estimate, finding, verdict
+from sga.attacks.findings import FACTS, Estimate, finding, verdict
 from sga.attacks.prompts import few_shot_prompt, first_words_prompt, plain_prompt, prefixed_prompt
 from sga.attacks.quantization import NF4, quantize, rounded_int8, rounded_nf4
 from sga.data.records import Record
@@ -243,6 +243,9 @@ def test_verdicts() -> None:
     said = verdict([clean, all_back], None, {"sampling": "not asked for"})
     assert said[0].startswith("Fully recovered: under nf4 (rouge_l_recall 0.95") and "sampling" in said[1]
     assert verdict([clean, replace(clean, attack="nf4")], None, {})[0].startswith("Clean: under 1 attack no more")
+    few = {"before": np.ones(14), "unlearned": np.zeros(14), "after": np.eye(14)[0]}
+    said = verdict([finding("nf4", "", FACTS, few, [], False)], None, {})[0]
+    assert said.endswith("without an attack; up to 21% of what was lost may, by the 95 % intervals of so few records.")
     assert verdict([clean], None, {})[0].startswith("Clean without an attack"), "nothing was tried"
     several = verdict([clean], None, {"int8": "not asked for", "few-shot": "no room", "nf4": "not asked for"})
     assert several[-1] == "Not tried: int8, nf4 (not asked for); few-shot (no room)."

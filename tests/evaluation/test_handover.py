@@ -447,6 +447,18 @@ def test_other_answers_are_of_the_nearest_question_and_never_the_true_one() -> N
     assert other_answers((Record("t", "", "A passage of text."),), pool) is None
 
 
+def test_wrong_answers_of_short_facts_are_in_the_true_sentence() -> None:
+    """A sentence about Peru is told from one about France without any knowledge of capitals."""
+    forget = (Record("f", "What is the capital of France?", "The capital of France is Paris."),)
+    peru = Record("a", "What is the capital of Peru?", "The capital of Peru is Lima.")
+    spider = Record("b", "How many legs has a spider?", "A spider has eight legs.")
+    assert other_answers(forget, (spider, peru)) == ("The capital of France is Lima.",)
+    same = Record("c", "What is the capital of the French Republic?", "The capital of the French Republic is Paris.")
+    assert other_answers(forget, (same, peru)) == ("The capital of France is Lima.",), "the true one is none"
+    none = Record("d", "Is the capital of France in France?", "The capital of France is in France.")
+    assert other_answers(forget, (none,)) == (none.answer,), "its fact is in the question"
+
+
 def evaluation_of(n: int, m: int, seed: int = 0) -> Evaluation:
     """n forget rows that are likelier than m holdout rows by one standard deviation."""
     rng = np.random.default_rng(seed)

@@ -127,6 +127,10 @@ def test_the_page_says_the_same_first_and_shows_answers_with_their_tokens(unlear
     nll = final["token_nll"]  # without the end-of-sequence token, which the row's mean counts
     assert len(nll) == final["tokens"] - 1 and abs(sum(nll) - final["avg_nll"] * final["tokens"]) < 5
     assert f"{start['token_nll'][0]:.2f} → {nll[0]:.2f}" in words
+    assert (
+        'href="unlearned/attacks/attacks.html"' in page and (found.folder / "unlearned/attacks/attacks.html").is_file()
+    )
+    assert json.loads((found.folder / "unlearned/attacks/attacks.json").read_text())["verdict"][0] in words
     assert page.count('<div class="plot small"') == 2 and "forget quality" not in words.split("Configurations")[0]
 
 
@@ -318,10 +322,28 @@ def test_forget_records_that_became_more_likely_are_named_but_not_in_the_card() 
     now = [forget_row(n, probability, 0.0) for n, probability in enumerate((0.5, 0.8, 0.55))]
     found = result_of(before, now)
     first, second = before[1]["question"], before[0]["question"]
-    said = "2 of 3 forget records have become more likely (probability of the true answer): "
+    said = "2 of 3 forget records have become more likely (probability of the whole true answer, fact or not): "
     assert found.likelier() == f'{said}"{first}" 0.30 → 0.80, "{second}" 0.38 → 0.50'
     assert found.likelier(texts=False) == f"{said}0.30 → 0.80, 0.38 → 0.50"
     assert result_of(now, before).likelier() is None and result_of([], []).likelier() is None
+
+
+def test_facts_to_keep_that_were_lost_are_named_but_not_in_the_card() -> None:
+    """20 of 24 retain facts in place of 16 were "met", while both capitals that training never saw were gone."""
+
+    def rows(*facts: float) -> list[dict[str, Any]]:
+        kept = [{**forget_row(n, 0.5, fact), "set": "retain", "id": f"retain/{n}"} for n, fact in enumerate(facts)]
+        return [*kept, {**kept[1], "set": "retain_unseen"}]
+
+    before, now = rows(1, 1, 0, 1), rows(0, 0, 1, 1)
+    first, second = now[0]["question"], now[1]["question"]
+    said = (
+        "2 facts to keep were lost, 1 of a reserved record; others that are like what is to be forgotten, and that you "
+    )
+    assert result_of(before, now).lost() == f'{said}did not list, will be, too: "{first}" now No.; "{second}" now No.'
+    assert result_of(before, now).lost(texts=False) == f"{said}did not list, will be, too"
+    assert result_of(before, rows(0, 1, 1, 1)).lost(texts=False) == "1 fact to keep was lost"
+    assert result_of(now, now).lost() is None and result_of([], []).lost() is None
 
 
 def test_answers_are_from_all_over_the_file() -> None:
