@@ -217,8 +217,8 @@ class UnlearnResult:
         said = "1 fact to keep was lost" if len(rows) == 1 else f"{len(rows)} facts to keep were lost"
         if unseen:
             said += (
-                f", {unseen} of {'a reserved record' if unseen == 1 else 'reserved records'}; others that are like what "
-                "is to be forgotten, and that you did not list, will be, too"
+                f", {unseen} of {'a reserved record' if unseen == 1 else 'reserved records'}; others that are like "
+                "what is to be forgotten, and that you did not list, will be, too"
             )
         if not texts:
             return said
