@@ -19,6 +19,7 @@ LAYERS = (
     "sga",
     "sga.errors",
     "sga.files",
+    "sga.memory",
     "sga.data",
     "sga.models",
     "sga.groups",
