@@ -43,8 +43,8 @@ from sga.experiments.task import (
     read_state,
     with_needs,
 )
-from sga.memory import release_memory
 from sga.runs.lock import LockedError
+from sga.runs.memory import release_memory
 
 POLL = 2.0
 """Seconds between checks of run folders that other commands write."""

@@ -19,7 +19,6 @@ LAYERS = (
     "sga",
     "sga.errors",
     "sga.files",
-    "sga.memory",
     "sga.data",
     "sga.models",
     "sga.groups",

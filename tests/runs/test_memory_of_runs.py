@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sga.memory import release_memory
+from sga.runs.memory import release_memory
 
 STATUS = Path("/proc/self/status")
 
