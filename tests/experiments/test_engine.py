@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import os
 import signal
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -229,6 +231,32 @@ def meanwhile(lock: Any, seconds: float, at_the_end: Callable[[], object] = lamb
     assert has.wait(10)
     yield ended
     thread.join()
+
+
+def test_in_this_process_nothing_of_a_run_is_in_memory_when_the_next_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trainer, module and optimiser refer to each other: 1.6 GB of a model of 135 M weights stayed to the end."""
+    left: list[weakref.ref[Any]] = []
+    alive: list[bool] = []
+
+    class Module:
+        def __init__(self) -> None:
+            self.trainer = self
+
+    def verb(arguments: list[str]) -> None:
+        alive.extend(one() is not None for one in left)
+        left.append(weakref.ref(Module()))
+
+    monkeypatch.setattr("sga.cli.run_verb", verb)
+    _, one, _ = chain()
+    gc.disable()
+    try:
+        run([one], tmp_path, InThisProcess())
+    finally:
+        gc.enable()
+    assert alive == [False]
+    assert left[1]() is None
 
 
 @pytest.fixture
