@@ -300,6 +300,19 @@ def earlier(tasks: Mapping[str, Any]) -> str:
     return f"By the measure of the experiments before, authors have {told}: τ = {tau} with the ranking by this one."
 
 
+def development_table(found: Mapping[str, Any]) -> str:
+    """A Markdown table: shortfall by the earlier measure in the development world, by method and learning rate."""
+    runs = {name.partition("/")[2]: run for name, run in found["runs"].items()}
+    retained = [run for name, run in runs.items() if name.startswith("judged-")]
+    rates = ("2e-4", "4e-4", "8e-4")
+    lines = [f"| name | {' | '.join(rates)} |", "|---|---|---|---|"]
+    for name in METHODS:
+        made = [runs[f"{name}-lr{rate}"] for rate in rates]
+        told = [judged(run, run["evaluations"][0], retained, EARLIER).shortfall for run in made]
+        lines.append(f"| {name} | {' | '.join(f'{value:.1f}' for value in told)} |")
+    return "\n".join(lines)
+
+
 def worlds_table(tasks: Mapping[str, Any]) -> str:
     """A Markdown table of the check of each world."""
     lines = ["| task | world | target's probability of forget answers | retained models' | counts |", "|" + "---|" * 5]

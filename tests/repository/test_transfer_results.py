@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from conftest import ROOT
 
-FILE = ROOT / "docs" / "results" / "transfer.json.gz"
+FILE, DEVELOPMENT = (ROOT / "docs" / "results" / f"transfer{part}.json.gz" for part in ("", "-development"))
 PLANS = ROOT / "benchmarks" / "rates-and-normals"
 
 
@@ -145,6 +145,20 @@ def test_passages_are_openings_and_their_continuations_without_notices(judge: Mo
     for world in texts.WORLDS["book"]:
         forget, holdout = ({row["answer"] for row in book[f"{world}/{part}"]} for part in ("forget", "holdout"))
         assert len(forget) == len(holdout) == texts.ROWS and not forget & holdout
+
+
+def test_the_protocol_has_the_table_that_learning_rates_were_chosen_by(judge: ModuleType) -> None:
+    found, plan = judge.read(DEVELOPMENT), importlib.import_module("rates_and_normals").plan_of
+    page = (ROOT / "docs" / "experiments" / "transfer.md").read_text(encoding="utf-8")
+    told = judge.development_table(found)
+    assert told in page
+    recipes = plan(PLANS / "transfer-authors.yaml")["recipes"]
+    for line in told.splitlines()[4:]:  # the first two were chosen before, on two worlds
+        name, *shortfalls = (cell.strip() for cell in line.strip("|").split("|"))
+        best = (2e-4, 4e-4, 8e-4)[shortfalls.index(min(shortfalls, key=float))]
+        assert recipes[name]["settings"]["model.optimizer.lr"] == pytest.approx(best), name
+    del found["runs"]["201/judged-1"]
+    assert judge.development_table(found) != told, "fewer retained models, other numbers"
 
 
 @pytest.mark.skipif(not FILE.is_file(), reason="the experiment has not been run")
