@@ -288,7 +288,7 @@ def regrets_table(table: Table) -> str:
     for task, (cells, n) in regrets(table).items():
         told = " | ".join(f"{value:.1f}" for value in cells.values())
         lines.append(f"| {TASKS[task]} | {n} | {told} | {cells[1.0] - min(cells.values()):.1f} |")
-    return "\n".join(lines)
+    return "\n".join(lines) if len(lines) > 2 else "These runs had not finished when time was up."
 
 
 def earlier(tasks: Mapping[str, Any]) -> str:
@@ -328,14 +328,14 @@ def worlds_table(tasks: Mapping[str, Any]) -> str:
 def answer(table: Table) -> str:
     """What came out, in two sentences; the second is the same whatever it is, as the protocol says."""
     others = [task for task in whole(table) if task != "authors"]
-    taus = ", ".join(f"{signed(with_authors(table, task))} with {TASKS[task]}" for task in others)
+    taus = ", ".join(f"{signed(with_authors(table, task))} on {TASKS[task]}" for task in others)
     best = {task: min(means(table, task), key=means(table, task).__getitem__) for task in whole(table)}
     first = METHODS[best["authors"]]
     same = [TASKS[task] for task in others if best[task] == best["authors"]]
     n = min(len(table[task]) for task in whole(table))
     return (
-        f"Settings chosen on authors and used untouched rank alike by Kendall's τ of {taus}; the best on authors "
-        f"({first}) is the best on {', '.join(same) if same else 'none of the others'}. "
+        f"Six settings chosen on authors and used untouched elsewhere: Kendall's τ of their ranking with that on authors "
+        f"is {taus}; the best on authors ({first}) is the best on {', '.join(same) if same else 'none of the others'}. "
         f"Whether one setting transfers cannot be told at n = {n} worlds a task."
     )
 

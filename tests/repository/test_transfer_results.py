@@ -71,7 +71,7 @@ def test_rankings_are_compared_with_the_authors_and_between_worlds(judge: Module
     ranked = judge.ranks_table(table).splitlines()
     assert ranked[2] == "| gradient difference, λ = 2 | 1.0 (1) | 1.0 (1) | 2.0 (2) | 6.0 (6) |"
     said = judge.answer(table)
-    assert "τ of +1.00 with rows of TOFU, +0.87 with MUSE-News, −1.00 with the book" in said
+    assert "is +1.00 on rows of TOFU, +0.87 on MUSE-News, −1.00 on the book" in said
     assert "(gradient difference, λ = 2) is the best on rows of TOFU." in said and said.endswith("n = 2 worlds a task.")
     assert judge.earlier(tasks).endswith("*ga* 6.0: τ = +1.00 with the ranking by this one.")
     assert "| untouched | " in judge.means_table(table) and "| retained 2 | 0.0 |" in judge.means_table(table)
