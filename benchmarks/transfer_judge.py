@@ -335,7 +335,7 @@ def answer(table: Table) -> str:
     n = min(len(table[task]) for task in whole(table))
     return (
         f"Six settings chosen on authors and used untouched elsewhere: Kendall's τ of their ranking with that on "
-        f"authors is {taus}; the best on authors ({first}) is the best on {', '.join(same) if same else 'none of the others'}. "
+        f"authors is {taus}; the best on authors ({first}) is the best on {', '.join(same) or 'none of the others'}. "
         f"Whether one setting transfers cannot be told at n = {n} worlds a task."
     )
 
