@@ -36,6 +36,8 @@ from sga.evaluation.metrics import forget_quality
 
 TASKS = {"authors": "authors", "tofu": "rows of TOFU", "news": "MUSE-News", "book": "the book"}
 """Names of the tasks, in the order of the files, and what the page calls them."""
+WORLDS = {"authors": (20, 21, 22), "tofu": (31, 32, 33), "news": (41, 42, 43), "book": (51, 52, 53)}
+"""Worlds that the protocol names."""
 METHODS = {
     "neighbours": "gradient difference, λ = 2",
     "neighbours-norm": "gradient difference, `NormRatio`",
@@ -325,6 +327,18 @@ def worlds_table(tasks: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def left_out(tasks: Mapping[str, Any]) -> str:
+    """A sentence on the runs that the protocol names and that did not finish."""
+    lacking = [
+        f"*{name}* of {TASKS[task]}, {world}"
+        for task, found in tasks.items()
+        for world in WORLDS[task]
+        for name in dict.fromkeys((*METHODS, *FACTORS))
+        if f"{world}/{name}" not in found["runs"]
+    ]
+    return f"Runs that did not finish: {'; '.join(lacking)}." if lacking else "All runs have finished."
+
+
 def answer(table: Table) -> str:
     """What came out, in two sentences; the second is the same whatever it is, as the protocol says."""
     others = [task for task in whole(table) if task != "authors"]
@@ -344,7 +358,7 @@ def page_parts(tasks: Mapping[str, Any]) -> list[str]:
     """All that the page has of the numbers: the answer and its tables."""
     table = judge(tasks)
     tables = ranks_table, agreement_table, regrets_table, means_table
-    return [answer(table), *(one(table) for one in tables), earlier(tasks), worlds_table(tasks)]
+    return [answer(table), *(one(table) for one in tables), earlier(tasks), worlds_table(tasks), left_out(tasks)]
 
 
 def kept(collected: Mapping[str, Any]) -> dict[str, Any]:

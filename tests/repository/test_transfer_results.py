@@ -170,7 +170,7 @@ def test_the_page_is_recomputed(
     judge.main()
     printed, tasks = capsys.readouterr().out, judge.read(FILE)
     parts = judge.page_parts(tasks)
-    assert [part for part in parts if part not in page or part not in printed] == [] and len(parts) == 7
+    assert [part for part in parts if part not in page or part not in printed] == [] and len(parts) == 8
     assert parts[0] in (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
     assert judge.read(kept) == tasks
     swapped = judge.page_parts({**tasks, "authors": tasks["book"], "book": tasks["authors"]})
