@@ -173,5 +173,5 @@ def test_the_page_is_recomputed(
     assert [part for part in parts if part not in page or part not in printed] == [] and len(parts) == 8
     assert parts[0] in (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
     assert judge.read(kept) == tasks
-    swapped = judge.page_parts({**tasks, "authors": tasks["book"], "book": tasks["authors"]})
+    swapped = judge.page_parts({**tasks, "tofu": tasks["book"], "book": tasks["tofu"]})
     assert swapped[1] not in page and swapped[2] not in page, "other rows, other tables"
