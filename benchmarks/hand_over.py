@@ -49,7 +49,7 @@ def read_plan(path: Path, models: Path | None = None) -> list[Task]:
         path: The plan.
         models: Folder with ``WORLD`` folders of models to start from; those worlds' are not trained.
     """
-    plan = parts_of(path)
+    plan = plan_of(path)
     if "model.language_model" in plan["training"]:  # a pretrained model
         started = plan["training"]["model.language_model"]["init_args"]
         started["name_or_path"] = installed_model(started["name_or_path"])
@@ -88,10 +88,10 @@ def read_plan(path: Path, models: Path | None = None) -> list[Task]:
     return [task for _, task in sorted(found, key=lambda one: one[0])]
 
 
-def parts_of(path: Path) -> dict[str, Any]:
+def plan_of(path: Path) -> dict[str, Any]:
     """Parts of a plan by name; those of the plan beside it that it extends hold where it has none of its own."""
     plan = read_yaml(path)
-    return {**read_yaml(path.parent / plan["extends"]), **plan} if "extends" in plan else plan
+    return {**plan_of(path.parent / plan["extends"]), **plan} if "extends" in plan else plan
 
 
 def _from(target: Task | None, given: Path | None, setting: str, settings: dict[str, Any]) -> dict[str, Any]:

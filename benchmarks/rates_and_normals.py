@@ -5,8 +5,9 @@
 
 The protocols are docs/experiments/rates-and-normals.md and dose-and-weight.md. A plan, as in
 benchmarks/rates-and-normals/*.yaml, has a base model that has read other authors, worlds (seeds of the built-in authors
-and of the runs), retained models and recipes by stage. All models of a world start from the base. A recipe with
-`replays` takes the λ of another one's steps. Runs are ordinary `sga fit`s, one after the other in this process; what is
+and of the runs; with `by_world` the settings of a world's data, of another kind), retained models and recipes by stage.
+All models of a world start from the base. A recipe with `replays` takes the λ of another one's steps; `rate_scale`
+multiplies the recipes' learning rates. Runs are ordinary `sga fit`s, one after the other in this process; what is
 finished is reused, so that the command can be given again, and by several processes at once.
 """
 
@@ -17,37 +18,42 @@ import gzip
 import json
 from pathlib import Path
 
-from hand_over import NAME_OR_PATH, REPLAYED, Patient, collected, made, parts_of
+from hand_over import NAME_OR_PATH, REPLAYED, Patient, collected, made, plan_of
 
 from sga.experiments.engine import run
 from sga.experiments.task import Task
 
 TARGET = ["benchmarks/authors", "methods/target", "pairs/authors/target"]
+RATE = "model.optimizer.lr"
 STARTED = {"model.language_model": {"class_path": "sga.Pretrained", "init_args": {"name_or_path": "base"}}}
 
 
 def read_plan(path: Path) -> list[Task]:
     """All tasks of a plan: of each stage world by world, and in each world first what its recipes need."""
-    plan = parts_of(path)
+    plan = plan_of(path)
     common, training = plan["common"], plan["training"]
     source = {"data.source.init_args": {**common["data.source.init_args"], **plan["base"]["source"]}}
     base = made("base", TARGET, {**common, **plan["base"]["settings"], **source})
     found: list[Task] = []
     for stage in plan["stages"]:
         for world in stage["worlds"]:
-            seeds = {**common, "data.source.init_args.seed": world, "seed_everything": world}
+            own = plan["by_world"][world] if "by_world" in plan else {"data.source.init_args.seed": world}
+            seeds = {**common, **own, "seed_everything": world}
             trained = {**seeds, **STARTED, **training}
-            settings = {**trained, "trainer.limit_val_batches": 0}
+            settings = {**trained, "trainer.limit_val_batches": 0, **plan.get("target", {})}
             target = made(f"{world}/target", TARGET, settings, {NAME_OR_PATH: base})
             found.append(target)
             for number in plan["retained"]:
-                settings = {**trained, **plan["unkept"], "seed_everything": 1000 * world + number}
+                seed = 1000 * world + number
+                settings = {**trained, **plan["unkept"], **plan.get("retain", {}), "seed_everything": seed}
                 files = ["benchmarks/authors", "methods/retain", "pairs/authors/retain"]
                 found.append(made(f"{world}/retained-{number}", files, settings, {NAME_OR_PATH: base}))
             runs: dict[str, Task] = {}
             for name in stage["recipes"]:
                 recipe = plan["recipes"][name]
                 settings = {**seeds, **plan["rule"], **plan["unlearning"], **plan["unkept"], **recipe["settings"]}
+                if "rate_scale" in plan:
+                    settings[RATE] *= plan["rate_scale"]
                 needs = {NAME_OR_PATH: target}
                 if "replays" in recipe:
                     needs[REPLAYED] = runs[recipe["replays"]]
