@@ -93,7 +93,7 @@ class Compared:
 
     @property
     def short_verdict(self) -> str:
-        """The line in a word or two, for a table where its p-value stands beside it."""
+        """The line in a word or two, for a table that has its p-value."""
         return _UNCLEAR if self.direction is not None and self.p_holm >= SIGNIFICANT else self.verdict
 
     @property
