@@ -16,6 +16,7 @@ from typing import Any
 import dose_and_weight_judge as dosing
 import group_size_and_dose_judge as sizing
 import rates_and_normals_judge as judging
+import transfer_judge as moving
 from result_tables import DOCS, RESULTS, Point, areas, numbers, of, pairs_that_stand, reported, retained_models, stored
 from scipy import stats
 
@@ -392,6 +393,21 @@ def group_size_and_dose() -> list[str]:
     ]
 
 
+# ---- docs/results/transfer.md ---------------------------------------------------------------------------------------
+
+
+def transfer() -> list[str]:
+    """The page on settings chosen on authors on other tasks."""
+    tasks = moving.read(RESULTS / "transfer.json.gz")
+    return [
+        moving.answer(moving.judge(tasks)),
+        moving.earlier(tasks),
+        moving.left_out(tasks),
+        f"commit `{SOURCE}`",
+        "and in brackets the rank, 1 for",
+    ]
+
+
 SOURCE = "aa359a5"
 """Commit of the package's source in all runs of the worlds."""
 RECORDED = (
@@ -417,6 +433,7 @@ SECTIONS: tuple[tuple[str, str, Callable[[], list[str]]], ...] = (
         "# Group size at equal tokens, and worse normals under a normalised weight: what came out",
         group_size_and_dose,
     ),
+    ("results/transfer.md", "# Does a setting chosen on authors transfer to other tasks? What came out", transfer),
 )
 """Page below docs/, heading of the section, and its sentences with numbers."""
 

@@ -28,6 +28,7 @@ SECTIONS = [
     "# What sets the rate",
     "# How good normal samples must be",
     "# Group size at equal tokens",
+    "# Does a setting chosen on authors transfer",
 ]
 
 
