@@ -29,6 +29,21 @@ def kept_runs(collected: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+def answer(rows: Sequence[Judged]) -> str:
+    """What came out, in two sentences; the second is the same whatever it is, as the protocol says."""
+    worlds = sorted({row.world for row in rows})
+    found = {(row.recipe, row.world): row.shortfall for row in rows if row.choice == "last"}
+    told = []
+    for one, other in CONTRASTS:
+        gaps = [f"{found[one, world] - found[other, world]:+.1f}".replace("-", "−") for world in worlds]
+        told.append(f"{one} less {other} {' and '.join(gaps)}")
+    seeds_told = " and ".join(map(str, worlds))
+    return (
+        f"Shortfall at the last evaluation on seed {seeds_told}: {'; '.join(told)} (below 0 the first is better). Whether the "
+        f"findings on small models hold for a pretrained one cannot be told at n = {len(worlds)}."
+    )
+
+
 def contrasts(rows: Sequence[Judged]) -> str:
     """A Markdown table: differences of the shortfall, seed by seed, at the last evaluation and at the rule's choice."""
     worlds = sorted({row.world for row in rows})
@@ -57,7 +72,13 @@ def rates(found: Mapping[str, Any]) -> str:
 def page_parts(found: Mapping[str, Any]) -> list[str]:
     """All that the page has of the numbers."""
     rows = judge(found, reserved=True)
-    return [contrasts(rows), table([row for row in rows if row.choice != "oracle"]), rates(found), seeds(rows)]
+    return [
+        answer(rows),
+        contrasts(rows),
+        table([row for row in rows if row.choice != "oracle"]),
+        rates(found),
+        seeds(rows),
+    ]
 
 
 def main() -> None:

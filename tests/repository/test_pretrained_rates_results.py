@@ -36,6 +36,9 @@ def test_differences_are_told_seed_by_seed_with_their_sign(judge: ModuleType) ->
         for world, one in zip((31, 32), both, strict=True)
         for choice in ("last", "rule")
     ]
+    told = judge.answer(rows)
+    assert told.startswith("Shortfall at the last evaluation on seed 31 and 32: margin less mean −0.5 and +1.0; margin")
+    assert told.endswith("cannot be told at n = 2.")
     said = judge.contrasts(rows).splitlines()
     assert said[0] == "| less than 0: the first is better | seed 31 | seed 32 | sign |" and len(said) == 10
     assert said[2:6] == [
@@ -56,8 +59,9 @@ def test_the_page_is_recomputed(
     monkeypatch.setattr("sys.argv", ["judge", str(FILE), "--keep", str(tmp_path / FILE.name)])
     judge.main()
     printed, parts = capsys.readouterr().out, judge.page_parts(judge.read(FILE))
-    assert [part for part in parts if part not in page or part not in printed] == [] and len(parts) == 4
+    assert [part for part in parts if part not in page or part not in printed] == [] and len(parts) == 5
     assert judge.read(tmp_path / FILE.name) == judge.read(FILE)
+    assert parts[0] in (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
     found = judge.read(FILE)
     one, other = found["runs"]["31/margin"], found["runs"]["31/kl"]
     swapped = judge.page_parts({**found, "runs": {**found["runs"], "31/margin": other, "31/kl": one}})
