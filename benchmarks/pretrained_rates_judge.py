@@ -37,10 +37,10 @@ def answer(rows: Sequence[Judged]) -> str:
     for one, other in CONTRASTS:
         gaps = [f"{found[one, world] - found[other, world]:+.1f}".replace("-", "−") for world in worlds]
         told.append(f"{one} less {other} {' and '.join(gaps)}")
-    seeds_told = " and ".join(map(str, worlds))
     return (
-        f"Shortfall at the last evaluation on seed {seeds_told}: {'; '.join(told)} (below 0 the first is better). Whether the "
-        f"findings on small models hold for a pretrained one cannot be told at n = {len(worlds)}."
+        f"Shortfall at the last evaluation on seed {' and '.join(map(str, worlds))}: {'; '.join(told)} (below 0 the "
+        "first is better). Whether the findings on small models hold for a pretrained one cannot be told at "
+        f"n = {len(worlds)}."
     )
 
 
