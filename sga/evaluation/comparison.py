@@ -458,9 +458,7 @@ def _number(value: float, sign: str = "") -> str:
 
 
 def _interval(found: PairedDifference) -> str:
-    if found.low is None or found.high is None:
-        return "–"
-    return f"[{_signed(found.low)}, {_signed(found.high)}]"
+    return "–" if found.low is None or found.high is None else f"[{_signed(found.low)}, {_signed(found.high)}]"
 
 
 def _signed(value: float) -> str:

@@ -207,9 +207,10 @@ class UnlearnResult:
         Args:
             texts: True to name records by their question and what is answered now.
         """
-        before = {row["id"]: row for row in self.start.row_dicts(self.start.chosen_step, "retain")}
+        before = self.start.row_dicts(self.start.chosen_step, "retain")
         after = self.final.row_dicts(self.final.chosen_step, "retain")
-        rows = [row for row in after if row.get("fact_recall") == 0 and before[row["id"]].get("fact_recall") == 1]
+        said_before = {row["id"] for row in before if row.get("fact_recall") == 1}
+        rows = [row for row in after if row.get("fact_recall") == 0 and row["id"] in said_before]
         if not rows:
             return None
         reserved = {row["id"] for row in self.final.row_dicts(self.final.chosen_step, RETAIN_UNSEEN)}
@@ -218,7 +219,7 @@ class UnlearnResult:
         if unseen:
             said += (
                 f", {unseen} of {'a reserved record' if unseen == 1 else 'reserved records'}; others that are like "
-                "what is to be forgotten, and that you did not list, will be, too"
+                "what is to be forgotten, and that you did not list, are likely lost, too"
             )
         if not texts:
             return said

@@ -340,8 +340,11 @@ def test_facts_to_keep_that_were_lost_are_named_but_not_in_the_card() -> None:
     said = (
         "2 facts to keep were lost, 1 of a reserved record; others that are like what is to be forgotten, and that you "
     )
-    assert result_of(before, now).lost() == f'{said}did not list, will be, too: "{first}" now No.; "{second}" now No.'
-    assert result_of(before, now).lost(texts=False) == f"{said}did not list, will be, too"
+    assert (
+        result_of(before, now).lost()
+        == f'{said}did not list, are likely lost, too: "{first}" now No.; "{second}" now No.'
+    )
+    assert result_of(before, now).lost(texts=False) == f"{said}did not list, are likely lost, too"
     assert result_of(before, rows(0, 1, 1, 1)).lost(texts=False) == "1 fact to keep was lost"
     assert result_of(now, now).lost() is None and result_of([], []).lost() is None
 

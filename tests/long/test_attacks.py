@@ -99,8 +99,14 @@ def test_target_is_recovered_a_retained_model_is_clean_and_a_diverged_one_diverg
     words = {one["attack"]: one["word"] for one in target["findings"]}
     assert [*words] == NAMES and words["none"] == words["nf4"] == words["relearn 16"] == "fully recovered"
     other = attacks(runs / "other", runs / "retain", results, "--target", str(tiny_models / "full"))
+    most = max(one["high"] for one in other["findings"] if one["attack"] != "none")
+    may = (
+        f"; up to {min(most, 1):.0%} of what was lost may, by the 95 % intervals of so few records"
+        if most > 0.1
+        else ""
+    )
     assert other["verdict"] == [
-        f"Clean: under {len(NAMES) - 1} attacks no more comes back than retained models say under the same attack."
+        f"Clean: under {len(NAMES) - 1} attacks no more comes back than retained models say under the same attack{may}."
     ]
     diverged = attacks(runs / "diverged", runs / "retain", results)
     assert diverged["verdict"][0].startswith("Diverged: ") and "says nothing about forgetting" in diverged["verdict"][0]
